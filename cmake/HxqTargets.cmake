@@ -1,0 +1,32 @@
+# A library of the project: include/ is public, src/ is for the project itself.
+function(hxq_library name)
+  add_library(${name})
+  add_library(hxq::${name} ALIAS ${name})
+  target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+                                            $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+                                     PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  hxq_compile_options(${name})
+endfunction()
+
+# Warnings and sanitizers, the same for every target.
+function(hxq_compile_options name)
+  target_compile_options(${name} PRIVATE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor)
+  if(HXQ_SANITIZE)
+    target_compile_options(${name} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+    target_link_options(${name} PUBLIC -fsanitize=address,undefined)
+  endif()
+endfunction()
+
+# hxq_add_tests(io a_test.cc b_test.cc): one executable io_tests, each of its cases a test of ctest.
+# Test data that is not in the repository is looked for in HXQ_SHARED_DIR (the environment) or ../shared.
+function(hxq_add_tests group)
+  if(NOT HXQ_BUILD_TESTS)
+    return()
+  endif()
+  add_executable(${group}_tests ${ARGN})
+  target_include_directories(${group}_tests PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${group}_tests PRIVATE hxq hxq_compressor GTest::gtest_main fmt::fmt nlohmann_json::nlohmann_json)
+  target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  hxq_compile_options(${group}_tests)
+  gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60)
+endfunction()

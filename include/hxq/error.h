@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+namespace hxq {
+
+/// Where a fault was found. Empty fields are unknown or do not apply.
+struct ErrorPlace {
+  std::string file = {};
+  std::string tensor = {};
+  std::optional<uint64_t> offset = {};  ///< byte offset within `file`
+};
+
+/// The one exception type of the library: bad input, unsupported content, or an operating-system failure.
+///
+/// `what()` is one line that names the file, the tensor and the byte offset where known, and says what was found and
+/// what was expected. Thrown at borders only (opening, parsing, writing); never from a kernel.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& message, ErrorPlace place = {});
+
+  /// File, tensor and offset of the fault.
+  const ErrorPlace& place() const noexcept { return place_; }
+
+ private:
+  ErrorPlace place_;
+};
+
+}  // namespace hxq

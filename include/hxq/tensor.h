@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hxq {
+
+/// Element types of safetensors that the project reads. Little-endian in files and in memory.
+enum class DType : uint8_t { f32, f16, bf16, f64, i64, i32, i16, u16, u8, i8, boolean };
+
+/// Bytes per element.
+size_t size_of(DType dtype) noexcept;
+
+/// The safetensors name: "F32", "BF16", "U8", ...
+std::string_view name_of(DType dtype) noexcept;
+
+/// The type with that safetensors name. Throws `Error` for a name that is not known.
+DType dtype_from_name(std::string_view name);
+
+/// Dimensions, outermost first; empty for a scalar.
+using Shape = std::vector<int64_t>;
+
+/// Product of the dimensions; 1 for a scalar. Throws `Error` on a negative dimension or if it does not fit in int64.
+int64_t element_count(const Shape& shape);
+
+/// "[768, 3072]", for messages.
+std::string to_string(const Shape& shape);
+
+/// A tensor whose bytes belong to somebody else (usually a mapped file). Row-major, contiguous.
+/// `bytes.data()` need not be aligned for `dtype`: read elements with memcpy or unaligned loads.
+struct TensorView {
+  DType dtype = DType::f32;
+  Shape shape = {};
+  std::span<const std::byte> bytes = {};
+
+  int64_t size() const { return element_count(shape); }
+};
+
+/// Widens (or narrows, for F64) a floating-point tensor to float, element by element.
+/// Throws `Error` if the tensor is not of a floating-point type.
+std::vector<float> to_float(const TensorView& tensor);
+
+}  // namespace hxq

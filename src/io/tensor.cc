@@ -1,0 +1,77 @@
+#include "hxq/tensor.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include "hxq/error.h"
+#include "io/half.h"
+
+namespace hxq {
+namespace {
+
+struct DTypeInfo {
+  DType dtype;
+  std::string_view name;
+  size_t size;
+};
+
+constexpr std::array kDTypes = {
+    DTypeInfo{DType::f32, "F32", 4}, DTypeInfo{DType::f16, "F16", 2},   DTypeInfo{DType::bf16, "BF16", 2},
+    DTypeInfo{DType::f64, "F64", 8}, DTypeInfo{DType::i64, "I64", 8},   DTypeInfo{DType::i32, "I32", 4},
+    DTypeInfo{DType::i16, "I16", 2}, DTypeInfo{DType::u16, "U16", 2},   DTypeInfo{DType::u8, "U8", 1},
+    DTypeInfo{DType::i8, "I8", 1},   DTypeInfo{DType::boolean, "BOOL", 1},
+};
+
+const DTypeInfo& info(DType dtype) noexcept { return kDTypes[static_cast<size_t>(dtype)]; }
+
+template <class T, class Convert>
+void widen(std::span<const std::byte> bytes, std::vector<float>& out, Convert convert) {
+  for (size_t i = 0; i < out.size(); ++i) {
+    T value;
+    std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
+    out[i] = convert(value);
+  }
+}
+
+}  // namespace
+
+size_t size_of(DType dtype) noexcept { return info(dtype).size; }
+
+std::string_view name_of(DType dtype) noexcept { return info(dtype).name; }
+
+DType dtype_from_name(std::string_view name) {
+  for (const DTypeInfo& known : kDTypes) {
+    if (known.name == name) return known.dtype;
+  }
+  throw Error(fmt::format("unknown dtype '{}'", name));
+}
+
+int64_t element_count(const Shape& shape) {
+  int64_t count = 1;
+  for (int64_t dimension : shape) {
+    if (dimension < 0 || __builtin_mul_overflow(count, dimension, &count)) {
+      throw Error(fmt::format("shape {} is not valid", to_string(shape)));
+    }
+  }
+  return count;
+}
+
+std::string to_string(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+std::vector<float> to_float(const TensorView& tensor) {
+  std::vector<float> out(static_cast<size_t>(tensor.size()));
+  switch (tensor.dtype) {
+    case DType::f32: widen<float>(tensor.bytes, out, [](float v) { return v; }); break;
+    case DType::f16: widen<uint16_t>(tensor.bytes, out, float_from_f16); break;
+    case DType::bf16: widen<uint16_t>(tensor.bytes, out, float_from_bf16); break;
+    case DType::f64: widen<double>(tensor.bytes, out, [](double v) { return static_cast<float>(v); }); break;
+    default: throw Error(fmt::format("dtype is {}, expected a floating-point type", name_of(tensor.dtype)));
+  }
+  return out;
+}
+
+}  // namespace hxq
