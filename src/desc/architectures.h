@@ -1,0 +1,13 @@
+#pragma once
+
+#include "desc/config_reader.h"
+#include "desc/model_desc.h"
+
+/// One function per architecture, each in the file of its name. They fill everything but the fields that all
+/// architectures share (`model_type` and the token ids).
+namespace hxq {
+
+/// Mamba (Gu & Dao 2023, arXiv 2312.00752) as transformers' MambaForCausalLM stores it.
+ModelDesc describe_mamba(const ConfigReader& config);
+
+}  // namespace hxq

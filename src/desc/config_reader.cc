@@ -1,0 +1,82 @@
+#include "desc/config_reader.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "hxq/error.h"
+
+namespace hxq {
+
+ConfigReader::ConfigReader(const nlohmann::json& config, std::string file) : config_(config), file_(std::move(file)) {
+  if (!config_.is_object()) throw Error("expected a JSON object", {.file = file_});
+}
+
+const nlohmann::json* ConfigReader::find(std::string_view key) const {
+  const auto field = config_.find(key);
+  return field == config_.end() || field->is_null() ? nullptr : &*field;
+}
+
+void ConfigReader::fail(std::string_view key, const std::string& expected) const {
+  const nlohmann::json* value = find(key);
+  const std::string found = value ? value->dump().substr(0, 80) : "nothing";
+  throw Error(fmt::format("\"{}\" is {}, expected {}", key, found, expected), {.file = file_});
+}
+
+bool ConfigReader::has(std::string_view key) const { return find(key) != nullptr; }
+
+int64_t ConfigReader::size(std::string_view key) const {
+  const nlohmann::json* value = find(key);
+  if (!value || !value->is_number_integer() || value->get<int64_t>() < 1 ||
+      value->get<int64_t>() > std::numeric_limits<int32_t>::max()) {
+    fail(key, "a positive integer");
+  }
+  return value->get<int64_t>();
+}
+
+int64_t ConfigReader::size_or(std::string_view key, int64_t fallback) const { return has(key) ? size(key) : fallback; }
+
+double ConfigReader::number_or(std::string_view key, double fallback) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_number()) fail(key, "a number");
+  return value->get<double>();
+}
+
+bool ConfigReader::flag_or(std::string_view key, bool fallback) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_boolean()) fail(key, "true or false");
+  return value->get<bool>();
+}
+
+bool ConfigReader::is_text(std::string_view key, std::string_view text) const {
+  const nlohmann::json* value = find(key);
+  return value && value->is_string() && value->get_ref<const std::string&>() == text;
+}
+
+std::string ConfigReader::text_or(std::string_view key, std::string_view fallback) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return std::string(fallback);
+  if (!value->is_string()) fail(key, "a string");
+  return value->get<std::string>();
+}
+
+std::vector<int32_t> ConfigReader::token_ids(std::string_view key) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return {};
+  const auto id_of = [&](const nlohmann::json& item) {
+    if (!item.is_number_integer() || item.get<int64_t>() < 0 ||
+        item.get<int64_t>() > std::numeric_limits<int32_t>::max()) {
+      fail(key, "a token id or a list of token ids");
+    }
+    return item.get<int32_t>();
+  };
+  if (!value->is_array()) return {id_of(*value)};
+  std::vector<int32_t> ids;
+  for (const nlohmann::json& item : *value) ids.push_back(id_of(item));
+  return ids;
+}
+
+}  // namespace hxq

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hxq {
+
+/// Typed access to the fields of a config.json. Every failure is an `Error` that names the file, the field and what was
+/// expected. A field that is null counts as absent.
+class ConfigReader {
+ public:
+  ConfigReader(const nlohmann::json& config, std::string file);
+
+  bool has(std::string_view key) const;
+
+  /// A positive integer, at most 2^31 - 1.
+  int64_t size(std::string_view key) const;
+  int64_t size_or(std::string_view key, int64_t fallback) const;
+  double number_or(std::string_view key, double fallback) const;
+  bool flag_or(std::string_view key, bool fallback) const;
+  /// Whether the field is this very string.
+  bool is_text(std::string_view key, std::string_view text) const;
+  std::string text_or(std::string_view key, std::string_view fallback) const;
+  /// One token id or a list of them; empty when absent.
+  std::vector<int32_t> token_ids(std::string_view key) const;
+
+  [[noreturn]] void fail(std::string_view key, const std::string& expected) const;
+
+ private:
+  const nlohmann::json* find(std::string_view key) const;
+
+  const nlohmann::json& config_;
+  std::string file_;
+};
+
+}  // namespace hxq

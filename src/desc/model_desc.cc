@@ -1,0 +1,64 @@
+#include "desc/model_desc.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <nlohmann/json.hpp>
+
+#include "desc/architectures.h"
+#include "desc/config_reader.h"
+#include "hxq/error.h"
+
+namespace hxq {
+namespace {
+
+struct Architecture {
+  std::string_view model_type;
+  ModelDesc (*describe)(const ConfigReader& config);
+};
+
+constexpr Architecture kArchitectures[] = {
+    {"mamba", describe_mamba},
+};
+
+}  // namespace
+
+std::string_view name_of(Role role) noexcept {
+  switch (role) {
+    case Role::embedding: return "embedding";
+    case Role::projection: return "projection";
+    case Role::head: return "head";
+    case Role::conv: return "conv";
+    case Role::norm: return "norm";
+    case Role::ssm_parameter: return "ssm_parameter";
+    case Role::bias: return "bias";
+  }
+  return "unknown";
+}
+
+WeightId ModelDesc::add(std::string name, Shape shape, Role role, bool optional) {
+  weights.push_back({std::move(name), std::move(shape), role, optional});
+  return static_cast<WeightId>(weights.size() - 1);
+}
+
+std::vector<std::string> known_architectures() {
+  std::vector<std::string> names;
+  for (const Architecture& architecture : kArchitectures) names.emplace_back(architecture.model_type);
+  return names;
+}
+
+ModelDesc describe(const nlohmann::json& config, const std::string& file) {
+  const ConfigReader reader(config, file);
+  const std::string model_type = reader.text_or("model_type", "");
+  for (const Architecture& architecture : kArchitectures) {
+    if (architecture.model_type != model_type) continue;
+    ModelDesc desc = architecture.describe(reader);
+    desc.model_type = model_type;
+    desc.eos_tokens = reader.token_ids("eos_token_id");
+    if (const std::vector<int32_t> bos = reader.token_ids("bos_token_id"); !bos.empty()) desc.bos_token = bos.front();
+    return desc;
+  }
+  reader.fail("model_type", fmt::format("an architecture that is known: {}", fmt::join(known_architectures(), ", ")));
+}
+
+}  // namespace hxq

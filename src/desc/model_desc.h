@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "hxq/tensor.h"
+
+namespace hxq {
+
+/// What a tensor does in a model. The codec policy reads this and the shape, never the name.
+enum class Role : uint8_t {
+  embedding,      ///< token embedding table [vocab, hidden]
+  projection,     ///< weight of a linear layer [out, in]
+  head,           ///< output projection [vocab, hidden]
+  conv,           ///< depthwise convolution filter or its bias
+  norm,           ///< normalisation weight
+  ssm_parameter,  ///< A_log, D, dt bias
+  bias,           ///< bias of a linear layer
+};
+
+std::string_view name_of(Role role) noexcept;
+
+/// Position of a tensor in ModelDesc::weights.
+using WeightId = int32_t;
+inline constexpr WeightId kNoWeight = -1;
+
+/// One stored tensor of a model, named as in the Hugging Face checkpoint.
+struct WeightDesc {
+  std::string name;
+  Shape shape;
+  Role role;
+  bool optional = false;  ///< may be absent from the checkpoint
+};
+
+/// A residual Mamba-1 block: x += out_proj(scan(conv(in_proj(norm(x))))).
+struct MambaBlockDesc {
+  int64_t inner = 0;       ///< channels of the scan (intermediate_size)
+  int64_t state_size = 0;  ///< states per channel (N)
+  int64_t conv_width = 0;  ///< taps of the causal convolution
+  int64_t dt_rank = 0;     ///< width of the low-rank projection of the time step
+  WeightId norm = kNoWeight;         // [hidden]
+  WeightId in_proj = kNoWeight;      // [2 * inner, hidden]: x, then the gate z
+  WeightId in_proj_bias = kNoWeight;
+  WeightId conv_weight = kNoWeight;  // [inner, 1, conv_width]
+  WeightId conv_bias = kNoWeight;    // [inner]
+  WeightId x_proj = kNoWeight;       // [dt_rank + 2 * state_size, inner]: dt, B, C
+  WeightId dt_proj = kNoWeight;      // [inner, dt_rank]
+  WeightId dt_bias = kNoWeight;      // [inner]
+  WeightId a_log = kNoWeight;        // [inner, state_size]
+  WeightId d = kNoWeight;            // [inner]
+  WeightId out_proj = kNoWeight;     // [hidden, inner]
+  WeightId out_proj_bias = kNoWeight;
+};
+
+using BlockDesc = std::variant<MambaBlockDesc>;
+
+/// A language model as a list of weights and of the blocks that use them. A weight that is used twice (a tied head, a
+/// shared block) is stored once and referred to by its id.
+struct ModelDesc {
+  std::string model_type;
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  float norm_eps = 0;
+  std::vector<WeightDesc> weights;
+  std::vector<BlockDesc> blocks;
+  WeightId embedding = kNoWeight;
+  WeightId final_norm = kNoWeight;
+  WeightId head = kNoWeight;         ///< an optional weight when the head is tied
+  bool tied_head = false;            ///< the embedding serves as head where the head's tensor is absent
+  std::vector<int32_t> eos_tokens;   ///< generation stops at any of these
+  int32_t bos_token = -1;            ///< -1: none
+
+  WeightId add(std::string name, Shape shape, Role role, bool optional = false);
+};
+
+/// The `model_type`s that `describe` knows.
+std::vector<std::string> known_architectures();
+
+/// Reads a Hugging Face config.json. Throws `Error` for a missing or malformed field, and for an unknown `model_type`
+/// (the message lists the known ones). `file` names the config in messages.
+ModelDesc describe(const nlohmann::json& config, const std::string& file);
+
+}  // namespace hxq
