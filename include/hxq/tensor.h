@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,9 @@ size_t size_of(DType dtype) noexcept;
 
 /// The safetensors name: "F32", "BF16", "U8", ...
 std::string_view name_of(DType dtype) noexcept;
+
+/// The type with that safetensors name, or nothing.
+std::optional<DType> find_dtype(std::string_view name) noexcept;
 
 /// The type with that safetensors name. Throws `Error` for a name that is not known.
 DType dtype_from_name(std::string_view name);

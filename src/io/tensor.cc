@@ -43,10 +43,15 @@ size_t size_of(DType dtype) noexcept { return info(dtype).size; }
 
 std::string_view name_of(DType dtype) noexcept { return info(dtype).name; }
 
-DType dtype_from_name(std::string_view name) {
+std::optional<DType> find_dtype(std::string_view name) noexcept {
   for (const DTypeInfo& known : kDTypes) {
     if (known.name == name) return known.dtype;
   }
+  return std::nullopt;
+}
+
+DType dtype_from_name(std::string_view name) {
+  if (const std::optional<DType> dtype = find_dtype(name)) return *dtype;
   throw Error(fmt::format("unknown dtype '{}'", name));
 }
 

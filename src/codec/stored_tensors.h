@@ -1,0 +1,32 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hxq/tensor.h"
+#include "io/checkpoint.h"
+
+namespace hxq {
+
+/// One tensor of the model, however it is stored.
+struct StoredTensor {
+  std::string name = {};    ///< the parameter's name, "….in_proj.weight"
+  Shape shape = {};         ///< the tensor's; flat when compressed with packed indices that do not tell rows from cols
+  bool compressed = false;  ///< stored as codebook and indices
+  std::string module = {};  ///< when compressed: the prefix of its stored keys; for `read_codebook_matrix`
+};
+
+/// The model's tensors by name, ascending. What is stored both exactly and compressed is listed once, as exact. Parts of
+/// compressed modules, derived buffers and empty stubs of compressed weights are left out.
+/// Throws `Error` for a tensor of a dtype that the project does not read.
+///
+/// A compressed module m stands for the parameter m.weight, unless the checkpoint names it otherwise.
+std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint);
+
+/// The tensor with that name: stored exactly, or compressed as the module of that name without ".weight", or compressed
+/// under the name itself (2-D parameters that are not called weight). Empty when there is none.
+std::optional<StoredTensor> find_tensor(const Checkpoint& checkpoint, std::string_view name);
+
+}  // namespace hxq

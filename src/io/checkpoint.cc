@@ -1,0 +1,160 @@
+#include "io/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <set>
+
+#include "io/cdnav3.h"
+#include "io/checkpoint_contents.h"
+#include "io/json.h"
+
+namespace hxq {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kSingleFile = "model.safetensors";
+constexpr std::string_view kIndexFile = "model.safetensors.index.json";
+
+template <class Map>
+void move_into(Map& into, Map& from, const std::string& file) {
+  into.merge(from);
+  if (from.empty()) return;
+  throw Error("is stored in two files", {.file = file, .tensor = from.begin()->first});
+}
+
+void add_file(SafetensorsFile file, CheckpointContents& contents) {
+  const std::string path = file.file.path().string();
+  contents.files.push_back(std::move(file.file));
+  move_into(contents.tensors, file.contents.tensors, path);
+  move_into(contents.unsupported, file.contents.unsupported, path);
+}
+
+/// Tensor name -> shard, from the index. A shard is a plain name of a file in the same folder.
+std::map<std::string, std::string> read_weight_map(const fs::path& index) {
+  const nlohmann::json json = load_json(index);
+  const ErrorPlace place{.file = index.string()};
+  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+    throw Error("has no object 'weight_map'", place);
+  }
+  std::map<std::string, std::string> weight_map;
+  for (const auto& [name, shard] : json["weight_map"].items()) {
+    if (!shard.is_string()) throw Error("shard is not a string", {.file = index.string(), .tensor = name});
+    const std::string file = shard.get<std::string>();
+    if (file.empty() || file == "." || file == ".." || file.find('/') != file.npos || file.find('\0') != file.npos) {
+      throw Error(fmt::format("shard is '{}', expected the name of a file in the same folder", file),
+                  {.file = index.string(), .tensor = name});
+    }
+    weight_map.emplace(name, file);
+  }
+  return weight_map;
+}
+
+void read_sharded(const fs::path& dir, CheckpointContents& contents) {
+  const std::map<std::string, std::string> weight_map = read_weight_map(dir / kIndexFile);
+  std::set<std::string> shards;
+  for (const auto& [name, shard] : weight_map) shards.insert(shard);
+  for (const std::string& shard : shards) {
+    SafetensorsFile file = SafetensorsFile::open(dir / shard);
+    // A tensor that another shard is named for does not count here.
+    const auto belongs_elsewhere = [&](const auto& tensor) {
+      const auto named = weight_map.find(tensor.first);
+      return named != weight_map.end() && named->second != shard;
+    };
+    std::erase_if(file.contents.tensors, belongs_elsewhere);
+    std::erase_if(file.contents.unsupported, belongs_elsewhere);
+    add_file(std::move(file), contents);
+  }
+  for (const auto& [name, shard] : weight_map) {
+    if (!contents.tensors.contains(name) && !contents.unsupported.contains(name)) {
+      throw Error(fmt::format("is not there, but {} says so", kIndexFile),
+                  {.file = (dir / shard).string(), .tensor = name});
+    }
+  }
+}
+
+void read_folder(const fs::path& dir, CheckpointContents& contents) {
+  if (fs::exists(dir / "config.json")) contents.config = load_json(dir / "config.json");
+  if (fs::exists(dir / kSingleFile)) {
+    add_file(SafetensorsFile::open(dir / kSingleFile), contents);
+  } else if (fs::exists(dir / kIndexFile)) {
+    read_sharded(dir, contents);
+  } else if (fs::is_directory(dir / "cdnav3")) {
+    read_cdnav3_tree(dir / "cdnav3", contents);
+  } else if (is_cdnav3_tree(dir)) {
+    read_cdnav3_tree(dir, contents);
+  } else {
+    throw Error(fmt::format("holds no model: expected {}, {} or a .cdnav3 tree", kSingleFile, kIndexFile),
+                {.file = dir.string()});
+  }
+}
+
+bool inside(std::span<const std::byte> part, std::span<const std::byte> whole) {
+  return !part.empty() && part.data() >= whole.data() && part.data() + part.size() <= whole.data() + whole.size();
+}
+
+}  // namespace
+
+Checkpoint Checkpoint::open(const fs::path& path) {
+  auto contents = std::make_unique<CheckpointContents>();
+  contents->path = path;
+  try {
+    if (fs::is_directory(path)) {
+      read_folder(path, *contents);
+    } else {
+      add_file(SafetensorsFile::open(path), *contents);
+    }
+  } catch (const fs::filesystem_error& error) {
+    throw Error("cannot read: " + error.code().message(), {.file = error.path1().string()});
+  }
+  return Checkpoint(std::move(contents));
+}
+
+Checkpoint::Checkpoint(std::unique_ptr<CheckpointContents> contents) : contents_(std::move(contents)) {}
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+Checkpoint::~Checkpoint() = default;
+
+const fs::path& Checkpoint::path() const { return contents_->path; }
+const nlohmann::json& Checkpoint::config() const { return contents_->config; }
+const TensorMap& Checkpoint::tensors() const { return contents_->tensors; }
+const std::map<std::string, std::string, std::less<>>& Checkpoint::unsupported() const {
+  return contents_->unsupported;
+}
+
+const TensorView* Checkpoint::find(std::string_view name) const {
+  const auto found = contents_->tensors.find(name);
+  if (found != contents_->tensors.end()) return &found->second;
+  const auto other = contents_->unsupported.find(name);
+  if (other == contents_->unsupported.end()) return nullptr;
+  throw Error(fmt::format("dtype is {}, which is not supported", other->second), place(name));
+}
+
+std::string_view Checkpoint::parameter_of(std::string_view module) const {
+  const auto found = contents_->parameter_names.find(module);
+  return found == contents_->parameter_names.end() ? std::string_view() : found->second;
+}
+
+ErrorPlace Checkpoint::place(std::string_view tensor, std::optional<uint64_t> byte) const {
+  ErrorPlace place{.file = contents_->path.string(), .tensor = std::string(tensor)};
+  const auto found = contents_->tensors.find(tensor);
+  if (found == contents_->tensors.end()) return place;
+  const std::span<const std::byte> bytes = found->second.bytes;
+  for (const MappedFile& file : contents_->files) {
+    if (!file.contains(bytes)) continue;
+    place.file = file.path().string();
+    if (byte) place.offset = static_cast<uint64_t>(bytes.data() - file.bytes().data()) + *byte;
+  }
+  for (const InflatedFile& file : contents_->inflated) {
+    if (inside(bytes, file.bytes)) place.file = file.archive.string();
+  }
+  return place;
+}
+
+void Checkpoint::drop(const TensorView& tensor) const {
+  for (const MappedFile& file : contents_->files) {
+    if (file.contains(tensor.bytes)) file.drop(tensor.bytes);
+  }
+}
+
+}  // namespace hxq
