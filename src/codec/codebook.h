@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "codec/lookup_planes.h"
+
 namespace hxq {
 
 /// How the indices of a codebook matrix are laid out in memory. See docs/format.md.
@@ -44,6 +46,7 @@ struct CodebookMatrix {
   IndexLayout layout = IndexLayout::u8;
   std::span<const std::byte> indices = {};
   std::vector<float> codebook = {};        // [k, d], row-major
+  LookupPlanes planes = {};                ///< make_planes(codebook) when d is 1, else empty
   Sidecar sidecar = {};
   LowRank low_rank = {};
   std::vector<float> channel_scales = {};  // [cols], empty when absent

@@ -1,0 +1,52 @@
+#include "codec/lookup_planes.h"
+
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+
+#include "io/half.h"
+
+namespace hxq {
+namespace {
+
+/// The power of two that puts the largest level into [2^14, 2^15); 0 if it is no normal float.
+float half_scale(std::span<const float> codebook) {
+  float largest = 0;
+  for (const float level : codebook) {
+    if (!std::isfinite(level)) return 0;
+    largest = std::max(largest, std::fabs(level));
+  }
+  if (largest == 0) return 1;
+  int exponent = 0;
+  std::frexp(largest, &exponent);  // largest in [2^(exponent - 1), 2^exponent)
+  const float scale = std::ldexp(1.0f, exponent - 15);
+  return scale >= FLT_MIN ? scale : 0;
+}
+
+void put_code(LookupPlanes& planes, size_t level, uint32_t code, int bytes) {
+  for (int b = 0; b < bytes; ++b) planes.plane[static_cast<size_t>(b)][level] = static_cast<uint8_t>(code >> (8 * b));
+}
+
+}  // namespace
+
+LookupPlanes make_planes(std::span<const float> codebook) {
+  LookupPlanes planes;
+  if (codebook.empty() || codebook.size() > 256) return planes;
+  const float scale = half_scale(codebook);
+  const auto is_half = [&](float level) {
+    const float restored = scale * float_from_f16(f16_from_float(level / scale));
+    return std::bit_cast<uint32_t>(restored) == std::bit_cast<uint32_t>(level);
+  };
+  if (scale > 0 && std::all_of(codebook.begin(), codebook.end(), is_half)) {
+    planes.kind = LookupPlanes::Kind::half;
+    planes.scale = scale;
+    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, i, f16_from_float(codebook[i] / scale), 2);
+  } else {
+    planes.kind = LookupPlanes::Kind::float32;
+    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, i, std::bit_cast<uint32_t>(codebook[i]), 4);
+  }
+  return planes;
+}
+
+}  // namespace hxq

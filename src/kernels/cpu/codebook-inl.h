@@ -1,0 +1,87 @@
+// Codebook matrices of every layout, by scalar lookups.
+
+#pragma once
+
+#include "kernels/cpu/dense-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+inline uint32_t index_at(const CodebookView& weight, int64_t flat) {
+  if (weight.index_bits == 8) return weight.indices[flat];
+  if (weight.index_bits == 16) return weight.indices[2 * flat] | weight.indices[2 * flat + 1] << 8;
+  const uint8_t* pair = weight.indices + flat / 2 * 3;  // two indices in three bytes
+  return flat % 2 == 0 ? pair[0] | (pair[1] & 0x0f) << 8 : pair[1] >> 4 | pair[2] << 4;
+}
+
+/// Replaces the outliers of `row` in columns [col, col + cols) of a decoded row.
+inline void assign_outliers(const CodebookView& weight, int64_t row, int64_t col, int64_t cols, float* out) {
+  if (!weight.outlier_row) return;
+  for (uint32_t i = weight.outlier_row[row]; i < weight.outlier_row[row + 1]; ++i) {
+    const int64_t at = weight.outlier_col[i] - col;
+    if (at >= 0 && at < cols) out[at] = weight.outlier_value[i];
+  }
+}
+
+/// Codebook weights of W[row, col .. col + cols), without outliers.
+inline void lookup_row(const CodebookView& weight, int64_t row, int64_t col, int64_t cols, float* out) {
+  if (weight.index_bits == 8 && weight.d == 1) {
+    const uint8_t* index = weight.indices + row * weight.cols + col;
+    for (int64_t j = 0; j < cols; ++j) out[j] = weight.codebook[index[j]];
+    return;
+  }
+  const int64_t flat = row * weight.cols + col;  // weights before this one; cols is a multiple of d
+  int64_t code = flat / weight.d;
+  int64_t part = flat % weight.d;
+  for (int64_t j = 0; j < cols; ++code, part = 0) {
+    const float* word = weight.codebook + static_cast<int64_t>(index_at(weight, code)) * weight.d;
+    for (; part < weight.d && j < cols; ++part, ++j) out[j] = word[part];
+  }
+}
+
+[[maybe_unused]] void decode_codebook(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                                      float* out, int64_t stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    lookup_row(weight, row + i, col, cols, out + i * stride);
+    assign_outliers(weight, row + i, col, cols, out + i * stride);
+  }
+}
+
+/// Any layout: a piece of a row is decoded, then multiplied with every token.
+void codebook_rows_by_pieces(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kPiece = 256;
+  alignas(64) float piece[kPiece];
+  for (int64_t row = begin; row < end; ++row) {
+    VecF sum[Ops::kFewTokens] = {};
+    for (int64_t col = 0; col < weight.cols; col += kPiece) {
+      const int64_t n = weight.cols - col < kPiece ? weight.cols - col : kPiece;
+      lookup_row(weight, row, col, n, piece);
+      assign_outliers(weight, row, col, n, piece);
+      for (int64_t t = 0; t < args.tokens; ++t) {
+        const float* x = args.x + t * args.x_stride + col;
+        int64_t j = 0;
+        for (; j + kLanes <= n; j += kLanes) sum[t] += load(piece + j) * load(x + j);
+        if (j < n) sum[t] += load_first(piece + j, n - j) * load_first(x + j, n - j);
+      }
+    }
+    for (int64_t t = 0; t < args.tokens; ++t) put(args, t, row, sum_lanes(sum[t]));
+  }
+}
+
+/// What the outliers of a row change in its product with x: each replaces the codebook's weight.
+[[maybe_unused]] inline float outlier_correction(const CodebookView& weight, int64_t row, const float* x) {
+  float sum = 0;
+  if (!weight.outlier_row) return sum;
+  const uint8_t* index = weight.indices + row * weight.cols;
+  for (uint32_t i = weight.outlier_row[row]; i < weight.outlier_row[row + 1]; ++i) {
+    const uint32_t col = weight.outlier_col[i];
+    sum += weight.outlier_value[i] * x[col];
+    sum -= weight.codebook[index[col]] * x[col];
+  }
+  return sum;
+}
+
+[[maybe_unused]] int64_t arranged_as_is(const CodebookView&) { return 0; }
+
+}  // namespace
+}  // namespace hxq::kernels::cpu

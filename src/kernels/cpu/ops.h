@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+/// The seam between the operations of kernels.h and the code compiled once per target. Functions of a target work on
+/// one thread's share and know nothing of teams. Its translation unit is compiled with the target's own flags and must
+/// not emit inline functions of other headers (the linker could pick them for the whole program): hence plain pointers
+/// here, and everything of a target in an anonymous namespace.
+namespace hxq::kernels::cpu {
+
+/// A CodebookMatrix as raw pointers, without low-rank term and channel scales.
+struct CodebookView {
+  int64_t rows;
+  int64_t cols;
+  int32_t k;
+  int32_t d;
+  int32_t index_bits;      ///< 8, 16 or 12
+  const uint8_t* indices;  ///< nothing may be read outside of the matrix
+  const float* codebook;   // [k, d]
+  LookupPlanes::Kind planes_kind;
+  float planes_scale;
+  const uint8_t* planes;        // [4, 256], 64-byte aligned
+  const uint32_t* outlier_row;  // [rows + 1], null without sidecar
+  const uint32_t* outlier_col;
+  const float* outlier_value;
+};
+
+/// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.
+inline constexpr int64_t kBlockCols = 768;
+inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB, or rows would share cache sets
+
+struct Ops {
+  Target target;
+  int64_t lanes;  ///< floats in a vector of this target
+
+  /// Tokens that `codebook_rows` and `dense_rows` take at once.
+  static constexpr int64_t kFewTokens = 8;
+
+  /// Floats of one token's x in the order `codebook_rows` wants it; 0: as it is.
+  int64_t (*arranged_floats)(const CodebookView& weight);
+  void (*arrange)(const float* x, int64_t cols, float* arranged);
+
+  /// y for weight rows [begin, end) and up to kFewTokens tokens. `arranged`: arrange(x[t]) for each token, arranged_floats apart.
+  void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end);
+  void (*dense_rows)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
+
+  /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
+  void (*decode_codebook)(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out, int64_t stride);
+  void (*decode_dense)(const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out, int64_t stride);
+
+  /// Matrix product: `tile_rows` weight rows against panels of at most `panel_tokens` tokens.
+  int64_t tile_rows;
+  int64_t panel_tokens;
+  /// x of one panel as [cols, width], width = panel_width(tokens) >= tokens; lanes past `tokens` are zero.
+  int64_t (*panel_width)(int64_t tokens);
+  void (*pack_panel)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, float* panel);
+  /// y[t, row + i] (+)= sum over `cols` of tile[i, c] * panel[c, t], for i < rows <= tile_rows and t < tokens. The tile
+  /// has tile_rows rows. Bias is added when args.bias is set; args.y is that of the panel's first token.
+  void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row, int64_t rows);
+
+  void (*rms_norm)(const RmsNormArgs& args, int64_t token_begin, int64_t token_end);
+  void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
+  void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
+
+  /// Elementwise, for tests of accuracy.
+  void (*exp)(const float* x, float* y, int64_t n);
+  void (*softplus)(const float* x, float* y, int64_t n);
+  void (*silu)(const float* x, float* y, int64_t n);
+};
+
+/// The functions of a supported target.
+const Ops& ops_of(Target target) noexcept;
+
+extern const Ops kScalarOps;
+extern const Ops kAvx2Ops;
+extern const Ops kAvx512Ops;
+
+}  // namespace hxq::kernels::cpu

@@ -1,0 +1,45 @@
+// AVX-512 F, BW, DQ, VL, VBMI (Ice Lake and later), FMA, F16C.
+#include "kernels/cpu/vec_avx512-inl.h"
+
+#define HXQ_TILE_ROWS 14
+#define HXQ_PANEL_VECTORS 2
+
+#include "kernels/cpu/codebook-inl.h"
+#include "kernels/cpu/dense-inl.h"
+#include "kernels/cpu/gemm-inl.h"
+#include "kernels/cpu/mamba-inl.h"
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/ops.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin, int64_t end) {
+  codebook_rows_by_pieces(weight, args, begin, end);
+}
+
+}  // namespace
+
+const Ops kAvx512Ops = {
+    .target = Target::avx512,
+    .lanes = kLanes,
+    .arranged_floats = arranged_as_is,
+    .arrange = nullptr,
+    .codebook_rows = codebook_rows,
+    .dense_rows = dense_rows,
+    .decode_codebook = decode_codebook,
+    .decode_dense = decode_dense,
+    .tile_rows = kTileRows,
+    .panel_tokens = kPanelTokens,
+    .panel_width = panel_width,
+    .pack_panel = pack_panel,
+    .multiply_tile = multiply_tile,
+    .rms_norm = rms_norm,
+    .conv = conv,
+    .scan = scan,
+    .exp = apply<vec_exp>,
+    .softplus = apply<vec_softplus>,
+    .silu = apply<vec_silu>,
+};
+
+}  // namespace hxq::kernels::cpu

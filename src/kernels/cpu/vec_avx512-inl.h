@@ -1,0 +1,25 @@
+// What the compiler's vector extension does not express, for AVX-512.
+
+#pragma once
+
+#define HXQ_LANES 16
+
+#include <immintrin.h>
+
+#include "kernels/cpu/vec-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(_bzhi_u32(0xffffu, static_cast<unsigned>(n))); }
+
+/// The first n < kLanes floats; the others are 0.
+inline VecF load_first(const void* from, int64_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), from); }
+
+inline void store_first(float* to, VecF v, int64_t n) { _mm512_mask_storeu_ps(to, first_lanes(n), v); }
+
+/// kLanes binary16 numbers, widened.
+inline VecF load_f16(const void* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from))); }
+
+}  // namespace
+}  // namespace hxq::kernels::cpu

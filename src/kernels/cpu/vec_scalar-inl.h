@@ -1,0 +1,32 @@
+// What the compiler's vector extension does not express, for any processor.
+
+#pragma once
+
+#define HXQ_LANES 4
+
+#include "io/half.h"
+#include "kernels/cpu/vec-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+/// The first n < kLanes floats; the others are 0.
+inline VecF load_first(const void* from, int64_t n) {
+  VecF v = {};
+  __builtin_memcpy(&v, from, static_cast<size_t>(n) * sizeof(float));
+  return v;
+}
+
+inline void store_first(float* to, VecF v, int64_t n) { __builtin_memcpy(to, &v, static_cast<size_t>(n) * sizeof(float)); }
+
+/// kLanes binary16 numbers, widened.
+inline VecF load_f16(const void* from) {
+  uint16_t bits[HXQ_LANES];
+  __builtin_memcpy(bits, from, sizeof bits);
+  float value[HXQ_LANES];
+  for (int64_t i = 0; i < kLanes; ++i) value[i] = float_from_f16(bits[i]);
+  return load(value);
+}
+
+}  // namespace
+}  // namespace hxq::kernels::cpu

@@ -1,0 +1,178 @@
+#include <algorithm>
+
+#include "kernels/cpu/ops.h"
+#include "kernels/scratch.h"
+
+namespace hxq::kernels {
+namespace {
+
+using cpu::CodebookView;
+using cpu::Ops;
+
+CodebookView view_of(const CodebookMatrix& weight) {
+  constexpr int kIndexBits[] = {8, 16, 12};
+  return {
+      .rows = weight.rows,
+      .cols = weight.cols,
+      .k = weight.k,
+      .d = weight.d,
+      .index_bits = kIndexBits[static_cast<size_t>(weight.layout)],
+      .indices = reinterpret_cast<const uint8_t*>(weight.indices.data()),
+      .codebook = weight.codebook.data(),
+      .planes_kind = weight.planes.kind,
+      .planes_scale = weight.planes.scale,
+      .planes = weight.planes.plane[0].data(),
+      .outlier_row = weight.sidecar.row_begin.empty() ? nullptr : weight.sidecar.row_begin.data(),
+      .outlier_col = weight.sidecar.col.data(),
+      .outlier_value = weight.sidecar.value.data(),
+  };
+}
+
+void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+            float* out, int64_t stride) {
+  ops.decode_codebook(weight, row, rows, col, cols, out, stride);
+}
+
+void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+            float* out, int64_t stride) {
+  ops.decode_dense(weight, row, rows, col, cols, out, stride);
+}
+
+/// x [tokens, cols] packed into panels in shared scratch; panels are cols * panel_tokens floats apart.
+const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t cols, const Context& context) {
+  const int64_t panels = (args.tokens + ops.panel_tokens - 1) / ops.panel_tokens;
+  float* packed = context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * ops.panel_tokens * cols),
+                                         context.team);
+  const Range mine = context.team.share(panels);
+  for (int64_t p = mine.begin; p < mine.end; ++p) {
+    const int64_t first = p * ops.panel_tokens;
+    ops.pack_panel(args.x + first * args.x_stride, args.x_stride, std::min(ops.panel_tokens, args.tokens - first), cols,
+                   packed + first * cols);
+  }
+  context.team.barrier();
+  return packed;
+}
+
+/// The product for many tokens. Tiles of weights are decoded once, into a buffer that stays in the second-level cache,
+/// and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
+template <class Matrix>
+void multiply(const Matrix& weight, const LinearArgs& args, const Context& context) {
+  const Ops& ops = cpu::ops_of(context.target);
+  const float* packed = pack_input(ops, args, weight.cols, context);
+  constexpr int64_t kTilesAtOnce = 6;
+  const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
+  float* tiles = context.scratch.own(static_cast<size_t>(rows_at_once * cpu::kTileStride), context.team);
+
+  const Range mine = context.team.share(weight.rows, ops.tile_rows);
+  for (int64_t row = mine.begin; row < mine.end; row += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, mine.end - row);
+    for (int64_t col = 0; col < weight.cols; col += cpu::kBlockCols) {
+      const int64_t cols = std::min(cpu::kBlockCols, weight.cols - col);
+      decode(ops, weight, row, rows, col, cols, tiles, cpu::kTileStride);
+      for (int64_t i = rows; i % ops.tile_rows != 0; ++i) {
+        std::fill_n(tiles + i * cpu::kTileStride, cols, 0.0f);
+      }
+      for (int64_t first = 0; first < args.tokens; first += ops.panel_tokens) {
+        LinearArgs part = args;
+        part.y += first * args.y_stride;
+        part.tokens = std::min(ops.panel_tokens, args.tokens - first);
+        part.bias = col == 0 ? args.bias : nullptr;
+        part.accumulate = col > 0 || args.accumulate;
+        const float* panel = packed + first * weight.cols + col * ops.panel_width(part.tokens);
+        for (int64_t i = 0; i < rows; i += ops.tile_rows) {
+          ops.multiply_tile(tiles + i * cpu::kTileStride, panel, cols, part, row + i, std::min(ops.tile_rows, rows - i));
+        }
+      }
+    }
+  }
+  context.team.barrier();
+}
+
+/// Few tokens: weights are read once, straight from where they are.
+void multiply_few(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+  const Ops& ops = cpu::ops_of(context.target);
+  const int64_t floats = ops.arranged_floats(weight);
+  float* arranged = nullptr;
+  if (floats > 0) {
+    arranged = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
+    for (int64_t t = 0; t < args.tokens; ++t) ops.arrange(args.x + t * args.x_stride, weight.cols, arranged + t * floats);
+  }
+  const Range mine = context.team.share(weight.rows);
+  ops.codebook_rows(weight, args, arranged, mine.begin, mine.end);
+  context.team.barrier();
+}
+
+/// x / scales in shared scratch, complete for the whole team.
+const float* scale_input(const LinearArgs& args, const std::vector<float>& scales, const Context& context) {
+  const auto cols = static_cast<int64_t>(scales.size());
+  float* scaled = context.scratch.shared(Scratch::kScaledInput, static_cast<size_t>(args.tokens * cols), context.team);
+  const Range mine = context.team.share(args.tokens * cols, 64);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    scaled[i] = args.x[i / cols * args.x_stride + i % cols] / scales[static_cast<size_t>(i % cols)];
+  }
+  context.team.barrier();
+  return scaled;
+}
+
+/// y += U (Vt x).
+void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
+  const LowRank& term = weight.low_rank;
+  const auto dense = [](const std::vector<float>& values, int64_t rows, int64_t cols) {
+    return DenseMatrix{.rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
+  };
+  float* product = context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
+  linear(dense(term.vt, term.rank, weight.cols),
+         {.x = args.x, .x_stride = args.x_stride, .y = product, .y_stride = term.rank, .tokens = args.tokens}, context);
+  linear(dense(term.u_scaled, weight.rows, term.rank),
+         {.x = product, .x_stride = term.rank, .y = args.y, .y_stride = args.y_stride, .tokens = args.tokens, .accumulate = true},
+         context);
+}
+
+}  // namespace
+
+void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+  LinearArgs scaled = args;
+  if (!weight.channel_scales.empty()) {
+    scaled.x = scale_input(args, weight.channel_scales, context);
+    scaled.x_stride = weight.cols;
+  }
+  if (args.tokens <= Ops::kFewTokens) {
+    multiply_few(view_of(weight), scaled, context);
+  } else {
+    multiply(view_of(weight), scaled, context);
+  }
+  if (weight.low_rank.rank > 0) add_low_rank(weight, scaled, context);
+}
+
+void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+  if (args.tokens > Ops::kFewTokens) return multiply(weight, args, context);
+  const Range mine = context.team.share(weight.rows);
+  cpu::ops_of(context.target).dense_rows(weight, args, mine.begin, mine.end);
+  context.team.barrier();
+}
+
+void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept {
+  const Ops& ops = cpu::ops_of(context.target);
+  const CodebookView view = view_of(weight);
+  const LowRank& term = weight.low_rank;
+  const Range mine = context.team.share(count);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    float* row = out + i * weight.cols;
+    ops.decode_codebook(view, ids[i], 1, 0, weight.cols, row, weight.cols);
+    for (int64_t n = 0; n < term.rank; ++n) {
+      const float u = term.u_scaled[static_cast<size_t>(ids[i] * term.rank + n)];
+      for (int64_t c = 0; c < weight.cols; ++c) row[c] += u * term.vt[static_cast<size_t>(n * weight.cols + c)];
+    }
+  }
+  context.team.barrier();
+}
+
+void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept {
+  const Range mine = context.team.share(count);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);
+  }
+  context.team.barrier();
+}
+
+}  // namespace hxq::kernels

@@ -1,0 +1,33 @@
+#include "kernels/cpu/ops.h"
+
+namespace hxq::kernels {
+namespace {
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
+}
+
+}  // namespace
+
+// The compiler's run-time support asks the operating system too: registers it does not save count as absent.
+std::vector<Target> supported_targets() {
+  __builtin_cpu_init();
+  std::vector<Target> targets = {Target::scalar};
+  if (has_avx2()) targets.push_back(Target::avx2);
+  if (has_avx512()) targets.push_back(Target::avx512);
+  return targets;
+}
+
+const cpu::Ops& cpu::ops_of(Target target) noexcept {
+  switch (target) {
+    case Target::avx512: return kAvx512Ops;
+    case Target::avx2: return kAvx2Ops;
+    default: return kScalarOps;
+  }
+}
+
+}  // namespace hxq::kernels
