@@ -186,8 +186,9 @@ std::optional<std::vector<std::byte>> read_npz_member(std::span<const std::byte>
   const zip_int64_t got = zip_fread(reader.get(), bytes.data(), bytes.size());
   // The checksum is compared when the end is reached.
   std::byte beyond;
-  if (got < 0 || zip_fread(reader.get(), &beyond, 1) < 0) throw fail(zip_file_strerror(reader.get()));
-  if (static_cast<zip_uint64_t>(got) != status.size) throw fail("a member is shorter than the archive says");
+  const zip_int64_t more = got < 0 ? got : zip_fread(reader.get(), &beyond, 1);
+  if (more < 0) throw fail(zip_file_strerror(reader.get()));
+  if (more != 0 || static_cast<zip_uint64_t>(got) != status.size) throw fail("a member is not as long as the archive says");
   return bytes;
 }
 

@@ -35,12 +35,11 @@ class SafetensorsWriter {
   ~SafetensorsWriter();
 
   /// Appends a tensor; `bytes` need not outlive the call. Throws `Error` if the name was added before or is not valid
-  /// UTF-8, if `bytes` is not as long as dtype and shape say, if the header outgrows the plan, or on a write error
-  /// (disk full, say).
+  /// UTF-8, if `bytes` is not as long as dtype and shape say, or on a write error (disk full, say).
   void add(std::string_view name, DType dtype, const Shape& shape, std::span<const std::byte> bytes);
 
   /// Completes the file, syncs it to disk and renames it to its target, replacing a file of that name.
-  /// Syncing the folder is left to the caller. Throws `Error` on a write error.
+  /// Syncing the folder is left to the caller. Throws `Error` on a write error, or if the header outgrew the plan.
   void finish();
 
  private:

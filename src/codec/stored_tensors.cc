@@ -1,0 +1,77 @@
+#include "codec/stored_tensors.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "codec/codebook_read.h"
+
+namespace hxq {
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+
+/// Keys of a compressed module that are not tensors of the model; the last five are derived buffers.
+constexpr std::array<std::string_view, 14> kParts = {
+    "codebook", "indices",       "sidecar_positions", "sidecar_indices", "sidecar_values",  "svd_U",         "svd_s",
+    "svd_Vt",   "channel_scales", "codebook_f16",     "_sidecar_vq_vals", "_sidecar_rows", "_sidecar_cols", "_sidecar_deltas"};
+
+/// The name a compressed module's matrix has in the model.
+std::string parameter_name(const Checkpoint& checkpoint, std::string_view module) {
+  if (const std::string_view stated = checkpoint.parameter_of(module); !stated.empty()) return std::string(stated);
+  if (checkpoint.tensors().contains(module)) return std::string(module);
+  return fmt::format("{}{}", module, kWeight);
+}
+
+bool is_part_of_module(const Checkpoint& checkpoint, std::string_view key) {
+  const size_t dot = key.rfind('.');
+  return dot != key.npos && std::ranges::find(kParts, key.substr(dot + 1)) != kParts.end() &&
+         is_compressed(checkpoint, key.substr(0, dot));
+}
+
+/// An empty tensor that stands where the matrix of a compressed module would be.
+bool is_stub(const Checkpoint& checkpoint, std::string_view key, const TensorView& tensor) {
+  if (tensor.size() != 0) return false;
+  return is_compressed(checkpoint, key) ||
+         (key.ends_with(kWeight) && is_compressed(checkpoint, key.substr(0, key.size() - kWeight.size())));
+}
+
+std::optional<StoredTensor> find_module(const Checkpoint& checkpoint, std::string_view module, std::string_view name) {
+  if (!is_compressed(checkpoint, module)) return std::nullopt;
+  const std::string_view stated = checkpoint.parameter_of(module);
+  if (!stated.empty() && stated != name) return std::nullopt;
+  return StoredTensor{std::string(name), codebook_matrix_shape(checkpoint, module), true, std::string(module)};
+}
+
+}  // namespace
+
+std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint) {
+  std::vector<StoredTensor> listed;
+  for (const auto& [name, dtype] : checkpoint.unsupported()) checkpoint.find(name);  // throws
+  for (const auto& [key, tensor] : checkpoint.tensors()) {
+    if (is_part_of_module(checkpoint, key)) {
+      if (!key.ends_with(".codebook")) continue;
+      const std::string_view module = std::string_view(key).substr(0, key.rfind('.'));
+      const std::string name = parameter_name(checkpoint, module);
+      const TensorView* exact = checkpoint.find(name);
+      if (exact != nullptr && exact->size() > 0) continue;
+      listed.push_back({name, codebook_matrix_shape(checkpoint, module), true, std::string(module)});
+    } else if (!is_stub(checkpoint, key, tensor)) {
+      listed.push_back({.name = key, .shape = tensor.shape});
+    }
+  }
+  std::ranges::sort(listed, {}, &StoredTensor::name);
+  return listed;
+}
+
+std::optional<StoredTensor> find_tensor(const Checkpoint& checkpoint, std::string_view name) {
+  const TensorView* exact = checkpoint.find(name);
+  if (exact != nullptr && !is_stub(checkpoint, name, *exact)) return StoredTensor{.name = std::string(name), .shape = exact->shape};
+  if (name.ends_with(kWeight)) {
+    if (auto found = find_module(checkpoint, name.substr(0, name.size() - kWeight.size()), name)) return found;
+  }
+  return find_module(checkpoint, name, name);
+}
+
+}  // namespace hxq

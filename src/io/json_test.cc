@@ -1,0 +1,78 @@
+#include "io/json.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "hxq/error.h"
+#include "temp_dir.h"
+
+namespace hxq {
+namespace {
+
+using Json = nlohmann::json;
+
+uint64_t fault_offset(std::string_view text, const JsonOptions& options = {}) {
+  try {
+    parse_json(text, "x.json", options);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.place().file, "x.json");
+    return error.place().offset.value_or(UINT64_MAX);
+  }
+  ADD_FAILURE() << "accepted: " << text;
+  return UINT64_MAX;
+}
+
+TEST(Json, TakesPythonsNonFiniteNumbersAsTransformersWritesThem) {
+  const Json json = parse_json(R"({"a": Infinity, "b": [-Infinity, NaN], "c": "NaN, Infinity \" -Infinity", "d":-1})", "x");
+  EXPECT_EQ(json["a"], (Json{{"__float__", "Infinity"}}));
+  EXPECT_EQ(json["b"][0], (Json{{"__float__", "-Infinity"}}));
+  EXPECT_EQ(json["b"][1], (Json{{"__float__", "NaN"}}));
+  EXPECT_EQ(json["c"], "NaN, Infinity \" -Infinity");
+  EXPECT_EQ(json["d"], -1);
+}
+
+TEST(Json, IsStrictOtherwise) {
+  for (std::string_view text :
+       {"", "{", "{\"a\":1,}", "{'a':1}", "[1 2]", "nan", "inf", "+1", "01", "NaNx", "1Infinity", "{NaN:1}", "//c\n1",
+        "\"\x80\"", "\"\xc0\xaf\"", "\"\\ud800\"", "1e999", "{}{}", "\"a", "\"\\", "tru"}) {
+    EXPECT_THROW(parse_json(text, "x"), Error) << text;
+  }
+}
+
+TEST(Json, NamesTheByteOfTheOriginalText) {
+  EXPECT_EQ(fault_offset("[1, x]"), 4u);
+  EXPECT_EQ(fault_offset("[NaN, -Infinity, x]"), 17u);
+  EXPECT_EQ(fault_offset("[NaN NaN]"), 5u);
+  EXPECT_EQ(fault_offset("[x]", {.base_offset = 8}), 9u);
+}
+
+TEST(Json, BoundsTheNesting) {
+  EXPECT_NO_THROW(parse_json(std::string(128, '[') + std::string(128, ']'), "x"));
+  EXPECT_EQ(fault_offset(std::string(129, '[') + std::string(129, ']')), 128u);
+  EXPECT_EQ(fault_offset(std::string(1 << 24, '[')), 128u);
+}
+
+TEST(Json, RefusesRepeatedKeysWhenAsked) {
+  EXPECT_EQ(parse_json(R"({"a":1,"a":2})", "x")["a"], 2);
+  EXPECT_THROW(parse_json(R"({"a":1,"a":2})", "x", {.unique_keys = true}), Error);
+  EXPECT_THROW(parse_json(R"({"b":[{"a":1,"\u0061":2}]})", "x", {.unique_keys = true}), Error);
+  EXPECT_NO_THROW(parse_json(R"({"a":{"a":1},"b":[{"a":1},{"a":1}]})", "x", {.unique_keys = true}));
+}
+
+TEST(Json, LoadsAFileAndNamesItInErrors) {
+  const testing::TempDir dir;
+  EXPECT_EQ(load_json(dir.write("a.json", "[1]"))[0], 1);
+  EXPECT_THROW(load_json(dir.write("empty.json", "")), Error);
+  EXPECT_THROW(load_json(dir.path()), Error);
+  try {
+    load_json(dir.path() / "absent.json");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.place().file, (dir.path() / "absent.json").string());
+    EXPECT_NE(std::string(error.what()).find("No such file"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace hxq

@@ -1,0 +1,212 @@
+#include "io/safetensors_writer.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <vector>
+
+#include "hxq/error.h"
+#include "io/system_error.h"
+
+namespace hxq {
+namespace {
+
+constexpr uint64_t kAlignment = 64;                 // of the data area in the file
+constexpr size_t kStreamedAtLeast = 64 << 10;       // bytes; smaller tensors wait for their place at the end
+constexpr size_t kCopyBuffer = 1 << 20;             // bytes
+constexpr uint64_t kLengthBytes = 8;                // header length field
+constexpr std::string_view kHeaderBegin = R"({"__metadata__":{"format":"pt"})";
+
+/// A file open for writing that is removed when it goes out of scope, unless it was moved into place.
+class TemporaryFile {
+ public:
+  /// Creates `<target>.tmp-<process>-<suffix>`, with a suffix that no file has yet.
+  explicit TemporaryFile(const std::filesystem::path& target) {
+    for (int suffix = 0;; ++suffix) {
+      path_ = target;
+      path_ += fmt::format(".tmp-{}-{}", ::getpid(), suffix);
+      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      if (fd_ >= 0) return;
+      if (errno != EEXIST) throw_system_error(path_, "create");
+    }
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (fd_ >= 0) ::close(fd_);
+    if (!path_.empty()) ::unlink(path_.c_str());
+  }
+
+  void unlink() {
+    ::unlink(path_.c_str());
+    path_.clear();
+  }
+
+  /// `target` is the name that messages use: the user knows that file, not the temporary one.
+  void write(std::span<const std::byte> bytes, uint64_t offset, const std::filesystem::path& target) {
+    while (!bytes.empty()) {
+      const ssize_t written = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) throw_system_error(target, "write");
+      bytes = bytes.subspan(static_cast<size_t>(written));
+      offset += static_cast<uint64_t>(written);
+    }
+  }
+
+  void read(std::span<std::byte> bytes, uint64_t offset, const std::filesystem::path& target) const {
+    while (!bytes.empty()) {
+      const ssize_t got = ::pread(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) throw_system_error(target, "read back what waits to be written", got == 0 ? EIO : errno);
+      bytes = bytes.subspan(static_cast<size_t>(got));
+      offset += static_cast<uint64_t>(got);
+    }
+  }
+
+  void sync_and_rename(const std::filesystem::path& target) {
+    if (::fsync(fd_) != 0) throw_system_error(target, "write");
+    const int closed = ::close(std::exchange(fd_, -1));
+    if (closed != 0) throw_system_error(target, "write");
+    if (::rename(path_.c_str(), target.c_str()) != 0) throw_system_error(target, "create");
+    path_.clear();
+  }
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+};
+
+struct Entry {
+  std::string key;  // the name as a JSON string
+  DType dtype;
+  Shape shape;
+  uint64_t size;      // bytes
+  uint64_t position;  // in the data area, or in the spool while it waits there
+};
+
+std::string json_string(std::string_view name) {
+  try {
+    return nlohmann::json(name).dump();
+  } catch (const nlohmann::json::exception&) {
+    throw Error("tensor name is not valid UTF-8");
+  }
+}
+
+std::string header_entry(std::string_view key, DType dtype, const Shape& shape, uint64_t begin, uint64_t end) {
+  return fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", key, name_of(dtype),
+                     fmt::join(shape, ","), begin, end);
+}
+
+uint64_t byte_size(DType dtype, const Shape& shape) {
+  return static_cast<uint64_t>(element_count(shape)) * size_of(dtype);
+}
+
+uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+/// Where the data area begins: room for the header with every planned tensor and the largest offsets it can have.
+uint64_t data_begin_for(std::span<const TensorPlan> plan) {
+  uint64_t total = 0;
+  for (const TensorPlan& tensor : plan) total += byte_size(tensor.dtype, tensor.shape);
+  uint64_t header = kHeaderBegin.size() + 1;
+  for (const TensorPlan& tensor : plan) {
+    header += header_entry(json_string(tensor.name), tensor.dtype, tensor.shape, total, total).size();
+  }
+  return round_up(kLengthBytes + header, kAlignment);
+}
+
+}  // namespace
+
+struct SafetensorsWriter::State {
+  State(const std::filesystem::path& target, std::span<const TensorPlan> plan)
+      : path(target), data_begin(data_begin_for(plan)), file(target), spool(target) {
+    spool.unlink();
+  }
+
+  std::filesystem::path path;
+  uint64_t data_begin;  // offset of the data area in the file
+  TemporaryFile file;
+  TemporaryFile spool;
+  uint64_t data_size = 0;
+  uint64_t spool_size = 0;
+  std::vector<Entry> placed = {};   // in order of position
+  std::vector<Entry> waiting = {};  // in order of arrival
+  std::set<std::string, std::less<>> names = {};
+
+  void copy_from_spool(const Entry& entry);
+  std::string header() const;
+};
+
+void SafetensorsWriter::State::copy_from_spool(const Entry& entry) {
+  std::vector<std::byte> buffer(std::min<uint64_t>(entry.size, kCopyBuffer));
+  for (uint64_t done = 0; done < entry.size;) {
+    const std::span<std::byte> part(buffer.data(), std::min<uint64_t>(buffer.size(), entry.size - done));
+    spool.read(part, entry.position + done, path);
+    file.write(part, data_begin + data_size + done, path);
+    done += part.size();
+  }
+  Entry moved = entry;
+  moved.position = data_size;
+  data_size += entry.size;
+  placed.push_back(std::move(moved));
+}
+
+/// Length field and header, padded with spaces up to the data area.
+std::string SafetensorsWriter::State::header() const {
+  std::string text(kHeaderBegin);
+  for (const Entry& entry : placed) {
+    text += header_entry(entry.key, entry.dtype, entry.shape, entry.position, entry.position + entry.size);
+  }
+  text += '}';
+  const uint64_t room = data_begin - kLengthBytes;
+  if (text.size() > room) {
+    throw Error(fmt::format("header is {} bytes, the plan left {}", text.size(), room), {.file = path.string()});
+  }
+  text.resize(room, ' ');
+  std::string length(kLengthBytes, '\0');
+  std::memcpy(length.data(), &room, kLengthBytes);
+  return length + text;
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan)
+    : state_(std::make_unique<State>(path, plan)) {}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::add(std::string_view name, DType dtype, const Shape& shape, std::span<const std::byte> bytes) {
+  State& state = *state_;
+  const ErrorPlace place{.file = state.path.string(), .tensor = std::string(name)};
+  if (!state.names.emplace(name).second) throw Error("is added twice", place);
+  if (bytes.size() != byte_size(dtype, shape)) {
+    throw Error(fmt::format("{} bytes for {} {}", bytes.size(), name_of(dtype), to_string(shape)), place);
+  }
+  Entry entry{json_string(name), dtype, shape, bytes.size(), 0};
+  // Any multiple of 8 keeps the next tensor aligned, whatever its type.
+  if (bytes.size() >= kStreamedAtLeast && bytes.size() % 8 == 0) {
+    state.file.write(bytes, state.data_begin + state.data_size, state.path);
+    entry.position = std::exchange(state.data_size, state.data_size + bytes.size());
+    state.placed.push_back(std::move(entry));
+  } else {
+    state.spool.write(bytes, state.spool_size, state.path);
+    entry.position = std::exchange(state.spool_size, state.spool_size + bytes.size());
+    state.waiting.push_back(std::move(entry));
+  }
+}
+
+void SafetensorsWriter::finish() {
+  State& state = *state_;
+  std::ranges::stable_sort(state.waiting, std::greater<>(), [](const Entry& entry) { return size_of(entry.dtype); });
+  for (const Entry& entry : state.waiting) state.copy_from_spool(entry);
+  state.waiting.clear();
+  const std::string header = state.header();
+  state.file.write(std::as_bytes(std::span(header)), 0, state.path);
+  state.file.sync_and_rename(state.path);
+}
+
+}  // namespace hxq
