@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+
+#include "hxq/tensor.h"
 
 namespace hxq {
 
@@ -17,6 +20,12 @@ struct Fidelity {
   double snr_db() const;
   /// Cosine similarity; 1 for two zero tensors.
   double cosine() const;
+
+  Fidelity& operator+=(const Fidelity& other);
 };
+
+/// Compares decoded values with their source, element by element. Throws `Error` if the source is not of a
+/// floating-point type or the counts differ.
+Fidelity compare(const TensorView& source, std::span<const float> decoded);
 
 }  // namespace hxq

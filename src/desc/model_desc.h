@@ -69,6 +69,7 @@ struct ModelDesc {
   WeightId embedding = kNoWeight;
   WeightId final_norm = kNoWeight;
   WeightId head = kNoWeight;         ///< an optional weight when the head is tied
+  bool blocks_read_embedding = false;  ///< blocks get the token embeddings beside their input (Zamba2)
   bool tied_head = false;            ///< the embedding serves as head where the head's tensor is absent
   std::vector<int32_t> eos_tokens;   ///< generation stops at any of these
   int32_t bos_token = -1;            ///< -1: none

@@ -22,4 +22,11 @@ constexpr float float_from_f16(uint16_t bits) noexcept {
 /// Float to IEEE 754 binary16, rounded to nearest even; overflow gives infinity.
 uint16_t f16_from_float(float value) noexcept;
 
+/// Float to bfloat16, rounded to nearest even; NaN stays NaN.
+constexpr uint16_t bf16_from_float(float value) noexcept {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 }  // namespace hxq

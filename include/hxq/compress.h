@@ -1,0 +1,58 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hxq/receipt.h"
+
+namespace hxq {
+
+struct CompressOptions {
+  double sidecar_fraction = 0.001;    ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
+  std::vector<std::string> keep = {}; ///< shell patterns (fnmatch) of tensor names to store exactly
+  std::vector<std::string> only = {}; ///< if not empty, compress nothing but tensors that match one of these
+  int threads = 0;                    ///< 0: the cores this process may run on
+  bool force = false;                 ///< replace a folder that an earlier compression wrote
+  /// Called before each tensor with its name, and with the source bytes done and in all; at the end with an empty name.
+  std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};
+};
+
+/// What compression will do with one tensor of the source.
+struct PlannedTensor {
+  std::string name;
+  Shape shape;
+  std::string dtype;
+  std::string role;   ///< as in TensorReceipt
+  std::string codec;  ///< "codebook" or "exact"
+  int64_t source_bytes = 0;
+};
+
+/// Decides, from roles and shapes alone, how each tensor of the model folder `source` would be stored.
+/// Throws `Error` for an unknown architecture, an already compressed source, or a pattern that matches no tensor.
+std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source, const CompressOptions& options = {});
+
+/// Compresses the model folder `source` into the new folder `destination`: model.safetensors in the HXQ layout,
+/// config.json with quantization_config, the tokenizer's and generation's files, and the receipt that is returned.
+///
+/// The bytes written do not depend on `threads`. One tensor is in memory at a time. Everything is written to a folder
+/// beside `destination`, synced, then renamed: `destination` is complete or not there. Throws `Error`, leaving what was
+/// there before as it was, if `destination` exists (unless `force` and an earlier compression wrote it), for bad input,
+/// and when writing fails.
+Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                 const CompressOptions& options = {});
+
+struct DecompressOptions {
+  DType dtype = DType::f32;  ///< of the decoded matrices: f32 (exactly what runs), f16 or bf16
+  std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};  ///< as for compress
+};
+
+/// Writes the model folder `source` (HXQ or .cdnav3) as a dense one: every compressed matrix decoded, exact tensors as
+/// they are, config.json without quantization_config. `destination` must not exist; otherwise the same care and errors
+/// as `compress`. Returns the bytes of the tensors written.
+int64_t decompress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                   const DecompressOptions& options = {});
+
+}  // namespace hxq

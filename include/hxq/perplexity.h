@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "hxq/model.h"
+
+namespace hxq {
+
+struct PerplexityOptions {
+  int64_t window = 2048;    ///< tokens a window holds at most
+  int64_t stride = 512;     ///< tokens from one window's start to the next; in [1, window]
+  int64_t max_windows = 0;  ///< score only the first N windows; 0: all
+  /// Compare against this model (the dense one, say) on the same tokens. Must have the same vocabulary.
+  const Model* against = nullptr;
+  /// Called after every window with the number done and the total.
+  std::function<void(int64_t done, int64_t total)> progress = {};
+};
+
+struct WindowScore {
+  int64_t begin = 0;   ///< first token of the window
+  int64_t end = 0;     ///< one past its last token
+  int64_t scored = 0;  ///< tokens whose probability counts: those no earlier window has seen
+  double nll = 0;      ///< sum of their negative log-likelihoods, in nats
+};
+
+struct PerplexityResult {
+  double perplexity = 0;  ///< exp(nll)
+  double nll = 0;         ///< mean negative log-likelihood of a scored token, in nats
+  int64_t tokens_scored = 0;
+  std::vector<WindowScore> windows;
+  std::optional<double> mean_kl;   ///< mean KL(against || model) over scored tokens, in nats
+  std::optional<double> same_top;  ///< share of scored tokens where both models rank the same token first
+};
+
+/// Strided-window perplexity as in Hugging Face's "Perplexity of fixed-length models": each window is run from an empty
+/// state, and only tokens that no earlier window has scored count; the very first token has no prediction.
+/// Throws `Error` if there are fewer than 2 tokens or the options make no sense.
+PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options = {});
+
+}  // namespace hxq

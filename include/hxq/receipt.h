@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "hxq/tensor.h"
+
+namespace hxq {
+
+/// The name of the receipt in a compressed folder.
+inline constexpr const char* kReceiptFile = "hxq_receipt.json";
+
+/// One stored safetensors key.
+struct StoredKey {
+  std::string key;
+  std::string dtype;
+  Shape shape;
+  int64_t bytes = 0;
+  std::string sha256;  ///< of the stored bytes, in hex
+};
+
+/// What became of one tensor of the source.
+struct TensorReceipt {
+  std::string name;
+  Shape shape;
+  std::string role;          ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
+  std::string codec;         ///< "codebook" or "exact"
+  std::string source_dtype;
+  int64_t source_bytes = 0;
+  std::string source_sha256;
+  std::vector<StoredKey> stored;
+  int64_t stored_bytes = 0;
+  double bits_per_weight = 0;
+  std::optional<double> snr_db;  ///< absent when the tensor is reproduced exactly (infinite SNR)
+  double cosine = 1;
+  double max_error = 0;
+  int64_t outliers = 0;
+};
+
+struct ReceiptTotals {
+  int64_t parameters = 0;
+  int64_t tensors_compressed = 0;
+  int64_t tensors_exact = 0;
+  int64_t source_bytes = 0;  ///< of the tensors, as stored in the source
+  int64_t f32_bytes = 0;     ///< the same tensors at 4 bytes each
+  int64_t stored_bytes = 0;  ///< of the tensors, as written
+  int64_t compressed_f32_bytes = 0;     ///< of compressed tensors alone, at 4 bytes a weight
+  int64_t compressed_stored_bytes = 0;  ///< of compressed tensors alone, as written
+  double ratio_to_source = 0;  ///< stored / source
+  double ratio_to_f32 = 0;     ///< stored / f32
+  double bits_per_weight = 0;
+  double wall_seconds = 0;
+  int64_t peak_memory_bytes = 0;  ///< largest resident set of the process so far
+};
+
+/// The record that `compress` leaves beside the weights, and that `verify` checks.
+struct Receipt {
+  std::string tool_version;
+  std::string source_name;  ///< last component of the source's path
+  double sidecar_fraction = 0;
+  std::vector<std::string> keep;
+  std::vector<std::string> only;
+  std::vector<TensorReceipt> tensors;
+  ReceiptTotals totals;
+};
+
+/// The receipt of a compressed folder; empty when it has none. Throws `Error` if it is malformed.
+std::optional<Receipt> read_receipt(const std::filesystem::path& dir);
+
+/// The receipt as JSON text, two spaces of indentation.
+std::string to_json(const Receipt& receipt);
+
+}  // namespace hxq

@@ -1,0 +1,200 @@
+#include "hxq/compress.h"
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "codec/codebook_encode.h"
+#include "compress/plan.h"
+#include "compress/sha256.h"
+#include "compress/staged_folder.h"
+#include "hxq/error.h"
+#include "hxq/version.h"
+#include "io/safetensors_writer.h"
+
+namespace hxq {
+namespace {
+
+constexpr int32_t kMaxCodewords = 256;
+
+int64_t peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+/// The module path that a compressed parameter is stored under.
+std::string module_of(const std::string& name) {
+  constexpr std::string_view kSuffix = ".weight";
+  return name.ends_with(kSuffix) ? name.substr(0, name.size() - kSuffix.size()) : name;
+}
+
+/// Every key that may be written, with shapes as large as they can get.
+std::vector<TensorPlan> header_plan(const std::vector<PlanEntry>& plan) {
+  std::vector<TensorPlan> keys;
+  for (const PlanEntry& entry : plan) {
+    if (entry.codec == Codec::exact) {
+      keys.push_back({entry.name, entry.view.dtype, entry.view.shape});
+      continue;
+    }
+    const std::string module = module_of(entry.name);
+    const int64_t weights = entry.view.size();
+    keys.push_back({module + ".codebook", DType::f32, {kMaxCodewords}});
+    keys.push_back({module + ".indices", DType::u8, entry.view.shape});
+    keys.push_back({module + ".sidecar_positions", DType::i64, {weights}});
+    keys.push_back({module + ".sidecar_values", DType::f32, {weights}});
+  }
+  return keys;
+}
+
+nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const ReceiptTotals& totals) {
+  std::vector<std::string> modules;
+  for (const PlanEntry& entry : plan) {
+    if (entry.codec != Codec::exact) modules.push_back(module_of(entry.name));
+  }
+  return {{"quant_method", "hxq"},
+          {"bits", 8},
+          {"n_clusters", kMaxCodewords},
+          {"codebook_size", kMaxCodewords},
+          {"vector_dim", 1},
+          {"sidecar_enabled", true},
+          {"compression_ratio", static_cast<double>(totals.f32_bytes) / static_cast<double>(totals.stored_bytes)},
+          {"compressed_modules", modules}};
+}
+
+class Compressor {
+ public:
+  Compressor(const Checkpoint& source, const std::vector<PlanEntry>& plan, const CompressOptions& options,
+             SafetensorsWriter& writer)
+      : source_(source), plan_(plan), options_(options), writer_(writer) {}
+
+  std::vector<TensorReceipt> run() {
+    int64_t total = 0;
+    for (const PlanEntry& entry : plan_) total += static_cast<int64_t>(entry.view.bytes.size());
+    int64_t done = 0;
+    std::vector<TensorReceipt> receipts;
+    for (const PlanEntry& entry : plan_) {
+      report(entry.name, done, total);
+      receipts.push_back(store(entry));
+      source_.drop(entry.view);
+      done += static_cast<int64_t>(entry.view.bytes.size());
+    }
+    report({}, done, total);
+    return receipts;
+  }
+
+ private:
+  void report(std::string_view name, int64_t done, int64_t total) const {
+    if (options_.progress) options_.progress(name, done, total);
+  }
+
+  TensorReceipt store(const PlanEntry& entry) {
+    TensorReceipt receipt;
+    receipt.name = entry.name;
+    receipt.shape = entry.view.shape;
+    receipt.role = role_name(entry.role);
+    receipt.codec = name_of(entry.codec);
+    receipt.source_dtype = name_of(entry.view.dtype);
+    receipt.source_bytes = static_cast<int64_t>(entry.view.bytes.size());
+    receipt.source_sha256 = sha256_hex(entry.view.bytes);
+    if (entry.codec == Codec::exact) {
+      add_key(receipt, entry.name, entry.view.dtype, entry.view.shape, entry.view.bytes, receipt.source_sha256);
+    } else {
+      encode(entry, receipt);
+    }
+    const int64_t weights = entry.view.size();
+    receipt.bits_per_weight = weights == 0 ? 0 : 8.0 * static_cast<double>(receipt.stored_bytes) / static_cast<double>(weights);
+    return receipt;
+  }
+
+  void encode(const PlanEntry& entry, TensorReceipt& receipt) {
+    const CodebookOptions codec_options{.sidecar_fraction = options_.sidecar_fraction,
+                                        .max_codewords = kMaxCodewords,
+                                        .threads = options_.threads};
+    EncodedTensor encoded;
+    try {
+      encoded = encode_codebook(entry.view, codec_options);
+    } catch (const Error& error) {
+      throw Error(error.what(), source_.place(entry.name));
+    }
+    for (const Plane& plane : encoded.packed.planes) {
+      add_key(receipt, module_of(entry.name) + "." + plane.suffix, plane.dtype, plane.shape, plane.bytes,
+              sha256_hex(plane.bytes));
+    }
+    if (encoded.fidelity.squared_error > 0) receipt.snr_db = encoded.fidelity.snr_db();
+    receipt.cosine = encoded.fidelity.cosine();
+    receipt.max_error = encoded.fidelity.max_error;
+    receipt.outliers = encoded.outliers;
+  }
+
+  void add_key(TensorReceipt& receipt, const std::string& key, DType dtype, const Shape& shape,
+               std::span<const std::byte> bytes, const std::string& sha256) {
+    writer_.add(key, dtype, shape, bytes);
+    const auto size = static_cast<int64_t>(bytes.size());
+    receipt.stored.push_back({key, std::string(name_of(dtype)), shape, size, sha256});
+    receipt.stored_bytes += size;
+  }
+
+  const Checkpoint& source_;
+  const std::vector<PlanEntry>& plan_;
+  const CompressOptions& options_;
+  SafetensorsWriter& writer_;
+};
+
+ReceiptTotals totals_of(const std::vector<TensorReceipt>& tensors) {
+  ReceiptTotals totals;
+  for (const TensorReceipt& tensor : tensors) {
+    const int64_t parameters = element_count(tensor.shape);
+    totals.parameters += parameters;
+    if (tensor.codec == name_of(Codec::exact)) {
+      ++totals.tensors_exact;
+    } else {
+      ++totals.tensors_compressed;
+      totals.compressed_f32_bytes += 4 * parameters;
+      totals.compressed_stored_bytes += tensor.stored_bytes;
+    }
+    totals.source_bytes += tensor.source_bytes;
+    totals.f32_bytes += 4 * parameters;
+    totals.stored_bytes += tensor.stored_bytes;
+  }
+  const auto stored = static_cast<double>(totals.stored_bytes);
+  totals.ratio_to_source = stored / static_cast<double>(totals.source_bytes);
+  totals.ratio_to_f32 = stored / static_cast<double>(totals.f32_bytes);
+  totals.bits_per_weight = 8 * stored / static_cast<double>(totals.parameters);
+  return totals;
+}
+
+}  // namespace
+
+Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                 const CompressOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const Checkpoint checkpoint = Checkpoint::open(source);
+  const std::vector<PlanEntry> plan = plan_entries(checkpoint, options);
+  StagedFolder folder(destination, options.force ? kReceiptFile : "");
+
+  SafetensorsWriter writer(folder.path() / "model.safetensors", header_plan(plan));
+  Receipt receipt;
+  receipt.tensors = Compressor(checkpoint, plan, options, writer).run();
+  writer.finish();
+
+  receipt.tool_version = kVersion;
+  receipt.source_name = std::filesystem::canonical(source).filename().string();
+  receipt.sidecar_fraction = options.sidecar_fraction;
+  receipt.keep = options.keep;
+  receipt.only = options.only;
+  receipt.totals = totals_of(receipt.tensors);
+
+  nlohmann::json config = checkpoint.config();
+  config["quantization_config"] = quantization_config(plan, receipt.totals);
+  folder.write("config.json", config.dump(2) + "\n");
+  copy_side_files(source, folder);
+  receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  receipt.totals.peak_memory_bytes = peak_memory_bytes();
+  folder.write(kReceiptFile, to_json(receipt));
+  folder.commit();
+  return receipt;
+}
+
+}  // namespace hxq

@@ -1,0 +1,108 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "codec/codebook_read.h"
+#include "codec/decode_reference.h"
+#include "codec/stored_tensors.h"
+#include "compress/known_shapes.h"
+#include "compress/staged_folder.h"
+#include "hxq/compress.h"
+#include "hxq/error.h"
+#include "io/half.h"
+#include "io/safetensors_writer.h"
+
+namespace hxq {
+namespace {
+
+/// Weights decoded at a time, between conversions to the output's type.
+constexpr int64_t kBlockWeights = int64_t{1} << 20;
+
+void store_as(DType dtype, std::span<const float> values, std::byte* out) {
+  if (dtype == DType::f32) {
+    std::memcpy(out, values.data(), values.size_bytes());
+    return;
+  }
+  const auto narrow = dtype == DType::f16 ? f16_from_float : bf16_from_float;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t bits = narrow(values[i]);
+    std::memcpy(out + 2 * i, &bits, 2);
+  }
+}
+
+/// The matrix that x is multiplied with: decoded, channel scales folded in.
+std::vector<std::byte> decode_matrix(const CodebookMatrix& matrix, DType dtype) {
+  const size_t element = size_of(dtype);
+  std::vector<std::byte> out(static_cast<size_t>(matrix.rows * matrix.cols) * element);
+  const int64_t block_rows = std::max<int64_t>(1, kBlockWeights / std::max<int64_t>(1, matrix.cols));
+  std::vector<float> block;
+  for (int64_t begin = 0; begin < matrix.rows; begin += block_rows) {
+    const int64_t end = std::min(begin + block_rows, matrix.rows);
+    block.resize(static_cast<size_t>((end - begin) * matrix.cols));
+    decode_rows_reference(matrix, begin, end, block);
+    for (size_t i = 0; !matrix.channel_scales.empty() && i < block.size(); ++i) {
+      block[i] /= matrix.channel_scales[i % matrix.channel_scales.size()];
+    }
+    store_as(dtype, block, out.data() + static_cast<size_t>(begin * matrix.cols) * element);
+  }
+  return out;
+}
+
+nlohmann::json dense_config(nlohmann::json config, DType dtype) {
+  config.erase("quantization_config");
+  const char* name = dtype == DType::f32 ? "float32" : dtype == DType::f16 ? "float16" : "bfloat16";
+  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = name;
+  return config;
+}
+
+}  // namespace
+
+int64_t decompress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                   const DecompressOptions& options) {
+  if (options.dtype != DType::f32 && options.dtype != DType::f16 && options.dtype != DType::bf16) {
+    throw Error(fmt::format("cannot decompress to {}: expected F32, F16 or BF16", name_of(options.dtype)));
+  }
+  const Checkpoint checkpoint = Checkpoint::open(source);
+  const std::map<std::string, Shape> shapes = known_shapes(checkpoint);
+  std::vector<StoredTensor> tensors = list_tensors(checkpoint);
+  std::vector<TensorPlan> plan;
+  int64_t total = 0;
+  for (StoredTensor& tensor : tensors) {
+    if (const auto known = shapes.find(tensor.name); tensor.compressed && known != shapes.end()) {
+      tensor.shape = known->second;
+    }
+    const DType dtype = tensor.compressed ? options.dtype : checkpoint.find(tensor.name)->dtype;
+    plan.push_back({tensor.name, dtype, tensor.shape});
+    total += element_count(tensor.shape) * static_cast<int64_t>(size_of(dtype));
+  }
+
+  StagedFolder folder(destination, "");
+  SafetensorsWriter writer(folder.path() / "model.safetensors", plan);
+  int64_t done = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const StoredTensor& tensor = tensors[i];
+    if (options.progress) options.progress(tensor.name, done, total);
+    if (tensor.compressed) {
+      const CodebookMatrix matrix = read_codebook_matrix(checkpoint, tensor.module, tensor.shape);
+      writer.add(tensor.name, options.dtype, tensor.shape, decode_matrix(matrix, options.dtype));
+    } else {
+      const TensorView& view = *checkpoint.find(tensor.name);
+      writer.add(tensor.name, view.dtype, view.shape, view.bytes);
+      checkpoint.drop(view);
+    }
+    done += element_count(tensor.shape) * static_cast<int64_t>(size_of(plan[i].dtype));
+  }
+  if (options.progress) options.progress({}, done, total);
+  writer.finish();
+  if (!checkpoint.config().is_null()) {
+    folder.write("config.json", dense_config(checkpoint.config(), options.dtype).dump(2) + "\n");
+  }
+  if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
+  folder.commit();
+  return total;
+}
+
+}  // namespace hxq

@@ -1,0 +1,109 @@
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "codec/stored_tensors.h"
+#include "compress/known_shapes.h"
+#include "hxq/receipt.h"
+#include "hxq/verify.h"
+
+namespace hxq {
+namespace {
+
+constexpr const char* kPlanes[] = {"codebook", "indices",        "sidecar_positions", "sidecar_indices",
+                                   "sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales"};
+
+class Inspector {
+ public:
+  explicit Inspector(const Checkpoint& checkpoint) : checkpoint_(checkpoint), shapes_(known_shapes(checkpoint)) {}
+
+  InspectedTensor look_at(const StoredTensor& stored) {
+    InspectedTensor tensor;
+    tensor.name = stored.name;
+    tensor.shape = stored.shape;
+    tensor.codec = stored.compressed ? "codebook" : "exact";
+    if (stored.compressed) {
+      const auto known = shapes_.find(stored.name);
+      if (known != shapes_.end()) tensor.shape = known->second;
+      look_at_planes(stored.module, tensor);
+    } else {
+      tensor.stored_bytes = count(stored.name);
+      tensor.dtype = name_of(checkpoint_.find(stored.name)->dtype);
+    }
+    if (const int64_t weights = element_count(tensor.shape); weights > 0) {
+      tensor.bits_per_weight = 8.0 * static_cast<double>(tensor.stored_bytes) / static_cast<double>(weights);
+    }
+    return tensor;
+  }
+
+  std::vector<std::string> other_keys() const {
+    std::vector<std::string> others;
+    for (const auto& [key, view] : checkpoint_.tensors()) {
+      if (!counted_.contains(key)) others.push_back(key);
+    }
+    for (const auto& [key, dtype] : checkpoint_.unsupported()) others.push_back(key);
+    std::ranges::sort(others);
+    return others;
+  }
+
+ private:
+  int64_t count(const std::string& key) {
+    counted_.insert(key);
+    const TensorView* view = checkpoint_.find(key);
+    return view ? static_cast<int64_t>(view->bytes.size()) : 0;
+  }
+
+  int64_t dimension(const std::string& key, size_t axis, int64_t otherwise) const {
+    const TensorView* view = checkpoint_.find(key);
+    return view && view->shape.size() > axis ? view->shape[axis] : otherwise;
+  }
+
+  void look_at_planes(const std::string& module, InspectedTensor& tensor) {
+    for (const char* plane : kPlanes) tensor.stored_bytes += count(module + "." + plane);
+    tensor.dtype = name_of(checkpoint_.find(module + ".indices")->dtype);
+    tensor.codewords = dimension(module + ".codebook", 0, 0);
+    tensor.vector_dim = dimension(module + ".codebook", 1, 1);
+    tensor.outliers = dimension(module + ".sidecar_values", 0, 0);
+    tensor.low_rank = dimension(module + ".svd_s", 0, 0);
+  }
+
+  const Checkpoint& checkpoint_;
+  std::map<std::string, Shape> shapes_;
+  std::set<std::string> counted_;
+};
+
+std::string text_field(const nlohmann::json& json, const char* key) {
+  if (!json.is_object() || !json.contains(key) || !json[key].is_string()) return {};
+  return json[key].get<std::string>();
+}
+
+}  // namespace
+
+Inspection inspect(const std::filesystem::path& dir) {
+  const Checkpoint checkpoint = Checkpoint::open(dir);
+  Inspection inspection;
+  const nlohmann::json& config = checkpoint.config();
+  inspection.model_type = text_field(config, "model_type");
+  if (config.is_object() && config.contains("quantization_config")) {
+    inspection.quant_method = text_field(config["quantization_config"], "quant_method");
+  }
+  std::map<std::string, std::optional<double>> snr;
+  if (std::filesystem::is_directory(dir)) {
+    if (const std::optional<Receipt> receipt = read_receipt(dir)) {
+      for (const TensorReceipt& tensor : receipt->tensors) snr.emplace(tensor.name, tensor.snr_db);
+    }
+  }
+  Inspector inspector(checkpoint);
+  for (const StoredTensor& stored : list_tensors(checkpoint)) {
+    InspectedTensor tensor = inspector.look_at(stored);
+    if (const auto found = snr.find(tensor.name); found != snr.end()) tensor.snr_db = found->second;
+    inspection.parameters += element_count(tensor.shape);
+    inspection.stored_bytes += tensor.stored_bytes;
+    inspection.tensors.push_back(std::move(tensor));
+  }
+  inspection.other_keys = inspector.other_keys();
+  return inspection;
+}
+
+}  // namespace hxq

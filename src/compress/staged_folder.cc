@@ -1,0 +1,114 @@
+#include "compress/staged_folder.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <fnmatch.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <vector>
+
+#include "hxq/error.h"
+#include "io/system_error.h"
+
+namespace hxq {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::array kSideFiles = {
+    "tokenizer*",      "special_tokens_map.json", "added_tokens.json", "vocab.*",  "merges.txt", "*.model",
+    "generation_config.json", "chat_template.*",  "*processor_config.json", "*.py", "LICENSE*",
+};
+
+void sync(const fs::path& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) throw_system_error(path, "open");
+  const int result = fsync(file);
+  close(file);
+  // Some file systems cannot sync a folder; their files were synced one by one.
+  if (result != 0 && errno != EINVAL) throw_system_error(path, "write to disk");
+}
+
+/// The path without a trailing slash, so that it has a name.
+fs::path named(const fs::path& path) {
+  const fs::path absolute = fs::absolute(path).lexically_normal();
+  return absolute.has_filename() ? absolute : absolute.parent_path();
+}
+
+}  // namespace
+
+StagedFolder::StagedFolder(const fs::path& destination, std::string_view replaceable_marker)
+    : destination_(named(destination)) {
+  if (fs::exists(fs::symlink_status(destination_))) {
+    if (replaceable_marker.empty()) {
+      throw Error("exists already, and is left as it is", {.file = destination.string()});
+    }
+    if (!fs::is_directory(destination_) || !fs::exists(destination_ / replaceable_marker)) {
+      throw Error(fmt::format("is not a folder that has {}, so it is not replaced", replaceable_marker),
+                  {.file = destination.string()});
+    }
+  }
+  std::error_code error;
+  fs::create_directories(destination_.parent_path(), error);
+  std::string pattern = (destination_.parent_path() / (destination_.filename().string() + ".partial-XXXXXX")).string();
+  if (error || !mkdtemp(pattern.data())) throw_system_error(destination_.parent_path(), "create a folder in it");
+  staging_ = pattern;
+  // mkdtemp makes a private folder; a model folder gets the rights that any new folder would have.
+  const mode_t mask = umask(0);
+  umask(mask);
+  chmod(staging_.c_str(), 0777 & ~mask);
+}
+
+StagedFolder::~StagedFolder() {
+  std::error_code ignored;
+  if (!staging_.empty()) fs::remove_all(staging_, ignored);
+}
+
+void StagedFolder::write(std::string_view name, std::string_view text) const {
+  const fs::path path = staging_ / name;
+  std::ofstream file(path, std::ios::binary);
+  file.write(text.data(), static_cast<std::streamsize>(text.size()));
+  file.close();
+  if (!file) throw_system_error(path, "write");
+  sync(path);
+}
+
+void StagedFolder::copy(const fs::path& file) const {
+  const fs::path target = staging_ / file.filename();
+  std::error_code error;
+  fs::copy_file(file, target, error);
+  if (error) throw Error("cannot copy: " + error.message(), {.file = file.string()});
+  // Model hubs keep files read-only; the copy belongs to the user.
+  fs::permissions(target, fs::perms::owner_write, fs::perm_options::add, error);
+  sync(target);
+}
+
+void StagedFolder::commit() {
+  sync(staging_);
+  if (rename(staging_.c_str(), destination_.c_str()) == 0) {
+    staging_.clear();
+  } else if (errno != ENOTEMPTY && errno != EEXIST) {
+    throw_system_error(destination_, "move the finished folder there");
+  } else if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
+    throw_system_error(destination_, "exchange it with the finished folder");
+  }
+  sync(destination_.parent_path());
+}
+
+void copy_side_files(const fs::path& source, const StagedFolder& target) {
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(source)) {
+    const std::string name = entry.path().filename().string();
+    const bool wanted = std::ranges::any_of(
+        kSideFiles, [&](const char* pattern) { return fnmatch(pattern, name.c_str(), FNM_PERIOD) == 0; });
+    if (wanted && entry.is_regular_file()) files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  for (const fs::path& file : files) target.copy(file);
+}
+
+}  // namespace hxq

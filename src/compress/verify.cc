@@ -1,0 +1,204 @@
+#include "hxq/verify.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "codec/codebook_read.h"
+#include "codec/decode_reference.h"
+#include "codec/fidelity.h"
+#include "codec/stored_tensors.h"
+#include "compress/known_shapes.h"
+#include "compress/sha256.h"
+#include "hxq/error.h"
+#include "hxq/receipt.h"
+
+namespace hxq {
+namespace {
+
+/// Weights decoded at a time when a tensor is compared with its source.
+constexpr int64_t kBlockWeights = int64_t{1} << 20;
+/// Fidelity sums are accumulated in another order than when the receipt was written.
+constexpr double kRelativeTolerance = 1e-6;
+
+bool close(double a, double b) { return std::abs(a - b) <= kRelativeTolerance * std::max(std::abs(a), std::abs(b)); }
+
+TensorView rows_of(const TensorView& tensor, int64_t cols, int64_t begin, int64_t end) {
+  const size_t row_bytes = static_cast<size_t>(cols) * size_of(tensor.dtype);
+  return {tensor.dtype, {end - begin, cols},
+          tensor.bytes.subspan(static_cast<size_t>(begin) * row_bytes, static_cast<size_t>(end - begin) * row_bytes)};
+}
+
+Fidelity measure(const CodebookMatrix& matrix, const TensorView& source) {
+  const int64_t block_rows = std::max<int64_t>(1, kBlockWeights / std::max<int64_t>(1, matrix.cols));
+  std::vector<float> block;
+  Fidelity fidelity;
+  for (int64_t begin = 0; begin < matrix.rows; begin += block_rows) {
+    const int64_t end = std::min(begin + block_rows, matrix.rows);
+    block.resize(static_cast<size_t>((end - begin) * matrix.cols));
+    decode_rows_reference(matrix, begin, end, block);
+    fidelity += compare(rows_of(source, matrix.cols, begin, end), block);
+  }
+  return fidelity;
+}
+
+class Verifier {
+ public:
+  Verifier(const std::filesystem::path& dir, const VerifyOptions& options)
+      : options_(options), checkpoint_(Checkpoint::open(dir)), shapes_(known_shapes(checkpoint_)) {
+    if (!options.source.empty()) source_.emplace(Checkpoint::open(options.source));
+    try {
+      if (std::filesystem::is_directory(dir)) receipt_ = read_receipt(dir);
+      result_.has_receipt = receipt_.has_value();
+    } catch (const Error& error) {
+      problem(error.what());
+    }
+  }
+
+  VerifyResult run() {
+    const std::vector<StoredTensor> tensors = list_tensors(checkpoint_);
+    if (receipt_) check_keys();
+    int64_t total = 0;
+    for (const auto& [key, view] : checkpoint_.tensors()) total += static_cast<int64_t>(view.bytes.size());
+    int64_t done = 0;
+    for (const StoredTensor& tensor : tensors) {
+      if (options_.progress) options_.progress(tensor.name, done, total);
+      ++result_.tensors;
+      result_.compressed += tensor.compressed;
+      try {
+        check_tensor(tensor);
+      } catch (const Error& error) {
+        problem(error.what());
+      }
+      done += bytes_of(tensor);
+    }
+    if (source_) check_source_is_covered(tensors);
+    if (options_.progress) options_.progress({}, total, total);
+    return std::move(result_);
+  }
+
+ private:
+  void problem(std::string message) { result_.problems.push_back({std::move(message)}); }
+
+  void problem(std::string_view tensor, const std::string& message) {
+    problem(Error(message, checkpoint_.place(tensor)).what());
+  }
+
+  int64_t bytes_of(const StoredTensor& tensor) const {
+    const TensorView* view = checkpoint_.find(tensor.compressed ? tensor.module + ".indices" : tensor.name);
+    return view ? static_cast<int64_t>(view->bytes.size()) : 0;
+  }
+
+  const TensorReceipt* receipt_of(std::string_view name) const {
+    if (!receipt_) return nullptr;
+    const auto found = std::ranges::find(receipt_->tensors, name, &TensorReceipt::name);
+    return found == receipt_->tensors.end() ? nullptr : &*found;
+  }
+
+  /// The file has the keys that the receipt lists and no others.
+  void check_keys() {
+    std::set<std::string_view> listed;
+    for (const TensorReceipt& tensor : receipt_->tensors) {
+      for (const StoredKey& key : tensor.stored) {
+        listed.insert(key.key);
+        if (!checkpoint_.tensors().contains(key.key)) problem(key.key, "is in the receipt but not stored");
+      }
+    }
+    for (const auto& [key, view] : checkpoint_.tensors()) {
+      if (!listed.contains(key)) problem(key, "is stored but not in the receipt");
+    }
+  }
+
+  void check_tensor(const StoredTensor& tensor) {
+    const TensorReceipt* receipt = receipt_of(tensor.name);
+    if (receipt) check_hashes(*receipt);
+    const TensorView* source = source_ ? source_of(tensor) : nullptr;
+    if (!tensor.compressed) {
+      const TensorView& view = *checkpoint_.find(tensor.name);
+      if (source && (view.dtype != source->dtype || !std::ranges::equal(view.bytes, source->bytes))) {
+        problem(tensor.name, "is stored exactly but differs from the source");
+      }
+      return;
+    }
+    const auto known = shapes_.find(tensor.name);
+    const CodebookMatrix matrix =
+        read_codebook_matrix(checkpoint_, tensor.module, known == shapes_.end() ? tensor.shape : known->second);
+    if (source) check_fidelity(tensor, matrix, *source, receipt);
+  }
+
+  void check_hashes(const TensorReceipt& receipt) {
+    for (const StoredKey& key : receipt.stored) {
+      const TensorView* view = checkpoint_.find(key.key);
+      if (!view) continue;
+      ++result_.hashes_checked;
+      if (name_of(view->dtype) != key.dtype || view->shape != key.shape) {
+        problem(key.key, fmt::format("is {} {}, the receipt says {} {}", name_of(view->dtype), to_string(view->shape),
+                                     key.dtype, to_string(key.shape)));
+      } else if (sha256_hex(view->bytes) != key.sha256) {
+        problem(key.key, "the stored bytes do not have the receipt's SHA-256");
+      }
+    }
+  }
+
+  const TensorView* source_of(const StoredTensor& tensor) {
+    const TensorView* view = source_->find(tensor.name);
+    if (!view) problem(tensor.name, "is not in the source");
+    return view;
+  }
+
+  void check_fidelity(const StoredTensor& tensor, const CodebookMatrix& matrix, const TensorView& source,
+                      const TensorReceipt* receipt) {
+    if (source.size() != matrix.rows * matrix.cols) {
+      problem(tensor.name, fmt::format("has {} weights, the source {}", matrix.rows * matrix.cols, source.size()));
+      return;
+    }
+    if (receipt && sha256_hex(source.bytes) != receipt->source_sha256) {
+      problem(tensor.name, "the source's bytes do not have the receipt's SHA-256");
+      return;
+    }
+    const Fidelity fidelity = measure(matrix, source);
+    ++result_.fidelities_checked;
+    if (!receipt) return;
+    const bool exact = fidelity.squared_error == 0;
+    if (exact != !receipt->snr_db || (!exact && !close(fidelity.snr_db(), *receipt->snr_db))) {
+      problem(tensor.name, fmt::format("SNR is {:.6f} dB, the receipt says {}", fidelity.snr_db(),
+                                       receipt->snr_db ? fmt::format("{:.6f} dB", *receipt->snr_db) : "exact"));
+    }
+    if (!close(fidelity.cosine(), receipt->cosine)) {
+      problem(tensor.name, fmt::format("cosine is {:.9f}, the receipt says {:.9f}", fidelity.cosine(), receipt->cosine));
+    }
+    if (!close(fidelity.max_error, receipt->max_error)) {
+      problem(tensor.name,
+              fmt::format("largest error is {:.9g}, the receipt says {:.9g}", fidelity.max_error, receipt->max_error));
+    }
+    if (const auto outliers = static_cast<int64_t>(matrix.sidecar.value.size()); outliers != receipt->outliers) {
+      problem(tensor.name, fmt::format("has {} outliers, the receipt says {}", outliers, receipt->outliers));
+    }
+  }
+
+  void check_source_is_covered(const std::vector<StoredTensor>& tensors) {
+    std::set<std::string_view> stored;
+    for (const StoredTensor& tensor : tensors) stored.insert(tensor.name);
+    for (const auto& [name, view] : source_->tensors()) {
+      if (!stored.contains(name)) problem(name, "is in the source but not stored");
+    }
+  }
+
+  const VerifyOptions& options_;
+  Checkpoint checkpoint_;
+  std::optional<Checkpoint> source_;
+  std::optional<Receipt> receipt_;
+  std::map<std::string, Shape> shapes_;
+  VerifyResult result_;
+};
+
+}  // namespace
+
+VerifyResult verify(const std::filesystem::path& dir, const VerifyOptions& options) {
+  return Verifier(dir, options).run();
+}
+
+}  // namespace hxq

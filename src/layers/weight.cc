@@ -1,0 +1,75 @@
+#include "layers/weight.h"
+
+#include <fmt/format.h>
+
+#include "codec/codebook_read.h"
+#include "codec/decode_reference.h"
+#include "codec/stored_tensors.h"
+#include "hxq/error.h"
+
+namespace hxq {
+namespace {
+
+StoredTensor require(const Checkpoint& checkpoint, const WeightDesc& desc) {
+  std::optional<StoredTensor> stored = find_tensor(checkpoint, desc.name);
+  if (!stored) {
+    throw Error(fmt::format("missing; the configuration expects it with shape {}", to_string(desc.shape)),
+                checkpoint.place(desc.name));
+  }
+  if (!stored->compressed && stored->shape != desc.shape) {
+    throw Error(fmt::format("shape is {}, expected {}", to_string(stored->shape), to_string(desc.shape)),
+                checkpoint.place(desc.name));
+  }
+  return *std::move(stored);
+}
+
+}  // namespace
+
+Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc) {
+  const StoredTensor stored = require(checkpoint, desc);
+  if (stored.compressed) return read_codebook_matrix(checkpoint, stored.module, desc.shape);
+  const TensorView& view = *checkpoint.find(stored.name);
+  if (view.dtype != DType::f32 && view.dtype != DType::f16 && view.dtype != DType::bf16) {
+    throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)),
+                checkpoint.place(stored.name));
+  }
+  return kernels::DenseMatrix{view.shape[0], view.shape[1], view.dtype, view.bytes.data()};
+}
+
+std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc) {
+  const StoredTensor stored = require(checkpoint, desc);
+  if (stored.compressed) {
+    std::vector<float> values(static_cast<size_t>(element_count(desc.shape)));
+    decode_reference(read_codebook_matrix(checkpoint, stored.module, desc.shape), values);
+    return values;
+  }
+  try {
+    return to_float(*checkpoint.find(stored.name));
+  } catch (const Error& error) {
+    throw Error(error.what(), checkpoint.place(stored.name));
+  }
+}
+
+bool is_compressed(const Weight& weight) noexcept { return std::holds_alternative<CodebookMatrix>(weight); }
+
+int64_t bytes_read(const Weight& weight) noexcept {
+  if (const auto* dense = std::get_if<kernels::DenseMatrix>(&weight)) {
+    return dense->rows * dense->cols * static_cast<int64_t>(size_of(dense->dtype));
+  }
+  const auto& coded = std::get<CodebookMatrix>(weight);
+  const size_t floats = coded.codebook.size() + coded.low_rank.u_scaled.size() + coded.low_rank.vt.size() +
+                        coded.channel_scales.size() + coded.sidecar.value.size();
+  const size_t places = coded.sidecar.row_begin.size() + coded.sidecar.col.size();
+  return static_cast<int64_t>(coded.indices.size() + 4 * (floats + places));
+}
+
+void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {
+  std::visit([&](const auto& matrix) { kernels::linear(matrix, args, context); }, weight);
+}
+
+void gather_rows(const Weight& weight, const int32_t* ids, int64_t count, float* out,
+                 const kernels::Context& context) noexcept {
+  std::visit([&](const auto& matrix) { kernels::gather_rows(matrix, ids, count, out, context); }, weight);
+}
+
+}  // namespace hxq

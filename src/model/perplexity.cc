@@ -1,0 +1,184 @@
+#include "hxq/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "hxq/error.h"
+#include "kernels/team.h"
+
+namespace hxq {
+namespace {
+
+/// Tokens whose logits are held at a time.
+constexpr int64_t kChunk = 256;
+
+struct Scores {
+  double nll = 0;
+  double kl = 0;
+  int64_t same_top = 0;
+
+  Scores& operator+=(const Scores& other) {
+    nll += other.nll;
+    kl += other.kl;
+    same_top += other.same_top;
+    return *this;
+  }
+};
+
+/// Log of the sum of exponentials, in double.
+double log_sum_exp(std::span<const float> logits, float largest) {
+  double sum = 0;
+  for (const float logit : logits) sum += static_cast<double>(std::exp(logit - largest));
+  return static_cast<double>(largest) + std::log(sum);
+}
+
+Scores score(std::span<const float> logits, std::span<const float> reference, int32_t target) {
+  const auto top = std::ranges::max_element(logits);
+  const double normaliser = log_sum_exp(logits, *top);
+  Scores scores;
+  scores.nll = normaliser - static_cast<double>(logits[static_cast<size_t>(target)]);
+  if (reference.empty()) return scores;
+
+  const auto reference_top = std::ranges::max_element(reference);
+  const double reference_normaliser = log_sum_exp(reference, *reference_top);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double log_p = static_cast<double>(reference[i]) - reference_normaliser;
+    const double log_q = static_cast<double>(logits[i]) - normaliser;
+    scores.kl += static_cast<double>(std::exp(static_cast<float>(log_p))) * (log_p - log_q);
+  }
+  scores.same_top = (top - logits.begin()) == (reference_top - reference.begin());
+  return scores;
+}
+
+/// A model run over one window after the other.
+class Runner {
+ public:
+  explicit Runner(const Model& model)
+      : model_(model), state_(model.new_state()), logits_(static_cast<size_t>(kChunk * model.info().vocab_size)) {}
+
+  void start(std::span<const int32_t> unscored) {
+    state_.reset();
+    model_.forward(unscored, state_, Logits::none, {});
+  }
+
+  /// Logits [tokens.size(), vocab], valid until the next call.
+  std::span<const float> run(std::span<const int32_t> tokens) {
+    const auto size = tokens.size() * static_cast<size_t>(model_.info().vocab_size);
+    model_.forward(tokens, state_, Logits::all, std::span(logits_).first(size));
+    return std::span(logits_).first(size);
+  }
+
+ private:
+  const Model& model_;
+  State state_;
+  std::vector<float> logits_;
+};
+
+class Evaluation {
+ public:
+  Evaluation(const Model& model, const PerplexityOptions& options)
+      : vocab_(model.info().vocab_size), threads_(model.info().threads), model_(model) {
+    if (options.against) reference_.emplace(*options.against);
+  }
+
+  /// Scores the last `scored` tokens of `window`.
+  Scores run(std::span<const int32_t> window, int64_t scored) {
+    // The logits at a position predict the token after it.
+    const auto first = static_cast<int64_t>(window.size()) - scored - 1;
+    const auto inputs = window.first(window.size() - 1);
+    model_.start(inputs.first(static_cast<size_t>(first)));
+    if (reference_) reference_->start(inputs.first(static_cast<size_t>(first)));
+    Scores total;
+    for (int64_t begin = first; begin < static_cast<int64_t>(inputs.size()); begin += kChunk) {
+      const int64_t count = std::min(kChunk, static_cast<int64_t>(inputs.size()) - begin);
+      const auto chunk = inputs.subspan(static_cast<size_t>(begin), static_cast<size_t>(count));
+      total += score_chunk(chunk, window.subspan(static_cast<size_t>(begin) + 1, static_cast<size_t>(count)));
+    }
+    return total;
+  }
+
+ private:
+  Scores score_chunk(std::span<const int32_t> inputs, std::span<const int32_t> targets) {
+    const std::span<const float> logits = model_.run(inputs);
+    const std::span<const float> reference = reference_ ? reference_->run(inputs) : std::span<const float>();
+    per_token_.resize(targets.size());
+    run_team(threads_, [&](const Team& team) {
+      const Range share = team.share(static_cast<int64_t>(targets.size()));
+      for (int64_t t = share.begin; t < share.end; ++t) {
+        const auto at = static_cast<size_t>(t * vocab_);
+        const auto vocab = static_cast<size_t>(vocab_);
+        per_token_[static_cast<size_t>(t)] =
+            score(logits.subspan(at, vocab), reference.empty() ? reference : reference.subspan(at, vocab),
+                  targets[static_cast<size_t>(t)]);
+      }
+    });
+    // Summed in order, so that the result does not depend on the number of threads.
+    Scores total;
+    for (const Scores& token : per_token_) total += token;
+    return total;
+  }
+
+  int64_t vocab_;
+  int threads_;
+  Runner model_;
+  std::optional<Runner> reference_;
+  std::vector<Scores> per_token_;
+};
+
+void check(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options) {
+  if (tokens.size() < 2) throw Error(fmt::format("{} tokens: perplexity needs at least 2", tokens.size()));
+  if (options.window < 2) throw Error(fmt::format("window of {} tokens: expected at least 2", options.window));
+  if (options.stride < 1 || options.stride > options.window) {
+    throw Error(fmt::format("stride {}: expected 1 to the window's {}", options.stride, options.window));
+  }
+  if (options.max_windows < 0) throw Error(fmt::format("{} windows: expected 0 (all) or more", options.max_windows));
+  if (options.against && options.against->info().vocab_size != model.info().vocab_size) {
+    throw Error(fmt::format("vocabularies differ: {} tokens and {}", model.info().vocab_size,
+                            options.against->info().vocab_size));
+  }
+}
+
+std::vector<WindowScore> plan_windows(int64_t tokens, const PerplexityOptions& options) {
+  std::vector<WindowScore> windows;
+  int64_t scored_to = 1;  // the first token has no prediction
+  for (int64_t begin = 0; scored_to < tokens; begin += options.stride) {
+    const int64_t end = std::min(begin + options.window, tokens);
+    // A window's own first token has no prediction either; only windows that do not overlap lose one by it.
+    const int64_t scored = std::min(end - scored_to, end - begin - 1);
+    if (scored > 0) windows.push_back({.begin = begin, .end = end, .scored = scored});
+    scored_to = end;
+    if (static_cast<int64_t>(windows.size()) == options.max_windows) break;
+  }
+  return windows;
+}
+
+}  // namespace
+
+PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options) {
+  check(model, tokens, options);
+  PerplexityResult result;
+  result.windows = plan_windows(static_cast<int64_t>(tokens.size()), options);
+  Evaluation evaluation(model, options);
+  Scores total;
+  const auto window_count = static_cast<int64_t>(result.windows.size());
+  for (int64_t done = 0; WindowScore& window : result.windows) {
+    const auto span = tokens.subspan(static_cast<size_t>(window.begin), static_cast<size_t>(window.end - window.begin));
+    const Scores scores = evaluation.run(span, window.scored);
+    window.nll = scores.nll;
+    total += scores;
+    result.tokens_scored += window.scored;
+    if (options.progress) options.progress(++done, window_count);
+  }
+  const auto scored = static_cast<double>(result.tokens_scored);
+  result.nll = total.nll / scored;
+  result.perplexity = std::exp(result.nll);
+  if (options.against) {
+    result.mean_kl = total.kl / scored;
+    result.same_top = static_cast<double>(total.same_top) / scored;
+  }
+  return result;
+}
+
+}  // namespace hxq

@@ -1,0 +1,92 @@
+// The runtime against transformers in f32: figures in the shared folder's reference/.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "hxq/model.h"
+#include "hxq/perplexity.h"
+#include "hxq/tokenizer.h"
+#include "io/json.h"
+#include "io/mapped_file.h"
+#include "io/npy.h"
+#include "shared_data.h"
+#include "text_file.h"
+
+namespace hxq {
+namespace {
+
+class Reference : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    HXQ_REQUIRE_SHARED();
+    dir_ = testing::shared_dir() / "models" / GetParam();
+    expected_ = load_json(testing::shared_dir() / "reference" / (std::string(GetParam()) + ".json"));
+  }
+
+  std::filesystem::path dir_;
+  nlohmann::json expected_;
+};
+
+TEST_P(Reference, LogitsOfTheFirst64Tokens) {
+  const Model model = Model::open(dir_);
+  const auto ids = expected_.at("first_ids").get<std::vector<int32_t>>();
+  const MappedFile file =
+      MappedFile::open(testing::shared_dir() / "reference" / (std::string(GetParam()) + ".logits.npy"));
+  const TensorView npy = parse_npy(file.bytes(), "logits.npy");
+  const std::vector<float> expected = to_float(npy);
+  ASSERT_EQ(npy.shape, (Shape{16, model.info().vocab_size}));
+
+  State state = model.new_state();
+  std::vector<float> logits(ids.size() * static_cast<size_t>(model.info().vocab_size));
+  model.forward(ids, state, Logits::all, logits);
+  const float* last = logits.data() + logits.size() - expected.size();
+  float largest = 0;
+  for (size_t i = 0; i < expected.size(); ++i) largest = std::max(largest, std::abs(last[i] - expected[i]));
+  RecordProperty("largest_difference", std::to_string(largest));
+  EXPECT_LE(largest, 1e-3f);
+  EXPECT_GT(largest, 0.0f) << "two programs that agree to the last bit are one program";
+}
+
+TEST_P(Reference, Greedy48Tokens) {
+  const Model model = Model::open(dir_);
+  const auto expected = expected_.at("greedy").get<std::vector<int32_t>>();
+  std::vector<int32_t> tokens(expected.begin(), expected.end() - 48);
+  State state = model.new_state();
+  std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
+  model.forward(tokens, state, Logits::last, logits);
+  while (tokens.size() < expected.size()) {
+    const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+    tokens.push_back(token);
+    model.forward({&token, 1}, state, Logits::last, logits);
+  }
+  EXPECT_EQ(tokens, expected);
+}
+
+TEST_P(Reference, FirstWindows) {
+  const Model model = Model::open(dir_);
+  const Tokenizer tokenizer = Tokenizer::load(dir_);
+  const auto tokens = tokenizer.encode(testing::read_file(testing::shared_dir() / "data" / "wikitext2-test.txt"));
+  EXPECT_EQ(static_cast<int64_t>(tokens.size()), expected_.at("tokens"));
+  const PerplexityResult result = perplexity(model, tokens, {.max_windows = 3});
+  ASSERT_EQ(result.windows.size(), 3u);
+  for (size_t i = 0; i < result.windows.size(); ++i) {
+    const nlohmann::json& window = expected_.at("windows")[i];
+    EXPECT_EQ(result.windows[i].begin, window[0]);
+    EXPECT_EQ(result.windows[i].end, window[1]);
+    EXPECT_EQ(result.windows[i].scored, window[2]);
+    EXPECT_NEAR(result.windows[i].nll, window[3], 1e-4 * window[3].get<double>());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dense, Reference, ::testing::Values("wiki-mamba-7m", "wiki-mamba-25m"),
+                         [](const auto& info) { 
+                           std::string name = info.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace hxq

@@ -1,0 +1,108 @@
+#include "hxq/compress.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "console.h"
+#include "tables.h"
+#include "verbs.h"
+
+namespace hxq::tools {
+namespace {
+
+struct Arguments {
+  std::string source;
+  std::string destination;
+  CompressOptions options;
+  bool dry_run = false;
+  bool json = false;
+};
+
+int show_plan(const Arguments& arguments) {
+  const std::vector<PlannedTensor> plan = plan_compression(arguments.source, arguments.options);
+  if (arguments.json) {
+    nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+    for (const PlannedTensor& tensor : plan) {
+      tensors.push_back({{"name", tensor.name}, {"shape", tensor.shape}, {"dtype", tensor.dtype},
+                         {"role", tensor.role}, {"codec", tensor.codec}, {"source_bytes", tensor.source_bytes}});
+    }
+    print(nlohmann::ordered_json{{"tensors", tensors}}.dump(2) + "\n");
+    return 0;
+  }
+  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"dtype", Align::left}, {"role", Align::left},
+               {"bytes", Align::right}, {"codec", Align::left}});
+  for (const PlannedTensor& tensor : plan) {
+    table.add({tensor.name, to_string(tensor.shape), tensor.dtype, tensor.role, fmt::format("{}", tensor.source_bytes),
+               tensor.codec});
+  }
+  print(table.text());
+  return 0;
+}
+
+void show_receipt(const Receipt& receipt, const std::string& destination) {
+  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"codec", Align::left}, {"bits/weight", Align::right},
+               {"SNR dB", Align::right}, {"cosine", Align::right}, {"max error", Align::right},
+               {"outliers", Align::right}});
+  for (const TensorReceipt& tensor : receipt.tensors) {
+    const bool exact = !tensor.snr_db;
+    table.add({tensor.name, to_string(tensor.shape), tensor.codec, fmt::format("{:.3f}", tensor.bits_per_weight),
+               exact ? "exact" : fmt::format("{:.2f}", *tensor.snr_db),
+               exact ? "" : fmt::format("{:.7f}", tensor.cosine),
+               exact ? "" : fmt::format("{:.2e}", tensor.max_error),
+               tensor.outliers == 0 ? "" : fmt::format("{}", tensor.outliers)});
+  }
+  const ReceiptTotals& totals = receipt.totals;
+  print(table.text() +
+        fmt::format("\n{} parameters: {} tensors compressed, {} exact\n{} -> {} ({:.1f} % of the source, {:.1f} % of "
+                    "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; receipt in {}/{}\n",
+                    totals.parameters, totals.tensors_compressed, totals.tensors_exact, bytes_text(totals.source_bytes),
+                    bytes_text(totals.stored_bytes), 100 * totals.ratio_to_source, 100 * totals.ratio_to_f32,
+                    totals.bits_per_weight,
+                    100.0 * static_cast<double>(totals.compressed_stored_bytes) /
+                        static_cast<double>(std::max<int64_t>(1, totals.compressed_f32_bytes)),
+                    totals.wall_seconds, bytes_text(totals.peak_memory_bytes), destination,
+                    kReceiptFile));
+}
+
+int run(Arguments& arguments) {
+  if (arguments.dry_run) return show_plan(arguments);
+  Receipt receipt;
+  {
+    ProgressBar bar("compressing");
+    arguments.options.progress = [&](std::string_view tensor, int64_t done, int64_t total) {
+      bar.update(done, total, tensor);
+    };
+    receipt = compress(arguments.source, arguments.destination, arguments.options);
+  }
+  if (arguments.json) {
+    print(to_json(receipt));
+  } else {
+    show_receipt(receipt, arguments.destination);
+  }
+  return 0;
+}
+
+}  // namespace
+
+RunVerb add_compress(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  app.add_option("SRC", arguments->source, "Model folder: config.json and safetensors (F32, F16 or BF16)")->required();
+  app.add_option("DST", arguments->destination, "Folder to create")->required();
+  app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 0.5));
+  app.add_option("--keep", arguments->options.keep, "Store tensors whose names match this shell pattern exactly");
+  app.add_option("--only", arguments->options.only, "Compress nothing but tensors that match this shell pattern");
+  app.add_option("-t,--threads", arguments->options.threads, "Threads (0: all cores); the bytes written are the same")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
+  app.add_flag("-f,--force", arguments->options.force, "Replace DST if an earlier compression wrote it");
+  app.add_flag("--json", arguments->json, "Print the receipt (or the plan) as JSON");
+  app.footer("Example: hxq compress models/wiki-mamba-7m build/wiki-mamba-7m-hxq");
+  return [arguments] { return run(*arguments); };
+}
+
+}  // namespace hxq::tools

@@ -1,0 +1,86 @@
+#include "console.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "hxq/error.h"
+
+namespace hxq::tools {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+void note_interrupt(int) { interrupted = 1; }
+
+}  // namespace
+
+void catch_interrupts() {
+  struct sigaction action {};
+  action.sa_handler = note_interrupt;
+  action.sa_flags = SA_RESETHAND;  // a second one ends the program at once
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+void check_interrupt() {
+  if (interrupted) throw Interrupted{};
+}
+
+ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), shown_(isatty(STDERR_FILENO) == 1) {}
+
+ProgressBar::~ProgressBar() {
+  if (shown_ && last_drawn_ >= 0) fmt::print(stderr, "\r\033[K");
+}
+
+void ProgressBar::update(int64_t done, int64_t total, std::string_view note) {
+  check_interrupt();
+  if (!shown_) return;
+  constexpr int kWidth = 30;
+  const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;
+  const int permille = static_cast<int>(share * 1000);
+  if (permille == last_drawn_) return;
+  last_drawn_ = permille;
+  const int filled = static_cast<int>(share * kWidth);
+  fmt::print(stderr, "\r\033[K{} [{:=<{}}{:{}}] {:3d} % {}", label_, "", filled, "", kWidth - filled, permille / 10,
+             note.substr(0, 60));
+  std::fflush(stderr);
+}
+
+std::string bytes_text(int64_t bytes) {
+  const auto value = static_cast<double>(bytes);
+  if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", value / 1e9);
+  if (bytes >= 1'000'000) return fmt::format("{:.2f} MB", value / 1e6);
+  if (bytes >= 1'000) return fmt::format("{:.1f} kB", value / 1e3);
+  return fmt::format("{} B", bytes);
+}
+
+void print(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  if (!written) throw Error("cannot write to standard output");
+}
+
+void ModelArguments::add_to(CLI::App& app) {
+  app.add_option("-t,--threads", threads, "Threads (0: all cores)")->check(CLI::NonNegativeNumber);
+}
+
+ModelOptions ModelArguments::options() const {
+  const char* target = std::getenv("HXQ_TARGET");
+  return {.threads = threads, .target = target ? target : ""};
+}
+
+std::string read_text(const std::string& path) {
+  if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) throw Error("cannot read the file", {.file = path});
+  return text;
+}
+
+}  // namespace hxq::tools

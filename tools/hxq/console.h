@@ -1,0 +1,53 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "hxq/model.h"
+
+namespace hxq::tools {
+
+/// Thrown when the user interrupts long work; what was being written is cleaned up on the way out.
+struct Interrupted {};
+
+/// From now on SIGINT and SIGTERM are noted, and the next `check_interrupt` throws.
+void catch_interrupts();
+void check_interrupt();
+
+/// A progress bar on standard error; draws nothing when that is not a terminal. Updates also check for interrupts.
+class ProgressBar {
+ public:
+  explicit ProgressBar(std::string label);
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+  ~ProgressBar();
+
+  void update(int64_t done, int64_t total, std::string_view note = {});
+
+ private:
+  std::string label_;
+  bool shown_;
+  int last_drawn_ = -1;
+};
+
+/// "15.0 MB"; decimal units.
+std::string bytes_text(int64_t bytes);
+
+/// Writes to standard output. Throws `Error` if that fails (a full disk, a closed pipe).
+void print(std::string_view text);
+
+/// --threads on a verb that runs a model, and HXQ_TARGET from the environment.
+struct ModelArguments {
+  int threads = 0;
+
+  void add_to(CLI::App& app);
+  ModelOptions options() const;
+};
+
+/// Reads a whole file, or standard input for "-". Throws `Error`.
+std::string read_text(const std::string& path);
+
+}  // namespace hxq::tools

@@ -1,0 +1,53 @@
+#include <fmt/format.h>
+
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "console.h"
+#include "hxq/compress.h"
+#include "verbs.h"
+
+namespace hxq::tools {
+namespace {
+
+struct Arguments {
+  std::string source;
+  std::string destination;
+  DecompressOptions options;
+  bool json = false;
+};
+
+int run(Arguments& arguments) {
+  int64_t bytes = 0;
+  {
+    ProgressBar bar("decompressing");
+    arguments.options.progress = [&](std::string_view tensor, int64_t done, int64_t total) {
+      bar.update(done, total, tensor);
+    };
+    bytes = decompress(arguments.source, arguments.destination, arguments.options);
+  }
+  if (arguments.json) {
+    print(nlohmann::ordered_json{{"destination", arguments.destination}, {"bytes", bytes}}.dump() + "\n");
+  } else {
+    print(fmt::format("{}: {} of tensors\n", arguments.destination, bytes_text(bytes)));
+  }
+  return 0;
+}
+
+}  // namespace
+
+RunVerb add_decompress(CLI::App& app) {
+  static const std::map<std::string, DType> kDTypes = {{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}};
+  auto arguments = std::make_shared<Arguments>();
+  app.add_option("DIR", arguments->source, "Compressed model folder (HXQ or .cdnav3)")->required();
+  app.add_option("DST", arguments->destination, "Folder to create")->required();
+  app.add_option("--dtype", arguments->options.dtype, "Type of the decoded matrices: f32 (exact), f16 or bf16")
+      ->transform(CLI::CheckedTransformer(kDTypes, CLI::ignore_case))
+      ->default_str("f32");
+  app.add_flag("--json", arguments->json, "Print JSON");
+  app.footer("Example: hxq decompress build/wiki-mamba-7m-hxq build/wiki-mamba-7m-dense");
+  return [arguments] { return run(*arguments); };
+}
+
+}  // namespace hxq::tools

@@ -1,0 +1,88 @@
+#include <fmt/format.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "console.h"
+#include "hxq/verify.h"
+#include "tables.h"
+#include "verbs.h"
+
+namespace hxq::tools {
+namespace {
+
+struct Arguments {
+  std::string dir;
+  bool json = false;
+};
+
+std::string json_text(const Inspection& inspection) {
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+  for (const InspectedTensor& tensor : inspection.tensors) {
+    nlohmann::ordered_json item = {{"name", tensor.name},
+                                   {"shape", tensor.shape},
+                                   {"codec", tensor.codec},
+                                   {"dtype", tensor.dtype},
+                                   {"stored_bytes", tensor.stored_bytes},
+                                   {"bits_per_weight", tensor.bits_per_weight}};
+    if (tensor.codec != "exact") {
+      item["codewords"] = tensor.codewords;
+      item["vector_dim"] = tensor.vector_dim;
+      item["outliers"] = tensor.outliers;
+      item["low_rank"] = tensor.low_rank;
+      if (tensor.snr_db) item["snr_db"] = *tensor.snr_db;
+    }
+    tensors.push_back(std::move(item));
+  }
+  return nlohmann::ordered_json{{"model_type", inspection.model_type},
+                                {"quant_method", inspection.quant_method},
+                                {"parameters", inspection.parameters},
+                                {"stored_bytes", inspection.stored_bytes},
+                                {"tensors", std::move(tensors)},
+                                {"other_keys", inspection.other_keys}}
+             .dump(2) +
+         "\n";
+}
+
+std::string table_text(const Inspection& inspection) {
+  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"stored as", Align::left},
+               {"bits/weight", Align::right}, {"SNR dB", Align::right}, {"outliers", Align::right},
+               {"bytes", Align::right}});
+  for (const InspectedTensor& tensor : inspection.tensors) {
+    std::string form = tensor.dtype;
+    if (tensor.codec != "exact") {
+      form = fmt::format("{} x {}", tensor.codec, tensor.codewords);
+      if (tensor.vector_dim > 1) form += fmt::format(" of {}", tensor.vector_dim);
+      if (tensor.low_rank > 0) form += fmt::format(" + rank {}", tensor.low_rank);
+    }
+    table.add({tensor.name, to_string(tensor.shape), form, fmt::format("{:.3f}", tensor.bits_per_weight),
+               tensor.snr_db ? fmt::format("{:.2f}", *tensor.snr_db) : "",
+               tensor.outliers > 0 ? fmt::format("{}", tensor.outliers) : "", fmt::format("{}", tensor.stored_bytes)});
+  }
+  std::string text = table.text();
+  text += fmt::format("\n{}, {}: {} parameters in {} tensors, {}\n",
+                      inspection.model_type.empty() ? "no model_type" : inspection.model_type,
+                      inspection.quant_method.empty() ? "no quant_method" : "quant_method " + inspection.quant_method,
+                      inspection.parameters, inspection.tensors.size(), bytes_text(inspection.stored_bytes));
+  if (!inspection.other_keys.empty()) {
+    text += fmt::format("{} stored keys belong to no tensor, the first is {}\n", inspection.other_keys.size(),
+                        inspection.other_keys.front());
+  }
+  return text;
+}
+
+}  // namespace
+
+RunVerb add_inspect(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  app.add_option("DIR", arguments->dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
+  app.add_flag("--json", arguments->json, "Print JSON");
+  app.footer("Example: hxq inspect build/wiki-mamba-7m-hxq");
+  return [arguments] {
+    const Inspection inspection = inspect(arguments->dir);
+    print(arguments->json ? json_text(inspection) : table_text(inspection));
+    return 0;
+  };
+}
+
+}  // namespace hxq::tools

@@ -1,0 +1,70 @@
+// The command: finds the verb, runs it, and turns failures into one line and an exit code.
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "console.h"
+#include "hxq/error.h"
+#include "hxq/version.h"
+#include "verbs.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongUse = 2;
+constexpr int kInterrupted = 130;
+
+int run(int argc, char** argv) {
+  CLI::App app("Compress neural networks to a codebook and one byte per weight, and run them in that form.", "hxq");
+  app.set_version_flag("--version", std::string("hxq ") + hxq::kVersion);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  app.footer("`hxq VERB --help` shows a verb's options and an example.\n"
+             "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.");
+
+  using hxq::tools::RunVerb;
+  std::vector<std::pair<CLI::App*, RunVerb>> verbs;
+  const auto add = [&](const char* name, const char* description, RunVerb (*declare)(CLI::App&)) {
+    CLI::App* verb = app.add_subcommand(name, description);
+    verbs.emplace_back(verb, declare(*verb));
+  };
+  add("compress", "Compress a model folder", hxq::tools::add_compress);
+  add("inspect", "List what a model folder stores", hxq::tools::add_inspect);
+  add("verify", "Check a compressed folder, its receipt, and its distance from the source", hxq::tools::add_verify);
+  add("decompress", "Turn a compressed folder into a dense one", hxq::tools::add_decompress);
+  add("generate", "Continue a prompt", hxq::tools::add_generate);
+  add("perplexity", "Measure how well a model predicts a text", hxq::tools::add_perplexity);
+  add("bench", "Measure speed against what this machine's memory allows", hxq::tools::add_bench);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kWrongUse;
+  }
+  for (const auto& [verb, run_verb] : verbs) {
+    if (verb->parsed()) return run_verb();
+  }
+  return kWrongUse;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  hxq::tools::catch_interrupts();
+  try {
+    return run(argc, argv);
+  } catch (const hxq::tools::Interrupted&) {
+    fmt::print(stderr, "hxq: interrupted\n");
+    return kInterrupted;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "hxq: out of memory\n");
+    return kFailed;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "hxq: {}\n", error.what());
+    return kFailed;
+  }
+}

@@ -1,0 +1,84 @@
+#include "hxq/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "console.h"
+#include "hxq/tokenizer.h"
+#include "verbs.h"
+
+namespace hxq::tools {
+namespace {
+
+struct Arguments {
+  std::string dir;
+  std::string text;
+  std::string against;
+  PerplexityOptions options;
+  ModelArguments model;
+  bool json = false;
+};
+
+std::string json_text(const PerplexityResult& result) {
+  nlohmann::ordered_json windows = nlohmann::ordered_json::array();
+  for (const WindowScore& window : result.windows) {
+    windows.push_back({{"begin", window.begin}, {"end", window.end}, {"scored", window.scored}, {"nll", window.nll}});
+  }
+  nlohmann::ordered_json json = {
+      {"perplexity", result.perplexity}, {"nll", result.nll}, {"tokens_scored", result.tokens_scored}};
+  if (result.mean_kl) json["mean_kl"] = *result.mean_kl;
+  if (result.same_top) json["same_top"] = *result.same_top;
+  json["windows"] = std::move(windows);
+  return json.dump(2) + "\n";
+}
+
+int run(Arguments& arguments) {
+  const Model model = Model::open(arguments.dir, arguments.model.options());
+  std::optional<Model> against;
+  if (!arguments.against.empty()) against.emplace(Model::open(arguments.against, arguments.model.options()));
+  const std::vector<int32_t> tokens = Tokenizer::load(arguments.dir).encode(read_text(arguments.text));
+  arguments.options.against = against ? &*against : nullptr;
+  const auto start = std::chrono::steady_clock::now();
+  PerplexityResult result;
+  {
+    ProgressBar bar("scoring");
+    arguments.options.progress = [&](int64_t done, int64_t total) {
+      bar.update(done, total, fmt::format("window {} of {}", done, total));
+    };
+    result = perplexity(model, tokens, arguments.options);
+  }
+  if (arguments.json) {
+    print(json_text(result));
+    return 0;
+  }
+  std::string line = fmt::format("perplexity {:.4f} (nll {:.6f}) over {} tokens in {} windows", result.perplexity,
+                                 result.nll, result.tokens_scored, result.windows.size());
+  if (result.mean_kl) line += fmt::format("; mean KL {:.6f}, same top token {:.2f} %", *result.mean_kl, 100 * *result.same_top);
+  print(line + "\n");
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  fmt::print(stderr, "{:.1f} s\n", seconds.count());
+  return 0;
+}
+
+}  // namespace
+
+RunVerb add_perplexity(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  PerplexityOptions& options = arguments->options;
+  app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
+  app.add_option("--text", arguments->text, "Text file (-: standard input)")->required();
+  app.add_option("--window", options.window, "Tokens a window holds")->capture_default_str();
+  app.add_option("--stride", options.stride, "Tokens from one window's start to the next")->capture_default_str();
+  app.add_option("--windows", options.max_windows, "Score only the first N windows (0: all)")->capture_default_str();
+  app.add_option("--against", arguments->against, "Another model folder to compare with: mean KL and same top token");
+  app.add_flag("--json", arguments->json, "Print JSON, every window included");
+  arguments->model.add_to(app);
+  app.footer("Example: hxq perplexity build/wiki-mamba-7m-hxq --text models/wikitext2-excerpt.txt --against models/wiki-mamba-7m");
+  return [arguments] { return run(*arguments); };
+}
+
+}  // namespace hxq::tools
