@@ -34,8 +34,8 @@ void decode_reference(const CodebookMatrix& matrix, std::span<float> out) {
 
 void decode_rows_reference(const CodebookMatrix& matrix, int64_t row_begin, int64_t row_end, std::span<float> out) {
   for (int64_t row = row_begin; row < row_end; ++row) {
-    decode_row(matrix, row, out.subspan(static_cast<size_t>((row - row_begin) * matrix.cols),
-                                        static_cast<size_t>(matrix.cols)));
+    decode_row(matrix, row,
+               out.subspan(static_cast<size_t>((row - row_begin) * matrix.cols), static_cast<size_t>(matrix.cols)));
   }
 }
 

@@ -24,18 +24,24 @@ uint32_t u16_at(std::span<const std::byte> indices, int64_t i) {
 
 int64_t index_bytes(IndexLayout layout, int64_t count) noexcept {
   switch (layout) {
-    case IndexLayout::u8: return count;
-    case IndexLayout::u16: return 2 * count;
-    case IndexLayout::packed12: return count / 2 * 3;
+    case IndexLayout::u8:
+      return count;
+    case IndexLayout::u16:
+      return 2 * count;
+    case IndexLayout::packed12:
+      return count / 2 * 3;
   }
   return 0;
 }
 
 uint32_t index_at(IndexLayout layout, std::span<const std::byte> indices, int64_t i) noexcept {
   switch (layout) {
-    case IndexLayout::u8: return byte_at(indices, i);
-    case IndexLayout::u16: return u16_at(indices, i);
-    case IndexLayout::packed12: return packed12_at(indices, i);
+    case IndexLayout::u8:
+      return byte_at(indices, i);
+    case IndexLayout::u16:
+      return u16_at(indices, i);
+    case IndexLayout::packed12:
+      return packed12_at(indices, i);
   }
   return 0;
 }

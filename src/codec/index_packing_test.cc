@@ -38,7 +38,8 @@ TEST(IndexPacking, EveryTwelveBitIndexInBothPlaces) {
     indices.push_back(static_cast<uint16_t>(i));
   }
   const std::vector<std::byte> packed = pack_bit_by_bit(indices);
-  EXPECT_EQ(index_bytes(IndexLayout::packed12, static_cast<int64_t>(indices.size())), static_cast<int64_t>(packed.size()));
+  EXPECT_EQ(index_bytes(IndexLayout::packed12, static_cast<int64_t>(indices.size())),
+            static_cast<int64_t>(packed.size()));
   std::vector<uint16_t> out(indices.size());
   unpack_indices(IndexLayout::packed12, packed, 0, out);
   EXPECT_EQ(out, indices);

@@ -14,8 +14,9 @@ constexpr std::string_view kWeight = ".weight";
 
 /// Keys of a compressed module that are not tensors of the model; the last five are derived buffers.
 constexpr std::array<std::string_view, 14> kParts = {
-    "codebook", "indices",       "sidecar_positions", "sidecar_indices", "sidecar_values",  "svd_U",         "svd_s",
-    "svd_Vt",   "channel_scales", "codebook_f16",     "_sidecar_vq_vals", "_sidecar_rows", "_sidecar_cols", "_sidecar_deltas"};
+    "codebook",      "indices",        "sidecar_positions", "sidecar_indices", "sidecar_values",   "svd_U",
+    "svd_s",         "svd_Vt",         "channel_scales",    "codebook_f16",    "_sidecar_vq_vals", "_sidecar_rows",
+    "_sidecar_cols", "_sidecar_deltas"};
 
 /// The name a compressed module's matrix has in the model.
 std::string parameter_name(const Checkpoint& checkpoint, std::string_view module) {
@@ -67,7 +68,8 @@ std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint) {
 
 std::optional<StoredTensor> find_tensor(const Checkpoint& checkpoint, std::string_view name) {
   const TensorView* exact = checkpoint.find(name);
-  if (exact != nullptr && !is_stub(checkpoint, name, *exact)) return StoredTensor{.name = std::string(name), .shape = exact->shape};
+  if (exact != nullptr && !is_stub(checkpoint, name, *exact))
+    return StoredTensor{.name = std::string(name), .shape = exact->shape};
   if (name.ends_with(kWeight)) {
     if (auto found = find_module(checkpoint, name.substr(0, name.size() - kWeight.size()), name)) return found;
   }

@@ -18,9 +18,9 @@ struct StoredTensor {
   std::string module = {};  ///< when compressed: the prefix of its stored keys; for `read_codebook_matrix`
 };
 
-/// The model's tensors by name, ascending. What is stored both exactly and compressed is listed once, as exact. Parts of
-/// compressed modules, derived buffers and empty stubs of compressed weights are left out.
-/// Throws `Error` for a tensor of a dtype that the project does not read.
+/// The model's tensors by name, ascending. What is stored both exactly and compressed is listed once, as exact. Parts
+/// of compressed modules, derived buffers and empty stubs of compressed weights are left out. Throws `Error` for a
+/// tensor of a dtype that the project does not read.
 ///
 /// A compressed module m stands for the parameter m.weight, unless the checkpoint names it otherwise.
 std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint);

@@ -27,7 +27,8 @@ std::vector<std::string> listing(const Checkpoint& checkpoint) {
 TEST(StoredTensors, ListsParametersAndNotTheirParts) {
   TestCheckpoint files;
   add_module(files, "a.proj");
-  for (const char* part : {"sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales", "_sidecar_vq_vals", "_sidecar_deltas"}) {
+  for (const char* part :
+       {"sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales", "_sidecar_vq_vals", "_sidecar_deltas"}) {
     files.set(std::string("a.proj.") + part, DType::f32, {0}, std::vector<float>{});
   }
   for (const char* part : {"sidecar_positions", "sidecar_indices", "_sidecar_rows", "_sidecar_cols"}) {

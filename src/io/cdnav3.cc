@@ -41,7 +41,8 @@ struct TensorMeta {
   DType index_dtype;
 };
 
-std::string string_field(const nlohmann::json& json, const char* key, const std::string& otherwise, const fs::path& file) {
+std::string string_field(const nlohmann::json& json, const char* key, const std::string& otherwise,
+                         const fs::path& file) {
   if (!json.is_object()) throw Error("is not a JSON object", {.file = file.string()});
   const auto found = json.find(key);
   if (found == json.end()) return otherwise;

@@ -17,7 +17,8 @@ std::string safetensors(const std::map<std::string, std::string>& tensors) {
   nlohmann::json header = nlohmann::json::object();
   std::string data;
   for (const auto& [name, content] : tensors) {
-    header[name] = {{"dtype", "U8"}, {"shape", {content.size()}}, {"data_offsets", {data.size(), data.size() + content.size()}}};
+    header[name] = {
+        {"dtype", "U8"}, {"shape", {content.size()}}, {"data_offsets", {data.size(), data.size() + content.size()}}};
     data += content;
   }
   const std::string text = header.dump();
@@ -158,7 +159,8 @@ std::string floats(const std::vector<float>& values) {
 
 /// A tree with one compressed tensor [2, 3] and one exact one.
 void write_tree(const testing::TempDir& dir) {
-  dir.write("m_weight.cdnav3/meta.json", R"({"tensor_name": "m_x.weight", "shape": [2, 3], "format_version": "cdna_v3"})");
+  dir.write("m_weight.cdnav3/meta.json",
+            R"({"tensor_name": "m_x.weight", "shape": [2, 3], "format_version": "cdna_v3"})");
   dir.write("m_weight.cdnav3/codebook.npy", npy("<f4", "2", floats({1, 2})));
   dir.write("m_weight.cdnav3/indices.bin", std::string("\0\1\0\1\1\0", 6));
   dir.write("n_weight.npy", npy("<f4", "2", floats({3, 4})));

@@ -48,7 +48,9 @@ std::vector<Literal> scan(std::string_view text, const std::string& file, const 
         }
         break;
       case ']':
-      case '}': --depth; break;
+      case '}':
+        --depth;
+        break;
       case '-':
       case 'I':
       case 'N': {
@@ -58,7 +60,8 @@ std::vector<Literal> scan(std::string_view text, const std::string& file, const 
         i += literal.size() - 1;
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
   return literals;

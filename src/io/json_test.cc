@@ -24,7 +24,8 @@ uint64_t fault_offset(std::string_view text, const JsonOptions& options = {}) {
 }
 
 TEST(Json, TakesPythonsNonFiniteNumbersAsTransformersWritesThem) {
-  const Json json = parse_json(R"({"a": Infinity, "b": [-Infinity, NaN], "c": "NaN, Infinity \" -Infinity", "d":-1})", "x");
+  const Json json =
+      parse_json(R"({"a": Infinity, "b": [-Infinity, NaN], "c": "NaN, Infinity \" -Infinity", "d":-1})", "x");
   EXPECT_EQ(json["a"], (Json{{"__float__", "Infinity"}}));
   EXPECT_EQ(json["b"][0], (Json{{"__float__", "-Infinity"}}));
   EXPECT_EQ(json["b"][1], (Json{{"__float__", "NaN"}}));
@@ -34,8 +35,9 @@ TEST(Json, TakesPythonsNonFiniteNumbersAsTransformersWritesThem) {
 
 TEST(Json, IsStrictOtherwise) {
   for (std::string_view text :
-       {"", "{", "{\"a\":1,}", "{'a':1}", "[1 2]", "nan", "inf", "+1", "01", "NaNx", "1Infinity", "{NaN:1}", "//c\n1",
-        "\"\x80\"", "\"\xc0\xaf\"", "\"\\ud800\"", "1e999", "{}{}", "\"a", "\"\\", "tru"}) {
+       {"",      "{",    "{\"a\":1,}", "{'a':1}", "[1 2]",  "nan",      "inf",          "+1",
+        "01",    "NaNx", "1Infinity",  "{NaN:1}", "//c\n1", "\"\x80\"", "\"\xc0\xaf\"", "\"\\ud800\"",
+        "1e999", "{}{}", "\"a",        "\"\\",    "tru"}) {
     EXPECT_THROW(parse_json(text, "x"), Error) << text;
   }
 }

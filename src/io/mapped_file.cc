@@ -49,7 +49,8 @@ MappedFile::~MappedFile() {
 }
 
 bool MappedFile::contains(std::span<const std::byte> range) const noexcept {
-  return !range.empty() && range.data() >= bytes_.data() && range.data() + range.size() <= bytes_.data() + bytes_.size();
+  return !range.empty() && range.data() >= bytes_.data() &&
+         range.data() + range.size() <= bytes_.data() + bytes_.size();
 }
 
 void MappedFile::drop(std::span<const std::byte> range) const noexcept {

@@ -114,9 +114,9 @@ DType dtype_of(std::string_view descr, const std::string& file) {
     std::string_view descr;
     DType dtype;
   };
-  static constexpr Known kKnown[] = {{"<f4", DType::f32}, {"<f2", DType::f16}, {"<f8", DType::f64}, {"<i8", DType::i64},
-                                     {"<i4", DType::i32}, {"<i2", DType::i16}, {"<u2", DType::u16}, {"|u1", DType::u8},
-                                     {"|i1", DType::i8},  {"|b1", DType::boolean}};
+  static constexpr Known kKnown[] = {
+      {"<f4", DType::f32}, {"<f2", DType::f16}, {"<f8", DType::f64}, {"<i8", DType::i64}, {"<i4", DType::i32},
+      {"<i2", DType::i16}, {"<u2", DType::u16}, {"|u1", DType::u8},  {"|i1", DType::i8},  {"|b1", DType::boolean}};
   for (const Known& known : kKnown) {
     if (known.descr == descr) return known.dtype;
   }
@@ -178,9 +178,11 @@ std::optional<std::vector<std::byte>> read_npz_member(std::span<const std::byte>
   zip_stat_t status;
   if (zip_stat(zip.get(), member.c_str(), 0, &status) != 0) return std::nullopt;
   if ((status.valid & ZIP_STAT_SIZE) == 0 || status.size > max_bytes) {
-    throw fail(fmt::format("member {} inflates to {} bytes, expected at most {}", member, status.size, max_bytes).c_str());
+    throw fail(
+        fmt::format("member {} inflates to {} bytes, expected at most {}", member, status.size, max_bytes).c_str());
   }
-  const std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> reader(zip_fopen_index(zip.get(), status.index, 0), zip_fclose);
+  const std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> reader(zip_fopen_index(zip.get(), status.index, 0),
+                                                                 zip_fclose);
   if (!reader) throw fail(zip_strerror(zip.get()));
   std::vector<std::byte> bytes(status.size);
   const zip_int64_t got = zip_fread(reader.get(), bytes.data(), bytes.size());
@@ -188,7 +190,8 @@ std::optional<std::vector<std::byte>> read_npz_member(std::span<const std::byte>
   std::byte beyond;
   const zip_int64_t more = got < 0 ? got : zip_fread(reader.get(), &beyond, 1);
   if (more < 0) throw fail(zip_file_strerror(reader.get()));
-  if (more != 0 || static_cast<zip_uint64_t>(got) != status.size) throw fail("a member is not as long as the archive says");
+  if (more != 0 || static_cast<zip_uint64_t>(got) != status.size)
+    throw fail("a member is not as long as the archive says");
   return bytes;
 }
 

@@ -42,7 +42,8 @@ TEST(Npy, ReadsVersionsOneToThree) {
 }
 
 TEST(Npy, ReadsOneDimensionAndScalars) {
-  EXPECT_EQ(parse_npy(bytes_of(npy("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), }", 8)), "x").shape, Shape{4});
+  EXPECT_EQ(parse_npy(bytes_of(npy("{'descr': '<f2', 'fortran_order': False, 'shape': (4,), }", 8)), "x").shape,
+            Shape{4});
   EXPECT_EQ(parse_npy(bytes_of(npy("{'shape':(),'fortran_order':False,'descr':'|u1'}", 1)), "x").shape, Shape{});
 }
 

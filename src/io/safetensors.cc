@@ -76,7 +76,8 @@ Json read_header(std::span<const std::byte> bytes, const std::string& file, size
   uint64_t length = 0;
   std::memcpy(&length, bytes.data(), kLengthBytes);
   if (length > kMaxHeader) {
-    throw Error(fmt::format("header length is {}, expected at most {}", length, kMaxHeader), {.file = file, .offset = 0});
+    throw Error(fmt::format("header length is {}, expected at most {}", length, kMaxHeader),
+                {.file = file, .offset = 0});
   }
   if (length > bytes.size() - kLengthBytes) {
     throw Error(fmt::format("header length is {}, but only {} bytes follow", length, bytes.size() - kLengthBytes),
@@ -101,9 +102,8 @@ void read_metadata(const Json& json, const std::string& file, SafetensorsContent
 
 /// The ranges must cover [0, data_size) exactly.
 void check_coverage(std::vector<Range> ranges, size_t data_begin, uint64_t data_size, const std::string& file) {
-  std::ranges::sort(ranges, [](const Range& a, const Range& b) {
-    return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
-  });
+  std::ranges::sort(ranges,
+                    [](const Range& a, const Range& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
   uint64_t end = 0;
   for (const Range& range : ranges) {
     if (range.begin != end) {
@@ -145,8 +145,8 @@ SafetensorsContents parse_safetensors(std::span<const std::byte> bytes, const st
     }
     const uint64_t size = byte_size(*dtype, shape, place);
     if (size != range.end - range.begin) {
-      throw Error(fmt::format("{} bytes of data, expected {} for {} {}", range.end - range.begin, size,
-                              name_of(*dtype), to_string(shape)),
+      throw Error(fmt::format("{} bytes of data, expected {} for {} {}", range.end - range.begin, size, name_of(*dtype),
+                              to_string(shape)),
                   place);
     }
     contents.tensors.emplace(name, TensorView{*dtype, std::move(shape), data.subspan(range.begin, size)});

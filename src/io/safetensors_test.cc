@@ -46,7 +46,8 @@ TEST(Safetensors, ReadsNamesShapesAndBytes) {
 TEST(Safetensors, AcceptsScalarsEmptyTensorsAndNoTensors) {
   EXPECT_EQ(parse_safetensors(file_of("{}", 0), "x").tensors.size(), 0u);
   const auto bytes = file_of(
-      R"({"s":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"e":{"dtype":"F16","shape":[4,0],"data_offsets":[8,8]}})", 8);
+      R"({"s":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"e":{"dtype":"F16","shape":[4,0],"data_offsets":[8,8]}})",
+      8);
   const SafetensorsContents contents = parse_safetensors(bytes, "x");
   EXPECT_EQ(contents.tensors.at("s").size(), 1);
   EXPECT_EQ(contents.tensors.at("e").size(), 0);
@@ -134,9 +135,10 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"Overlap", two("[0,4]", "[2,6]"), 6}, Malformed{"SameRange", two("[0,4]", "[0,4]"), 4},
         Malformed{"Hole", two("[0,4]", "[5,9]"), 9}, Malformed{"HoleAtTheBegin", two("[1,5]", "[5,9]"), 9},
         Malformed{"RemainderAtTheEnd", two("[0,4]", "[4,8]"), 9},
-        Malformed{"SameNameTwice",
-                  R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
-                  2},
+        Malformed{
+            "SameNameTwice",
+            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+            2},
         Malformed{"SameFieldTwice", R"({"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}})", 1},
         Malformed{"InvalidUtf8", "{\"\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1},
         Malformed{"MetadataIsNotAnObject", R"({"__metadata__":[]})", 0},

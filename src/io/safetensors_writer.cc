@@ -18,10 +18,10 @@
 namespace hxq {
 namespace {
 
-constexpr uint64_t kAlignment = 64;                 // of the data area in the file
-constexpr size_t kStreamedAtLeast = 64 << 10;       // bytes; smaller tensors wait for their place at the end
-constexpr size_t kCopyBuffer = 1 << 20;             // bytes
-constexpr uint64_t kLengthBytes = 8;                // header length field
+constexpr uint64_t kAlignment = 64;            // of the data area in the file
+constexpr size_t kStreamedAtLeast = 64 << 10;  // bytes; smaller tensors wait for their place at the end
+constexpr size_t kCopyBuffer = 1 << 20;        // bytes
+constexpr uint64_t kLengthBytes = 8;           // header length field
 constexpr std::string_view kHeaderBegin = R"({"__metadata__":{"format":"pt"})";
 
 /// A file open for writing that is removed when it goes out of scope, unless it was moved into place.

@@ -29,11 +29,16 @@ Sample sample(std::string name, DType dtype, Shape shape, int seed) {
 
 /// Small and large ones of every element size, odd sizes, an empty one, a name that needs escapes.
 std::vector<Sample> samples() {
-  return {sample("odd", DType::u8, {3}, 1),         sample("large", DType::u8, {1024, 512}, 2),
-          sample("large odd", DType::u8, {333, 777}, 3), sample("f32", DType::f32, {5}, 4),
-          sample("i64", DType::i64, {3}, 5),        sample("bf16", DType::bf16, {7}, 6),
-          sample("large f32", DType::f32, {200, 100}, 7), sample("empty", DType::f16, {0}, 8),
-          sample("scalar", DType::f32, {}, 9),      sample("quo\"te\\\n\u00e9", DType::i64, {2, 1}, 10),
+  return {sample("odd", DType::u8, {3}, 1),
+          sample("large", DType::u8, {1024, 512}, 2),
+          sample("large odd", DType::u8, {333, 777}, 3),
+          sample("f32", DType::f32, {5}, 4),
+          sample("i64", DType::i64, {3}, 5),
+          sample("bf16", DType::bf16, {7}, 6),
+          sample("large f32", DType::f32, {200, 100}, 7),
+          sample("empty", DType::f16, {0}, 8),
+          sample("scalar", DType::f32, {}, 9),
+          sample("quo\"te\\\n\u00e9", DType::i64, {2, 1}, 10),
           sample("large f16 of 4k + 2", DType::f16, {40001}, 11)};
 }
 

@@ -20,9 +20,9 @@ struct DTypeInfo {
 };
 
 constexpr std::array kDTypes = {
-    DTypeInfo{DType::f32, "F32", 4}, DTypeInfo{DType::f16, "F16", 2},   DTypeInfo{DType::bf16, "BF16", 2},
-    DTypeInfo{DType::f64, "F64", 8}, DTypeInfo{DType::i64, "I64", 8},   DTypeInfo{DType::i32, "I32", 4},
-    DTypeInfo{DType::i16, "I16", 2}, DTypeInfo{DType::u16, "U16", 2},   DTypeInfo{DType::u8, "U8", 1},
+    DTypeInfo{DType::f32, "F32", 4}, DTypeInfo{DType::f16, "F16", 2},      DTypeInfo{DType::bf16, "BF16", 2},
+    DTypeInfo{DType::f64, "F64", 8}, DTypeInfo{DType::i64, "I64", 8},      DTypeInfo{DType::i32, "I32", 4},
+    DTypeInfo{DType::i16, "I16", 2}, DTypeInfo{DType::u16, "U16", 2},      DTypeInfo{DType::u8, "U8", 1},
     DTypeInfo{DType::i8, "I8", 1},   DTypeInfo{DType::boolean, "BOOL", 1},
 };
 
@@ -70,11 +70,20 @@ std::string to_string(const Shape& shape) { return fmt::format("[{}]", fmt::join
 std::vector<float> to_float(const TensorView& tensor) {
   std::vector<float> out(static_cast<size_t>(tensor.size()));
   switch (tensor.dtype) {
-    case DType::f32: widen<float>(tensor.bytes, out, [](float v) { return v; }); break;
-    case DType::f16: widen<uint16_t>(tensor.bytes, out, float_from_f16); break;
-    case DType::bf16: widen<uint16_t>(tensor.bytes, out, float_from_bf16); break;
-    case DType::f64: widen<double>(tensor.bytes, out, [](double v) { return static_cast<float>(v); }); break;
-    default: throw Error(fmt::format("dtype is {}, expected a floating-point type", name_of(tensor.dtype)));
+    case DType::f32:
+      widen<float>(tensor.bytes, out, [](float v) { return v; });
+      break;
+    case DType::f16:
+      widen<uint16_t>(tensor.bytes, out, float_from_f16);
+      break;
+    case DType::bf16:
+      widen<uint16_t>(tensor.bytes, out, float_from_bf16);
+      break;
+    case DType::f64:
+      widen<double>(tensor.bytes, out, [](double v) { return static_cast<float>(v); });
+      break;
+    default:
+      throw Error(fmt::format("dtype is {}, expected a floating-point type", name_of(tensor.dtype)));
   }
   return out;
 }

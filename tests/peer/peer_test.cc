@@ -54,11 +54,16 @@ std::string module_of(std::string_view name) {
 /// numpy's name of a stored dtype.
 std::string numpy_name(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "float32";
-    case DType::f16: return "float16";
-    case DType::u8: return "uint8";
-    case DType::i64: return "int64";
-    default: return std::string(name_of(dtype));
+    case DType::f32:
+      return "float32";
+    case DType::f16:
+      return "float16";
+    case DType::u8:
+      return "uint8";
+    case DType::i64:
+      return "int64";
+    default:
+      return std::string(name_of(dtype));
   }
 }
 
@@ -97,7 +102,8 @@ TEST_P(Peer, FirstValuesAreThoseOfTheOtherImplementation) {
   const nlohmann::json json = expected();
   ASSERT_EQ(json["first64"].size(), 2u);
   for (const auto& [name, want] : json["first64"].items()) {
-    const CodebookMatrix matrix = read_codebook_matrix(checkpoint, module_of(name), json["coded"][name]["shape"].get<Shape>());
+    const CodebookMatrix matrix =
+        read_codebook_matrix(checkpoint, module_of(name), json["coded"][name]["shape"].get<Shape>());
     const std::vector<float> decoded = decode(matrix);
     // Without a low-rank term the values are copies. With one, two sums of eight products below 1 may differ.
     const float tolerance = matrix.low_rank.rank == 0 ? 0.0f : 6e-8f;
