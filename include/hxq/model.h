@@ -12,6 +12,7 @@ namespace hxq {
 struct ModelOptions {
   int threads = 0;          ///< 0: the cores this process may run on
   std::string target = {};  ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has
+  std::string kv_cache = "f32";  ///< how attention keeps keys and values: "f32", or "f16" at half the memory
 };
 
 /// Facts about an opened model.
@@ -20,6 +21,7 @@ struct ModelInfo {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t blocks = 0;
+  int64_t context_length = 0;       ///< tokens a sequence may have; 0: no limit
   int64_t parameters = 0;           ///< distinct stored parameters
   int64_t compressed_matrices = 0;  ///< matrices that run in compressed form
   int64_t dense_matrices = 0;
@@ -30,8 +32,8 @@ struct ModelInfo {
   int32_t bos_token = -1;           ///< -1: none
 };
 
-/// What a model remembers of the tokens it has seen (convolution inputs, SSM states) and the memory it computes in.
-/// Belongs to one sequence; a Model can serve many states, one thread of control per state.
+/// What a model remembers of the tokens it has seen (convolution inputs, SSM states, keys and values) and the memory it
+/// computes in. Belongs to one sequence; a Model can serve many states, one thread of control per state.
 class State {
  public:
   State(State&&) noexcept;
@@ -71,7 +73,8 @@ class Model {
   State new_state() const;
 
   /// Runs `tokens` (each in [0, vocab_size)) and advances `state`. Writes logits to `out`: nothing, [vocab_size] of the
-  /// last token, or [tokens.size(), vocab_size]. Throws `Error` for a token out of range or `out` of the wrong size.
+  /// last token, or [tokens.size(), vocab_size]. Throws `Error` for a token out of range, `out` of the wrong
+  /// size, or more tokens than the context holds.
   void forward(std::span<const int32_t> tokens, State& state, Logits logits, std::span<float> out) const;
 
   struct Parts;

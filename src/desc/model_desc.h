@@ -64,6 +64,7 @@ struct ModelDesc {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   float norm_eps = 0;
+  int64_t max_positions = 0;  ///< tokens a sequence may have; 0: no limit
   std::vector<WeightDesc> weights;
   std::vector<BlockDesc> blocks;
   WeightId embedding = kNoWeight;

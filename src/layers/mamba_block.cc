@@ -48,7 +48,7 @@ class MambaBlock final : public Block {
     for (float& a : a_) a = -std::exp(a);
   }
 
-  std::unique_ptr<BlockState> new_state() const override {
+  std::unique_ptr<BlockState> new_state(const StateOptions&) const override {
     auto state = std::make_unique<MambaState>();
     state->conv.resize(static_cast<size_t>((desc_.conv_width - 1) * desc_.inner));
     state->ssm.resize(static_cast<size_t>(desc_.state_size * desc_.inner));

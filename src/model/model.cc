@@ -30,6 +30,12 @@ kernels::Target choose_target(const std::string& name) {
   throw Error(fmt::format("instruction set '{}' is not available; this processor runs {}", name, fmt::join(names, ", ")));
 }
 
+DType kv_cache_type(const std::string& name) {
+  if (name == "f32") return DType::f32;
+  if (name == "f16") return DType::f16;
+  throw Error(fmt::format("key-value cache in '{}': expected f32 or f16", name));
+}
+
 }  // namespace
 
 struct State::Parts {
@@ -63,13 +69,14 @@ struct Model::Parts {
   ModelInfo info;
   kernels::Target target = kernels::Target::scalar;
   std::vector<Weight> matrices;  // by WeightId; empty views for what is not a matrix
+  StateOptions state_options;
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<float> final_norm;  // [hidden]
   WeightId head = kNoWeight;
 
   const Weight& matrix(WeightId id) const { return matrices[static_cast<size_t>(id)]; }
   void load();
-  void run_chunk(std::span<const int32_t> tokens, State::Parts& state, Logits logits, float* out) const;
+  void run_chunk(std::span<const int32_t> tokens, int64_t end, State::Parts& state, Logits logits, float* out) const;
 };
 
 namespace {
@@ -103,7 +110,8 @@ void Model::Parts::load() {
   }
 }
 
-void Model::Parts::run_chunk(std::span<const int32_t> tokens, State::Parts& state, Logits logits, float* out) const {
+void Model::Parts::run_chunk(std::span<const int32_t> tokens, int64_t end, State::Parts& state, Logits logits,
+                             float* out) const {
   const auto count = static_cast<int64_t>(tokens.size());
   int64_t work_size = count * desc.hidden_size;  // of the final norm
   for (const auto& block : blocks) work_size = std::max(work_size, block->work_size(count));
@@ -111,6 +119,7 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, State::Parts& stat
   if (state.x.size() < x_size) state.x.resize(x_size);
   if (desc.blocks_read_embedding && state.embedding.size() < x_size) state.embedding.resize(x_size);
   if (state.work.size() < static_cast<size_t>(work_size)) state.work.resize(static_cast<size_t>(work_size));
+  for (const auto& block : state.blocks) block->prepare({.position = state.position, .tokens = count, .end = end});
   float* x = state.x.data();
   float* work = state.work.data();
   float* embedding = desc.blocks_read_embedding ? state.embedding.data() : nullptr;
@@ -119,7 +128,7 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, State::Parts& stat
     const kernels::Context context{team, target, state.scratch};
     gather_rows(matrix(desc.embedding), tokens.data(), count, x, context);
     if (embedding) gather_rows(matrix(desc.embedding), tokens.data(), count, embedding, context);
-    const BlockArgs args{.x = x, .embedding = embedding, .tokens = count, .work = work};
+    const BlockArgs args{.x = x, .embedding = embedding, .tokens = count, .position = state.position, .work = work};
     for (size_t i = 0; i < blocks.size(); ++i) blocks[i]->forward(args, *state.blocks[i], context);
     if (logits == Logits::none) return;
     const int64_t first = logits == Logits::last ? count - 1 : 0;
@@ -146,6 +155,7 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   }
   parts->desc = describe(parts->checkpoint.config(), config_file);
   parts->target = choose_target(options.target);
+  parts->state_options.kv_cache = kv_cache_type(options.kv_cache);
   if (options.threads < 0) throw Error(fmt::format("{} threads: expected 0 (all cores) or more", options.threads));
 
   ModelInfo& info = parts->info;
@@ -153,6 +163,7 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   info.vocab_size = parts->desc.vocab_size;
   info.hidden_size = parts->desc.hidden_size;
   info.blocks = static_cast<int64_t>(parts->desc.blocks.size());
+  info.context_length = parts->desc.max_positions;
   info.threads = options.threads == 0 ? default_thread_count() : options.threads;
   info.target = kernels::name_of(parts->target);
   info.eos_tokens = parts->desc.eos_tokens;
@@ -165,7 +176,7 @@ const ModelInfo& Model::info() const noexcept { return parts_->info; }
 
 State Model::new_state() const {
   auto state = std::make_unique<State::Parts>(info().threads);
-  for (const auto& block : parts_->blocks) state->blocks.push_back(block->new_state());
+  for (const auto& block : parts_->blocks) state->blocks.push_back(block->new_state(parts_->state_options));
   return State(std::move(state));
 }
 
@@ -179,13 +190,18 @@ void Model::forward(std::span<const int32_t> tokens, State& state, Logits logits
   if (static_cast<int64_t>(out.size()) != rows * vocab) {
     throw Error(fmt::format("room for {} logits, expected {} x {}", out.size(), rows, vocab));
   }
+  const int64_t end = state.position() + count;
+  if (info().context_length > 0 && end > info().context_length) {
+    throw Error(fmt::format("{} tokens after {}: the model's context holds {}", count, state.position(),
+                            info().context_length));
+  }
   for (int64_t begin = 0; begin < count; begin += kChunk) {
     const int64_t size = std::min(kChunk, count - begin);
     const bool last_chunk = begin + size == count;
     const Logits wanted = logits == Logits::last && !last_chunk ? Logits::none : logits;
     float* chunk_out = wanted == Logits::all ? out.data() + begin * vocab : out.data();
-    parts_->run_chunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size)), *state.parts_, wanted,
-                      chunk_out);
+    parts_->run_chunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size)), end, *state.parts_,
+                      wanted, chunk_out);
   }
 }
 
