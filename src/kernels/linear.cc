@@ -95,7 +95,7 @@ void multiply_few(const CodebookView& weight, const LinearArgs& args, const Cont
   float* arranged = nullptr;
   if (floats > 0) {
     arranged = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
-    for (int64_t t = 0; t < args.tokens; ++t) ops.arrange(args.x + t * args.x_stride, weight.cols, arranged + t * floats);
+    for (int64_t t = 0; t < args.tokens; ++t) ops.arrange(weight, args.x + t * args.x_stride, arranged + t * floats);
   }
   const Range mine = context.team.share(weight.rows);
   ops.codebook_rows(weight, args, arranged, mine.begin, mine.end);

@@ -39,11 +39,12 @@ struct Ops {
   /// Tokens that `codebook_rows` and `dense_rows` take at once.
   static constexpr int64_t kFewTokens = 8;
 
-  /// Floats of one token's x in the order `codebook_rows` wants it; 0: as it is.
+  /// Floats of one token's x in the form `codebook_rows` wants beside it, a multiple of 16; 0: none.
   int64_t (*arranged_floats)(const CodebookView& weight);
-  void (*arrange)(const float* x, int64_t cols, float* arranged);
+  void (*arrange)(const CodebookView& weight, const float* x, float* arranged);
 
-  /// y for weight rows [begin, end) and up to kFewTokens tokens. `arranged`: arrange(x[t]) for each token, arranged_floats apart.
+  /// y for weight rows [begin, end) and up to kFewTokens tokens. `arranged`: that of each token, arranged_floats apart,
+  /// 64-byte aligned.
   void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end);
   void (*dense_rows)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
 

@@ -4,7 +4,7 @@
 #define HXQ_TILE_ROWS 14
 #define HXQ_PANEL_VECTORS 2
 
-#include "kernels/cpu/codebook-inl.h"
+#include "kernels/cpu/codebook_avx512-inl.h"
 #include "kernels/cpu/dense-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/mamba-inl.h"
@@ -12,19 +12,11 @@
 #include "kernels/cpu/ops.h"
 
 namespace hxq::kernels::cpu {
-namespace {
-
-void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin, int64_t end) {
-  codebook_rows_by_pieces(weight, args, begin, end);
-}
-
-}  // namespace
-
 const Ops kAvx512Ops = {
     .target = Target::avx512,
     .lanes = kLanes,
-    .arranged_floats = arranged_as_is,
-    .arrange = nullptr,
+    .arranged_floats = arranged_floats,
+    .arrange = arrange,
     .codebook_rows = codebook_rows,
     .dense_rows = dense_rows,
     .decode_codebook = decode_codebook,
