@@ -32,6 +32,7 @@ struct PerplexityResult {
   double nll = 0;         ///< mean negative log-likelihood of a scored token, in nats
   int64_t tokens_scored = 0;
   std::vector<WindowScore> windows;
+  std::optional<double> against_perplexity;  ///< of the other model, on the same tokens
   std::optional<double> mean_kl;   ///< mean KL(against || model) over scored tokens, in nats
   std::optional<double> same_top;  ///< share of scored tokens where both models rank the same token first
 };

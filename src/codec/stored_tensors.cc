@@ -1,6 +1,7 @@
 #include "codec/stored_tensors.h"
 
 #include <fmt/format.h>
+#include <string.h>
 
 #include <algorithm>
 #include <array>
@@ -62,7 +63,9 @@ std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint) {
       listed.push_back({.name = key, .shape = tensor.shape});
     }
   }
-  std::ranges::sort(listed, {}, &StoredTensor::name);
+  std::ranges::sort(listed, [](const StoredTensor& a, const StoredTensor& b) {
+    return strverscmp(a.name.c_str(), b.name.c_str()) < 0;
+  });
   return listed;
 }
 

@@ -18,7 +18,7 @@ struct StoredTensor {
   std::string module = {};  ///< when compressed: the prefix of its stored keys; for `read_codebook_matrix`
 };
 
-/// The model's tensors by name, ascending. What is stored both exactly and compressed is listed once, as exact. Parts
+/// The model's tensors by name, ascending, numbers within names by value (layer 2 before layer 10). What is stored both exactly and compressed is listed once, as exact. Parts
 /// of compressed modules, derived buffers and empty stubs of compressed weights are left out. Throws `Error` for a
 /// tensor of a dtype that the project does not read.
 ///

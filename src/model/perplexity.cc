@@ -16,11 +16,13 @@ constexpr int64_t kChunk = 256;
 
 struct Scores {
   double nll = 0;
+  double reference_nll = 0;
   double kl = 0;
   int64_t same_top = 0;
 
   Scores& operator+=(const Scores& other) {
     nll += other.nll;
+    reference_nll += other.reference_nll;
     kl += other.kl;
     same_top += other.same_top;
     return *this;
@@ -43,6 +45,7 @@ Scores score(std::span<const float> logits, std::span<const float> reference, in
 
   const auto reference_top = std::ranges::max_element(reference);
   const double reference_normaliser = log_sum_exp(reference, *reference_top);
+  scores.reference_nll = reference_normaliser - static_cast<double>(reference[static_cast<size_t>(target)]);
   for (size_t i = 0; i < logits.size(); ++i) {
     const double log_p = static_cast<double>(reference[i]) - reference_normaliser;
     const double log_q = static_cast<double>(logits[i]) - normaliser;
@@ -175,6 +178,7 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
   result.nll = total.nll / scored;
   result.perplexity = std::exp(result.nll);
   if (options.against) {
+    result.against_perplexity = std::exp(total.reference_nll / scored);
     result.mean_kl = total.kl / scored;
     result.same_top = static_cast<double>(total.same_top) / scored;
   }

@@ -43,19 +43,22 @@ int show_plan(const Arguments& arguments) {
 }
 
 void show_receipt(const Receipt& receipt, const std::string& destination) {
-  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"codec", Align::left}, {"bits/weight", Align::right},
+  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"bits/weight", Align::right},
                {"SNR dB", Align::right}, {"cosine", Align::right}, {"max error", Align::right},
                {"outliers", Align::right}});
+  int64_t exact_bytes = 0;
   for (const TensorReceipt& tensor : receipt.tensors) {
-    const bool exact = !tensor.snr_db;
-    table.add({tensor.name, to_string(tensor.shape), tensor.codec, fmt::format("{:.3f}", tensor.bits_per_weight),
-               exact ? "exact" : fmt::format("{:.2f}", *tensor.snr_db),
-               exact ? "" : fmt::format("{:.7f}", tensor.cosine),
-               exact ? "" : fmt::format("{:.2e}", tensor.max_error),
-               tensor.outliers == 0 ? "" : fmt::format("{}", tensor.outliers)});
+    if (tensor.codec == "exact") {
+      exact_bytes += tensor.stored_bytes;
+      continue;
+    }
+    table.add({tensor.name, to_string(tensor.shape), fmt::format("{:.3f}", tensor.bits_per_weight),
+               tensor.snr_db ? fmt::format("{:.2f}", *tensor.snr_db) : "exact", fmt::format("{:.7f}", tensor.cosine),
+               fmt::format("{:.2e}", tensor.max_error), fmt::format("{}", tensor.outliers)});
   }
   const ReceiptTotals& totals = receipt.totals;
   print(table.text() +
+        fmt::format("and {} tensors stored exactly, {}\n", totals.tensors_exact, bytes_text(exact_bytes)) +
         fmt::format("\n{} parameters: {} tensors compressed, {} exact\n{} -> {} ({:.1f} % of the source, {:.1f} % of "
                     "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; receipt in {}/{}\n",
                     totals.parameters, totals.tensors_compressed, totals.tensors_exact, bytes_text(totals.source_bytes),

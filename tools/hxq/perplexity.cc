@@ -23,6 +23,11 @@ struct Arguments {
   bool json = false;
 };
 
+/// How much larger the perplexity is than the other model's.
+double delta_percent(const PerplexityResult& result) {
+  return 100 * (result.perplexity / *result.against_perplexity - 1);
+}
+
 std::string json_text(const PerplexityResult& result) {
   nlohmann::ordered_json windows = nlohmann::ordered_json::array();
   for (const WindowScore& window : result.windows) {
@@ -30,8 +35,12 @@ std::string json_text(const PerplexityResult& result) {
   }
   nlohmann::ordered_json json = {
       {"perplexity", result.perplexity}, {"nll", result.nll}, {"tokens_scored", result.tokens_scored}};
-  if (result.mean_kl) json["mean_kl"] = *result.mean_kl;
-  if (result.same_top) json["same_top"] = *result.same_top;
+  if (result.against_perplexity) {
+    json["against_perplexity"] = *result.against_perplexity;
+    json["delta_percent"] = delta_percent(result);
+    json["mean_kl"] = *result.mean_kl;
+    json["same_top"] = *result.same_top;
+  }
   json["windows"] = std::move(windows);
   return json.dump(2) + "\n";
 }
@@ -55,10 +64,13 @@ int run(Arguments& arguments) {
     print(json_text(result));
     return 0;
   }
-  std::string line = fmt::format("perplexity {:.4f} (nll {:.6f}) over {} tokens in {} windows", result.perplexity,
-                                 result.nll, result.tokens_scored, result.windows.size());
-  if (result.mean_kl) line += fmt::format("; mean KL {:.6f}, same top token {:.2f} %", *result.mean_kl, 100 * *result.same_top);
-  print(line + "\n");
+  print(fmt::format("perplexity {:.4f} (nll {:.6f}) over {} tokens in {} windows\n", result.perplexity, result.nll,
+                    result.tokens_scored, result.windows.size()));
+  if (result.against_perplexity) {
+    print(fmt::format("against {}: perplexity {:.4f}, delta {:+.3f} %; mean KL {:.6f}, same top token {:.2f} %\n",
+                      arguments.against, *result.against_perplexity, delta_percent(result), *result.mean_kl,
+                      100 * *result.same_top));
+  }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   fmt::print(stderr, "{:.1f} s\n", seconds.count());
   return 0;

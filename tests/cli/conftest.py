@@ -1,0 +1,73 @@
+"""Fixtures of the command's tests: the command, the bundled model, and a compressed copy of it."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "wiki-mamba-7m"
+TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--hxq", required=True, help="the hxq command")
+
+
+class Result:
+    def __init__(self, completed):
+        self.code = completed.returncode
+        self.out = completed.stdout.decode()
+        self.err = completed.stderr.decode()
+
+    def json(self):
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    def fails_with(self, *parts, code=1):
+        """The command failed with one line that has all the parts."""
+        assert self.code == code, (self.code, self.out, self.err)
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, lines
+        for part in parts:
+            assert str(part) in lines[0], (part, lines[0])
+
+
+@pytest.fixture(scope="session")
+def hxq(request):
+    command = request.config.getoption("--hxq")
+
+    def run(*arguments, **options):
+        completed = subprocess.run([command, *map(str, arguments)], capture_output=True, stdin=subprocess.DEVNULL, **options)
+        return Result(completed)
+
+    run.command = command
+    return run
+
+
+@pytest.fixture(scope="session")
+def compressed(hxq, tmp_path_factory):
+    """The bundled model, compressed with default options. Tests must not change it."""
+    target = tmp_path_factory.mktemp("compressed") / "model"
+    assert hxq("compress", MODEL, target).code == 0
+    return target
+
+
+@pytest.fixture
+def model_copy(tmp_path):
+    """The bundled dense model in a folder of the test's own."""
+    target = tmp_path / "dense"
+    shutil.copytree(MODEL, target)
+    for path in target.iterdir():
+        os.chmod(path, 0o644)
+    return target
+
+
+@pytest.fixture
+def compressed_copy(compressed, tmp_path):
+    target = tmp_path / "compressed"
+    shutil.copytree(compressed, target)
+    return target

@@ -1,0 +1,231 @@
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+
+import numpy
+import pytest
+from conftest import MODEL
+from safetensors import safe_open
+from safetensors_file import SafetensorsFile
+
+
+def tree(folder):
+    """Every file's name and contents, but for the receipt's figures of time and memory."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "hxq_receipt.json":
+            receipt = json.loads(path.read_text())
+            del receipt["totals"]["wall_seconds"], receipt["totals"]["peak_memory_bytes"]
+            found[path.name] = json.dumps(receipt)
+        elif path.is_file():
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if "partial" in path.name or "tmp" in path.name]
+
+
+def test_output_is_a_readable_hxq_folder(compressed):
+    config = json.loads((compressed / "config.json").read_text())
+    quantization = config["quantization_config"]
+    assert quantization["quant_method"] == "hxq"
+    source = SafetensorsFile(MODEL / "model.safetensors")
+    modules = quantization["compressed_modules"]
+    assert "backbone.embeddings" in modules and "backbone.layers.3.mixer.x_proj" in modules
+    with safe_open(compressed / "model.safetensors", "numpy") as stored:
+        keys = set(stored.keys())
+        for module in modules:
+            codebook = stored.get_tensor(module + ".codebook")
+            indices = stored.get_tensor(module + ".indices")
+            assert codebook.dtype == numpy.float32 and codebook.ndim == 1 and len(codebook) <= 256
+            assert indices.dtype == numpy.uint8
+            assert list(indices.shape) == source.header[module + ".weight"]["shape"]
+            positions = stored.get_tensor(module + ".sidecar_positions")
+            values = stored.get_tensor(module + ".sidecar_values")
+            assert positions.dtype == numpy.int64 and values.dtype == numpy.float32
+            assert len(positions) == len(values) <= indices.size // 1000
+            assert (numpy.diff(positions) > 0).all()
+            keys -= {module + suffix for suffix in (".codebook", ".indices", ".sidecar_positions", ".sidecar_values")}
+    written = SafetensorsFile(compressed / "model.safetensors")
+    assert written.header["__metadata__"] == {"format": "pt"}
+    # What is not compressed is there bit for bit, in the source's own type.
+    assert keys == {k for k in source.header if k.removesuffix(".weight") not in modules and k != "__metadata__"}
+    for key in keys:
+        assert written.header[key]["dtype"] == source.header[key]["dtype"]
+        assert written.bytes_of(key) == source.bytes_of(key)
+
+
+def test_decoded_weights_are_as_far_from_the_source_as_the_receipt_says(compressed):
+    receipt = json.loads((compressed / "hxq_receipt.json").read_text())
+    source = SafetensorsFile(MODEL / "model.safetensors")
+    checked = 0
+    with safe_open(compressed / "model.safetensors", "numpy") as stored:
+        for tensor in receipt["tensors"]:
+            name, data = tensor["name"], source.bytes_of(tensor["name"])
+            assert tensor["source"]["sha256"] == hashlib.sha256(data).hexdigest()
+            if tensor["codec"] == "exact":
+                continue
+            module = name.removesuffix(".weight")
+            assert source.header[name]["dtype"] == "BF16"
+            weights = (numpy.frombuffer(data, numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+            weights = weights.astype(numpy.float64)
+            decoded = stored.get_tensor(module + ".codebook")[stored.get_tensor(module + ".indices")].ravel()
+            decoded[stored.get_tensor(module + ".sidecar_positions")] = stored.get_tensor(module + ".sidecar_values")
+            error = ((weights - decoded) ** 2).sum()
+            assert tensor["snr_db"] == pytest.approx(10 * numpy.log10((weights**2).sum() / error), abs=1e-6)
+            assert tensor["max_error"] == pytest.approx(numpy.abs(weights - decoded).max(), rel=1e-12)
+            checked += 1
+    assert checked == receipt["totals"]["tensors_compressed"] == 49
+
+
+def test_same_bytes_for_any_thread_count(hxq, compressed, tmp_path):
+    assert hxq("compress", MODEL, tmp_path / "one", "--threads", 1).code == 0
+    assert hxq("compress", MODEL, tmp_path / "three", "--threads", 3).code == 0
+    assert tree(tmp_path / "one") == tree(tmp_path / "three") == tree(compressed)
+
+
+def test_source_is_only_read(hxq, model_copy, tmp_path):
+    before = tree(model_copy)
+    assert hxq("compress", model_copy, tmp_path / "out").code == 0
+    assert tree(model_copy) == before
+
+
+def test_dry_run_writes_nothing(hxq, tmp_path):
+    plan = hxq("compress", MODEL, tmp_path / "out", "--dry-run", "--json").json()
+    codecs = {tensor["name"]: tensor["codec"] for tensor in plan["tensors"]}
+    assert codecs["backbone.embeddings.weight"] == "codebook"
+    assert codecs["backbone.layers.0.mixer.A_log"] == "exact"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_only_and_sidecar(hxq, tmp_path):
+    receipt = hxq("compress", MODEL, tmp_path / "out", "--only", "*in_proj.weight", "--keep", "*layers.0.*",
+                  "--sidecar", "0", "--json").json()
+    compressed = [tensor["name"] for tensor in receipt["tensors"] if tensor["codec"] != "exact"]
+    assert len(compressed) == 11
+    assert all(name.endswith("in_proj.weight") and ".layers.0." not in name for name in compressed)
+    assert all(tensor["outliers"] == 0 for tensor in receipt["tensors"])
+    assert hxq("verify", tmp_path / "out", "--source", MODEL).code == 0
+
+
+def test_pattern_that_matches_nothing(hxq, tmp_path):
+    hxq("compress", MODEL, tmp_path / "out", "--keep", "*.nonsense").fails_with("*.nonsense", "matches no tensor")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_destination_is_not_touched(hxq, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    hxq("compress", MODEL, out).fails_with(out, "exists already")
+    hxq("compress", MODEL, out, "--force").fails_with(out, "not replaced")
+    assert (out / "mine.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_an_earlier_result(hxq, tmp_path):
+    out = tmp_path / "out"
+    assert hxq("compress", MODEL, out, "--sidecar", "0").code == 0
+    before = tree(out)
+    assert hxq("compress", MODEL, out).fails_with("exists already") is None
+    assert tree(out) == before
+    assert hxq("compress", MODEL, out, "--force").code == 0
+    assert tree(out) != before
+    assert leftovers(tmp_path) == []
+
+
+def test_failure_with_force_keeps_the_earlier_result(hxq, model_copy, tmp_path):
+    out = tmp_path / "out"
+    assert hxq("compress", model_copy, out).code == 0
+    before = tree(out)
+    stored = SafetensorsFile(model_copy / "model.safetensors")
+    key = "backbone.layers.9.mixer.in_proj.weight"
+    stored.replace(key, b"\xc0\x7f" + stored.bytes_of(key)[2:])
+    stored.save()
+    hxq("compress", model_copy, out, "--force").fails_with("model.safetensors", key, "finite")
+    assert tree(out) == before
+    assert leftovers(tmp_path) == []
+
+
+def test_full_disk(hxq, tmp_path):
+    """Writing past the allowed file size fails like a full disk does."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    hxq("compress", MODEL, tmp_path / "out", preexec_fn=limit).fails_with("cannot write")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_run_leaves_no_half_model(hxq, tmp_path, kind):
+    out = tmp_path / "out"
+    process = subprocess.Popen([hxq.command, "compress", MODEL, out, "--threads", "1"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.iterdir()):
+        time.sleep(0.001)
+    process.send_signal(kind)
+    code = process.wait()
+    if out.exists():
+        assert code == 0, "a folder in place means that the run was complete"
+        assert hxq("verify", out, "--source", MODEL).code == 0
+    else:
+        assert code in (130, -kind)
+    if kind != signal.SIGKILL:
+        assert leftovers(tmp_path) == []
+
+
+def test_compressing_twice_says_so(hxq, compressed, tmp_path):
+    hxq("compress", compressed, tmp_path / "out").fails_with("is compressed already", "hxq decompress")
+
+
+def test_decompress_gives_the_decoded_weights(hxq, compressed, tmp_path):
+    dense = tmp_path / "dense"
+    assert hxq("decompress", compressed, dense).code == 0
+    assert "quantization_config" not in json.loads((dense / "config.json").read_text())
+    assert (dense / "tokenizer.json").exists()
+    with safe_open(compressed / "model.safetensors", "numpy") as stored, \
+            safe_open(dense / "model.safetensors", "numpy") as decoded:
+        module = "backbone.layers.5.mixer.out_proj"
+        expected = stored.get_tensor(module + ".codebook")[stored.get_tensor(module + ".indices")]
+        expected.ravel()[stored.get_tensor(module + ".sidecar_positions")] = stored.get_tensor(module + ".sidecar_values")
+        assert (decoded.get_tensor(module + ".weight") == expected).all()
+    prompt = ("generate", "--prompt", "The city of London is", "--max-tokens", 24, "--json")
+    assert hxq(prompt[0], dense, *prompt[1:]).json()["tokens"] == hxq(prompt[0], compressed, *prompt[1:]).json()["tokens"]
+    hxq("decompress", compressed, dense).fails_with(dense, "exists already")
+
+
+def test_peak_memory_is_bounded(hxq, tmp_path):
+    receipt = hxq("compress", MODEL, tmp_path / "out", "--json").json()
+    largest = max(tensor["source"]["bytes"] for tensor in receipt["tensors"])
+    assert receipt["totals"]["peak_memory_bytes"] <= 3 * largest + 256 * 2**20
+
+
+def test_sharded_source(hxq, compressed, model_copy, tmp_path):
+    """The same tensors in two files give the same compressed tensors."""
+    source = SafetensorsFile(model_copy / "model.safetensors")
+    names = sorted(key for key in source.header if key != "__metadata__")
+    weight_map = {}
+    for shard, part in enumerate((names[::2], names[1::2])):
+        file = model_copy / f"model-0000{shard + 1}-of-00002.safetensors"
+        header, body = {}, b""
+        for name in part:
+            data = source.bytes_of(name)
+            header[name] = {**source.header[name], "data_offsets": [len(body), len(body) + len(data)]}
+            body += data
+            weight_map[name] = file.name
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    (model_copy / "model.safetensors").unlink()
+    (model_copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    out = tmp_path / "out"
+    assert hxq("compress", model_copy, out).code == 0
+    assert tree(out)["model.safetensors"] == tree(compressed)["model.safetensors"]
+    os.unlink(model_copy / "model-00002-of-00002.safetensors")
+    hxq("compress", model_copy, tmp_path / "out2").fails_with("model-00002-of-00002.safetensors")

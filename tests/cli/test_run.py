@@ -1,0 +1,113 @@
+import json
+
+import pytest
+from conftest import MODEL, TEXT
+
+PROMPT = "The city of London is"
+
+
+def test_generate_is_deterministic_and_json_tells_what_happened(hxq, compressed):
+    first = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json").json()
+    again = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json", "--threads", 1).json()
+    assert first["tokens"] == again["tokens"] and len(first["tokens"]) == 20
+    assert first["stop_reason"] == "length"
+    plain = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20)
+    assert plain.out == first["text"] + "\n"
+    assert "tokens/s" in plain.err
+    streamed = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--stream")
+    assert streamed.out == plain.out
+
+
+def test_sampling_follows_the_seed(hxq, compressed):
+    def text(*options):
+        return hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json", *options).json()["text"]
+
+    warm = ("--temperature", "1", "--top-k", "50", "--top-p", "0.9")
+    assert text(*warm, "--seed", 1) == text(*warm, "--seed", 1)
+    assert text(*warm, "--seed", 1) != text(*warm, "--seed", 2)
+    assert text("--temperature", "1", "--top-k", 1) == text()
+    assert text("--repetition-penalty", "1.5") != text()
+
+
+def test_stop_string_cuts_the_text(hxq, compressed):
+    whole = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json").json()["text"]
+    stop = whole[10:14]
+    cut = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json", "--stop", stop).json()
+    assert cut["stop_reason"] == "stop"
+    assert cut["text"] == whole[: whole.index(stop)]
+
+
+def test_prompt_from_a_file_and_unusual_prompts(hxq, compressed, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    from_file = hxq("generate", compressed, "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", 5, "--json").json()
+    direct = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 5, "--json").json()
+    assert from_file["tokens"] == direct["tokens"]
+    empty = hxq("generate", compressed, "--prompt", "", "--max-tokens", 5, "--json").json()
+    assert empty["prompt_tokens"] == [0], "the model's beginning-of-text token"
+    special = hxq("generate", compressed, "--prompt", "<|endoftext|>", "--max-tokens", 5, "--json").json()
+    assert special["prompt_tokens"] == [0] and special["tokens"] == empty["tokens"]
+    assert hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 0, "--json").json()["tokens"] == []
+
+
+def test_perplexity_json(hxq, compressed):
+    result = hxq("perplexity", compressed, "--text", TEXT, "--windows", 2, "--against", MODEL, "--json").json()
+    assert {"perplexity", "nll", "tokens_scored", "mean_kl", "same_top", "windows"} <= result.keys()
+    assert result["tokens_scored"] == 2047 + 512 == sum(window["scored"] for window in result["windows"])
+    assert [(window["begin"], window["end"]) for window in result["windows"]] == [(0, 2048), (512, 2560)]
+    total = sum(window["nll"] for window in result["windows"])
+    assert result["nll"] == pytest.approx(total / result["tokens_scored"], rel=1e-12)
+    # The codec's promise on this model, on the part that is scored here.
+    assert abs(result["delta_percent"]) < 0.3
+    assert 0.00005 < result["mean_kl"] < 0.0004
+    assert 0.97 < result["same_top"] < 1
+
+
+def test_perplexity_options(hxq, compressed, tmp_path):
+    (tmp_path / "short.txt").write_text("One short text.")
+    short = hxq("perplexity", compressed, "--text", tmp_path / "short.txt", "--json").json()
+    assert len(short["windows"]) == 1 and short["tokens_scored"] >= 3
+    small = hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 64, "--windows", 3, "--json").json()
+    assert [window["scored"] for window in small["windows"]] == [63, 63, 63]
+    hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 65).fails_with("stride 65")
+    (tmp_path / "empty.txt").write_text("")
+    hxq("perplexity", compressed, "--text", tmp_path / "empty.txt").fails_with("at least 2")
+
+
+def test_inspect(hxq, compressed):
+    result = hxq("inspect", compressed, "--json").json()
+    assert result["quant_method"] == "hxq" and result["model_type"] == "mamba"
+    assert len(result["tensors"]) == 122 and result["other_keys"] == []
+    embedding = next(tensor for tensor in result["tensors"] if tensor["name"] == "backbone.embeddings.weight")
+    assert embedding["shape"] == [8192, 256] and embedding["codewords"] == 256 and embedding["snr_db"] > 40
+    assert result["parameters"] == hxq("inspect", MODEL, "--json").json()["parameters"]
+
+
+def test_forced_instruction_set(hxq, compressed):
+    tokens = [hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 8, "--json",
+                  env={"HXQ_TARGET": target}).json()["tokens"] for target in ("scalar", "")]
+    assert tokens[0] == tokens[1]
+    hxq("generate", compressed, "--prompt", PROMPT, env={"HXQ_TARGET": "sse9"}).fails_with("sse9", "scalar")
+
+
+def test_help_of_every_verb_has_an_example(hxq):
+    verbs = ["compress", "inspect", "verify", "decompress", "generate", "perplexity", "bench"]
+    top = hxq("--help")
+    assert top.code == 0 and all(verb in top.out for verb in verbs)
+    for verb in verbs:
+        result = hxq(verb, "--help")
+        assert result.code == 0 and f"Example: hxq {verb}" in result.out
+
+
+def test_wrong_use(hxq, compressed):
+    assert hxq().code == 2
+    assert hxq("compres").code == 2
+    assert hxq("generate", compressed, "--no-such-option").code == 2
+    assert hxq("compress", MODEL).code == 2
+
+
+def test_output_that_cannot_be_written(hxq, compressed):
+    with open("/dev/full", "wb") as full:
+        import subprocess
+
+        completed = subprocess.run([hxq.command, "inspect", compressed], stdout=full, stderr=subprocess.PIPE)
+    assert completed.returncode == 1 and b"standard output" in completed.stderr
