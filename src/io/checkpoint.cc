@@ -110,6 +110,12 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   return Checkpoint(std::move(contents));
 }
 
+Checkpoint Checkpoint::over(TensorMap tensors) {
+  auto contents = std::make_unique<CheckpointContents>();
+  contents->tensors = std::move(tensors);
+  return Checkpoint(std::move(contents));
+}
+
 Checkpoint::Checkpoint(std::unique_ptr<CheckpointContents> contents) : contents_(std::move(contents)) {}
 Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
 Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;

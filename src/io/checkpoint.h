@@ -29,6 +29,9 @@ class Checkpoint {
   /// `config.json` is read if the folder has one. Throws `Error` if none of these is there or something is malformed.
   static Checkpoint open(const std::filesystem::path& path);
 
+  /// Tensors that lie in somebody else's memory, which must outlive the result; no config, no path.
+  static Checkpoint over(TensorMap tensors);
+
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
