@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <zip.h>
 
+#include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
@@ -69,6 +71,26 @@ TEST(Checkpoint, SurvivesBeingMovedAndDroppingPages) {
   EXPECT_EQ(content(second, "a"), big);
   EXPECT_EQ(view.bytes.data(), second.find("a")->bytes.data());
   second.drop(TensorView{});
+}
+
+/// Resident pages of this process.
+int64_t resident_pages() {
+  int64_t total = 0;
+  int64_t resident = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident;
+  return resident;
+}
+
+TEST(Checkpoint, DropGivesPagesBack) {
+  constexpr int64_t kFewPages = 32;  // far below 16 MiB for any size of page
+  const testing::TempDir dir;
+  dir.write("model.safetensors", safetensors({{"a", std::string(16 << 20, 'x')}}));
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
+  const TensorView& tensor = *checkpoint.find("a");
+  EXPECT_EQ(std::ranges::count(tensor.bytes, std::byte{'x'}), 16 << 20);
+  const int64_t touched = resident_pages();
+  checkpoint.drop(tensor);
+  EXPECT_LT(resident_pages(), touched - kFewPages);
 }
 
 TEST(Checkpoint, PlacesFaultsInTheirFile) {
