@@ -10,4 +10,10 @@ namespace hxq {
 /// Mamba (Gu & Dao 2023, arXiv 2312.00752) as transformers' MambaForCausalLM stores it.
 ModelDesc describe_mamba(const ConfigReader& config);
 
+/// Llama 1 to 3 (Touvron et al. 2023, arXiv 2302.13971) as transformers' LlamaForCausalLM stores it.
+ModelDesc describe_llama(const ConfigReader& config);
+
+/// Qwen2 (arXiv 2407.10671) as transformers' Qwen2ForCausalLM stores it.
+ModelDesc describe_qwen2(const ConfigReader& config);
+
 }  // namespace hxq

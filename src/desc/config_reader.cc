@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -21,7 +22,7 @@ const nlohmann::json* ConfigReader::find(std::string_view key) const {
 void ConfigReader::fail(std::string_view key, const std::string& expected) const {
   const nlohmann::json* value = find(key);
   const std::string found = value ? value->dump().substr(0, 80) : "nothing";
-  throw Error(fmt::format("\"{}\" is {}, expected {}", key, found, expected), {.file = file_});
+  throw Error(fmt::format("\"{}{}\" is {}, expected {}", prefix_, key, found, expected), {.file = file_});
 }
 
 bool ConfigReader::has(std::string_view key) const { return find(key) != nullptr; }
@@ -36,6 +37,16 @@ int64_t ConfigReader::size(std::string_view key) const {
 }
 
 int64_t ConfigReader::size_or(std::string_view key, int64_t fallback) const { return has(key) ? size(key) : fallback; }
+
+int64_t ConfigReader::count_or(std::string_view key, int64_t fallback) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_number_integer() || value->get<int64_t>() < 0 ||
+      value->get<int64_t>() > std::numeric_limits<int32_t>::max()) {
+    fail(key, "an integer of at least 0");
+  }
+  return value->get<int64_t>();
+}
 
 double ConfigReader::number_or(std::string_view key, double fallback) const {
   const nlohmann::json* value = find(key);
@@ -61,6 +72,24 @@ std::string ConfigReader::text_or(std::string_view key, std::string_view fallbac
   if (!value) return std::string(fallback);
   if (!value->is_string()) fail(key, "a string");
   return value->get<std::string>();
+}
+
+std::optional<ConfigReader> ConfigReader::section(std::string_view key) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return std::nullopt;
+  if (!value->is_object()) fail(key, "an object");
+  if (value->empty()) return std::nullopt;
+  ConfigReader reader(*value, file_);
+  reader.prefix_ = fmt::format("{}{}.", prefix_, key);
+  return reader;
+}
+
+std::vector<std::string> ConfigReader::texts(std::string_view key) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return {};
+  const auto is_string = [](const nlohmann::json& item) { return item.is_string(); };
+  if (!value->is_array() || !std::ranges::all_of(*value, is_string)) fail(key, "a list of strings");
+  return value->get<std::vector<std::string>>();
 }
 
 std::vector<int32_t> ConfigReader::token_ids(std::string_view key) const {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,11 +20,17 @@ class ConfigReader {
   /// A positive integer, at most 2^31 - 1.
   int64_t size(std::string_view key) const;
   int64_t size_or(std::string_view key, int64_t fallback) const;
+  /// An integer of at least 0, at most 2^31 - 1.
+  int64_t count_or(std::string_view key, int64_t fallback) const;
   double number_or(std::string_view key, double fallback) const;
   bool flag_or(std::string_view key, bool fallback) const;
   /// Whether the field is this very string.
   bool is_text(std::string_view key, std::string_view text) const;
   std::string text_or(std::string_view key, std::string_view fallback) const;
+  /// A field that is itself an object; nothing when it is absent or empty. Its messages name both keys.
+  std::optional<ConfigReader> section(std::string_view key) const;
+  /// A list of strings; empty when absent.
+  std::vector<std::string> texts(std::string_view key) const;
   /// One token id or a list of them; empty when absent.
   std::vector<int32_t> token_ids(std::string_view key) const;
 
@@ -34,6 +41,7 @@ class ConfigReader {
 
   const nlohmann::json& config_;
   std::string file_;
+  std::string prefix_;  // "rope_scaling." in that section
 };
 
 }  // namespace hxq

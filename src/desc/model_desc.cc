@@ -18,7 +18,9 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
+    {"llama", describe_llama},
     {"mamba", describe_mamba},
+    {"qwen2", describe_qwen2},
 };
 
 }  // namespace

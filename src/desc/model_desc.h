@@ -6,6 +6,8 @@
 #include <variant>
 #include <vector>
 
+#include "desc/activation.h"
+#include "desc/rope.h"
 #include "hxq/tensor.h"
 
 namespace hxq {
@@ -55,7 +57,44 @@ struct MambaBlockDesc {
   WeightId out_proj_bias = kNoWeight;
 };
 
-using BlockDesc = std::variant<MambaBlockDesc>;
+/// Causal self-attention with rotary positions; heads / kv_heads queries share keys and values.
+struct AttentionDesc {
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t window = 0;  ///< positions a token sees, its own included; 0: all before it
+  RopeDesc rope;
+  WeightId norm = kNoWeight;    // [hidden]
+  WeightId q_proj = kNoWeight;  // [heads * head_dim, hidden]
+  WeightId k_proj = kNoWeight;  // [kv_heads * head_dim, hidden]
+  WeightId v_proj = kNoWeight;  // [kv_heads * head_dim, hidden]
+  WeightId o_proj = kNoWeight;  // [hidden, heads * head_dim]
+  WeightId q_bias = kNoWeight;
+  WeightId k_bias = kNoWeight;
+  WeightId v_bias = kNoWeight;
+  WeightId o_bias = kNoWeight;
+};
+
+/// down_proj(activation(gate_proj(norm(x))) * up_proj(norm(x))).
+struct GatedMlpDesc {
+  int64_t inner = 0;  ///< intermediate_size
+  Activation activation = Activation::silu;
+  WeightId norm = kNoWeight;       // [hidden]
+  WeightId gate_proj = kNoWeight;  // [inner, hidden]
+  WeightId up_proj = kNoWeight;    // [inner, hidden]
+  WeightId down_proj = kNoWeight;  // [hidden, inner]
+  WeightId gate_bias = kNoWeight;
+  WeightId up_bias = kNoWeight;
+  WeightId down_bias = kNoWeight;
+};
+
+/// x += attention(norm(x)), then x += mlp(norm(x)).
+struct TransformerBlockDesc {
+  AttentionDesc attention;
+  GatedMlpDesc mlp;
+};
+
+using BlockDesc = std::variant<MambaBlockDesc, TransformerBlockDesc>;
 
 /// A language model as a list of weights and of the blocks that use them. A weight that is used twice (a tied head, a
 /// shared block) is stored once and referred to by its id.

@@ -41,6 +41,8 @@ class KvCache {
   int64_t bytes() const noexcept;
 
  private:
+  int64_t tile_bytes() const noexcept;  // of the keys alone, or the values
+
   struct Free {
     void operator()(std::byte* memory) const noexcept;
   };

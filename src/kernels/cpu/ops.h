@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 
 /// The seam between the operations of kernels.h and the code compiled once per target. Functions of a target work on
@@ -66,10 +67,18 @@ struct Ops {
   void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
   void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
 
+  void (*extend_cache)(const ExtendCacheArgs& args, int64_t token_begin, int64_t token_end);
+  /// Attention of rows [begin, end) of one key-value head; row r is its query head r % group of token r / group.
+  /// `memory`: attention_floats floats of the thread's own.
+  int64_t (*attention_floats)(const KvCacheView& cache, int64_t rows);
+  void (*attend)(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, int64_t row_end, float* memory);
+  void (*gated_activation)(const GatedActivationArgs& args, int64_t begin, int64_t end);
+
   /// Elementwise, for tests of accuracy.
   void (*exp)(const float* x, float* y, int64_t n);
   void (*softplus)(const float* x, float* y, int64_t n);
   void (*silu)(const float* x, float* y, int64_t n);
+  void (*gelu)(const float* x, float* y, int64_t n);
 };
 
 /// The functions of a supported target.

@@ -4,6 +4,7 @@
 #define HXQ_TILE_ROWS 14
 #define HXQ_PANEL_VECTORS 2
 
+#include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/codebook_avx512-inl.h"
 #include "kernels/cpu/dense-inl.h"
 #include "kernels/cpu/gemm-inl.h"
@@ -29,9 +30,14 @@ const Ops kAvx512Ops = {
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
+    .extend_cache = extend_cache,
+    .attention_floats = attention_floats,
+    .attend = attend,
+    .gated_activation = gated_activation,
     .exp = apply<vec_exp>,
     .softplus = apply<vec_softplus>,
     .silu = apply<vec_silu>,
+    .gelu = apply<vec_gelu>,
 };
 
 }  // namespace hxq::kernels::cpu

@@ -4,6 +4,7 @@
 #define HXQ_TILE_ROWS 3
 #define HXQ_PANEL_VECTORS 3
 
+#include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/codebook-inl.h"
 #include "kernels/cpu/dense-inl.h"
 #include "kernels/cpu/gemm-inl.h"
@@ -37,9 +38,14 @@ const Ops kScalarOps = {
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
+    .extend_cache = extend_cache,
+    .attention_floats = attention_floats,
+    .attend = attend,
+    .gated_activation = gated_activation,
     .exp = apply<vec_exp>,
     .softplus = apply<vec_softplus>,
     .silu = apply<vec_silu>,
+    .gelu = apply<vec_gelu>,
 };
 
 }  // namespace hxq::kernels::cpu

@@ -25,5 +25,10 @@ inline void store_first(float* to, VecF v, int64_t n) { _mm256_maskstore_ps(to, 
 /// kLanes binary16 numbers, widened.
 inline VecF load_f16(const void* from) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from))); }
 
+/// The same, narrowed, rounded to nearest even.
+inline void store_f16(void* to, VecF v) {
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -21,5 +21,10 @@ inline void store_first(float* to, VecF v, int64_t n) { _mm512_mask_storeu_ps(to
 /// kLanes binary16 numbers, widened.
 inline VecF load_f16(const void* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from))); }
 
+/// The same, narrowed, rounded to nearest even.
+inline void store_f16(void* to, VecF v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -28,5 +28,12 @@ inline VecF load_f16(const void* from) {
   return load(value);
 }
 
+/// The same, narrowed, rounded to nearest even.
+inline void store_f16(void* to, VecF v) {
+  uint16_t bits[HXQ_LANES];
+  for (int64_t i = 0; i < kLanes; ++i) bits[i] = f16_from_float(v[i]);
+  __builtin_memcpy(to, bits, sizeof bits);
+}
+
 }  // namespace
 }  // namespace hxq::kernels::cpu
