@@ -1,0 +1,77 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "text/flat_map.h"
+#include "text/json_part.h"
+#include "text/normalizer.h"
+#include "text/regex.h"
+#include "text/token_table.h"
+
+namespace hxq::text {
+
+/// Strings to find in a text: at each place the longest, from left to right, without overlap.
+class StringFinder {
+ public:
+  struct Match {
+    size_t begin = 0, end = 0;
+    int32_t value = -1;  ///< of the string found
+  };
+
+  /// The last value counts of a string added twice. `text` must not be empty.
+  void add(std::string_view text, int32_t value);
+  bool empty() const { return nodes_.size() == 1; }
+
+  /// The first match at or after `from`.
+  std::optional<Match> find(std::string_view text, size_t from) const;
+
+ private:
+  std::array<bool, 256> starts_ = {};  // the first bytes of the strings
+  std::vector<int32_t> nodes_ = {-1};  // by node of the trie: the value of the string that ends there, or -1
+  FlatMap64<uint32_t> edges_;          // by (node, byte): node
+};
+
+/// The tokens of a vocabulary's "added_tokens", which are cut out of a text before anything else looks at it.
+class AddedTokens {
+ public:
+  /// From the array "added_tokens" of `root`. A token that is in `vocab` has its id there; the others are numbered on
+  /// from the end of it, as Hugging Face does whatever the file says.
+  AddedTokens(const JsonPart& root, const TokenTable& vocab, const Normalizer& normalizer);
+
+  /// A stretch of a text: an added token, or what lies between.
+  struct Piece {
+    size_t begin, end;
+    std::optional<int32_t> id;
+  };
+
+  /// Cuts a text at the tokens that match as they are.
+  std::vector<Piece> cut_raw(std::string_view text) const { return cut(text, raw_); }
+
+  /// Cuts a normalized text at the tokens that match in normalized form.
+  std::vector<Piece> cut_normalized(std::string_view text) const { return cut(text, normalized_); }
+
+  const TokenTable& table() const { return table_; }
+  bool is_special(int32_t id) const { return special_.contains(id); }
+
+ private:
+  struct Token {
+    bool single_word, lstrip, rstrip;
+  };
+
+  std::vector<Piece> cut(std::string_view text, const StringFinder& finder) const;
+  bool is_single_word(std::string_view text, size_t begin, size_t end) const;
+
+  std::unordered_map<int32_t, Token> tokens_;
+  std::unordered_map<int32_t, bool> special_;
+  TokenTable table_;
+  StringFinder raw_, normalized_;
+  Regex word_;
+};
+
+}  // namespace hxq::text

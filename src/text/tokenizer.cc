@@ -1,0 +1,161 @@
+#include "hxq/tokenizer.h"
+
+#include <array>
+
+#include "hxq/error.h"
+#include "text/tokenizer_impl.h"
+#include "text/utf8.h"
+
+namespace hxq {
+
+namespace {
+
+using text::JsonPart;
+
+constexpr std::array<std::string_view, 1> kKnownModels = {"BPE"};
+
+template <class Part>
+Part optional_part(const JsonPart& root, std::string_view key) {
+  return root.has(key) ? Part(root.child(key)) : Part();
+}
+
+// Old files leave out the type of a BPE model.
+text::Bpe load_model(text::TokenizerFile& file, const JsonPart& root) {
+  const JsonPart model = root.child("model");
+  const std::string type = model.string_or("type", model.has("merges") ? "BPE" : "none");
+  if (type != "BPE") model.fail_unknown(type, kKnownModels);
+  return text::Bpe(file, model);
+}
+
+text::TokenizerFile read_checked(const std::filesystem::path& path) {
+  text::TokenizerFile file = text::read_tokenizer_file(path);
+  const JsonPart root(file.json, file.name, "");
+  if (!file.json.is_object()) {
+    throw Error(fmt::format("found {}, expected an object with the member 'model'", file.json.type_name()),
+                {.file = file.name});
+  }
+  const std::string version = root.string_or("version", "1.0");
+  if (version != "1.0") root.child("version").fail(fmt::format("found '{}', expected '1.0'", version));
+  return file;
+}
+
+size_t count_tokens(const text::TokenTable& vocab, const text::TokenTable& added) {
+  size_t count = vocab.size();
+  added.for_each([&](std::string_view token, int32_t) { count += !vocab.id_of(token); });
+  return count;
+}
+
+}  // namespace
+
+Tokenizer::Impl::Impl(text::TokenizerFile file) : Impl(file, JsonPart(file.json, file.name, "")) {}
+
+Tokenizer::Impl::Impl(text::TokenizerFile& file, const JsonPart& root)
+    : normalizer(optional_part<text::Normalizer>(root, "normalizer")),
+      pre_tokenizer(optional_part<text::PreTokenizer>(root, "pre_tokenizer")),
+      model(load_model(file, root)),
+      post_processor(optional_part<text::PostProcessor>(root, "post_processor")),
+      decoder(optional_part<text::Decoder>(root, "decoder")),
+      added(root, model.tokens(), normalizer),
+      size(count_tokens(model.tokens(), added.table())) {}
+
+std::optional<int32_t> Tokenizer::Impl::id_of(std::string_view token) const {
+  const auto id = added.table().id_of(token);
+  return id ? id : model.tokens().id_of(token);
+}
+
+std::optional<std::string_view> Tokenizer::Impl::token_of(int32_t id) const {
+  const auto token = added.table().token_of(id);
+  return token ? token : model.tokens().token_of(id);
+}
+
+void Tokenizer::Impl::read_config(const std::filesystem::path& path) {
+  std::error_code fault;
+  if (!std::filesystem::exists(path, fault)) return;
+  const nlohmann::json config = text::read_json_file(path);
+  const JsonPart root(config, path.string(), "");
+  const auto id_named = [&](std::string_view key) -> std::optional<int32_t> {
+    if (!root.has(key)) return std::nullopt;
+    return id_of(root.child(key).value().is_object() ? root.child(key).string("content") : root.string(key));
+  };
+  bos = id_named("bos_token");
+  eos = id_named("eos_token");
+  pad = id_named("pad_token");
+  unk = id_named("unk_token");
+}
+
+void Tokenizer::Impl::encode_piece(text::Words& words, text::Bpe::Scratch& scratch, std::vector<int32_t>& out) const {
+  pre_tokenizer.apply(words);
+  for (const text::Span& span : words.spans) {
+    model.encode(std::string_view(words.text).substr(span.begin, span.end - span.begin), scratch, out);
+  }
+}
+
+// Cuts out the added tokens that match as they are, normalizes what is left, cuts out those that match normalized, and
+// encodes what is left then.
+void Tokenizer::Impl::encode_text(std::string_view text, std::vector<int32_t>& out) const {
+  text::Bpe::Scratch scratch;
+  for (const auto& raw : added.cut_raw(text)) {
+    if (raw.begin == raw.end) continue;
+    if (raw.id) {
+      out.push_back(*raw.id);
+      continue;
+    }
+    const std::string normalized = normalizer.apply(text.substr(raw.begin, raw.end - raw.begin));
+    for (const auto& piece : added.cut_normalized(normalized)) {
+      if (piece.begin == piece.end) continue;
+      if (piece.id) {
+        out.push_back(*piece.id);
+        continue;
+      }
+      text::Words words = {.text = normalized.substr(piece.begin, piece.end - piece.begin)};
+      words.spans = {{0, words.text.size()}};
+      words.at_start = raw.begin == 0 && piece.begin == 0;
+      encode_piece(words, scratch, out);
+    }
+  }
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+Tokenizer::~Tokenizer() = default;
+
+Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
+  auto impl = std::make_unique<Impl>(read_checked(dir / "tokenizer.json"));
+  impl->read_config(dir / "tokenizer_config.json");
+  return Tokenizer(std::move(impl));
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view utf8, bool add_special_tokens) const {
+  std::string repaired;
+  if (!text::is_valid_utf8(utf8)) {
+    repaired = text::to_valid_utf8(utf8);
+    utf8 = repaired;
+  }
+  std::vector<int32_t> ids;
+  if (add_special_tokens) ids = impl_->post_processor.before();
+  impl_->encode_text(utf8, ids);
+  if (add_special_tokens) {
+    const auto& after = impl_->post_processor.after();
+    ids.insert(ids.end(), after.begin(), after.end());
+  }
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  text::Decoder::Stream stream(impl_->decoder);
+  for (const int32_t id : ids) impl_->push(stream, id, skip_special_tokens);
+  stream.finish();
+  return stream.take();
+}
+
+size_t Tokenizer::vocab_size() const noexcept { return impl_->size; }
+std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const { return impl_->id_of(token); }
+std::optional<std::string_view> Tokenizer::id_to_token(int32_t id) const { return impl_->token_of(id); }
+bool Tokenizer::is_special(int32_t id) const { return impl_->added.is_special(id); }
+std::optional<int32_t> Tokenizer::bos_id() const noexcept { return impl_->bos; }
+std::optional<int32_t> Tokenizer::eos_id() const noexcept { return impl_->eos; }
+std::optional<int32_t> Tokenizer::pad_id() const noexcept { return impl_->pad; }
+std::optional<int32_t> Tokenizer::unk_id() const noexcept { return impl_->unk; }
+
+}  // namespace hxq
