@@ -1,0 +1,124 @@
+// The encoder of the scalar codebook: how fast, and how much better than the recipe it replaces.
+//
+//   encoder_bench [MODEL_DIR]
+//
+// Without a model: the encode rate. With one: SNR of every linear matrix and embedding against the baseline.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <random>
+#include <vector>
+
+#include "codec/codebook_encode.h"
+#include "hxq/error.h"
+#include "io/checkpoint.h"
+#include "percentile_codebook.h"
+
+namespace hxq {
+namespace {
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+template <class T>
+std::vector<T> values_of(const Plane& plane) {
+  std::vector<T> values(plane.bytes.size() / sizeof(T));
+  std::memcpy(values.data(), plane.bytes.data(), plane.bytes.size());
+  return values;
+}
+
+/// SNR of the planes, decoded element by element and compared with the source.
+double decoded_snr_db(const TensorView& source, const PackedTensor& packed) {
+  const auto codebook = values_of<float>(packed.planes[0]);
+  const auto indices = values_of<uint8_t>(packed.planes[1]);
+  std::vector<float> decoded(indices.size());
+  for (size_t i = 0; i < indices.size(); ++i) decoded[i] = codebook[indices[i]];
+  if (packed.planes.size() > 2) {
+    const auto positions = values_of<int64_t>(packed.planes[2]);
+    const auto values = values_of<float>(packed.planes[3]);
+    for (size_t i = 0; i < positions.size(); ++i) decoded[static_cast<size_t>(positions[i])] = values[i];
+  }
+  return compare(source, decoded).snr_db();
+}
+
+void measure_rate(DType dtype, const char* name) {
+  constexpr int64_t kRows = 4096, kCols = 4096;
+  std::vector<std::byte> bytes(kRows * kCols * size_of(dtype));
+  std::mt19937_64 random(1);
+  std::normal_distribution<float> normal(0, 0.02f);
+  for (int64_t i = 0; i < kRows * kCols; ++i) {
+    const auto bits = std::bit_cast<uint32_t>(normal(random));
+    const uint32_t stored = dtype == DType::bf16 ? bits >> 16 : bits;
+    std::memcpy(bytes.data() + i * size_of(dtype), &stored, size_of(dtype));
+  }
+  const TensorView source{dtype, {kRows, kCols}, bytes};
+  for (int threads : {1, 2}) {
+    std::vector<double> seconds;
+    EncodedTensor encoded;
+    for (int run = 0; run < 9; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      encoded = encode_codebook(source, {.threads = threads});
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    const double reported = encoded.fidelity.snr_db();
+    const double counted = decoded_snr_db(source, encoded.packed);
+    fmt::print("{} [{}, {}], {} thread(s): {:.0f} M weights/s, SNR {:.3f} dB, decoded and compared {:.3f} dB: {}\n",
+               name, kRows, kCols, threads, kRows * kCols / median(seconds) / 1e6, reported, counted,
+               std::abs(reported - counted) < 1e-6 ? "equal" : "NOT EQUAL");
+  }
+}
+
+bool is_linear(const std::string& name, const TensorView& tensor) {
+  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+  return tensor.shape.size() == 2 && name.ends_with(".weight") && !has("norm") &&
+         (has("proj") || has("embed") || has("head"));
+}
+
+void compare_with_baseline(const char* path) {
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  std::vector<double> snrs, gains;
+  double seconds = 0;
+  fmt::print("{:<45} {:>16} {:>8} {:>8} {:>9} {:>8}\n", "tensor", "shape", "outliers", "SNR dB", "baseline", "gain dB");
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    if (!is_linear(name, tensor)) continue;
+    const auto start = std::chrono::steady_clock::now();
+    const EncodedTensor encoded = encode_codebook(tensor, {});
+    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double snr = decoded_snr_db(tensor, encoded.packed);
+    const double baseline = testing::percentile_codebook_snr_db(tensor, encoded.outliers);
+    snrs.push_back(snr);
+    gains.push_back(snr - baseline);
+    fmt::print("{:<45} {:>16} {:>8} {:>8.3f} {:>9.3f} {:>8.3f}\n", name, to_string(tensor.shape), encoded.outliers, snr,
+               baseline, snr - baseline);
+  }
+  if (snrs.empty()) throw Error("no linear weight found", {.file = path});
+  fmt::print("{} tensors in {:.2f} s: SNR min {:.3f} median {:.3f} dB, gain min {:.3f} median {:.3f} dB\n", snrs.size(),
+             seconds, *std::min_element(snrs.begin(), snrs.end()), median(snrs),
+             *std::min_element(gains.begin(), gains.end()), median(gains));
+}
+
+}  // namespace
+}  // namespace hxq
+
+int main(int argc, char** argv) {
+  try {
+    if (argc > 1) {
+      hxq::compare_with_baseline(argv[1]);
+    } else {
+      hxq::measure_rate(hxq::DType::bf16, "bf16");
+      hxq::measure_rate(hxq::DType::f32, "f32");
+    }
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "encoder_bench: {}\n", error.what());
+    return 1;
+  }
+}
