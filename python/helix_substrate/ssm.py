@@ -1,0 +1,173 @@
+"""The core's convolution, selective scan and SSD in transformers' Mamba, Mamba-2 and Zamba2 modules.
+
+Without the mamba-ssm package transformers runs these layers in torch, token by token or with large intermediate
+tensors. `accelerate_ssm` gives the modules a forward that calls the core. It works for dense and compressed models, in
+training as well as with a cache; projections are called as the modules they are, so adapters on them count.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Optional
+
+import torch
+from torch import nn
+
+from . import ops
+
+#: (module of transformers, class) of the mixers served here.
+_MAMBA = ("transformers.models.mamba.modeling_mamba", "MambaMixer")
+_MAMBA2 = (
+    ("transformers.models.mamba2.modeling_mamba2", "Mamba2Mixer"),
+    ("transformers.models.zamba2.modeling_zamba2", "Zamba2MambaMixer"),
+)
+
+
+class _State:
+    """One layer's cached states in the core's layout: conv [batch, width, channels], ssm with its last two axes swapped.
+
+    The cache gets views of the same memory in transformers' layout, so that what it does with them (reordering beams,
+    moving, resetting) works, and the next step needs no copy.
+    """
+
+    def __init__(self, cache, layer: int):
+        self._cache, self._layer = cache, layer
+        if hasattr(cache, "layers"):
+            entry = cache.layers[layer]
+            self.started = bool(entry.has_previous_state[0])
+            conv, ssm = entry.conv_states[0], entry.recurrent_states[0]
+        else:
+            conv, ssm = cache.conv_states[layer], cache.ssm_states[layer]
+            self.started = bool(conv.any())
+        self.conv = self._swapped(conv) if self.started else None
+        self.ssm = self._swapped(ssm) if self.started else None
+
+    @staticmethod
+    def _swapped(state: torch.Tensor) -> torch.Tensor:
+        return state.detach().transpose(-1, -2).float().contiguous()
+
+    def begin(self, conv_shape, ssm_shape) -> None:
+        if not self.started:
+            self.conv, self.ssm = torch.zeros(conv_shape), torch.zeros(ssm_shape)
+
+    def keep(self) -> None:
+        conv, ssm = self.conv.transpose(-1, -2), self.ssm.transpose(-1, -2)
+        if hasattr(self._cache, "layers"):
+            entry = self._cache.layers[self._layer]
+            if not entry.is_conv_states_initialized[0]:
+                entry.lazy_initialization(conv_states=conv, conv_kernel_size=conv.shape[-1])
+            if not entry.is_recurrent_states_initialized[0]:
+                entry.lazy_initialization(recurrent_states=ssm)
+            entry.conv_states[0], entry.recurrent_states[0] = conv, ssm
+            entry.has_previous_state[0] = True
+            return
+        for states, new in ((self._cache.conv_states, conv), (self._cache.ssm_states, ssm)):
+            if isinstance(states, torch.Tensor):
+                states[self._layer].copy_(new)
+            else:
+                states[self._layer] = new
+
+
+def _masked(x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """Zeros at padding, as in the reference (https://github.com/state-spaces/mamba/issues/66)."""
+    if mask is None or mask.dim() != 2 or mask.shape[1] != x.shape[1]:
+        return x
+    return x * mask[:, :, None].to(x.dtype)
+
+
+def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
+    if hidden_states.device.type != "cpu" or mixer.activation not in ("silu", "swish"):
+        return False
+    if state is None:
+        return True
+    # A cache that wants every state since some point (assisted decoding), and gradients that go back through a state,
+    # are left to transformers.
+    records = getattr(cache, "is_recording_past", None)
+    return not (records and records(mixer.layer_idx)) and not (state.started and ops.watched(hidden_states, mixer.A_log))
+
+
+def _with_state(operation, tensors, state, *rest) -> torch.Tensor:
+    """The operation, with gradients where they are wanted: its state is then advanced apart."""
+    if state is None or not ops.watched(*tensors):
+        return operation(*tensors, *rest, state=state)
+    y = operation(*tensors, *rest)
+    with torch.no_grad():
+        operation(*tensors, *rest, state=state)
+    return y
+
+
+def _conv(mixer, x, state: Optional[_State]) -> torch.Tensor:
+    filters = (mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias)
+    return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
+
+
+def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask):
+    dtype = hidden_states.dtype
+    inner, n = self.intermediate_size, self.ssm_state_size
+    if state is not None:
+        batch = hidden_states.shape[0]
+        state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner))
+
+    xz = self.in_proj(_masked(hidden_states, attention_mask))
+    x, gate = xz[..., :inner], xz[..., inner:]
+    x = _masked(_conv(self, x, state), attention_mask)
+    dt, b, c = self.x_proj(x.to(dtype)).split([self.time_step_rank, n, n], dim=-1)
+    scanned = (x, self.dt_proj(dt), b, c, gate, self.A_log, self.D)
+    return self.out_proj(_with_state(ops.selective_scan, scanned, state and state.ssm).to(dtype))
+
+
+def _mamba2_forward(self, hidden_states, state: Optional[_State], attention_mask):
+    dtype = hidden_states.dtype
+    n = self.ssm_state_size
+    if state is not None:
+        batch = hidden_states.shape[0]
+        state.begin((batch, self.conv_kernel_size, self.conv_dim), (batch, self.num_heads, n, self.head_dim))
+
+    projected = self.in_proj(_masked(hidden_states, attention_mask))
+    skipped = projected.shape[-1] - self.intermediate_size - self.conv_dim - self.num_heads
+    _, gate, xbc, dt = projected.split([skipped, self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
+    xbc = _masked(_conv(self, xbc, state), attention_mask)
+    # Zamba2's torch code clamps at time_step_min; the model was trained with time_step_limit.
+    limit = self.time_step_limit or (0.0, float("inf"))
+    scanned = (xbc, dt, gate, self.dt_bias, self.A_log, self.D)
+    y = _with_state(ops.ssd, scanned, state and state.ssm, self.head_dim, self.n_groups, n, limit)
+    # The gate has been applied with the recurrence: what is left of the gated norm is the norm.
+    return self.out_proj(self.norm(y).to(dtype))
+
+
+@functools.cache
+def _served_class(original: type) -> Optional[type]:
+    """A subclass of a mixer whose forward calls the core, or None for another class."""
+    place = (original.__module__, original.__name__)
+    if place == _MAMBA:
+        run = _mamba_forward
+    elif place in _MAMBA2:
+        run = _mamba2_forward
+    else:
+        return None
+
+    def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
+        state = None if cache_params is None else _State(cache_params, self.layer_idx)
+        if _served(self, hidden_states, cache_params, state):
+            y = run(self, hidden_states, state, attention_mask)
+            if state is not None:
+                state.keep()
+            return y
+        return original.forward(
+            self, hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
+        )
+
+    return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__, "_helix_ssm": True})
+
+
+def accelerate_ssm(model: nn.Module) -> int:
+    """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers. Returns how many layers that is."""
+    count = 0
+    for module in model.modules():
+        if not getattr(type(module), "_helix_ssm", False):
+            served = _served_class(type(module))
+            if served is None:
+                continue
+            module.__class__ = served
+        count += 1
+    return count

@@ -1,0 +1,124 @@
+"""Compressing and decompressing the modules of any model in memory."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Iterable, Optional
+
+import torch
+from torch import nn
+
+from . import _core, ops
+from .modules import HelixEmbedding, HelixLinear, TiedHead
+
+
+def tied_heads(model: nn.Module) -> dict[str, str]:
+    """Linear modules whose weight is an embedding's: {path of the head: path of the embedding}."""
+    heads = {}
+    declared = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in declared.items():
+        if target.endswith(".weight") and source.endswith(".weight"):
+            heads[target.removesuffix(".weight")] = source.removesuffix(".weight")
+    embeddings = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "weight" in module._parameters:
+            embeddings.setdefault(id(module.weight), path)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and id(module._parameters.get("weight")) in embeddings:
+            heads[path] = embeddings[id(module._parameters["weight"])]
+    names = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {path: source for path, source in heads.items() if path in names}
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `old` is, also under several names."""
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def make_tied(model: nn.Module, path: str, embedding: HelixEmbedding) -> None:
+    """Lets the head at `path` compute with the embedding's compressed copy."""
+    head = model.get_submodule(path)
+    replace_module(model, head, TiedHead(embedding, head.bias))
+    # transformers 5 keeps {tied parameter: its source}; there is no such parameter any more.
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if tied:
+        tied.pop(f"{path}.weight", None)
+
+
+def compress_model(
+    model: nn.Module,
+    *,
+    sidecar_fraction: float = 0.001,
+    keep: Iterable[str] = (),
+    embeddings: bool = False,
+    progress=None,
+) -> dict:
+    """Swaps every `nn.Linear` of any model (and with `embeddings` every `nn.Embedding`) for a compressed one, in place.
+
+    keep: shell patterns of module paths that stay dense. Modules that would not get smaller stay as they are, and so do
+    subclasses of Linear, whose forward may mean something else. A module or weight that is used in several places stays
+    shared. Returns {"modules": [{"module", "snr_db", ...}], "compressed_bytes", "dense_bytes"}.
+    """
+    heads = tied_heads(model)
+    report, done = [], set()
+    held = dense = 0
+    for path, module in list(model.named_modules()):
+        kind = type(module)
+        if kind not in ((nn.Linear, nn.Embedding) if embeddings else (nn.Linear,)) or path in heads or id(module) in done:
+            continue
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in keep):
+            continue
+        if kind is nn.Embedding and (module.max_norm is not None or module.sparse):
+            continue
+        dtype = ops.DTYPE_NAMES.get(module.weight.dtype, "")
+        role = "projection" if kind is nn.Linear else "embedding"
+        if dtype not in ("F32", "F16", "BF16", "F64") or not _core.would_compress(role, dtype, module.weight.shape):
+            continue
+        if progress is not None:
+            progress(path)
+        if kind is nn.Linear:
+            made = HelixLinear.from_linear(module, sidecar_fraction, path)
+        else:
+            made = HelixEmbedding.from_embedding(module, sidecar_fraction, path)
+        done.add(id(made))
+        dense += module.weight.numel() * module.weight.element_size()
+        held += made.memory_savings()["compressed_bytes"]
+        replace_module(model, module, made)
+        report.append({"module": path, **made.fidelity})
+    for path, source in heads.items():
+        embedding = dict(model.named_modules()).get(source)
+        if isinstance(embedding, HelixEmbedding):
+            make_tied(model, path, embedding)
+    return {"modules": report, "compressed_bytes": held, "dense_bytes": dense}
+
+
+@torch.no_grad()
+def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn.Module:
+    """Puts dense modules in place of all compressed ones."""
+    heads = []
+    for path, module in list(model.named_modules()):
+        if isinstance(module, TiedHead):
+            heads.append((module, module.embedding))
+            continue
+        if not isinstance(module, (HelixLinear, HelixEmbedding)):
+            continue
+        wanted = dtype or module.weight_dtype
+        weight = module.merged_weight().to(wanted) if isinstance(module, HelixLinear) else module.decode_weight(wanted)
+        if isinstance(module, HelixLinear):
+            made = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            made.register_parameter("bias", module.bias)
+        else:
+            made = nn.Embedding(module.rows, module.cols, padding_idx=module.padding_idx, device="meta")
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        made.train(module.training)
+        module.__dict__["_dense"] = made
+        replace_module(model, module, made)
+    for head, embedding in heads:
+        made = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+        made.weight = embedding.__dict__["_dense"].weight
+        made.register_parameter("bias", head.bias)
+        replace_module(model, head, made)
+    return model
