@@ -24,8 +24,8 @@ float half_scale(std::span<const float> codebook) {
   return scale >= FLT_MIN ? scale : 0;
 }
 
-void put_code(LookupPlanes& planes, size_t level, uint32_t code, int bytes) {
-  for (int b = 0; b < bytes; ++b) planes.plane[static_cast<size_t>(b)][level] = static_cast<uint8_t>(code >> (8 * b));
+void put_code(LookupPlanes& planes, size_t first_plane, size_t level, uint32_t code, size_t bytes) {
+  for (size_t b = 0; b < bytes; ++b) planes.plane[first_plane + b][level] = static_cast<uint8_t>(code >> (8 * b));
 }
 
 }  // namespace
@@ -41,10 +41,16 @@ LookupPlanes make_planes(std::span<const float> codebook) {
   if (scale > 0 && std::all_of(codebook.begin(), codebook.end(), is_half)) {
     planes.kind = LookupPlanes::Kind::half;
     planes.scale = scale;
-    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, i, f16_from_float(codebook[i] / scale), 2);
+    planes.whole = true;
+    for (size_t i = 0; i < codebook.size(); ++i) {
+      const float code = codebook[i] / scale;
+      planes.whole = planes.whole && std::nearbyint(code) == code;
+      put_code(planes, 0, i, f16_from_float(code), 2);
+      put_code(planes, 2, i, static_cast<uint32_t>(static_cast<int>(code) + 0x8000), 2);
+    }
   } else {
     planes.kind = LookupPlanes::Kind::float32;
-    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, i, std::bit_cast<uint32_t>(codebook[i]), 4);
+    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, 0, i, std::bit_cast<uint32_t>(codebook[i]), 4);
   }
   return planes;
 }

@@ -16,6 +16,9 @@ struct LookupPlanes {
   };
   Kind kind = Kind::none;
   float scale = 1;  ///< a power of two
+  /// `half`, and codes are whole numbers n: plane[2] has their low bytes, plane[3] their high bytes + 128, so that
+  /// n = plane[2][i] + 256 * (plane[3][i] - 128). Integer dot products then take the place of conversions to float.
+  bool whole = false;
   alignas(64) std::array<std::array<uint8_t, 256>, 4> plane = {};
 };
 

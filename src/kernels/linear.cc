@@ -20,6 +20,7 @@ CodebookView view_of(const CodebookMatrix& weight) {
       .indices = reinterpret_cast<const uint8_t*>(weight.indices.data()),
       .codebook = weight.codebook.data(),
       .planes_kind = weight.planes.kind,
+      .planes_whole = weight.planes.whole,
       .planes_scale = weight.planes.scale,
       .planes = weight.planes.plane[0].data(),
       .outlier_row = weight.sidecar.row_begin.empty() ? nullptr : weight.sidecar.row_begin.data(),
@@ -91,11 +92,13 @@ void multiply(const Matrix& weight, const LinearArgs& args, const Context& conte
 /// Few tokens: weights are read once, straight from where they are.
 void multiply_few(const CodebookView& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const int64_t floats = ops.arranged_floats(weight);
+  const int64_t floats = ops.arranged_floats(weight, args.tokens);
   float* arranged = nullptr;
   if (floats > 0) {
     arranged = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
-    for (int64_t t = 0; t < args.tokens; ++t) ops.arrange(weight, args.x + t * args.x_stride, arranged + t * floats);
+    for (int64_t t = 0; t < args.tokens; ++t) {
+      ops.arrange(weight, args.x + t * args.x_stride, args.tokens, arranged + t * floats);
+    }
   }
   const Range mine = context.team.share(weight.rows);
   ops.codebook_rows(weight, args, arranged, mine.begin, mine.end);

@@ -1,57 +1,14 @@
-// Codebook matrices of bytes and few tokens on AVX-512 VBMI: the codebook stays in registers as byte planes, vpermb looks
-// up 64 weights at once. Measured: the byte permutes (one port) set the pace, then the conversion to float.
+// Codebook matrices of bytes and few tokens on AVX-512 VBMI: the codebook stays in registers as byte planes. Measured: the
+// byte permutes (one port) set the pace, then the conversion to float.
 
 #pragma once
 
-#include "kernels/cpu/codebook-inl.h"
-#include "kernels/cpu/vec_avx512-inl.h"
-
-// The compiler keeps tables and sums in registers only if everything is one function early on.
-#define HXQ_ALWAYS_INLINE __attribute__((always_inline)) inline
+#include "kernels/cpu/lookup_avx512-inl.h"
+#include "kernels/cpu/rows_avx512-inl.h"
+#include "kernels/cpu/whole_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
-
-/// 64 indices and the masks that choose among four tables of 64 bytes. vpermb ignores the upper two bits.
-struct Indices {
-  __m512i value;
-  __mmask64 bit6;
-  __mmask64 bit7;
-  __mmask64 both;
-};
-
-HXQ_ALWAYS_INLINE Indices masks_of(__m512i value) {
-  const __mmask64 bit7 = _mm512_movepi8_mask(value);
-  const __mmask64 bit6 = _mm512_movepi8_mask(_mm512_add_epi8(value, value));
-  return {value, bit6, bit7, _kand_mask64(bit6, bit7)};
-}
-
-/// One byte of every codeword.
-struct Plane {
-  __m512i part0, part1, part2, part3;
-
-  HXQ_ALWAYS_INLINE explicit Plane(const uint8_t* bytes)
-      : part0(in_register(bytes)),
-        part1(in_register(bytes + 64)),
-        part2(in_register(bytes + 128)),
-        part3(in_register(bytes + 192)) {}
-
-  /// Opaque to the compiler, which would otherwise read the tables from memory in the inner loop.
-  HXQ_ALWAYS_INLINE static __m512i in_register(const uint8_t* bytes) {
-    __m512i value = _mm512_load_si512(bytes);
-    asm volatile("" : "+v"(value));
-    return value;
-  }
-
-  template <bool kMasked>
-  HXQ_ALWAYS_INLINE __m512i look_up(const Indices& index, __mmask64 keep) const {
-    __m512i found = _mm512_permutexvar_epi8(index.value, part0);
-    found = _mm512_mask_permutexvar_epi8(found, index.bit6, index.value, part1);
-    found = _mm512_mask_permutexvar_epi8(found, index.bit7, index.value, part2);
-    found = _mm512_mask_permutexvar_epi8(found, index.both, index.value, part3);
-    return kMasked ? _mm512_maskz_mov_epi8(keep, found) : found;
-  }
-};
 
 /// Weights of a block of 64, in the order of `column`.
 struct Weights {
@@ -110,10 +67,6 @@ struct FloatTable {
   }
 };
 
-constexpr int64_t kBlock = 64;
-
-inline int64_t blocks_of(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
-
 /// x in the order in which weights come out of the table, zero past the last column. [blocks, 4, 16]
 template <class Table>
 void arrange_for(const float* x, int64_t cols, float* arranged) {
@@ -125,17 +78,6 @@ void arrange_for(const float* x, int64_t cols, float* arranged) {
       }
     }
   }
-}
-
-/// Lane sums of four vectors. The order of additions is the same in all four.
-inline __m128 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512 four = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
 
 /// Adds the products of a block with kTokens tokens, whose x are `floats` apart.
@@ -156,7 +98,6 @@ HXQ_ALWAYS_INLINE void multiply_block(VecF (&sum)[kTokens][2], const Weights& w,
 template <class Table, int kRows, int kTokens, bool kMasked>
 __attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* index, int64_t apart, int64_t cols,
                                         const float* x, int64_t floats, float (&sums)[kTokens][4]) {
-  constexpr int64_t kPrefetch = 2048;
   const __mmask64 keep = kMasked ? _bzhi_u64(~0ull, static_cast<unsigned>(cols)) : ~__mmask64{0};
   const Table table(planes);
   VecF sum[kRows][kTokens][2] = {};
@@ -178,85 +119,91 @@ __attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* in
   }
 }
 
-/// Rows begin, begin + 1, ... each together with those `apart` further on.
-template <class Table, int kRows, int kTokens>
-void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t first, int64_t begin,
-                 int64_t apart, int64_t end) {
-  const int64_t floats = blocks_of(weight.cols) * kBlock;
-  const int64_t whole = weight.cols / kBlock * kBlock;
-  const float* x = arranged + first * floats;
-  for (int64_t row = begin; row < end; ++row) {
+/// Sums of float products; `arranged` as arrange_for<Table> makes it.
+template <class Table>
+struct FloatKernel {
+  template <int kRows, int kTokens>
+  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged, float (&sums)[kTokens][4]) {
+    const int64_t floats = blocks_of(weight.cols) * kBlock;
+    const int64_t whole = weight.cols / kBlock * kBlock;
     const uint8_t* index = weight.indices + row * weight.cols;
-    float sums[kTokens][4] = {};
     float rest[kTokens][4] = {};
     if (whole > 0) {
-      sum_rows<Table, kRows, kTokens, false>(weight.planes, index, apart * weight.cols, whole, x, floats, sums);
+      sum_rows<Table, kRows, kTokens, false>(weight.planes, index, apart * weight.cols, whole, arranged, floats, sums);
+    } else {
+      for (auto& sum : sums) _mm_storeu_ps(sum, _mm_setzero_ps());
     }
     if (whole < weight.cols) {
       sum_rows<Table, kRows, kTokens, true>(weight.planes, index + whole, apart * weight.cols, weight.cols - whole,
-                                            x + whole, floats, rest);
+                                            arranged + whole, floats, rest);
     }
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t r = row + i * apart;
-      for (int t = 0; t < kTokens; ++t) {
-        const float correction = outlier_correction(weight, r, args.x + (first + t) * args.x_stride);
-        put(args, first + t, r, (sums[t][i] + rest[t][i]) * weight.planes_scale + correction);
-      }
+    for (int t = 0; t < kTokens; ++t) {
+      for (int i = 0; i < kRows; ++i) sums[t][i] = (sums[t][i] + rest[t][i]) * weight.planes_scale;
     }
   }
-}
+};
 
-template <class Table, int kRows, int kTokens>
-void block_tokens(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t first, int64_t begin,
-                  int64_t end) {
-  const int64_t apart = (end - begin) / kRows;
-  stream_rows<Table, kRows, kTokens>(weight, args, arranged, first, begin, apart, begin + apart);
-  stream_rows<Table, 1, kTokens>(weight, args, arranged, first, begin + apart * kRows, 0, end);
-}
-
-/// Up to 8 tokens at once with two tables, 4 with four, as registers allow.
+/// Up to 8 tokens at once with two tables, 2 with four, as registers allow.
 void rows_by_half(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
-  const auto run = [&](auto function) { function(weight, args, arranged, int64_t{0}, begin, end); };
+  using Kernel = FloatKernel<HalfTable>;
   switch (args.tokens) {
-    case 1: return run(block_tokens<HalfTable, 4, 1>);
-    case 2: return run(block_tokens<HalfTable, 4, 2>);
-    case 3: return run(block_tokens<HalfTable, 2, 3>);
-    case 4: return run(block_tokens<HalfTable, 2, 4>);
-    case 5: return run(block_tokens<HalfTable, 1, 5>);
-    case 6: return run(block_tokens<HalfTable, 1, 6>);
-    case 7: return run(block_tokens<HalfTable, 1, 7>);
-    default: return run(block_tokens<HalfTable, 1, 8>);
+    case 1: return multiply_rows<Kernel, 4, 1>(weight, args, arranged, begin, end);
+    case 2: return multiply_rows<Kernel, 4, 2>(weight, args, arranged, begin, end);
+    case 3: return multiply_rows<Kernel, 2, 3>(weight, args, arranged, begin, end);
+    case 4: return multiply_rows<Kernel, 2, 4>(weight, args, arranged, begin, end);
+    case 5: return multiply_rows<Kernel, 1, 5>(weight, args, arranged, begin, end);
+    case 6: return multiply_rows<Kernel, 1, 6>(weight, args, arranged, begin, end);
+    case 7: return multiply_rows<Kernel, 1, 7>(weight, args, arranged, begin, end);
+    default: return multiply_rows<Kernel, 1, 8>(weight, args, arranged, begin, end);
   }
 }
 
 void rows_by_float(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
-  for (int64_t t = 0; t < args.tokens; t += 2) {
-    if (t + 2 <= args.tokens) {
-      block_tokens<FloatTable, 2, 2>(weight, args, arranged, t, begin, end);
+  using Kernel = FloatKernel<FloatTable>;
+  LinearArgs part = args;
+  for (int64_t left = args.tokens; left > 0; left -= 2) {
+    if (left >= 2) {
+      multiply_rows<Kernel, 2, 2>(weight, part, arranged, begin, end);
     } else {
-      block_tokens<FloatTable, 2, 1>(weight, args, arranged, t, begin, end);
+      multiply_rows<Kernel, 2, 1>(weight, part, arranged, begin, end);
     }
+    part.x += 2 * args.x_stride;
+    part.y += 2 * args.y_stride;
+    arranged += 2 * blocks_of(weight.cols) * kBlock;
   }
 }
 
-int64_t arranged_floats(const CodebookView& weight) {
-  return weight.planes_kind == LookupPlanes::Kind::none || weight.index_bits != 8 ? 0 : blocks_of(weight.cols) * kBlock;
+/// The kernel for a call; best first.
+enum class FewTokens { whole, half, float32, lookup };
+
+FewTokens choose(const CodebookView& weight, int64_t tokens) {
+  if (weight.index_bits != 8 || weight.planes_kind == LookupPlanes::Kind::none) return FewTokens::lookup;
+  if (weight.planes_whole && tokens <= kWholeTokens && weight.cols <= kWholeCols) return FewTokens::whole;
+  return weight.planes_kind == LookupPlanes::Kind::half ? FewTokens::half : FewTokens::float32;
 }
 
-void arrange(const CodebookView& weight, const float* x, float* arranged) {
-  if (weight.planes_kind == LookupPlanes::Kind::half) {
-    arrange_for<HalfTable>(x, weight.cols, arranged);
-  } else {
-    arrange_for<FloatTable>(x, weight.cols, arranged);
+int64_t arranged_floats(const CodebookView& weight, int64_t tokens) {
+  switch (choose(weight, tokens)) {
+    case FewTokens::whole: return whole_floats(weight.cols);
+    case FewTokens::lookup: return 0;
+    default: return blocks_of(weight.cols) * kBlock;
+  }
+}
+
+void arrange(const CodebookView& weight, const float* x, int64_t tokens, float* arranged) {
+  switch (choose(weight, tokens)) {
+    case FewTokens::whole: return arrange_whole(x, weight.cols, arranged);
+    case FewTokens::half: return arrange_for<HalfTable>(x, weight.cols, arranged);
+    default: return arrange_for<FloatTable>(x, weight.cols, arranged);
   }
 }
 
 void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
-  if (arranged_floats(weight) == 0) return codebook_rows_by_pieces(weight, args, begin, end);
-  if (weight.planes_kind == LookupPlanes::Kind::half) {
-    rows_by_half(weight, args, arranged, begin, end);
-  } else {
-    rows_by_float(weight, args, arranged, begin, end);
+  switch (choose(weight, args.tokens)) {
+    case FewTokens::whole: return rows_by_whole(weight, args, arranged, begin, end);
+    case FewTokens::half: return rows_by_half(weight, args, arranged, begin, end);
+    case FewTokens::float32: return rows_by_float(weight, args, arranged, begin, end);
+    case FewTokens::lookup: return codebook_rows_by_lookup(weight, args, arranged, begin, end);
   }
 }
 

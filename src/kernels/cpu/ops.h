@@ -22,6 +22,7 @@ struct CodebookView {
   const uint8_t* indices;  ///< nothing may be read outside of the matrix
   const float* codebook;   // [k, d]
   LookupPlanes::Kind planes_kind;
+  bool planes_whole;
   float planes_scale;
   const uint8_t* planes;        // [4, 256], 64-byte aligned
   const uint32_t* outlier_row;  // [rows + 1], null without sidecar
@@ -40,9 +41,10 @@ struct Ops {
   /// Tokens that `codebook_rows` and `dense_rows` take at once.
   static constexpr int64_t kFewTokens = 8;
 
-  /// Floats of one token's x in the form `codebook_rows` wants beside it, a multiple of 16; 0: none.
-  int64_t (*arranged_floats)(const CodebookView& weight);
-  void (*arrange)(const CodebookView& weight, const float* x, float* arranged);
+  /// Floats of one token's x in the form `codebook_rows` wants beside it, a multiple of 16; 0: none. `tokens` are those
+  /// of the call.
+  int64_t (*arranged_floats)(const CodebookView& weight, int64_t tokens);
+  void (*arrange)(const CodebookView& weight, const float* x, int64_t tokens, float* arranged);
 
   /// y for weight rows [begin, end) and up to kFewTokens tokens. `arranged`: that of each token, arranged_floats apart,
   /// 64-byte aligned.
@@ -63,9 +65,13 @@ struct Ops {
   /// has tile_rows rows. Bias is added when args.bias is set; args.y is that of the panel's first token.
   void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row, int64_t rows);
 
-  void (*rms_norm)(const RmsNormArgs& args, int64_t token_begin, int64_t token_end);
+  /// Groups [begin, end) of all tokens' groups.
+  void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
   void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
   void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
+
+  /// Reads memory, a multiple of 4096 bytes, and returns something that depends on it all.
+  int32_t (*read_bytes)(const std::byte* data, int64_t bytes);
 
   void (*extend_cache)(const ExtendCacheArgs& args, int64_t token_begin, int64_t token_end);
   /// Attention of rows [begin, end) of one key-value head; row r is its query head r % group of token r / group.

@@ -11,22 +11,15 @@
 #include "kernels/cpu/mamba-inl.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/read-inl.h"
 
 namespace hxq::kernels::cpu {
-namespace {
-
-void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin, int64_t end) {
-  codebook_rows_by_pieces(weight, args, begin, end);
-}
-
-}  // namespace
-
 const Ops kAvx2Ops = {
     .target = Target::avx2,
     .lanes = kLanes,
     .arranged_floats = arranged_as_is,
     .arrange = nullptr,
-    .codebook_rows = codebook_rows,
+    .codebook_rows = codebook_rows_by_lookup,
     .dense_rows = dense_rows,
     .decode_codebook = decode_codebook,
     .decode_dense = decode_dense,
@@ -38,6 +31,7 @@ const Ops kAvx2Ops = {
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
+    .read_bytes = read_bytes,
     .extend_cache = extend_cache,
     .attention_floats = attention_floats,
     .attend = attend,

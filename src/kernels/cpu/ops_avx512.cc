@@ -1,4 +1,4 @@
-// AVX-512 F, BW, DQ, VL, VBMI (Ice Lake and later), FMA, F16C.
+// AVX-512 F, BW, DQ, VL, VBMI, VNNI (Ice Lake and later), FMA, F16C.
 #include "kernels/cpu/vec_avx512-inl.h"
 
 #define HXQ_TILE_ROWS 14
@@ -11,6 +11,7 @@
 #include "kernels/cpu/mamba-inl.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/read-inl.h"
 
 namespace hxq::kernels::cpu {
 const Ops kAvx512Ops = {
@@ -30,6 +31,7 @@ const Ops kAvx512Ops = {
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
+    .read_bytes = read_bytes,
     .extend_cache = extend_cache,
     .attention_floats = attention_floats,
     .attend = attend,

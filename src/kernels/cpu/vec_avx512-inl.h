@@ -26,5 +26,12 @@ inline void store_f16(void* to, VecF v) {
   _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+/// table[index[i]] for kLanes bytes.
+inline VecF look_up_lanes(const float* table, const uint8_t* index) {
+  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index))), table, 4);
+}
+
+inline VecF look_up_lanes_singly(const float* table, const uint8_t* index) { return look_up_lanes(table, index); }
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -35,5 +35,12 @@ inline void store_f16(void* to, VecF v) {
   __builtin_memcpy(to, bits, sizeof bits);
 }
 
+/// table[index[i]] for kLanes bytes.
+inline VecF look_up_lanes(const float* table, const uint8_t* index) {
+  return VecF{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
+
+inline VecF look_up_lanes_singly(const float* table, const uint8_t* index) { return look_up_lanes(table, index); }
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -1,0 +1,286 @@
+// Speed of the CPU kernels, each figure with a check of the result it timed.
+//
+//     kernel_bench [--threads N] [--mib N] [gemv] [gemm] [sequence] [barrier]
+//
+// Matrix-vector products are given as a share of the read bandwidth measured right before and after each of them,
+// matrix products as a share of OpenBLAS sgemm on the same shape and threads.
+
+#include <cblas.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/half.h"
+#include "kernels/kernels.h"
+#include "kernels/read_bandwidth.h"
+#include "kernels/scratch.h"
+
+extern "C" void openblas_set_num_threads(int);
+
+namespace {
+
+using namespace hxq;
+using namespace hxq::kernels;
+
+double seconds_of(auto&& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+double smallest(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
+
+/// Lets threads that spin after a parallel region go to sleep, so that they do not disturb what is timed next.
+void settle() { std::this_thread::sleep_for(std::chrono::milliseconds(200)); }
+
+std::vector<float> normal(size_t n, uint32_t seed, float scale = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> distribution(0, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = distribution(random);
+  return values;
+}
+
+/// Levels are any floats, binary16 numbers times a power of two, or whole ones of those.
+enum class Levels { whole, half, any };
+
+constexpr const char* name_of(Levels levels) {
+  return levels == Levels::whole ? "whole" : levels == Levels::half ? "half" : "any";
+}
+
+/// A matrix of random indices.
+struct RandomMatrix {
+  std::vector<std::byte> indices;
+  CodebookMatrix view;
+
+  RandomMatrix(int64_t rows, int64_t cols, Levels levels, double sidecar_fraction) {
+    std::mt19937_64 random(1);
+    indices.resize(static_cast<size_t>(rows * cols));
+    for (std::byte& index : indices) index = static_cast<std::byte>(random());
+    view.rows = rows;
+    view.cols = cols;
+    view.k = 256;
+    view.indices = indices;
+    view.codebook = normal(256, 2, 0.02f);
+    std::sort(view.codebook.begin(), view.codebook.end());
+    view.codebook[255] = 0.06f;
+    for (float& level : view.codebook) {
+      if (levels == Levels::whole) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
+      if (levels != Levels::any) level = float_from_f16(f16_from_float(level * 0x1p18f)) * 0x1p-18f;
+    }
+    view.planes = make_planes(view.codebook);
+    std::geometric_distribution<int64_t> gap(sidecar_fraction);
+    view.sidecar.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
+    for (int64_t at = gap(random); at < rows * cols; at += 1 + gap(random)) {
+      view.sidecar.col.push_back(static_cast<uint32_t>(at % cols));
+      view.sidecar.value.push_back(0.25f);
+      ++view.sidecar.row_begin[static_cast<size_t>(at / cols) + 1];
+    }
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
+  }
+
+  double weight(int64_t row, int64_t col) const {
+    const auto& sidecar = view.sidecar;
+    for (uint32_t i = sidecar.row_begin[static_cast<size_t>(row)]; i < sidecar.row_begin[static_cast<size_t>(row) + 1]; ++i) {
+      if (sidecar.col[i] == col) return sidecar.value[i];
+    }
+    return view.codebook[static_cast<size_t>(indices[static_cast<size_t>(row * view.cols + col)])];
+  }
+};
+
+/// Largest error of some entries of y, relative to sum |w||x|; ends the program when it is not that of float sums.
+double check(const RandomMatrix& matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens) {
+  const int64_t rows = matrix.view.rows, cols = matrix.view.cols;
+  double worst = 0;
+  for (int64_t i = 0; i < 200; ++i) {
+    const int64_t row = i * 7919 % rows, t = i % tokens;
+    double sum = 0, size = 0;
+    for (int64_t c = 0; c < cols; ++c) {
+      const double product = matrix.weight(row, c) * x[static_cast<size_t>(t * cols + c)];
+      sum += product;
+      size += std::fabs(product);
+    }
+    worst = std::max(worst, std::fabs(sum - y[static_cast<size_t>(t * rows + row)]) / size);
+  }
+  if (!(worst < 1e-5)) {
+    fmt::print("WRONG RESULT: relative error {}\n", worst);
+    std::exit(1);
+  }
+  return worst;
+}
+
+void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens, int threads,
+                Target target, Scratch& scratch) {
+  run_team(threads, [&](const Team& team) {
+    linear(matrix.view,
+           {.x = x.data(), .x_stride = matrix.view.cols, .y = y.data(), .y_stride = matrix.view.rows, .tokens = tokens},
+           {team, target, scratch});
+  });
+}
+
+void bench_gemv(int threads, size_t mib) {
+  ReadBandwidth bandwidth(threads, supported_targets().back());
+  fmt::print("matrix-vector product, {} MiB of indices, 0.1 % sidecar, {} threads; read bandwidth now {:.1f} GB/s\n", mib,
+             threads, bandwidth.measure(5) / 1e9);
+  Scratch scratch(threads);
+  for (const int64_t cols : {768, 1536}) {
+    const int64_t rows = static_cast<int64_t>(mib << 20) / cols;
+    for (const Levels levels : {Levels::whole, Levels::half, Levels::any}) {
+      const RandomMatrix matrix(rows, cols, levels, 0.001);
+      for (const Target target : supported_targets()) {
+        for (const int64_t tokens : {1, 4}) {
+          const std::vector<float> x = normal(static_cast<size_t>(tokens * cols), 3);
+          std::vector<float> y(static_cast<size_t>(tokens * rows));
+          std::vector<double> rates, reads, shares;
+          for (int i = 0; i < (target == Target::scalar ? 5 : 15); ++i) {
+            const double before = bandwidth.measure();
+            const double time = seconds_of([&] { run_linear(matrix, x, y, tokens, threads, target, scratch); });
+            const double read = (before + bandwidth.measure()) / 2;
+            rates.push_back(static_cast<double>(rows * cols) / time);
+            reads.push_back(read);
+            shares.push_back(rates.back() / read);
+          }
+          fmt::print("  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), error {:.1e}\n",
+                     cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
+                     100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()), check(matrix, x, y, tokens));
+        }
+      }
+    }
+  }
+}
+
+void bench_gemm(int threads) {
+  constexpr int64_t kTokens = 512;
+  fmt::print("matrix product, {} tokens, {} threads; OpenBLAS: {}\n", kTokens, threads, openblas_get_config());
+  openblas_set_num_threads(threads);
+  Scratch scratch(threads);
+  struct Shape {
+    int64_t rows, cols;
+  };
+  for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {80, 1536}, {1536, 48}, {50280, 768}}) {
+    const RandomMatrix matrix(rows, cols, Levels::half, 0.001);
+    const std::vector<float> x = normal(static_cast<size_t>(kTokens * cols), 3);
+    const std::vector<float> dense = normal(static_cast<size_t>(rows * cols), 4);
+    std::vector<float> y(static_cast<size_t>(kTokens * rows));
+    const double flop = 2.0 * static_cast<double>(kTokens * rows * cols);
+    const int repeats = std::clamp(static_cast<int>(2e10 / flop), 3, 200);
+    const auto blas = [&] {
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(kTokens), static_cast<int>(rows),
+                  static_cast<int>(cols), 1, x.data(), static_cast<int>(cols), dense.data(), static_cast<int>(cols), 0,
+                  y.data(), static_cast<int>(rows));
+    };
+    fmt::print("  W {:5} x {:4}:", rows, cols);
+    std::vector<double> blas_times;
+    for (int round = 0; round < 3; ++round) {
+      settle();
+      for (int i = 0; i < repeats; ++i) blas_times.push_back(seconds_of(blas));
+    }
+    fmt::print(" OpenBLAS {:5.0f} GFLOP/s (median {:.0f})", flop / smallest(blas_times) / 1e9, flop / median(blas_times) / 1e9);
+    for (const Target target : supported_targets()) {
+      if (target == Target::scalar && flop > 3e9) continue;
+      std::vector<double> times;
+      for (int round = 0; round < 3; ++round) {
+        settle();
+        for (int i = 0; i < repeats; ++i) {
+          times.push_back(seconds_of([&] { run_linear(matrix, x, y, kTokens, threads, target, scratch); }));
+        }
+      }
+      const double error = check(matrix, x, y, kTokens);
+      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target), flop / smallest(times) / 1e9,
+                 flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
+                 100 * median(blas_times) / median(times), error);
+    }
+    fmt::print("\n");
+  }
+}
+
+/// One layer's convolution and scan in the shape of mamba-130m.
+void bench_sequence(int threads) {
+  constexpr int64_t kChannels = 1536, kStates = 16, kWidth = 4;
+  const size_t channels = kChannels;
+  Scratch scratch(threads);
+  for (const int64_t tokens : {1, 512}) {
+    const size_t n = static_cast<size_t>(tokens) * channels;
+    const auto u = normal(n, 1), dt = normal(n, 2), z = normal(n, 3), bc = normal(static_cast<size_t>(tokens) * 2 * kStates, 4);
+    auto a = normal(kStates * channels, 5);
+    for (float& value : a) value = -std::fabs(value) - 0.1f;
+    const auto d = normal(channels, 6), weight = normal(kWidth * channels, 7), bias = normal(channels, 8);
+    std::vector<float> y(n), state(kStates * channels), conv_state((kWidth - 1) * channels);
+    for (const Target target : supported_targets()) {
+      std::vector<double> scan_times, conv_times;
+      for (int i = 0; i < 50; ++i) {
+        run_team(threads, [&](const Team& team) {
+          const Context context{team, target, scratch};
+          const auto timed = [&](std::vector<double>& times, auto&& operation) {
+            team.barrier();
+            const double time = seconds_of(operation);
+            if (team.rank() == 0) times.push_back(time);
+          };
+          timed(conv_times, [&] {
+            causal_conv1d_silu({.x = u.data(), .x_stride = kChannels, .y = y.data(), .tokens = tokens, .channels = kChannels,
+                                .width = kWidth, .weight = weight.data(), .bias = bias.data(), .state = conv_state.data()},
+                               context);
+          });
+          timed(scan_times, [&] {
+            selective_scan({.u = u.data(), .dt = dt.data(), .dt_bias = d.data(), .b = bc.data(), .c = bc.data() + kStates,
+                            .bc_stride = 2 * kStates, .z = z.data(), .z_stride = kChannels, .a = a.data(), .d = d.data(),
+                            .state = state.data(), .y = y.data(), .tokens = tokens, .channels = kChannels, .state_size = kStates},
+                           context);
+          });
+        });
+      }
+      fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens, kernels::name_of(target),
+                 smallest(conv_times) * 1e6, smallest(scan_times) * 1e6, std::isfinite(state[0]) ? "finite" : "NOT FINITE");
+    }
+  }
+}
+
+void bench_barrier(int threads) {
+  double time = 0;
+  constexpr int kBarriers = 20000;
+  run_team(threads, [&](const Team& team) {
+    const double elapsed = seconds_of([&] {
+      for (int i = 0; i < kBarriers; ++i) team.barrier();
+    });
+    if (team.rank() == 0) time = elapsed / kBarriers;
+  });
+  fmt::print("barrier of {} threads: {:.0f} ns\n", threads, time * 1e9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int threads = default_thread_count();
+  size_t mib = 256;
+  std::vector<std::string> sections;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--threads" && i + 1 < argc) {
+      threads = std::max(1, std::atoi(argv[++i]));
+    } else if (argument == "--mib" && i + 1 < argc) {
+      mib = static_cast<size_t>(std::max(1, std::atoi(argv[++i])));
+    } else {
+      sections.push_back(argument);
+    }
+  }
+  const auto wants = [&](const char* section) {
+    return sections.empty() || std::find(sections.begin(), sections.end(), section) != sections.end();
+  };
+  if (wants("barrier")) bench_barrier(threads);
+  if (wants("gemv")) bench_gemv(threads, mib);
+  if (wants("gemm")) bench_gemm(threads);
+  if (wants("sequence")) bench_sequence(threads);
+  return 0;
+}
