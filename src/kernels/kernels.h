@@ -57,13 +57,15 @@ void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& co
 void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept;
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept;
 
-/// y[t, :] = x[t, :] / sqrt(mean(x[t, :]^2) + eps) * weight. x, y: [tokens, dim], may be the same.
+/// y[t, :] = x[t, :] / sqrt(mean(x[t, :]^2) + eps) * weight. x, y: [tokens, dim], may be the same. With several groups
+/// each row is cut into as many equal parts, and each part has a mean of its own.
 struct RmsNormArgs {
   const float* x = nullptr;
   const float* weight = nullptr;  // [dim]
   float* y = nullptr;
   int64_t tokens = 0;
   int64_t dim = 0;
+  int64_t groups = 1;  ///< a divisor of dim
   float eps = 0;
 };
 void rms_norm(const RmsNormArgs& args, const Context& context) noexcept;

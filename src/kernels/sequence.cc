@@ -9,7 +9,7 @@ constexpr int64_t kChannelGranule = 16;
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, const Context& context) noexcept {
-  const Range mine = context.team.share(args.tokens);
+  const Range mine = context.team.share(args.tokens * args.groups);
   cpu::ops_of(context.target).rms_norm(args, mine.begin, mine.end);
   context.team.barrier();
 }

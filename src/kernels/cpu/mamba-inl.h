@@ -13,20 +13,22 @@ inline VecF load_lanes(const float* from, int64_t n) { return n == kLanes ? load
 inline void store_lanes(float* to, VecF v, int64_t n) { n == kLanes ? store(to, v) : store_first(to, v, n); }
 inline int64_t lanes_at(int64_t channel, int64_t end) { return end - channel < kLanes ? end - channel : kLanes; }
 
-void rms_norm(const RmsNormArgs& args, int64_t token_begin, int64_t token_end) {
-  for (int64_t t = token_begin; t < token_end; ++t) {
-    const float* x = args.x + t * args.dim;
-    float* y = args.y + t * args.dim;
+void rms_norm(const RmsNormArgs& args, int64_t begin, int64_t end) {
+  const int64_t dim = args.dim / args.groups;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = args.x + row * dim;
+    const float* weight = args.weight + row % args.groups * dim;
+    float* y = args.y + row * dim;
     VecF sum = {};
-    for (int64_t i = 0; i < args.dim; i += kLanes) {
-      const VecF v = load_lanes(x + i, lanes_at(i, args.dim));
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      const VecF v = load_lanes(x + i, lanes_at(i, dim));
       sum += v * v;
     }
-    const float mean = sum_lanes(sum) / static_cast<float>(args.dim);
+    const float mean = sum_lanes(sum) / static_cast<float>(dim);
     const float scale = 1.0f / __builtin_sqrtf(mean + args.eps);
-    for (int64_t i = 0; i < args.dim; i += kLanes) {
-      const int64_t n = lanes_at(i, args.dim);
-      store_lanes(y + i, load_lanes(x + i, n) * scale * load_lanes(args.weight + i, n), n);
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      const int64_t n = lanes_at(i, dim);
+      store_lanes(y + i, load_lanes(x + i, n) * scale * load_lanes(weight + i, n), n);
     }
   }
 }

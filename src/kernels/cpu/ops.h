@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "kernels/ssd.h"
 
 /// The seam between the operations of kernels.h and the code compiled once per target. Functions of a target work on
 /// one thread's share and know nothing of teams. Its translation unit is compiled with the target's own flags and must
@@ -69,6 +70,9 @@ struct Ops {
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
   void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
   void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
+  /// The recurrence for heads [begin, end); `memory`: ssd_floats floats of the thread's own, 64-byte aligned.
+  int64_t (*ssd_floats)(const SsdArgs& args);
+  void (*ssd)(const SsdArgs& args, int64_t head_begin, int64_t head_end, float* memory);
 
   /// Reads memory, a multiple of 4096 bytes, and returns something that depends on it all.
   int32_t (*read_bytes)(const std::byte* data, int64_t bytes);

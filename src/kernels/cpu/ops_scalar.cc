@@ -12,6 +12,7 @@
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/read-inl.h"
+#include "kernels/cpu/ssd-inl.h"
 
 namespace hxq::kernels::cpu {
 const Ops kScalarOps = {
@@ -31,6 +32,8 @@ const Ops kScalarOps = {
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
+    .ssd_floats = ssd_floats,
+    .ssd = ssd,
     .read_bytes = read_bytes,
     .extend_cache = extend_cache,
     .attention_floats = attention_floats,
