@@ -55,6 +55,19 @@ double ConfigReader::number_or(std::string_view key, double fallback) const {
   return value->get<double>();
 }
 
+std::vector<double> ConfigReader::numbers(std::string_view key) const {
+  const nlohmann::json* value = find(key);
+  if (!value) return {};
+  const nlohmann::json infinity = {{"__float__", "Infinity"}};
+  std::vector<double> numbers;
+  if (!value->is_array()) fail(key, "a list of numbers");
+  for (const nlohmann::json& item : *value) {
+    if (!item.is_number() && item != infinity) fail(key, "a list of numbers");
+    numbers.push_back(item.is_number() ? item.get<double>() : std::numeric_limits<double>::infinity());
+  }
+  return numbers;
+}
+
 bool ConfigReader::flag_or(std::string_view key, bool fallback) const {
   const nlohmann::json* value = find(key);
   if (!value) return fallback;

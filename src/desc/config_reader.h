@@ -23,6 +23,8 @@ class ConfigReader {
   /// An integer of at least 0, at most 2^31 - 1.
   int64_t count_or(std::string_view key, int64_t fallback) const;
   double number_or(std::string_view key, double fallback) const;
+  /// A list of numbers, with Python's Infinity spelled as `parse_json` has it; empty when absent.
+  std::vector<double> numbers(std::string_view key) const;
   bool flag_or(std::string_view key, bool fallback) const;
   /// Whether the field is this very string.
   bool is_text(std::string_view key, std::string_view text) const;

@@ -58,7 +58,9 @@ TEST(MambaDesc, SaysWhichFieldIsWrong) {
   EXPECT_EQ(message_of(config), "config.json: \"num_hidden_layers\" is nothing, expected a positive integer");
   config = mamba_130m();
   config["model_type"] = "bert";
-  EXPECT_EQ(message_of(config), "config.json: \"model_type\" is \"bert\", expected an architecture that is known: mamba");
+  const std::string message = message_of(config);
+  EXPECT_TRUE(message.starts_with("config.json: \"model_type\" is \"bert\", expected an architecture that is known: "));
+  EXPECT_NE(message.find("mamba"), message.npos);
 }
 
 }  // namespace

@@ -20,7 +20,9 @@ struct Architecture {
 constexpr Architecture kArchitectures[] = {
     {"llama", describe_llama},
     {"mamba", describe_mamba},
+    {"mamba2", describe_mamba2},
     {"qwen2", describe_qwen2},
+    {"zamba2", describe_zamba2},
 };
 
 }  // namespace

@@ -35,6 +35,7 @@ struct WeightDesc {
   Shape shape;
   Role role;
   bool optional = false;  ///< may be absent from the checkpoint
+  int32_t uses = 1;       ///< how many blocks share it
 };
 
 /// A residual Mamba-1 block: x += out_proj(scan(conv(in_proj(norm(x))))).
@@ -55,6 +56,33 @@ struct MambaBlockDesc {
   WeightId d = kNoWeight;            // [inner]
   WeightId out_proj = kNoWeight;     // [hidden, inner]
   WeightId out_proj_bias = kNoWeight;
+};
+
+/// A residual Mamba-2 block: x += out_proj(gate_norm(ssd(conv(in_proj(norm(x)))) * silu(z))).
+struct Mamba2BlockDesc {
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  int64_t groups = 0;      ///< of heads, each with B and C of its own; the gated norm works group by group as well
+  int64_t state_size = 0;  ///< states per element of a head (N)
+  int64_t conv_width = 0;  ///< taps of the causal convolution
+  float dt_min = 0;        ///< bounds of the time step
+  float dt_max = 0;
+  float gate_norm_eps = 0;
+  WeightId norm = kNoWeight;         // [hidden]
+  WeightId in_proj = kNoWeight;      // [2 * inner + 2 * groups * state_size + heads, hidden]: z, x, B, C, dt
+  WeightId in_proj_bias = kNoWeight;
+  WeightId conv_weight = kNoWeight;  // [conv_channels, 1, conv_width]
+  WeightId conv_bias = kNoWeight;    // [conv_channels]
+  WeightId dt_bias = kNoWeight;      // [heads]
+  WeightId a_log = kNoWeight;        // [heads]
+  WeightId d = kNoWeight;            // [heads]
+  WeightId gate_norm = kNoWeight;    // [inner]
+  WeightId out_proj = kNoWeight;     // [hidden, inner]
+  WeightId out_proj_bias = kNoWeight;
+
+  int64_t inner() const noexcept { return heads * head_dim; }
+  int64_t conv_channels() const noexcept { return inner() + 2 * groups * state_size; }  ///< x, B, C
+  int64_t projected() const noexcept { return inner() + conv_channels() + heads; }
 };
 
 /// Causal self-attention with rotary positions; heads / kv_heads queries share keys and values.
@@ -94,7 +122,40 @@ struct TransformerBlockDesc {
   GatedMlpDesc mlp;
 };
 
-using BlockDesc = std::variant<MambaBlockDesc, TransformerBlockDesc>;
+/// A weight that several blocks share, plus a low-rank term that belongs to one of them: y = W x + up (down x).
+struct AdaptedWeight {
+  WeightId weight = kNoWeight;  // [out, in]
+  WeightId down = kNoWeight;    // [rank, in]
+  WeightId up = kNoWeight;      // [out, rank]
+};
+
+/// Zamba2's hybrid layer. Of the transformer all but the adapters and `linear` is shared with other layers:
+///     t = linear(down_proj(activation(gate) * up)),   gate, up = gate_up(mlp_norm(attention(input_norm([x, embedding]))))
+///     x += mamba(norm(x + t))
+struct Zamba2BlockDesc {
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t mlp_inner = 0;
+  int64_t adapter_rank = 0;
+  bool rotary = false;  ///< whether attention has positions at all
+  RopeDesc rope;
+  Activation activation = Activation::gelu;
+  WeightId input_norm = kNoWeight;    // [2 * hidden]
+  AdaptedWeight q_proj;               // [heads * head_dim, 2 * hidden]
+  AdaptedWeight k_proj;               // [kv_heads * head_dim, 2 * hidden]
+  AdaptedWeight v_proj;               // [kv_heads * head_dim, 2 * hidden]
+  WeightId o_proj = kNoWeight;        // [hidden, heads * head_dim]
+  WeightId mlp_norm = kNoWeight;      // [hidden]
+  AdaptedWeight gate_up_proj;         // [2 * mlp_inner, hidden]
+  WeightId gate_up_bias = kNoWeight;  // [2 * mlp_inner]
+  WeightId down_proj = kNoWeight;     // [hidden, mlp_inner]
+  WeightId down_bias = kNoWeight;     // [hidden]
+  WeightId linear = kNoWeight;        // [hidden, hidden]
+  Mamba2BlockDesc mamba;
+};
+
+using BlockDesc = std::variant<MambaBlockDesc, Mamba2BlockDesc, TransformerBlockDesc, Zamba2BlockDesc>;
 
 /// A language model as a list of weights and of the blocks that use them. A weight that is used twice (a tied head, a
 /// shared block) is stored once and referred to by its id.

@@ -1,7 +1,9 @@
 #include "layers/block.h"
 
+#include "layers/mamba2_block.h"
 #include "layers/mamba_block.h"
 #include "layers/transformer_block.h"
+#include "layers/zamba2_block.h"
 
 namespace hxq {
 namespace {
@@ -10,7 +12,9 @@ struct Maker {
   const WeightSource& source;
 
   std::unique_ptr<Block> operator()(const MambaBlockDesc& desc) const { return make_mamba_block(desc, source); }
+  std::unique_ptr<Block> operator()(const Mamba2BlockDesc& desc) const { return make_mamba2_block(desc, source); }
   std::unique_ptr<Block> operator()(const TransformerBlockDesc& desc) const { return make_transformer_block(desc, source); }
+  std::unique_ptr<Block> operator()(const Zamba2BlockDesc& desc) const { return make_zamba2_block(desc, source); }
 };
 
 }  // namespace

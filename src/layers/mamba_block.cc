@@ -16,17 +16,6 @@ struct MambaState final : BlockState {
   }
 };
 
-/// [rows, cols] to [cols, rows].
-std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols) {
-  std::vector<float> out(matrix.size());
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      out[static_cast<size_t>(c * rows + r)] = matrix[static_cast<size_t>(r * cols + c)];
-    }
-  }
-  return out;
-}
-
 class MambaBlock final : public Block {
  public:
   MambaBlock(const MambaBlockDesc& desc, const WeightSource& source)

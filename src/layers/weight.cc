@@ -50,6 +50,16 @@ std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& d
   }
 }
 
+std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols) {
+  std::vector<float> out(matrix.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      out[static_cast<size_t>(c * rows + r)] = matrix[static_cast<size_t>(r * cols + c)];
+    }
+  }
+  return out;
+}
+
 bool is_compressed(const Weight& weight) noexcept { return std::holds_alternative<CodebookMatrix>(weight); }
 
 int64_t bytes_read(const Weight& weight) noexcept {

@@ -22,6 +22,9 @@ Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc);
 /// Throws `Error` as `load_matrix` does.
 std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc);
 
+/// [rows, cols] to [cols, rows].
+std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols);
+
 bool is_compressed(const Weight& weight) noexcept;
 
 /// Bytes of the weight that one matrix-vector product reads.

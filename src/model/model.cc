@@ -106,7 +106,9 @@ void Model::Parts::load() {
 
   for (size_t id = 0; id < matrices.size(); ++id) {
     const bool read_whole = is_matrix(desc.weights[id]) && static_cast<WeightId>(id) != desc.embedding;
-    if (read_whole || static_cast<WeightId>(id) == head) info.bytes_per_token += bytes_read(matrices[id]);
+    if (read_whole || static_cast<WeightId>(id) == head) {
+      info.bytes_per_token += desc.weights[id].uses * bytes_read(matrices[id]);
+    }
   }
 }
 

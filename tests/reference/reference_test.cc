@@ -81,7 +81,7 @@ TEST_P(Reference, FirstWindows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dense, Reference, ::testing::Values("wiki-mamba-7m", "wiki-mamba-25m"),
+INSTANTIATE_TEST_SUITE_P(Dense, Reference, ::testing::Values("wiki-mamba-7m", "wiki-mamba-25m", "wiki-mamba2", "wiki-zamba2"),
                          [](const auto& info) { 
                            std::string name = info.param;
                            std::ranges::replace(name, '-', '_');

@@ -1,0 +1,118 @@
+// Tiny random checkpoints against what transformers made of them; see make_models.py.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "hxq/error.h"
+#include "hxq/model.h"
+#include "io/checkpoint.h"
+#include "kernels/kernels.h"
+
+namespace hxq {
+namespace {
+
+class EndToEnd : public ::testing::TestWithParam<const char*> {
+ protected:
+  EndToEnd()
+      : dir_(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / GetParam()),
+        expected_(Checkpoint::open(dir_ / "expected.safetensors")),
+        logits_(to_float(*expected_.find("logits"))) {
+    const TensorView& ids = *expected_.find("ids");
+    ids_.resize(static_cast<size_t>(ids.size()));
+    std::copy_n(ids.bytes.data(), ids.bytes.size(), reinterpret_cast<std::byte*>(ids_.data()));
+  }
+
+  /// Largest difference of the last logits when the tokens come in calls of `piece`.
+  float difference(const Model& model, size_t piece) const {
+    State state = model.new_state();
+    const auto vocab = static_cast<size_t>(model.info().vocab_size);
+    std::vector<float> logits(ids_.size() * vocab);
+    for (size_t first = 0; first < ids_.size(); first += piece) {
+      const size_t count = std::min(piece, ids_.size() - first);
+      model.forward(std::span(ids_).subspan(first, count), state, Logits::all,
+                    std::span(logits).subspan(first * vocab, count * vocab));
+    }
+    const float* last = logits.data() + logits.size() - logits_.size();
+    float largest = 0;
+    for (size_t i = 0; i < logits_.size(); ++i) largest = std::max(largest, std::abs(last[i] - logits_[i]));
+    return largest;
+  }
+
+  std::filesystem::path dir_;
+  Checkpoint expected_;
+  std::vector<float> logits_;  // [4, vocab]
+  std::vector<int32_t> ids_;
+};
+
+TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
+  for (const kernels::Target target : kernels::supported_targets()) {
+    const Model model = Model::open(dir_, {.threads = 1, .target = std::string(name_of(target))});
+    for (const size_t piece : {ids_.size(), size_t{100}, size_t{7}, size_t{1}}) {
+      // The angles of dynamic scaling depend on how far the call goes.
+      if (std::string_view(GetParam()) == "llama-dynamic" && piece < ids_.size()) continue;
+      SCOPED_TRACE(::testing::Message() << name_of(target) << ", " << piece << " tokens at once");
+      EXPECT_LE(difference(model, piece), 5e-5f);
+    }
+  }
+}
+
+TEST_P(EndToEnd, StatesStartOver) {
+  const Model model = Model::open(dir_, {.threads = 2});
+  State state = model.new_state();
+  const auto vocab = static_cast<size_t>(model.info().vocab_size);
+  std::vector<float> first(vocab), again(vocab);
+  model.forward(ids_, state, Logits::last, first);
+  state.reset();
+  model.forward(ids_, state, Logits::last, again);
+  EXPECT_EQ(first, again);
+}
+
+TEST(Context, EndsWhereTheConfigSays) {
+  const Model model = Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "llama-bias");
+  ASSERT_EQ(model.info().context_length, 160);
+  State state = model.new_state();
+  const std::vector<int32_t> tokens(161, 1);
+  try {
+    model.forward(tokens, state, Logits::none, {});
+    ADD_FAILURE() << "161 tokens went into a context of 160";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "161 tokens after 0: the model's context holds 160");
+  }
+  EXPECT_EQ(state.position(), 0);
+  model.forward(std::span(tokens).first(160), state, Logits::none, {});
+  EXPECT_THROW(model.forward(std::span(tokens).first(1), state, Logits::none, {}), Error);
+  state.reset();
+  EXPECT_NO_THROW(model.forward(std::span(tokens).first(1), state, Logits::none, {}));
+}
+
+TEST(KvCache, InHalfPrecisionIsCloseButNotTheSame) {
+  const std::filesystem::path dir = std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "qwen2-sliding";
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 100; ++i) tokens.push_back(i * 7 % 64);
+  std::vector<float> logits[2];
+  for (const bool half : {false, true}) {
+    const Model model = Model::open(dir, {.kv_cache = half ? "f16" : "f32"});
+    State state = model.new_state();
+    logits[half].resize(static_cast<size_t>(model.info().vocab_size));
+    model.forward(tokens, state, Logits::last, logits[half]);
+  }
+  EXPECT_NE(logits[0], logits[1]);
+  for (size_t i = 0; i < logits[0].size(); ++i) EXPECT_NEAR(logits[0][i], logits[1][i], 5e-3f);
+  EXPECT_THROW(Model::open(dir, {.kv_cache = "int8"}), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EndToEnd,
+                         ::testing::Values("llama-bias", "llama-dynamic", "llama-linear", "llama-llama3", "mamba2-limit",
+                                           "mamba2-no-conv-bias", "qwen2-layer-types", "qwen2-sliding",
+                                           "zamba2-adapters", "zamba2-bias", "zamba2-plain"),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace hxq
