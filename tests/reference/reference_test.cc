@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "hxq/model.h"
 #include "hxq/perplexity.h"
@@ -81,9 +82,61 @@ TEST_P(Reference, FirstWindows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dense, Reference, ::testing::Values("wiki-mamba-7m", "wiki-mamba-25m", "wiki-mamba2", "wiki-zamba2"),
-                         [](const auto& info) { 
-                           std::string name = info.param;
+/// llama2.c's 260k-parameter story model: small enough to be run to the end, tied, with a context of 512.
+class Stories : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    HXQ_REQUIRE_SHARED();
+    model_.emplace(Model::open(testing::shared_dir() / "models" / "stories260k"));
+    expected_ = load_json(testing::shared_dir() / "reference" / "stories260k.json");
+  }
+
+  std::vector<int32_t> ids(const char* key) const { return expected_.at(key).get<std::vector<int32_t>>(); }
+
+  /// Greedy continuation of `tokens`, which go in as one call.
+  std::vector<int32_t> continued(std::vector<int32_t> tokens, size_t size) const {
+    State state = model_->new_state();
+    std::vector<float> logits(static_cast<size_t>(model_->info().vocab_size));
+    model_->forward(tokens, state, Logits::last, logits);
+    while (tokens.size() < size) {
+      const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+      tokens.push_back(token);
+      model_->forward({&token, 1}, state, Logits::last, logits);
+    }
+    return tokens;
+  }
+
+  std::optional<Model> model_;
+  nlohmann::json expected_;
+};
+
+TEST_F(Stories, GreedyContinuations) {
+  std::vector<int32_t> story = ids("greedy_prompt");
+  const std::vector<int32_t> rest = ids("greedy");
+  ASSERT_EQ(rest.size(), 200u);
+  const std::vector<int32_t> got = continued(story, story.size() + rest.size());
+  story.insert(story.end(), rest.begin(), rest.end());
+  EXPECT_EQ(got, story);
+  EXPECT_EQ(continued(ids("prompt_ids"), ids("prompt_greedy").size()), ids("prompt_greedy"));
+}
+
+TEST_F(Stories, Logits) {
+  const std::vector<int32_t> tokens = ids("prompt_ids");
+  const MappedFile file = MappedFile::open(testing::shared_dir() / "reference" / "stories260k.logits.npy");
+  const std::vector<float> expected = to_float(parse_npy(file.bytes(), "logits.npy"));
+  State state = model_->new_state();
+  std::vector<float> logits(tokens.size() * static_cast<size_t>(model_->info().vocab_size));
+  model_->forward(tokens, state, Logits::all, logits);
+  ASSERT_EQ(expected_.at("logits_positions"), (std::vector<int32_t>{0, 16}));
+  ASSERT_EQ(expected.size(), 16u * 512u);
+  for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 1e-3f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Dense, Reference,
+                         ::testing::Values("wiki-llama", "wiki-mamba-7m", "wiki-mamba-25m", "wiki-mamba2", "wiki-qwen2",
+                                           "wiki-zamba2"),
+                         [](const auto& test) {
+                           std::string name = test.param;
                            std::ranges::replace(name, '-', '_');
                            return name;
                          });
