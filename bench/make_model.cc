@@ -1,0 +1,182 @@
+// Writes a random HXQ model folder of a well-known shape: config.json and model.safetensors, no tokenizer.
+//
+//     make_model --shape tinyllama-1.1b|qwen2-0.5b|mamba-130m DST
+//
+// For measuring speed: the weights are about normal and mean nothing. The same bytes every time.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/policy.h"
+#include "desc/model_desc.h"
+#include "hxq/error.h"
+#include "io/safetensors_writer.h"
+
+namespace {
+
+using namespace hxq;
+
+const std::map<std::string, nlohmann::ordered_json>& shapes() {
+  static const std::map<std::string, nlohmann::ordered_json> all = {
+      {"tinyllama-1.1b",
+       {{"model_type", "llama"}, {"vocab_size", 32000}, {"hidden_size", 2048}, {"num_hidden_layers", 22},
+        {"intermediate_size", 5632}, {"num_attention_heads", 32}, {"num_key_value_heads", 4},
+        {"max_position_embeddings", 2048}, {"rms_norm_eps", 1e-5}, {"rope_theta", 10000.0}}},
+      {"qwen2-0.5b",
+       {{"model_type", "qwen2"}, {"vocab_size", 151936}, {"hidden_size", 896}, {"num_hidden_layers", 24},
+        {"intermediate_size", 4864}, {"num_attention_heads", 14}, {"num_key_value_heads", 2},
+        {"max_position_embeddings", 32768}, {"rope_theta", 1000000.0}, {"tie_word_embeddings", true}}},
+      {"mamba-130m",
+       {{"model_type", "mamba"}, {"vocab_size", 50280}, {"hidden_size", 768}, {"num_hidden_layers", 24},
+        {"state_size", 16}, {"intermediate_size", 1536}, {"time_step_rank", 48}, {"conv_kernel", 4}}},
+  };
+  return all;
+}
+
+/// SplitMix64 (Steele, Lea & Flood 2014).
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+  }
+  /// About standard normal: a sum of twelve uniform numbers.
+  double normal() {
+    double sum = -6;
+    for (int i = 0; i < 12; ++i) sum += static_cast<double>(next() >> 11) * 0x1p-53;
+    return sum;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+/// 256 levels for normal weights of this deviation, whole multiples of a power of two as the encoder's are.
+std::vector<float> make_codebook(double deviation) {
+  std::vector<float> levels(256);
+  const double unit = std::exp2(std::floor(std::log2(deviation)) - 9);
+  for (size_t i = 0; i < levels.size(); ++i) {
+    const double place = (static_cast<double>(i) - 127.5) / 128;  // denser around zero, out to 4 deviations
+    levels[i] = static_cast<float>(std::nearbyint(deviation * (2 * place + 2 * place * place * place) / unit) * unit);
+  }
+  return levels;
+}
+
+/// One tensor that will be written.
+struct Part {
+  TensorPlan plan;
+  const WeightDesc* weight;
+  std::string_view kind;  ///< "exact", "codebook", "indices", "sidecar_positions" or "sidecar_values"
+};
+
+constexpr int64_t kWeightsPerOutlier = 1000;
+
+std::vector<Part> plan_parts(const ModelDesc& model) {
+  std::vector<Part> parts;
+  for (const WeightDesc& weight : model.weights) {
+    if (weight.optional) continue;
+    if (choose_codec(weight.role, weight.shape, DType::bf16) == Codec::exact) {
+      parts.push_back({{weight.name, DType::f32, weight.shape}, &weight, "exact"});
+      continue;
+    }
+    const std::string module = weight.name.substr(0, weight.name.rfind('.'));
+    const int64_t outliers = element_count(weight.shape) / kWeightsPerOutlier;
+    parts.push_back({{module + ".codebook", DType::f32, {256}}, &weight, "codebook"});
+    parts.push_back({{module + ".indices", DType::u8, weight.shape}, &weight, "indices"});
+    parts.push_back({{module + ".sidecar_positions", DType::i64, {outliers}}, &weight, "sidecar_positions"});
+    parts.push_back({{module + ".sidecar_values", DType::f32, {outliers}}, &weight, "sidecar_values"});
+  }
+  return parts;
+}
+
+/// Values under which activations stay in bounds.
+std::vector<float> exact_values(const WeightDesc& weight, Random& random) {
+  std::vector<float> values(static_cast<size_t>(element_count(weight.shape)));
+  for (size_t i = 0; i < values.size(); ++i) {
+    double value = 0.2 * random.normal();
+    if (weight.role == Role::norm) value = 1;
+    if (weight.name.ends_with("A_log")) value = std::log(1 + static_cast<double>(i % 16));
+    if (weight.name.ends_with("dt_proj.bias")) value = -4;
+    values[i] = static_cast<float>(value);
+  }
+  return values;
+}
+
+std::vector<std::byte> bytes_of(const auto& values) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return {bytes.begin(), bytes.end()};
+}
+
+std::vector<std::byte> contents(const Part& part, Random& random) {
+  const auto count = static_cast<size_t>(element_count(part.plan.shape));
+  const double deviation = 1 / std::sqrt(static_cast<double>(part.weight->shape.back()));
+  if (part.kind == "exact") return bytes_of(exact_values(*part.weight, random));
+  if (part.kind == "codebook") return bytes_of(make_codebook(deviation));
+  if (part.kind == "indices") {
+    std::vector<uint64_t> words((count + 7) / 8);
+    std::ranges::generate(words, [&] { return random.next(); });
+    std::vector<std::byte> bytes = bytes_of(words);
+    bytes.resize(count);
+    return bytes;
+  }
+  if (part.kind == "sidecar_positions") {
+    std::vector<int64_t> positions(count);
+    for (size_t i = 0; i < count; ++i) {
+      positions[i] = static_cast<int64_t>(i) * kWeightsPerOutlier + static_cast<int64_t>(random.next() % kWeightsPerOutlier);
+    }
+    return bytes_of(positions);
+  }
+  std::vector<float> outliers(count);
+  for (float& value : outliers) value = static_cast<float>(5 * deviation * random.normal());
+  return bytes_of(outliers);
+}
+
+void make_model(const std::string& shape, const std::filesystem::path& target) {
+  nlohmann::ordered_json config = shapes().at(shape);
+  config["quantization_config"] = {{"quant_method", "hxq"}};
+  const ModelDesc model = describe(nlohmann::json(config), "config.json");
+  std::filesystem::create_directories(target);
+  std::ofstream(target / "config.json") << config.dump(2) << "\n";
+
+  const std::vector<Part> parts = plan_parts(model);
+  std::vector<TensorPlan> plan;
+  for (const Part& part : parts) plan.push_back(part.plan);
+  SafetensorsWriter writer(target / "model.safetensors", plan);
+  Random random(1);
+  for (const Part& part : parts) {
+    writer.add(part.plan.name, part.plan.dtype, part.plan.shape, contents(part, random));
+  }
+  writer.finish();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool understood = argc == 4 && std::string_view(argv[1]) == "--shape" && shapes().contains(argv[2]);
+  if (!understood) {
+    std::vector<std::string> names;
+    for (const auto& [name, config] : shapes()) names.push_back(name);
+    fmt::print(stderr, "usage: make_model --shape {} DST\n", fmt::join(names, "|"));
+    return 2;
+  }
+  try {
+    make_model(argv[2], argv[3]);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "make_model: {}\n", error.what());
+    return 1;
+  }
+}
