@@ -1,9 +1,175 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "console.h"
+#include "hxq/error.h"
+#include "hxq/model.h"
+#include "kernels/read_bandwidth.h"
 #include "verbs.h"
 
 namespace hxq::tools {
+namespace {
 
-RunVerb add_bench(CLI::App&) {
-  return [] { return 0; };
+struct Arguments {
+  std::string dir;
+  int64_t prompt_tokens = 512;
+  int64_t decode_tokens = 32;
+  int64_t rounds = 7;
+  ModelArguments model;
+  bool json = false;
+};
+
+double seconds_of(const auto& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+/// A field of /proc/self/status in bytes: "RssAnon" (the process's own memory) or "RssFile" (mapped files).
+int64_t memory_field(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) return std::stoll(line.substr(field.size() + 1)) * 1024;
+  }
+  return 0;
+}
+
+struct Figures {
+  double open_seconds = 0;
+  int64_t anonymous_bytes_open = 0;  ///< memory of the process itself once the model is open
+  double prompt_rate = 0;            ///< tokens/s
+  double decode_rate = 0;            ///< tokens/s
+  double bandwidth = 0;              ///< bytes/s this machine reads, measured around each burst of decoding
+  double decode_share = 0;           ///< median over bursts of decode_rate * bytes_per_token / bandwidth
+  int64_t anonymous_bytes_run = 0;   ///< after decoding
+  int64_t mapped_bytes_run = 0;
+};
+
+/// Some tokens of the vocabulary; which ones does not matter to speed.
+std::vector<int32_t> some_tokens(int64_t count, int64_t vocab) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(i * 7919 % vocab));
+  return tokens;
+}
+
+void measure_decode(const Model& model, const Arguments& arguments, Figures& figures) {
+  const std::vector<int32_t> tokens = some_tokens(arguments.decode_tokens, model.info().vocab_size);
+  std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
+  State state = model.new_state();
+  kernels::ReadBandwidth bandwidth(model.info().threads, kernels::supported_targets().back());
+  const auto burst = [&] {
+    state.reset();
+    for (const int32_t& token : tokens) model.forward({&token, 1}, state, Logits::last, logits);
+  };
+  burst();  // maps the pages and warms the caches
+  std::vector<double> rates, shares, reads;
+  double before = bandwidth.measure(3);
+  for (int64_t round = 0; round < arguments.rounds; ++round) {
+    check_interrupt();
+    const double rate = static_cast<double>(tokens.size()) / seconds_of(burst);
+    const double after = bandwidth.measure(3);
+    const double read = (before + after) / 2;
+    before = after;
+    rates.push_back(rate);
+    reads.push_back(read);
+    shares.push_back(rate * static_cast<double>(model.info().bytes_per_token) / read);
+  }
+  figures.decode_rate = median(rates);
+  figures.bandwidth = median(reads);
+  figures.decode_share = median(shares);
+}
+
+void measure_prompt(const Model& model, const Arguments& arguments, Figures& figures) {
+  const std::vector<int32_t> tokens = some_tokens(arguments.prompt_tokens, model.info().vocab_size);
+  std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
+  State state = model.new_state();
+  std::vector<double> rates;
+  for (int64_t round = 0; round < arguments.rounds; ++round) {
+    check_interrupt();
+    state.reset();
+    const double seconds = seconds_of([&] { model.forward(tokens, state, Logits::last, logits); });
+    rates.push_back(static_cast<double>(tokens.size()) / seconds);
+  }
+  figures.prompt_rate = median(rates);
+}
+
+std::string json_text(const ModelInfo& info, const Figures& figures) {
+  return nlohmann::ordered_json{{"model_type", info.model_type},
+                                {"parameters", info.parameters},
+                                {"compressed_matrices", info.compressed_matrices},
+                                {"dense_matrices", info.dense_matrices},
+                                {"threads", info.threads},
+                                {"target", info.target},
+                                {"open_seconds", figures.open_seconds},
+                                {"anonymous_bytes_open", figures.anonymous_bytes_open},
+                                {"anonymous_bytes_run", figures.anonymous_bytes_run},
+                                {"mapped_bytes_run", figures.mapped_bytes_run},
+                                {"prompt_tokens_per_second", figures.prompt_rate},
+                                {"decode_tokens_per_second", figures.decode_rate},
+                                {"bytes_per_token", info.bytes_per_token},
+                                {"read_bandwidth", figures.bandwidth},
+                                {"decode_share_of_bandwidth", figures.decode_share}}
+             .dump(2) +
+         "\n";
+}
+
+std::string report_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
+  return fmt::format(
+      "{}: {} parameters, {} compressed and {} dense matrices; {} threads, {}\n"
+      "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
+      "prompt  {:8.1f} tokens/s ({} tokens)\n"
+      "decode  {:8.1f} tokens/s: {} per token, {:.0f} % of the {:.1f} GB/s this machine reads\n",
+      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads, info.target,
+      1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open), bytes_text(figures.anonymous_bytes_run),
+      bytes_text(figures.mapped_bytes_run), figures.prompt_rate, arguments.prompt_tokens, figures.decode_rate,
+      bytes_text(info.bytes_per_token), 100 * figures.decode_share, figures.bandwidth / 1e9);
+}
+
+int run(const Arguments& arguments) {
+  Figures figures;
+  std::unique_ptr<Model> model;
+  figures.open_seconds = seconds_of(
+      [&] { model = std::make_unique<Model>(Model::open(arguments.dir, arguments.model.options())); });
+  figures.anonymous_bytes_open = memory_field("RssAnon");
+  measure_prompt(*model, arguments, figures);
+  figures.anonymous_bytes_run = memory_field("RssAnon");
+  figures.mapped_bytes_run = memory_field("RssFile");
+  measure_decode(*model, arguments, figures);
+  print(arguments.json ? json_text(model->info(), figures) : report_text(model->info(), figures, arguments));
+  return 0;
+}
+
+}  // namespace
+
+RunVerb add_bench(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
+  app.add_option("--prompt-tokens", arguments->prompt_tokens, "Length of the prompt that is timed")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--decode-tokens", arguments->decode_tokens, "Tokens decoded in a burst")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--rounds", arguments->rounds, "Times each is repeated; medians are printed")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_flag("--json", arguments->json, "Print JSON");
+  arguments->model.add_to(app);
+  app.footer("Example: hxq bench build/demo/wiki-mamba-7m-hxq\n"
+             "Read bandwidth is measured right before and after each burst of decoding, because it drifts.");
+  return [arguments] { return run(*arguments); };
 }
 
 }  // namespace hxq::tools
