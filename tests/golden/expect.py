@@ -1,0 +1,34 @@
+"""Decodes a folder of golden files with numpy alone and prints the SHA-256 of every tensor, as float32 bytes.
+
+    python expect.py 1 > 1/expected.json
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+
+import numpy
+from safetensors import safe_open
+
+
+def decoded_tensors(folder: pathlib.Path):
+    with safe_open(folder / "model.safetensors", "numpy") as stored:
+        keys = set(stored.keys())
+        for module in sorted(key.removesuffix(".codebook") for key in keys if key.endswith(".codebook")):
+            weights = stored.get_tensor(module + ".codebook")[stored.get_tensor(module + ".indices")]
+            if module + ".sidecar_positions" in keys:
+                positions = stored.get_tensor(module + ".sidecar_positions")
+                weights.ravel()[positions] = stored.get_tensor(module + ".sidecar_values")
+            yield module + ".weight", weights
+            keys = {key for key in keys if not key.startswith(module + ".")}
+        for key in sorted(keys):
+            yield key, stored.get_tensor(key).astype(numpy.float32)
+
+
+def digests(folder: pathlib.Path) -> dict:
+    return {name: hashlib.sha256(weights.tobytes()).hexdigest() for name, weights in decoded_tensors(folder)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(digests(pathlib.Path(sys.argv[1])), indent=1))
