@@ -1,9 +1,9 @@
-"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, and a head tied to an embedding."""
+"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, and `TiedLinear` that shares one of theirs."""
 
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ class CompressedWeight(torch.Tensor):
             cls, (module.rows, module.cols), dtype=module.weight_dtype, device=module.part("indices").device
         )
         weight._module = module
+        weight._is_param = True  # what nn.Module takes for a Parameter: tying code asks for one
         return weight
 
     def __init__(self, module):
@@ -103,9 +104,11 @@ class _Compressed:
     def weight(self) -> torch.Tensor:
         return CompressedWeight(self)
 
-    @weight.setter
-    def weight(self, value) -> None:
-        raise AttributeError(f"{self.label} is compressed: its weight cannot be assigned")
+    def __setattr__(self, name, value):
+        if name != "weight":
+            super().__setattr__(name, value)
+        elif not (isinstance(value, CompressedWeight) and value._module is self):
+            raise AttributeError(f"{self.label} is compressed: its weight cannot be assigned, see replace_weight")
 
     @property
     def label(self) -> str:
@@ -367,28 +370,29 @@ class HelixEmbedding(_Compressed, nn.Embedding):
         return f"{self.num_embeddings}, {self.embedding_dim}, parts={list(self.stored_tensors())}"
 
 
-class TiedHead(nn.Linear):
-    """The output head of a model that ties it to its embedding: computes with the embedding's one compressed copy."""
+class TiedLinear(nn.Linear):
+    """A linear layer that shares its weight with a compressed module, and computes with that one copy: an output head
+    tied to its embedding, or a block that a model uses again at another depth. The bias is its own."""
 
-    def __init__(self, embedding: HelixEmbedding, bias: Optional[nn.Parameter] = None):
+    def __init__(self, source: Union[HelixLinear, HelixEmbedding], bias: Optional[nn.Parameter] = None):
         nn.Module.__init__(self)
-        self.in_features, self.out_features = embedding.cols, embedding.rows
-        self.__dict__["_embedding"] = [embedding]  # in a list: not a submodule, or it would be saved twice
+        self.in_features, self.out_features = source.cols, source.rows
+        self.__dict__["_source"] = [source]  # in a list: not a submodule, or it would be saved twice
         self.register_parameter("bias", bias)
         self._is_hf_initialized = True
 
     @property
-    def embedding(self) -> HelixEmbedding:
-        return self.__dict__["_embedding"][0]
+    def source(self) -> Union[HelixLinear, HelixEmbedding]:
+        return self.__dict__["_source"][0]
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.embedding.weight
+        return self.source.weight
 
     def __setattr__(self, name, value):
-        # Tying code assigns the embedding's weight here; that is how it is already.
+        # Tying code assigns the shared weight here; that is how it is already.
         if name != "weight":
             super().__setattr__(name, value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.embedding.multiply(x, self.bias)
+        return self.source.multiply(x, self.bias)

@@ -17,9 +17,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import _core
-from .modules import HelixEmbedding, HelixLinear, TiedHead, empty_parts
+from .modules import HelixEmbedding, HelixLinear, empty_parts
 from .ssm import accelerate_ssm
-from .swap import compress_model, make_tied, replace_module, tied_heads
+from .swap import compress_model, replace_module, share, tied_linears
 
 #: Names that published folders use for the one format.
 QUANT_METHODS = ("hxq", "helix", "cdna_v3")
@@ -92,7 +92,7 @@ class _Loader:
         self.files = files
         self.ignored = stored["ignored"]
         paths = dict(model.named_modules())
-        heads = tied_heads(model)
+        tied = tied_linears(model)
         ignored_modules = {key.rpartition(".")[0] for key in self.ignored}
         for entry in stored["modules"]:
             path = _find(entry["module"], paths, model)
@@ -111,7 +111,7 @@ class _Loader:
                     f"{path} is listed in compressed_modules, but the folder does not store it compressed "
                     f"({path}.codebook and {path}.indices)"
                 )
-        self._tie(model, heads)
+        share(model, tied)
 
     def _replace(self, model, path: str, module: nn.Module, entry: dict) -> None:
         tensors = empty_parts(entry["parts"])
@@ -139,13 +139,6 @@ class _Loader:
         made.train(module.training)
         replace_module(model, module, made)
         self._made[path] = made
-
-    def _tie(self, model, heads: dict[str, str]) -> None:
-        """Heads that share an embedding's weight share its compressed copy."""
-        for path, source in heads.items():
-            embedding = self._made.get(source)
-            if isinstance(embedding, HelixEmbedding) and path not in self._made:
-                make_tied(model, path, embedding)
 
     def restore_dtypes(self) -> None:
         """Reads parts again that were cast to the model's dtype: codebooks and sidecars keep theirs."""

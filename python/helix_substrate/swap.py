@@ -9,25 +9,30 @@ import torch
 from torch import nn
 
 from . import _core, ops
-from .modules import HelixEmbedding, HelixLinear, TiedHead
+from .modules import HelixEmbedding, HelixLinear, TiedLinear
 
 
-def tied_heads(model: nn.Module) -> dict[str, str]:
-    """Linear modules whose weight is an embedding's: {path of the head: path of the embedding}."""
-    heads = {}
-    declared = getattr(model, "all_tied_weights_keys", None) or {}
-    for target, source in declared.items():
+def tied_linears(model: nn.Module) -> dict[str, str]:
+    """Linear modules that share the weight of another module, {path: path of the other}: by being the same Parameter,
+    or because the model (of transformers 5) declares it."""
+    modules = dict(model.named_modules())
+    tied = {}
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if target.endswith(".weight") and source.endswith(".weight"):
-            heads[target.removesuffix(".weight")] = source.removesuffix(".weight")
-    embeddings = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "weight" in module._parameters:
-            embeddings.setdefault(id(module.weight), path)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module._parameters.get("weight")) in embeddings:
-            heads[path] = embeddings[id(module._parameters["weight"])]
-    names = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {path: source for path, source in heads.items() if path in names}
+            tied[target.removesuffix(".weight")] = source.removesuffix(".weight")
+    owners: dict[int, str] = {}
+    in_order = sorted(modules.items(), key=lambda item: not isinstance(item[1], nn.Embedding))  # stable: embeddings first
+    for path, module in in_order:
+        weight = module._parameters.get("weight")
+        if weight is not None and isinstance(module, (nn.Embedding, nn.Linear)):
+            owner = owners.setdefault(id(weight), path)
+            if owner != path:
+                tied[path] = owner
+    return {
+        path: source
+        for path, source in tied.items()
+        if isinstance(modules.get(path), nn.Linear) and isinstance(modules.get(source), (nn.Linear, nn.Embedding))
+    }
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -38,14 +43,19 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
-def make_tied(model: nn.Module, path: str, embedding: HelixEmbedding) -> None:
-    """Lets the head at `path` compute with the embedding's compressed copy."""
-    head = model.get_submodule(path)
-    replace_module(model, head, TiedHead(embedding, head.bias))
-    # transformers 5 keeps {tied parameter: its source}; there is no such parameter any more.
-    tied = getattr(model, "all_tied_weights_keys", None)
-    if tied:
-        tied.pop(f"{path}.weight", None)
+def share(model: nn.Module, tied: dict[str, str]) -> None:
+    """Lets tied modules compute with the one compressed copy. tied: as of `tied_linears`."""
+    modules = dict(model.named_modules())
+    declared = getattr(model, "all_tied_weights_keys", None) or {}
+    for path, source in tied.items():
+        if isinstance(modules[path], HelixLinear) and not isinstance(modules[source], (HelixLinear, HelixEmbedding)):
+            path, source = source, path  # stored under the other name
+        if not isinstance(modules[source], (HelixLinear, HelixEmbedding)) or not type(modules[path]) is nn.Linear:
+            continue
+        made = TiedLinear(modules[source], modules[path].bias)
+        made.train(modules[path].training)
+        replace_module(model, modules[path], made)
+        declared.pop(f"{path}.weight", None)  # there is no such parameter any more
 
 
 def compress_model(
@@ -62,12 +72,12 @@ def compress_model(
     subclasses of Linear, whose forward may mean something else. A module or weight that is used in several places stays
     shared. Returns {"modules": [{"module", "snr_db", ...}], "compressed_bytes", "dense_bytes"}.
     """
-    heads = tied_heads(model)
+    tied = tied_linears(model)
     report, done = [], set()
     held = dense = 0
     for path, module in list(model.named_modules()):
         kind = type(module)
-        if kind not in ((nn.Linear, nn.Embedding) if embeddings else (nn.Linear,)) or path in heads or id(module) in done:
+        if kind not in ((nn.Linear, nn.Embedding) if embeddings else (nn.Linear,)) or path in tied or id(module) in done:
             continue
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in keep):
             continue
@@ -88,10 +98,7 @@ def compress_model(
         held += made.memory_savings()["compressed_bytes"]
         replace_module(model, module, made)
         report.append({"module": path, **made.fidelity})
-    for path, source in heads.items():
-        embedding = dict(model.named_modules()).get(source)
-        if isinstance(embedding, HelixEmbedding):
-            make_tied(model, path, embedding)
+    share(model, tied)
     return {"modules": report, "compressed_bytes": held, "dense_bytes": dense}
 
 
@@ -100,8 +107,8 @@ def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> n
     """Puts dense modules in place of all compressed ones."""
     heads = []
     for path, module in list(model.named_modules()):
-        if isinstance(module, TiedHead):
-            heads.append((module, module.embedding))
+        if isinstance(module, TiedLinear):
+            heads.append((module, module.source))
             continue
         if not isinstance(module, (HelixLinear, HelixEmbedding)):
             continue
@@ -116,9 +123,9 @@ def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> n
         made.train(module.training)
         module.__dict__["_dense"] = made
         replace_module(model, module, made)
-    for head, embedding in heads:
+    for head, source in heads:
         made = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
-        made.weight = embedding.__dict__["_dense"].weight
+        made.weight = source.__dict__["_dense"].weight
         made.register_parameter("bias", head.bias)
         replace_module(model, head, made)
     return model
