@@ -67,14 +67,15 @@ struct FloatTable {
   }
 };
 
-/// x in the order in which weights come out of the table, zero past the last column. [blocks, 4, 16]
+/// x times the scale of the codes, in the order in which weights come out of the table, zero past the last column:
+/// [blocks, 4, 16].
 template <class Table>
-void arrange_for(const float* x, int64_t cols, float* arranged) {
+void arrange_for(const float* x, int64_t cols, float scale, float* arranged) {
   for (int64_t first = 0; first < cols; first += kBlock, arranged += kBlock) {
     for (int64_t part = 0; part < 4; ++part) {
       for (int64_t lane = 0; lane < 16; ++lane) {
         const int64_t col = first + Table::column(part, lane);
-        arranged[part * 16 + lane] = col < cols ? x[col] : 0.0f;
+        arranged[part * 16 + lane] = col < cols ? x[col] * scale : 0.0f;
       }
     }
   }
@@ -92,7 +93,7 @@ HXQ_ALWAYS_INLINE void multiply_block(VecF (&sum)[kTokens][2], const Weights& w,
   }
 }
 
-/// Products of kRows <= 4 rows, `apart` bytes from each other, with kTokens tokens: sums[t][i], before the scale, over
+/// Products of kRows <= 4 rows, `apart` bytes from each other, with kTokens tokens: sums[t][i], over
 /// whole blocks or (kMasked) over the first `cols` < 64 columns of one. Rows far apart are separate streams, which draw
 /// more bandwidth from one core than a single stream; each is prefetched.
 template <class Table, int kRows, int kTokens, bool kMasked>
@@ -138,7 +139,7 @@ struct FloatKernel {
                                             arranged + whole, floats, rest);
     }
     for (int t = 0; t < kTokens; ++t) {
-      for (int i = 0; i < kRows; ++i) sums[t][i] = (sums[t][i] + rest[t][i]) * weight.planes_scale;
+      for (int i = 0; i < kRows; ++i) sums[t][i] += rest[t][i];
     }
   }
 };
@@ -193,8 +194,8 @@ int64_t arranged_floats(const CodebookView& weight, int64_t tokens) {
 void arrange(const CodebookView& weight, const float* x, int64_t tokens, float* arranged) {
   switch (choose(weight, tokens)) {
     case FewTokens::whole: return arrange_whole(x, weight.cols, arranged);
-    case FewTokens::half: return arrange_for<HalfTable>(x, weight.cols, arranged);
-    default: return arrange_for<FloatTable>(x, weight.cols, arranged);
+    case FewTokens::half: return arrange_for<HalfTable>(x, weight.cols, weight.planes_scale, arranged);
+    default: return arrange_for<FloatTable>(x, weight.cols, weight.planes_scale, arranged);
   }
 }
 

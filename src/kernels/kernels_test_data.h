@@ -1,0 +1,174 @@
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "io/half.h"
+#include "kernels/kernels.h"
+#include "kernels/scratch.h"
+
+namespace hxq::kernels::testing {
+
+/// Memory whose last byte lies right before a page that must not be touched.
+class GuardedBytes {
+ public:
+  explicit GuardedBytes(const std::vector<std::byte>& bytes) : size_(bytes.size()) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t whole = (size_ + page - 1) / page * page;
+    mapped_ = whole + page;
+    base_ = static_cast<std::byte*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    EXPECT_NE(base_, MAP_FAILED);
+    EXPECT_EQ(mprotect(base_ + whole, page, PROT_NONE), 0);
+    data_ = base_ + whole - size_;
+    std::memcpy(data_, bytes.data(), size_);
+  }
+  GuardedBytes(const GuardedBytes&) = delete;
+  GuardedBytes& operator=(const GuardedBytes&) = delete;
+  ~GuardedBytes() { munmap(base_, mapped_); }
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  size_t size_;
+  size_t mapped_;
+  std::byte* base_;
+  std::byte* data_;
+};
+
+inline std::vector<float> normal_floats(int64_t n, uint32_t seed, float scale = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> distribution(0, scale);
+  std::vector<float> values(static_cast<size_t>(n));
+  for (float& value : values) value = distribution(random);
+  return values;
+}
+
+/// What the levels of a codebook are: any floats, binary16 numbers times a power of two, or whole ones of those.
+enum class Levels { any, half, whole };
+
+inline const char* name_of(Levels levels) {
+  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "whole";
+}
+
+inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t seed) {
+  std::vector<float> codebook = normal_floats(k, seed, 0.02f);
+  float largest = 0;
+  for (const float level : codebook) largest = std::max(largest, std::fabs(level));
+  const float scale = std::ldexp(1.0f, std::ilogb(largest) - 14);
+  for (float& level : codebook) {
+    if (levels == Levels::any) break;
+    const float code = levels == Levels::whole ? std::nearbyint(level / scale) : level / scale;
+    level = float_from_f16(f16_from_float(code)) * scale;
+  }
+  // Small ones too, so that no narrower form fits.
+  if (k > 2 && levels == Levels::half) codebook[1] = scale * 0x1.8p-3f;
+  if (k > 2 && levels == Levels::whole) codebook[1] = 0;
+  return codebook;
+}
+
+struct MatrixOptions {
+  int64_t rows = 1;
+  int64_t cols = 1;
+  int32_t k = 256;
+  int32_t d = 1;
+  IndexLayout layout = IndexLayout::u8;
+  Levels levels = Levels::any;
+  double sidecar = 0.02;  ///< fraction of the weights; the first and the last weight as well if positive
+  int64_t rank = 0;
+  bool channel_scales = false;
+  uint32_t seed = 1;
+};
+
+/// A codebook matrix with its indices in guarded memory, and its weights as they must decode.
+struct TestMatrix {
+  CodebookMatrix view;
+  std::vector<float> weights;  // [rows, cols], with sidecar, without low-rank term
+  std::unique_ptr<GuardedBytes> memory;
+
+  explicit TestMatrix(const MatrixOptions& options) {
+    std::mt19937 random(options.seed);
+    view.rows = options.rows;
+    view.cols = options.cols;
+    view.k = options.k;
+    view.d = options.d;
+    view.layout = options.layout;
+    view.codebook = random_codebook(int64_t{options.k} * options.d, options.levels, options.seed + 1);
+    if (options.d == 1) view.planes = make_planes(view.codebook);
+    std::vector<uint32_t> index(static_cast<size_t>(options.rows * options.cols / options.d));
+    std::uniform_int_distribution<uint32_t> any_index(0, static_cast<uint32_t>(options.k) - 1);
+    for (uint32_t& i : index) i = any_index(random);
+    index.back() = static_cast<uint32_t>(options.k) - 1;
+    for (const uint32_t i : index) {
+      for (int32_t part = 0; part < options.d; ++part) {
+        weights.push_back(view.codebook[i * static_cast<uint32_t>(options.d) + static_cast<uint32_t>(part)]);
+      }
+    }
+    memory = std::make_unique<GuardedBytes>(pack(index, options.layout));
+    view.indices = memory->bytes();
+    if (options.sidecar > 0) add_sidecar(options.sidecar, random);
+    if (options.rank > 0) {
+      view.low_rank = {.rank = options.rank,
+                       .u_scaled = normal_floats(options.rows * options.rank, options.seed + 2, 0.01f),
+                       .vt = normal_floats(options.rank * options.cols, options.seed + 3)};
+    }
+    if (options.channel_scales) {
+      for (const float x : normal_floats(options.cols, options.seed + 4)) view.channel_scales.push_back(std::exp(x));
+    }
+  }
+
+  /// The weight that multiplies x[col], all terms included.
+  double effective(int64_t row, int64_t col) const {
+    double weight = weights[static_cast<size_t>(row * view.cols + col)];
+    for (int64_t n = 0; n < view.low_rank.rank; ++n) {
+      weight += static_cast<double>(view.low_rank.u_scaled[static_cast<size_t>(row * view.low_rank.rank + n)]) *
+                view.low_rank.vt[static_cast<size_t>(n * view.cols + col)];
+    }
+    return view.channel_scales.empty() ? weight : weight / view.channel_scales[static_cast<size_t>(col)];
+  }
+
+ private:
+  static std::vector<std::byte> pack(const std::vector<uint32_t>& index, IndexLayout layout) {
+    std::vector<std::byte> bytes;
+    const auto put = [&](uint32_t value) { bytes.push_back(static_cast<std::byte>(value)); };
+    for (size_t i = 0; i < index.size(); ++i) {
+      if (layout == IndexLayout::u8) {
+        put(index[i]);
+      } else if (layout == IndexLayout::u16) {
+        put(index[i]);
+        put(index[i] >> 8);
+      } else if (i % 2 == 1) {
+        put(index[i - 1]);
+        put(index[i - 1] >> 8 | (index[i] & 0xf) << 4);
+        put(index[i] >> 4);
+      }
+    }
+    return bytes;
+  }
+
+  void add_sidecar(double fraction, std::mt19937& random) {
+    view.sidecar.row_begin.push_back(0);
+    for (int64_t row = 0; row < view.rows; ++row) {
+      for (int64_t col = 0; col < view.cols; ++col) {
+        const bool corner = (row == 0 && col == 0) || (row + 1 == view.rows && col + 1 == view.cols);
+        if (!corner && std::uniform_real_distribution<double>()(random) >= fraction) continue;
+        view.sidecar.col.push_back(static_cast<uint32_t>(col));
+        view.sidecar.value.push_back(std::normal_distribution<float>(0, 0.3f)(random));
+        weights[static_cast<size_t>(row * view.cols + col)] = view.sidecar.value.back();
+      }
+      view.sidecar.row_begin.push_back(static_cast<uint32_t>(view.sidecar.col.size()));
+    }
+  }
+};
+
+inline std::string target_name(const ::testing::TestParamInfo<Target>& info) { return std::string(kernels::name_of(info.param)); }
+
+}  // namespace hxq::kernels::testing
