@@ -311,6 +311,19 @@ std::vector<float> snap_levels(std::span<const double> values) {
   return levels;
 }
 
+std::vector<float> whole_levels(std::span<const float> levels) {
+  double largest = 0;
+  for (const float level : levels) largest = std::max(largest, std::abs(static_cast<double>(level)));
+  const double scale = largest > 0 ? std::ldexp(1.0, std::ilogb(largest) - 14) : 1;
+  std::vector<float> whole;
+  for (const float level : levels) {
+    // Below 2^11 a whole number is a binary16 number; above it a binary16 number is whole already.
+    const auto rounded = static_cast<float>(std::nearbyint(level / scale) * scale) + 0.0f;
+    if (whole.empty() || rounded > whole.back()) whole.push_back(rounded);
+  }
+  return whole;
+}
+
 std::vector<double> thresholds_of(std::span<const float> levels) {
   std::vector<double> thresholds;
   for (size_t i = 0; i + 1 < levels.size(); ++i) {
@@ -328,6 +341,9 @@ CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords,
     const ValueHistogram coarse = coarsen(histogram);
     solution = fitter.refine(Fitter(coarse, max_codewords, max_outliers).run().levels);
   }
+  std::vector<float> whole = whole_levels(solution.levels);
+  Choice choice = choose_outliers(histogram, whole, max_outliers);
+  if (choice.error <= solution.choice.error * kWholeLevelCost) return {std::move(whole), std::move(choice.outliers)};
   return {std::move(solution.levels), std::move(solution.choice.outliers)};
 }
 

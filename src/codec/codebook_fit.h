@@ -10,7 +10,7 @@ namespace hxq {
 
 /// Codewords and outliers of one tensor.
 struct CodebookFit {
-  std::vector<float> levels = {};      // [k] ascending, as `snap_levels` leaves them
+  std::vector<float> levels = {};      // [k] ascending, as `snap_levels` or `whole_levels` leaves them
   std::vector<int64_t> outliers = {};  // [slots of the histogram] how many elements of each are outliers
 };
 
@@ -27,6 +27,12 @@ CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords,
 /// |level / s| is in [2^14, 2^15), every level / s is an IEEE binary16 number. Duplicates are dropped.
 /// Values must be within the range of float.
 std::vector<float> snap_levels(std::span<const double> values);
+
+/// Rounds levels that `snap_levels` gave to whole multiples of its s. A runtime can multiply these as integers.
+std::vector<float> whole_levels(std::span<const float> levels);
+
+/// Whole levels are taken where they raise the squared error by no more than this factor, 0.002 dB.
+inline constexpr double kWholeLevelCost = 1.0005;
 
 /// Upper ends of what each level but the last stands for: the midpoint between neighbours, which belongs to the lower.
 std::vector<double> thresholds_of(std::span<const float> levels);

@@ -76,6 +76,34 @@ TEST(SnapLevels, KeepsWhatItCanHold) {
   EXPECT_EQ(snap_levels(std::vector<double>{1, 1 + 1e-6, 2}), (std::vector<float>{1.0f, 2.0f}));
 }
 
+TEST(WholeLevels, AreMultiplesOfTheScaleAndStillBinary16) {
+  std::vector<double> values;
+  for (float value : testing::draw("cauchy", 256, 23)) values.push_back(value);
+  std::sort(values.begin(), values.end());
+  const std::vector<float> snapped = snap_levels(values);
+  const std::vector<float> whole = whole_levels(snapped);
+  expect_snapped(whole);
+  const double scale = scale_of(snapped);
+  EXPECT_EQ(scale_of(whole), scale);
+  EXPECT_LT(whole.size(), snapped.size()) << "cauchy levels crowd around 0";
+  for (float level : whole) EXPECT_EQ(level / scale, std::nearbyint(level / scale));
+  for (float level : snapped) {
+    double nearest = INFINITY;
+    for (float candidate : whole) nearest = std::min(nearest, std::abs(static_cast<double>(level) - candidate));
+    EXPECT_LE(nearest, scale / 2);
+  }
+}
+
+TEST(FitCodebook, TakesWholeLevelsWhereTheyCostNothing) {
+  const auto is_whole = [](const char* distribution) {
+    const Matrix matrix(DType::bf16, 300, 300, testing::draw(distribution, 300 * 300, 24));
+    const CodebookFit fit = fit_codebook(count_values(matrix.view(), 1), 256, 90);
+    return whole_levels(fit.levels) == fit.levels;
+  };
+  EXPECT_TRUE(is_whole("gaussian"));
+  EXPECT_FALSE(is_whole("cauchy"));
+}
+
 TEST(FitCodebook, SnappingCostsLittle) {
   for (const char* distribution : {"gaussian", "laplace", "student3", "mixture"}) {
     for (DType dtype : {DType::bf16, DType::f32}) {
