@@ -65,10 +65,11 @@ class Random {
   uint64_t state_;
 };
 
-/// 256 levels for normal weights of this deviation, whole multiples of a power of two as the encoder's are.
+/// 256 levels for normal weights of this deviation: like the encoder's, each has 11 significant bits and all are whole
+/// multiples of one power of two.
 std::vector<float> make_codebook(double deviation) {
   std::vector<float> levels(256);
-  const double unit = std::exp2(std::floor(std::log2(deviation)) - 9);
+  const double unit = std::exp2(std::floor(std::log2(4 * deviation)) - 10);
   for (size_t i = 0; i < levels.size(); ++i) {
     const double place = (static_cast<double>(i) - 127.5) / 128;  // denser around zero, out to 4 deviations
     levels[i] = static_cast<float>(std::nearbyint(deviation * (2 * place + 2 * place * place * place) / unit) * unit);
