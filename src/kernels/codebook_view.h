@@ -16,6 +16,7 @@ inline cpu::CodebookView view_of(const CodebookMatrix& weight) {
       .indices = reinterpret_cast<const uint8_t*>(weight.indices.data()),
       .codebook = weight.codebook.data(),
       .planes_kind = weight.planes.kind,
+      .planes_whole = weight.planes.whole,
       .planes_scale = weight.planes.scale,
       .planes = weight.planes.plane[0].data(),
       .outlier_row = weight.sidecar.row_begin.empty() ? nullptr : weight.sidecar.row_begin.data(),

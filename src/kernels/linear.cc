@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/codebook_view.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/scratch.h"
 
@@ -8,26 +9,6 @@ namespace {
 
 using cpu::CodebookView;
 using cpu::Ops;
-
-CodebookView view_of(const CodebookMatrix& weight) {
-  constexpr int kIndexBits[] = {8, 16, 12};
-  return {
-      .rows = weight.rows,
-      .cols = weight.cols,
-      .k = weight.k,
-      .d = weight.d,
-      .index_bits = kIndexBits[static_cast<size_t>(weight.layout)],
-      .indices = reinterpret_cast<const uint8_t*>(weight.indices.data()),
-      .codebook = weight.codebook.data(),
-      .planes_kind = weight.planes.kind,
-      .planes_whole = weight.planes.whole,
-      .planes_scale = weight.planes.scale,
-      .planes = weight.planes.plane[0].data(),
-      .outlier_row = weight.sidecar.row_begin.empty() ? nullptr : weight.sidecar.row_begin.data(),
-      .outlier_col = weight.sidecar.col.data(),
-      .outlier_value = weight.sidecar.value.data(),
-  };
-}
 
 void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
             float* out, int64_t stride) {
