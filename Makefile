@@ -2,7 +2,6 @@
 
 BUILD ?= build
 CMAKE_FLAGS ?=
-DEMO_MODEL = $(BUILD)/demo/wiki-mamba-7m-hxq
 
 .PHONY: build demo test bench dependencies clean
 
@@ -17,8 +16,9 @@ demo: build
 test: dependencies
 	@scripts/test.sh $(BUILD)
 
-bench: CMAKE_FLAGS += -DHXQ_BUILD_BENCH=ON
-bench: build
+bench: dependencies
+	@scripts/install_dependencies.sh libopenblas-dev
+	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DHXQ_BUILD_BENCH=ON"
 	@scripts/bench.sh $(BUILD)
 
 dependencies:

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Installs the Debian packages that the build needs. Does nothing when all are there; asks nothing when run as root;
 # otherwise prints the one line to run.
+# Usage: scripts/install_dependencies.sh [MORE_PACKAGES...]
 set -eu
-cd "$(dirname "$0")"
 
 missing=""
-for package in $(cat debian-packages.txt); do
+for package in $(cat "$(dirname "$0")/debian-packages.txt") "$@"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
 done
 [ -z "$missing" ] && exit 0

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Installs the build and uses it from a project of its own. Usage: run.sh BUILD_FOLDER
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cmake --install "$1" --prefix "$work/prefix" >/dev/null
+cmake -S "$here" -B "$work/build" -G Ninja -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
+cmake --build "$work/build" >/dev/null
+"$work/build/consumer" "$here/../../models/wiki-mamba-7m" "$work/out"
