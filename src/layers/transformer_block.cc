@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/attention.h"
+#include "layers/projection.h"
 
 namespace hxq {
 namespace {
@@ -26,28 +27,6 @@ struct TransformerState final : BlockState {
     // Keys that are in the cache keep the angles they came with, as in transformers.
     if (rope.type == RopeDesc::Type::dynamic) inverse_frequency = inverse_frequencies(rope, range.end);
   }
-};
-
-const float* data_or_null(const std::vector<float>& values) noexcept { return values.empty() ? nullptr : values.data(); }
-
-/// A weight with its optional bias.
-class Projection {
- public:
-  Projection(const WeightSource& source, WeightId weight, WeightId bias)
-      : weight_(source.matrix(weight)), bias_(source.vector(bias)) {}
-
-  /// x: [tokens, in] and y: [tokens, out], contiguous.
-  void operator()(const float* x, int64_t in, float* y, int64_t out, int64_t tokens, bool accumulate,
-                  const kernels::Context& context) const noexcept {
-    linear(*weight_,
-           {.x = x, .x_stride = in, .y = y, .y_stride = out, .tokens = tokens, .bias = data_or_null(bias_),
-            .accumulate = accumulate},
-           context);
-  }
-
- private:
-  const Weight* weight_;  // [out, in]
-  std::vector<float> bias_;  // [out] or empty
 };
 
 class TransformerBlock final : public Block {
@@ -97,9 +76,9 @@ class TransformerBlock final : public Block {
     kernels::rotary_table({.inverse_frequency = state.inverse_frequency.data(), .half = attention_.head_dim / 2,
                            .position = args.position, .tokens = tokens, .table = table},
                           context);
-    q_proj_(normed, hidden_, q, q_size(), tokens, false, context);
-    k_proj_(normed, hidden_, k, kv_size(), tokens, false, context);
-    v_proj_(normed, hidden_, v, kv_size(), tokens, false, context);
+    q_proj_({.x = normed, .x_stride = hidden_, .y = q, .y_stride = q_size(), .tokens = tokens}, context);
+    k_proj_({.x = normed, .x_stride = hidden_, .y = k, .y_stride = kv_size(), .tokens = tokens}, context);
+    v_proj_({.x = normed, .x_stride = hidden_, .y = v, .y_stride = kv_size(), .tokens = tokens}, context);
     const kernels::KvCacheView cache = state.cache.view();
     kernels::extend_cache({.q = q, .k = k, .v = v, .q_stride = q_size(), .kv_stride = kv_size(),
                            .query_heads = attention_.heads, .rotary_table = table, .position = args.position,
@@ -110,7 +89,9 @@ class TransformerBlock final : public Block {
                         .scale = 1.0f / std::sqrt(static_cast<float>(attention_.head_dim)),
                         .window = attention_.window, .position = args.position, .tokens = tokens, .cache = cache},
                        context);
-    o_proj_(attended, q_size(), args.x, hidden_, tokens, true, context);
+    o_proj_({.x = attended, .x_stride = q_size(), .y = args.x, .y_stride = hidden_,
+             .tokens = tokens, .accumulate = true},
+            context);
   }
 
   void feed_forward(const BlockArgs& args, const kernels::Context& context) const noexcept {
@@ -120,12 +101,14 @@ class TransformerBlock final : public Block {
     float* up = gate + tokens * mlp_.inner;   // [tokens, inner]
 
     norm(args, mlp_norm_, normed, context);
-    gate_proj_(normed, hidden_, gate, mlp_.inner, tokens, false, context);
-    up_proj_(normed, hidden_, up, mlp_.inner, tokens, false, context);
+    gate_proj_({.x = normed, .x_stride = hidden_, .y = gate, .y_stride = mlp_.inner, .tokens = tokens}, context);
+    up_proj_({.x = normed, .x_stride = hidden_, .y = up, .y_stride = mlp_.inner, .tokens = tokens}, context);
     kernels::gated_activation({.gate = gate, .up = up, .x_stride = mlp_.inner, .y = gate, .y_stride = mlp_.inner,
                                .tokens = tokens, .dim = mlp_.inner, .activation = mlp_.activation},
                               context);
-    down_proj_(gate, mlp_.inner, args.x, hidden_, tokens, true, context);
+    down_proj_({.x = gate, .x_stride = mlp_.inner, .y = args.x, .y_stride = hidden_,
+                .tokens = tokens, .accumulate = true},
+               context);
   }
 
   void norm(const BlockArgs& args, const std::vector<float>& weight, float* y,
