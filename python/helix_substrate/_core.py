@@ -170,6 +170,9 @@ class Matrix:
         info = self.info()
         self.rows, self.cols = info["rows"], info["cols"]
 
+    def __reduce__(self):
+        return (type(None), ())  # a copy of a module makes its own
+
     def info(self) -> dict:
         info = _MatrixInfo()
         check(library.hxq_matrix_get_info(self.address, byref(info)))

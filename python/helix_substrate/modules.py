@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .ops import PART_NAMES, TORCH_DTYPES, Parts
+from .ops import PART_NAMES, TORCH_DTYPES, Parts, version_of
 
 
 class CompressedWeight(torch.Tensor):
@@ -89,15 +89,29 @@ class _Compressed:
     @property
     def matrix(self) -> _core.Matrix:
         """The core's matrix over the stored tensors. Raises if they do not fit each other."""
-        return ops.matrix_of(self.parts, self.rows, self.cols, self.label)
+        # The last one serves while its tensors are the module's and nothing was written to them.
+        last = self.__dict__.get("_last_matrix")
+        if last is not None and last[0] is not None:
+            buffers, parameters = self._buffers, self._parameters
+            for name, tensor, version in last[1]:
+                if (buffers.get(name) is not tensor and parameters.get(name) is not tensor) or version_of(tensor) != version:
+                    break
+            else:
+                return last[0]
+        matrix = ops.matrix_of(self.parts, self.rows, self.cols, self.label)
+        used = [(name, tensor, version_of(tensor)) for name, tensor in self.stored_tensors().items()]
+        self.__dict__["_last_matrix"] = (matrix, used)
+        return matrix
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_last_matrix"}
 
     def decode_weight(self, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
         """The dense weight, in float32 unless told. With channel scales: what x / scales is multiplied with."""
         dtype = dtype or torch.float32
         if self.part("codebook").requires_grad and torch.is_grad_enabled():
-            identity = torch.eye(self.rows, dtype=dtype)
-            parts = self.parts._replace(channel_scales=None)
-            return ops.linear(torch.eye(self.cols, dtype=dtype), parts, None, self.rows, self.cols).T @ identity
+            unscaled = self.parts._replace(channel_scales=None)
+            return torch.ops.hxq.linear(torch.eye(self.cols, dtype=dtype), *unscaled, None, self.rows, self.cols).T
         return ops.decode(self.matrix, dtype)
 
     @property
@@ -213,14 +227,14 @@ class HelixLinear(_Compressed, nn.Linear):
 
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias, with a bias that need not be the module's."""
-        parts = self.parts
-        factors = (parts.svd_U, parts.svd_s, parts.svd_Vt)
-        if parts.svd_U is None or not any(factor.requires_grad for factor in factors):
-            return ops.linear(x, parts, bias, self.rows, self.cols, self.label)
+        if "svd_U" not in self._parameters:
+            return ops.linear(x, self, bias)
         # Trained factors are ordinary parameters beside the compressed matrix.
-        y = ops.linear(x, parts._replace(svd_U=None, svd_s=None, svd_Vt=None), bias, self.rows, self.cols, self.label)
+        parts = self.parts
+        plain = parts._replace(svd_U=None, svd_s=None, svd_Vt=None)
+        y = torch.ops.hxq.linear(x, *plain, bias, self.rows, self.cols)
         scaled = x if parts.channel_scales is None else x / parts.channel_scales
-        u, s, vt = (factor.to(x.dtype) for factor in factors)
+        u, s, vt = (factor.to(x.dtype) for factor in (parts.svd_U, parts.svd_s, parts.svd_Vt))
         return y + (F.linear(scaled, vt) * s) @ u.T
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -361,10 +375,10 @@ class HelixEmbedding(_Compressed, nn.Embedding):
 
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias: the table as the weight of a head."""
-        return ops.linear(x, self.parts, bias, self.rows, self.cols, self.label)
+        return ops.linear(x, self, bias)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return ops.embedding(ids, self.parts, self.rows, self.cols, self.weight_dtype, self.label)
+        return ops.embedding(ids, self, self.weight_dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, parts={list(self.stored_tensors())}"

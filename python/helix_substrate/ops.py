@@ -70,12 +70,13 @@ def _threads() -> int:
 _handles: dict[int, tuple] = {}
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """Changes when the tensor is written to."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _stamp(parts) -> tuple:
-    return tuple([(part.data_ptr(), _version(part)) for part in parts if part is not None])
+    return tuple([(part.data_ptr(), version_of(part)) for part in parts if part is not None])
 
 
 def matrix_of(parts: Parts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
@@ -236,7 +237,8 @@ def _decode_cpu(codebook, indices, positions, values, u, s, vt, scales, rows, co
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """x as float [batch, tokens, n] with rows a constant distance apart, and that distance."""
-    x = x.float()
+    if x.dtype is not torch.float32:
+        x = x.float()
     stride = _row_stride(x)
     return (x, stride) if stride is not None else (x.contiguous(), x.shape[-1])
 
@@ -246,7 +248,9 @@ def _address(tensor: Optional[torch.Tensor]):
 
 
 def _plain(tensor: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-    return None if tensor is None else tensor.detach().float().contiguous()
+    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().float().contiguous()
 
 
 def _conv_cpu(x, weight, bias, state):
@@ -284,7 +288,7 @@ _rates: dict[int, tuple] = {}
 
 def _decay_rates(a_log: torch.Tensor) -> torch.Tensor:
     """-exp(A_log) as the core wants it, made again when A_log has changed."""
-    key, stamp = a_log.data_ptr(), (_version(a_log), a_log.shape, a_log.dtype)
+    key, stamp = a_log.data_ptr(), (version_of(a_log), a_log.shape, a_log.dtype)
     entry = _rates.get(key)
     if entry is not None and entry[0] == stamp:
         return entry[1]
@@ -565,25 +569,27 @@ torch.library.register_autograd("hxq::ssd", _ssd_backward, setup_context=_ssd_se
 
 def watched(*tensors) -> bool:
     """Whether autograd or a compiler has to see what is done with these tensors."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return torch.compiler.is_compiling()
 
 
-def linear(x, parts: Parts, bias, rows: int, cols: int, name: str = "weight") -> torch.Tensor:
-    """y = (x / channel_scales) W^T + bias."""
-    if x.device.type != "cpu":
-        raise RuntimeError(f"input of {name} is on {x.device}; this build of helix_substrate computes on cpu")
-    if watched(x, parts.codebook, bias):
-        return _hxq.linear(x, *parts, bias, rows, cols)
-    return linear_forward(matrix_of(parts, rows, cols, name), x, bias)
+def linear(x, weight, bias) -> torch.Tensor:
+    """y = (x / channel_scales) W^T + bias. weight: anything with `parts`, `rows`, `cols` and `matrix`."""
+    if not x.is_cpu:
+        raise RuntimeError(f"the input is on {x.device}; this build of helix_substrate computes on cpu")
+    if watched(x, weight.codebook, bias):
+        return _hxq.linear(x, *weight.parts, bias, weight.rows, weight.cols)
+    return linear_forward(weight.matrix, x, bias)
 
 
-def embedding(ids, parts: Parts, rows: int, cols: int, dtype: torch.dtype, name: str = "weight") -> torch.Tensor:
+def embedding(ids, weight, dtype: torch.dtype) -> torch.Tensor:
     """Rows of the matrix, decoded."""
-    if watched(parts.codebook):
-        return _hxq.embedding(ids, *parts, rows, cols, dtype)
-    return gather_forward(matrix_of(parts, rows, cols, name), ids, dtype)
+    if watched(weight.codebook):
+        return _hxq.embedding(ids, *weight.parts, weight.rows, weight.cols, dtype)
+    return gather_forward(weight.matrix, ids, dtype)
 
 
 def _refuse_gradient(name: str, *tensors) -> None:
