@@ -7,21 +7,11 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-inline VecF smaller(VecF a, VecF b) { return a > b ? b : a; }  // a when a is NaN
-inline VecF larger(VecF a, VecF b) { return a < b ? b : a; }   // a when a is NaN
-
-/// v * 2^n, n in [-252, 254], rounded once: two factors, so that each is a normal number.
-inline VecF scale_by_power(VecF v, VecI n) {
-  const VecI half = n >> 1;
-  return v * from_bits((half + 127) << 23) * from_bits((n - half + 127) << 23);
-}
-
 /// e^x: x = n ln 2 + r, |r| <= ln 2 / 2; e^r by the polynomial of Cephes' expf (Moshier).
 inline VecF vec_exp(VecF x) {
   const VecF kRound = splat(0x1.8p23f);  // adding it leaves the rounded integer in the low bits
   x = smaller(larger(x, splat(-104.0f)), splat(89.0f));  // e^-104 rounds to 0, e^89 to infinity
   const VecF shifted = x * 1.44269504088896341f + kRound;
-  const VecI n = bits_of(shifted) - bits_of(kRound);
   const VecF whole = shifted - kRound;
   VecF r = x - whole * 0.693359375f;
   r = r + whole * 2.12194440e-4f;
@@ -32,7 +22,7 @@ inline VecF vec_exp(VecF x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return x == x ? scale_by_power(p, n) : x;
+  return scale_by_power(p, whole);
 }
 
 /// log(1 + e) for e in [0, 1]: 2 atanh(s), s = e / (2 + e) <= 1/3, by its series.

@@ -22,6 +22,16 @@ inline VecF load_first(const void* from, int64_t n) {
 
 inline void store_first(float* to, VecF v, int64_t n) { _mm256_maskstore_ps(to, first_lanes(n), v); }
 
+inline VecF smaller(VecF a, VecF b) { return _mm256_min_ps(b, a); }  // a when a is NaN
+inline VecF larger(VecF a, VecF b) { return _mm256_max_ps(b, a); }   // a when a is NaN
+
+/// v * 2^n for whole n in [-252, 254], rounded once: two factors, so that each is a normal number.
+inline VecF scale_by_power(VecF v, VecF n) {
+  const VecI power = __builtin_convertvector(n, VecI);
+  const VecI half = power >> 1;
+  return v * from_bits((half + 127) << 23) * from_bits((power - half + 127) << 23);
+}
+
 /// kLanes binary16 numbers, widened.
 inline VecF load_f16(const void* from) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from))); }
 

@@ -18,6 +18,12 @@ inline VecF load_first(const void* from, int64_t n) { return _mm512_maskz_loadu_
 
 inline void store_first(float* to, VecF v, int64_t n) { _mm512_mask_storeu_ps(to, first_lanes(n), v); }
 
+inline VecF smaller(VecF a, VecF b) { return _mm512_min_ps(b, a); }  // a when a is NaN
+inline VecF larger(VecF a, VecF b) { return _mm512_max_ps(b, a); }   // a when a is NaN
+
+/// v * 2^n for whole n, rounded once.
+inline VecF scale_by_power(VecF v, VecF n) { return _mm512_scalef_ps(v, n); }
+
 /// kLanes binary16 numbers, widened.
 inline VecF load_f16(const void* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from))); }
 

@@ -19,6 +19,16 @@ inline VecF load_first(const void* from, int64_t n) {
 
 inline void store_first(float* to, VecF v, int64_t n) { __builtin_memcpy(to, &v, static_cast<size_t>(n) * sizeof(float)); }
 
+inline VecF smaller(VecF a, VecF b) { return a > b ? b : a; }  // a when a is NaN
+inline VecF larger(VecF a, VecF b) { return a < b ? b : a; }   // a when a is NaN
+
+/// v * 2^n for whole n in [-252, 254], rounded once: two factors, so that each is a normal number.
+inline VecF scale_by_power(VecF v, VecF n) {
+  const VecI power = __builtin_convertvector(n, VecI);
+  const VecI half = power >> 1;
+  return v * from_bits((half + 127) << 23) * from_bits((power - half + 127) << 23);
+}
+
 /// kLanes binary16 numbers, widened.
 inline VecF load_f16(const void* from) {
   uint16_t bits[HXQ_LANES];
