@@ -47,7 +47,11 @@ TEST(Targets, TheForcedOneRuns) {
       linear(matrix, {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1}, {team, target, scratch});
     });
     for (size_t r = 0; r < kRows; ++r) {
-      EXPECT_EQ(y[r], sum_in_lanes(&weights[r * kCols], x.data(), kCols, static_cast<size_t>(ops.lanes), target != Target::scalar));
+      const auto expected = [&](bool fused) {
+        return sum_in_lanes(&weights[r * kCols], x.data(), kCols, static_cast<size_t>(ops.lanes), fused);
+      };
+      // The compiler is free to fuse or not.
+      EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << kernels::name_of(target) << " row " << r;
     }
     results.push_back(y);
   }
