@@ -4,10 +4,32 @@
 
 namespace hxq {
 
-void Team::barrier() const noexcept {
-  if (size_ > 1) {
-#pragma omp barrier
+namespace {
+
+/// Some tens of microseconds: more than threads with equal work drift apart, less than a wake-up is worth.
+constexpr int kSpins = 1000;
+
+void pause() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait(int threads) noexcept {
+  const uint32_t generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    generation_.notify_all();
+    return;
   }
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (generation_.load(std::memory_order_acquire) != generation) return;
+    pause();
+  }
+  generation_.wait(generation, std::memory_order_acquire);
 }
 
 int default_thread_count() noexcept { return omp_get_num_procs(); }
@@ -17,9 +39,10 @@ void detail::run_team(int threads, void (*body)(const Team&, void*), void* argum
     body(Team(0, 1), argument);
     return;
   }
+  Barrier barrier;
 #pragma omp parallel num_threads(threads)
   {
-    body(Team(omp_get_thread_num(), omp_get_num_threads()), argument);
+    body(Team(omp_get_thread_num(), omp_get_num_threads(), &barrier), argument);
   }
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <utility>
+#include <type_traits>
 
 namespace hxq {
 
@@ -11,11 +12,24 @@ struct Range {
   int64_t end = 0;
 };
 
+/// Where the threads of a team wait for each other: briefly by spinning, since most waits are short, then asleep, so
+/// that a team with more threads than free cores does not hold up the one it waits for.
+class Barrier {
+ public:
+  /// Returns when `threads` threads have called it.
+  void wait(int threads) noexcept;
+
+ private:
+  std::atomic<int> arrived_ = 0;
+  std::atomic<uint32_t> generation_ = 0;
+};
+
 /// The threads that run one forward pass together. Every thread executes the same layer code (SPMD) and takes its
 /// share of each operation by rank; `barrier` separates operations that exchange data.
 class Team {
  public:
-  Team(int rank, int size) noexcept : rank_(rank), size_(size) {}
+  /// `barrier` is the same object for the whole team; a team of one needs none.
+  Team(int rank, int size, Barrier* barrier = nullptr) noexcept : rank_(rank), size_(size), barrier_(barrier) {}
 
   int rank() const noexcept { return rank_; }
   int size() const noexcept { return size_; }
@@ -31,11 +45,14 @@ class Team {
   }
 
   /// Waits until every thread of the team is here. No-op for a team of one.
-  void barrier() const noexcept;
+  void barrier() const noexcept {
+    if (size_ > 1) barrier_->wait(size_);
+  }
 
  private:
   int rank_;
   int size_;
+  Barrier* barrier_;
 };
 
 /// Threads to use when the caller asks for 0: the cores this process may run on.
