@@ -93,7 +93,8 @@ struct RandomMatrix {
 
   double weight(int64_t row, int64_t col) const {
     const auto& sidecar = view.sidecar;
-    for (uint32_t i = sidecar.row_begin[static_cast<size_t>(row)]; i < sidecar.row_begin[static_cast<size_t>(row) + 1]; ++i) {
+    for (uint32_t i = sidecar.row_begin[static_cast<size_t>(row)]; i < sidecar.row_begin[static_cast<size_t>(row) + 1];
+         ++i) {
       if (sidecar.col[i] == col) return sidecar.value[i];
     }
     return view.codebook[static_cast<size_t>(indices[static_cast<size_t>(row * view.cols + col)])];
@@ -121,8 +122,8 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
   return worst;
 }
 
-void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens, int threads,
-                Target target, Scratch& scratch) {
+void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
+                int threads, Target target, Scratch& scratch) {
   run_team(threads, [&](const Team& team) {
     linear(matrix.view,
            {.x = x.data(), .x_stride = matrix.view.cols, .y = y.data(), .y_stride = matrix.view.rows, .tokens = tokens},
@@ -132,8 +133,8 @@ void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::ve
 
 void bench_gemv(int threads, size_t mib) {
   ReadBandwidth bandwidth(threads, supported_targets().back());
-  fmt::print("matrix-vector product, {} MiB of indices, 0.1 % sidecar, {} threads; read bandwidth now {:.1f} GB/s\n", mib,
-             threads, bandwidth.measure(5) / 1e9);
+  fmt::print("matrix-vector product, {} MiB of indices, 0.1 % sidecar, {} threads; read bandwidth now {:.1f} GB/s\n",
+             mib, threads, bandwidth.measure(5) / 1e9);
   Scratch scratch(threads);
   for (const int64_t cols : {768, 1536}) {
     const int64_t rows = static_cast<int64_t>(mib << 20) / cols;
@@ -152,9 +153,11 @@ void bench_gemv(int threads, size_t mib) {
             reads.push_back(read);
             shares.push_back(rates.back() / read);
           }
-          fmt::print("  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), error {:.1e}\n",
-                     cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
-                     100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()), check(matrix, x, y, tokens));
+          fmt::print(
+              "  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), "
+              "error {:.1e}\n",
+              cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
+              100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()), check(matrix, x, y, tokens));
         }
       }
     }
@@ -187,7 +190,8 @@ void bench_gemm(int threads) {
       settle();
       for (int i = 0; i < repeats; ++i) blas_times.push_back(seconds_of(blas));
     }
-    fmt::print(" OpenBLAS {:5.0f} GFLOP/s (median {:.0f})", flop / smallest(blas_times) / 1e9, flop / median(blas_times) / 1e9);
+    fmt::print(" OpenBLAS {:5.0f} GFLOP/s (median {:.0f})", flop / smallest(blas_times) / 1e9,
+               flop / median(blas_times) / 1e9);
     for (const Target target : supported_targets()) {
       if (target == Target::scalar && flop > 3e9) continue;
       std::vector<double> times;
@@ -198,8 +202,8 @@ void bench_gemm(int threads) {
         }
       }
       const double error = check(matrix, x, y, kTokens);
-      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target), flop / smallest(times) / 1e9,
-                 flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
+      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target),
+                 flop / smallest(times) / 1e9, flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
                  100 * median(blas_times) / median(times), error);
     }
     fmt::print("\n");
@@ -213,7 +217,8 @@ void bench_sequence(int threads) {
   Scratch scratch(threads);
   for (const int64_t tokens : {1, 512}) {
     const size_t n = static_cast<size_t>(tokens) * channels;
-    const auto u = normal(n, 1), dt = normal(n, 2), z = normal(n, 3), bc = normal(static_cast<size_t>(tokens) * 2 * kStates, 4);
+    const auto u = normal(n, 1), dt = normal(n, 2), z = normal(n, 3),
+               bc = normal(static_cast<size_t>(tokens) * 2 * kStates, 4);
     auto a = normal(kStates * channels, 5);
     for (float& value : a) value = -std::fabs(value) - 0.1f;
     const auto d = normal(channels, 6), weight = normal(kWidth * channels, 7), bias = normal(channels, 8);
@@ -229,20 +234,40 @@ void bench_sequence(int threads) {
             if (team.rank() == 0) times.push_back(time);
           };
           timed(conv_times, [&] {
-            causal_conv1d_silu({.x = u.data(), .x_stride = kChannels, .y = y.data(), .tokens = tokens, .channels = kChannels,
-                                .width = kWidth, .weight = weight.data(), .bias = bias.data(), .state = conv_state.data()},
+            causal_conv1d_silu({.x = u.data(),
+                                .x_stride = kChannels,
+                                .y = y.data(),
+                                .tokens = tokens,
+                                .channels = kChannels,
+                                .width = kWidth,
+                                .weight = weight.data(),
+                                .bias = bias.data(),
+                                .state = conv_state.data()},
                                context);
           });
           timed(scan_times, [&] {
-            selective_scan({.u = u.data(), .dt = dt.data(), .dt_bias = d.data(), .b = bc.data(), .c = bc.data() + kStates,
-                            .bc_stride = 2 * kStates, .z = z.data(), .z_stride = kChannels, .a = a.data(), .d = d.data(),
-                            .state = state.data(), .y = y.data(), .tokens = tokens, .channels = kChannels, .state_size = kStates},
+            selective_scan({.u = u.data(),
+                            .dt = dt.data(),
+                            .dt_bias = d.data(),
+                            .b = bc.data(),
+                            .c = bc.data() + kStates,
+                            .bc_stride = 2 * kStates,
+                            .z = z.data(),
+                            .z_stride = kChannels,
+                            .a = a.data(),
+                            .d = d.data(),
+                            .state = state.data(),
+                            .y = y.data(),
+                            .tokens = tokens,
+                            .channels = kChannels,
+                            .state_size = kStates},
                            context);
           });
         });
       }
-      fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens, kernels::name_of(target),
-                 smallest(conv_times) * 1e6, smallest(scan_times) * 1e6, std::isfinite(state[0]) ? "finite" : "NOT FINITE");
+      fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens,
+                 kernels::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
+                 std::isfinite(state[0]) ? "finite" : "NOT FINITE");
     }
   }
 }

@@ -49,7 +49,8 @@ struct LinearArgs {
   bool accumulate = false;      ///< add to y instead of overwriting it
 };
 
-/// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode, x and sums in float.
+/// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode, sums are in float. x is too, or for few tokens
+/// rounded to 24 bits below the largest |x| of its token.
 void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 

@@ -169,6 +169,8 @@ struct TestMatrix {
   }
 };
 
-inline std::string target_name(const ::testing::TestParamInfo<Target>& info) { return std::string(kernels::name_of(info.param)); }
+inline std::string target_name(const ::testing::TestParamInfo<Target>& info) {
+  return std::string(kernels::name_of(info.param));
+}
 
 }  // namespace hxq::kernels::testing

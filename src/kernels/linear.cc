@@ -15,8 +15,8 @@ void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t row
   ops.decode_codebook(weight, row, rows, col, cols, out, stride);
 }
 
-void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-            float* out, int64_t stride) {
+void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+            int64_t stride) {
   ops.decode_dense(weight, row, rows, col, cols, out, stride);
 }
 
@@ -62,7 +62,8 @@ void multiply(const Matrix& weight, const LinearArgs& args, const Context& conte
         part.accumulate = col > 0 || args.accumulate;
         const float* panel = packed + first * weight.cols + col * ops.panel_width(part.tokens);
         for (int64_t i = 0; i < rows; i += ops.tile_rows) {
-          ops.multiply_tile(tiles + i * cpu::kTileStride, panel, cols, part, row + i, std::min(ops.tile_rows, rows - i));
+          ops.multiply_tile(tiles + i * cpu::kTileStride, panel, cols, part, row + i,
+                            std::min(ops.tile_rows, rows - i));
         }
       }
     }
@@ -102,13 +103,20 @@ const float* scale_input(const LinearArgs& args, const std::vector<float>& scale
 void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
   const LowRank& term = weight.low_rank;
   const auto dense = [](const std::vector<float>& values, int64_t rows, int64_t cols) {
-    return DenseMatrix{.rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
+    return DenseMatrix{
+        .rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
   };
-  float* product = context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
+  float* product =
+      context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
   linear(dense(term.vt, term.rank, weight.cols),
          {.x = args.x, .x_stride = args.x_stride, .y = product, .y_stride = term.rank, .tokens = args.tokens}, context);
   linear(dense(term.u_scaled, weight.rows, term.rank),
-         {.x = product, .x_stride = term.rank, .y = args.y, .y_stride = args.y_stride, .tokens = args.tokens, .accumulate = true},
+         {.x = product,
+          .x_stride = term.rank,
+          .y = args.y,
+          .y_stride = args.y_stride,
+          .tokens = args.tokens,
+          .accumulate = true},
          context);
 }
 
@@ -135,7 +143,8 @@ void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& co
   context.team.barrier();
 }
 
-void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept {
+void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const Context& context) noexcept {
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(weight);
   const LowRank& term = weight.low_rank;
@@ -151,7 +160,8 @@ void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count
   context.team.barrier();
 }
 
-void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept {
+void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const Context& context) noexcept {
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);

@@ -30,8 +30,13 @@ struct Product {
     }
     x.resize(x.size() - static_cast<size_t>(call.x_pad));  // nothing may be read past the last row
     y = before;
-    args = {.x = x.data(), .x_stride = cols + call.x_pad, .y = y.data(), .y_stride = rows + call.y_pad, .tokens = call.tokens,
-            .bias = call.bias ? bias.data() : nullptr, .accumulate = call.accumulate};
+    args = {.x = x.data(),
+            .x_stride = cols + call.x_pad,
+            .y = y.data(),
+            .y_stride = rows + call.y_pad,
+            .tokens = call.tokens,
+            .bias = call.bias ? bias.data() : nullptr,
+            .accumulate = call.accumulate};
   }
 
   template <class Matrix>
@@ -60,7 +65,8 @@ struct Product {
         if (args.bias) sum += args.bias[r];
         if (args.accumulate) sum += before[at];
         const double others = (args.bias ? std::fabs(args.bias[r]) : 0) + (args.accumulate ? std::fabs(before[at]) : 0);
-        const double bound = std::min((4 + std::sqrt(cols)) * (size + others) + 2 * weights * largest, 100 * (weights * largest + others));
+        const double bound = std::min((4 + std::sqrt(cols)) * (size + others) + 2 * weights * largest,
+                                      100 * (weights * largest + others));
         ASSERT_NEAR(y[at], sum, std::max(bound * 0x1p-24, 1e-30)) << "token " << t << " row " << r;
       }
     }
@@ -93,7 +99,11 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
       for (const int64_t cols : kColCounts) {
         const TestMatrix matrix({.rows = rows, .cols = cols, .levels = levels});
         for (const int64_t tokens : kTokenCounts) {
-          expect_product(matrix, {.tokens = tokens, .x_pad = rows % 3, .y_pad = cols % 2, .bias = tokens % 2 == 1, .accumulate = rows % 2 == 1});
+          expect_product(matrix, {.tokens = tokens,
+                                  .x_pad = rows % 3,
+                                  .y_pad = cols % 2,
+                                  .bias = tokens % 2 == 1,
+                                  .accumulate = rows % 2 == 1});
           if (HasFatalFailure()) return;
         }
       }
@@ -106,9 +116,16 @@ TEST_P(LinearTest, AllLayoutsAndCodewords) {
     IndexLayout layout;
     int32_t k, d;
   };
-  for (const Form form : {Form{IndexLayout::u8, 17, 1}, {IndexLayout::u8, 1, 1}, {IndexLayout::u8, 200, 2}, {IndexLayout::u8, 256, 4},
-                          {IndexLayout::u16, 300, 1}, {IndexLayout::u16, 5000, 2}, {IndexLayout::u16, 4096, 4},
-                          {IndexLayout::packed12, 512, 1}, {IndexLayout::packed12, 4096, 2}, {IndexLayout::packed12, 4096, 4}}) {
+  for (const Form form : {Form{IndexLayout::u8, 17, 1},
+                          {IndexLayout::u8, 1, 1},
+                          {IndexLayout::u8, 200, 2},
+                          {IndexLayout::u8, 256, 4},
+                          {IndexLayout::u16, 300, 1},
+                          {IndexLayout::u16, 5000, 2},
+                          {IndexLayout::u16, 4096, 4},
+                          {IndexLayout::packed12, 512, 1},
+                          {IndexLayout::packed12, 4096, 2},
+                          {IndexLayout::packed12, 4096, 4}}) {
     SCOPED_TRACE(fmt::format("layout {} k {} d {}", static_cast<int>(form.layout), form.k, form.d));
     for (const int64_t cols : {4, 12, 68, 260, 780}) {
       for (const int64_t rows : {2, 18}) {
@@ -136,7 +153,8 @@ TEST_P(LinearTest, LowRankTermAndChannelScales) {
   for (const int64_t tokens : {1, 3, 9, 40}) {
     for (const bool scales : {false, true}) {
       const TestMatrix matrix({.rows = 31, .cols = 100, .levels = Levels::half, .rank = 8, .channel_scales = scales});
-      expect_product(matrix, {.tokens = tokens, .x_pad = 4, .y_pad = 1, .bias = true, .accumulate = true, .threads = 3});
+      expect_product(matrix,
+                     {.tokens = tokens, .x_pad = 4, .y_pad = 1, .bias = true, .accumulate = true, .threads = 3});
     }
   }
 }
@@ -154,7 +172,12 @@ TEST_P(LinearTest, WeightsAreExact) {
       for (int64_t t = 0; t < kCols; t += at_once) {
         const int64_t tokens = std::min(at_once, kCols - t);
         run_team(1, [&](const Team& team) {
-          linear(matrix.view, {.x = unit.data() + t * kCols, .x_stride = kCols, .y = y.data() + t * kRows, .y_stride = kRows, .tokens = tokens},
+          linear(matrix.view,
+                 {.x = unit.data() + t * kCols,
+                  .x_stride = kCols,
+                  .y = y.data() + t * kRows,
+                  .y_stride = kRows,
+                  .tokens = tokens},
                  {team, GetParam(), scratch});
         });
       }
@@ -178,7 +201,8 @@ TEST_P(LinearTest, SameBitsForAnyTeam) {
       for (const int threads : {2, 3, 5}) {
         Product many(83, 840, call);
         many.run(matrix.view, GetParam(), threads);
-        EXPECT_EQ(std::memcmp(one.y.data(), many.y.data(), one.y.size() * sizeof(float)), 0) << tokens << " tokens, " << threads << " threads";
+        EXPECT_EQ(std::memcmp(one.y.data(), many.y.data(), one.y.size() * sizeof(float)), 0)
+            << tokens << " tokens, " << threads << " threads";
       }
     }
   }
@@ -216,13 +240,16 @@ TEST_P(LinearTest, DenseProducts) {
             std::memcpy(&bytes[i * 4], &weights[i], 4);
             continue;
           }
-          const auto bits = dtype == DType::f16 ? f16_from_float(weights[i]) : static_cast<uint16_t>(std::bit_cast<uint32_t>(weights[i]) >> 16);
+          const auto bits = dtype == DType::f16 ? f16_from_float(weights[i])
+                                                : static_cast<uint16_t>(std::bit_cast<uint32_t>(weights[i]) >> 16);
           std::memcpy(&bytes[i * 2], &bits, 2);
           weights[i] = dtype == DType::f16 ? float_from_f16(bits) : float_from_bf16(bits);
         }
         const GuardedBytes memory(bytes);
         const DenseMatrix matrix{.rows = rows, .cols = cols, .dtype = dtype, .data = memory.bytes().data()};
-        const auto weight = [&](int64_t r, int64_t c) { return static_cast<double>(weights[static_cast<size_t>(r * cols + c)]); };
+        const auto weight = [&](int64_t r, int64_t c) {
+          return static_cast<double>(weights[static_cast<size_t>(r * cols + c)]);
+        };
         for (const int64_t tokens : {1, 3, 8, 9, 33}) {
           const Call call{.tokens = tokens, .x_pad = 1, .y_pad = 2, .bias = rows % 2 == 0, .accumulate = rows % 2 == 1};
           Product product(rows, cols, call);
@@ -233,7 +260,9 @@ TEST_P(LinearTest, DenseProducts) {
         std::vector<float> gathered(static_cast<size_t>(cols * 2));
         const int32_t ids[] = {static_cast<int32_t>(rows - 1), 0};
         Scratch scratch(1);
-        run_team(1, [&](const Team& team) { gather_rows(matrix, ids, 2, gathered.data(), {team, GetParam(), scratch}); });
+        run_team(1, [&](const Team& team) {
+          gather_rows(matrix, ids, 2, gathered.data(), {team, GetParam(), scratch});
+        });
         for (size_t c = 0; c < static_cast<size_t>(cols); ++c) {
           ASSERT_EQ(gathered[c], weights[static_cast<size_t>((rows - 1) * cols) + c]);
           ASSERT_EQ(gathered[static_cast<size_t>(cols) + c], weights[c]);
@@ -254,7 +283,9 @@ TEST_P(LinearTest, GatheredRowsAreExact) {
         gather_rows(matrix.view, ids.data(), static_cast<int64_t>(ids.size()), out.data(), {team, GetParam(), scratch});
       });
       for (size_t i = 0; i < ids.size(); ++i) {
-        EXPECT_EQ(std::memcmp(&out[i * static_cast<size_t>(cols)], &matrix.weights[static_cast<size_t>(ids[i] * cols)], static_cast<size_t>(cols) * sizeof(float)), 0);
+        EXPECT_EQ(std::memcmp(&out[i * static_cast<size_t>(cols)], &matrix.weights[static_cast<size_t>(ids[i] * cols)],
+                              static_cast<size_t>(cols) * sizeof(float)),
+                  0);
       }
     }
   }

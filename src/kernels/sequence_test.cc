@@ -18,7 +18,8 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 /// log(1 + e^x) without overflow.
 double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
-/// Distance in units of the last place of a float near `expected`; subnormal numbers have the unit of the smallest normal one.
+/// Distance in units of the last place of a float near `expected`; subnormal numbers have the unit of the smallest
+/// normal one.
 double ulps(float value, double expected) {
   const double unit = std::ldexp(1.0, std::max(std::ilogb(static_cast<float>(expected)), -126) - 23);
   return std::fabs(value - expected) / unit;
@@ -96,7 +97,8 @@ TEST_P(SequenceTest, RmsNorm) {
       const auto before = x;
       constexpr float kEps = 1e-5f;
       run(2, [&](const Context& context) {
-        rms_norm({.x = x.data(), .weight = weight.data(), .y = x.data(), .tokens = tokens, .dim = dim, .eps = kEps}, context);
+        rms_norm({.x = x.data(), .weight = weight.data(), .y = x.data(), .tokens = tokens, .dim = dim, .eps = kEps},
+                 context);
       });
       for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
         double squares = 0;
@@ -127,8 +129,15 @@ struct ConvCase {
         x_stride(channels_ + 3) {}
 
   ConvArgs args(int64_t first, int64_t count, bool with_bias) {
-    return {.x = x.data() + first * x_stride, .x_stride = x_stride, .y = y.data() + first * channels, .tokens = count, .channels = channels,
-            .width = width, .weight = weight.data(), .bias = with_bias ? bias.data() : nullptr, .state = state.data()};
+    return {.x = x.data() + first * x_stride,
+            .x_stride = x_stride,
+            .y = y.data() + first * channels,
+            .tokens = count,
+            .channels = channels,
+            .width = width,
+            .weight = weight.data(),
+            .bias = with_bias ? bias.data() : nullptr,
+            .state = state.data()};
   }
 };
 
@@ -143,21 +152,25 @@ TEST_P(SequenceTest, ConvolutionOfTokensInPieces) {
         const std::vector<float> past = c.state;
         int64_t first = 0;
         for (const int64_t piece : pieces) {
-          run(channels == 200 ? 3 : 1, [&](const Context& context) { causal_conv1d_silu(c.args(first, piece, with_bias), context); });
+          run(channels == 200 ? 3 : 1,
+              [&](const Context& context) { causal_conv1d_silu(c.args(first, piece, with_bias), context); });
           first += piece;
         }
         const auto input = [&](int64_t t, int64_t channel) -> double {
-          return t < 0 ? past[static_cast<size_t>((t + width - 1) * channels + channel)] : c.x[static_cast<size_t>(t * c.x_stride + channel)];
+          return t < 0 ? past[static_cast<size_t>((t + width - 1) * channels + channel)]
+                       : c.x[static_cast<size_t>(t * c.x_stride + channel)];
         };
         for (int64_t channel = 0; channel < channels; ++channel) {
           for (int64_t t = 0; t < tokens; ++t) {
             double sum = with_bias ? c.bias[static_cast<size_t>(channel)] : 0.0, size = std::fabs(sum);
             for (int64_t j = 0; j < width; ++j) {
-              const double product = input(t - width + 1 + j, channel) * c.weight[static_cast<size_t>(j * channels + channel)];
+              const double product =
+                  input(t - width + 1 + j, channel) * c.weight[static_cast<size_t>(j * channels + channel)];
               sum += product;
               size += std::fabs(product);
             }
-            ASSERT_NEAR(c.y[static_cast<size_t>(t * channels + channel)], silu(sum), 1e-6 * size) << channels << " " << width << " " << t;
+            ASSERT_NEAR(c.y[static_cast<size_t>(t * channels + channel)], silu(sum), 1e-6 * size)
+                << channels << " " << width << " " << t;
           }
           for (int64_t i = 0; i < width - 1; ++i) {
             ASSERT_EQ(c.state[static_cast<size_t>(i * channels + channel)], input(tokens - width + 1 + i, channel));
@@ -173,7 +186,9 @@ struct ScanCase {
   std::vector<float> u, dt, dt_bias, bc, z, a, d, state, y;
 
   ScanCase(int64_t tokens_, int64_t channels_, int64_t states_)
-      : tokens(tokens_), channels(channels_), states(states_),
+      : tokens(tokens_),
+        channels(channels_),
+        states(states_),
         u(normal_floats(tokens * channels, 1)),
         dt(normal_floats(tokens * channels, 2, 2)),
         dt_bias(normal_floats(channels, 3)),
@@ -187,10 +202,21 @@ struct ScanCase {
   }
 
   ScanArgs args(int64_t first, int64_t count, bool with_bias) {
-    return {.u = u.data() + first * channels, .dt = dt.data() + first * channels, .dt_bias = with_bias ? dt_bias.data() : nullptr,
-            .b = bc.data() + first * (2 * states + 1), .c = bc.data() + first * (2 * states + 1) + states, .bc_stride = 2 * states + 1,
-            .z = z.data() + first * (channels + 5), .z_stride = channels + 5, .a = a.data(), .d = d.data(), .state = state.data(),
-            .y = y.data() + first * channels, .tokens = count, .channels = channels, .state_size = states};
+    return {.u = u.data() + first * channels,
+            .dt = dt.data() + first * channels,
+            .dt_bias = with_bias ? dt_bias.data() : nullptr,
+            .b = bc.data() + first * (2 * states + 1),
+            .c = bc.data() + first * (2 * states + 1) + states,
+            .bc_stride = 2 * states + 1,
+            .z = z.data() + first * (channels + 5),
+            .z_stride = channels + 5,
+            .a = a.data(),
+            .d = d.data(),
+            .state = state.data(),
+            .y = y.data() + first * channels,
+            .tokens = count,
+            .channels = channels,
+            .state_size = states};
   }
 };
 
@@ -205,18 +231,21 @@ TEST_P(SequenceTest, ScanOfTokensInPieces) {
         std::vector<double> h(c.state.begin(), c.state.end());
         int64_t first = 0;
         for (const int64_t piece : pieces) {
-          run(channels == 200 ? 3 : 1, [&](const Context& context) { selective_scan(c.args(first, piece, with_bias), context); });
+          run(channels == 200 ? 3 : 1,
+              [&](const Context& context) { selective_scan(c.args(first, piece, with_bias), context); });
           first += piece;
         }
         const auto at = [](int64_t i) { return static_cast<size_t>(i); };
         for (int64_t t = 0; t < tokens; ++t) {
           for (int64_t channel = 0; channel < channels; ++channel) {
             const double u = c.u[at(t * channels + channel)];
-            const double delta = softplus(c.dt[at(t * channels + channel)] + (with_bias ? static_cast<double>(c.dt_bias[at(channel)]) : 0));
+            const double delta = softplus(c.dt[at(t * channels + channel)] +
+                                          (with_bias ? static_cast<double>(c.dt_bias[at(channel)]) : 0));
             double sum = c.d[at(channel)] * u, size = std::fabs(sum);
             for (int64_t n = 0; n < states; ++n) {
               double& state = h[at(n * channels + channel)];
-              state = std::exp(delta * c.a[at(n * channels + channel)]) * state + delta * c.bc[at(t * (2 * states + 1) + n)] * u;
+              state = std::exp(delta * c.a[at(n * channels + channel)]) * state +
+                      delta * c.bc[at(t * (2 * states + 1) + n)] * u;
               sum += state * c.bc[at(t * (2 * states + 1) + states + n)];
               size += std::fabs(state * c.bc[at(t * (2 * states + 1) + states + n)]);
             }

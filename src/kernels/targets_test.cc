@@ -36,7 +36,8 @@ float sum_in_lanes(const float* weights, const float* x, size_t cols, size_t lan
 TEST(Targets, TheForcedOneRuns) {
   constexpr int64_t kRows = 20, kCols = 256;
   const std::vector<float> weights = normal_floats(kRows * kCols, 1), x = normal_floats(kCols, 2);
-  const DenseMatrix matrix{.rows = kRows, .cols = kCols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(weights.data())};
+  const DenseMatrix matrix{
+      .rows = kRows, .cols = kCols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(weights.data())};
   std::vector<std::vector<float>> results;
   for (const Target target : supported_targets()) {
     const cpu::Ops& ops = cpu::ops_of(target);
@@ -44,7 +45,8 @@ TEST(Targets, TheForcedOneRuns) {
     Scratch scratch(1);
     std::vector<float> y(kRows);
     run_team(1, [&](const Team& team) {
-      linear(matrix, {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1}, {team, target, scratch});
+      linear(matrix, {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1},
+             {team, target, scratch});
     });
     for (size_t r = 0; r < kRows; ++r) {
       const auto expected = [&](bool fused) {
@@ -103,7 +105,8 @@ TEST(LookupPlanes, WholeCodes) {
   const int codes[] = {-3, 0, 0x6000};
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(planes.plane[2][i] + 256 * (planes.plane[3][i] - 128), codes[i]);
-    EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)), static_cast<float>(codes[i]));
+    EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)),
+              static_cast<float>(codes[i]));
   }
 }
 
@@ -114,12 +117,17 @@ TEST(LookupPlanes, HalfCodesThatAreNotWhole) {
   EXPECT_EQ(planes.scale, 0x1p-14f);
   const float levels[] = {1.0f, 0x1p-15f, -0x1p-38f, 0x1.004p-10f};
   for (size_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)), levels[i]);
+    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)),
+              levels[i]);
   }
 }
 
 TEST(LookupPlanes, AnythingElseIsKeptAsFloats) {
-  for (const std::vector<float>& codebook : {std::vector<float>{1.0f, 0.1f}, {1.0f, 0x1p-39f}, {0x1p-140f, 0x1p-141f}, {1.0f, INFINITY}, {1.0f, -0.0f, 0x1.001p0f}}) {
+  for (const std::vector<float>& codebook : {std::vector<float>{1.0f, 0.1f},
+                                             {1.0f, 0x1p-39f},
+                                             {0x1p-140f, 0x1p-141f},
+                                             {1.0f, INFINITY},
+                                             {1.0f, -0.0f, 0x1.001p0f}}) {
     const LookupPlanes planes = make_planes(codebook);
     EXPECT_EQ(planes.kind, LookupPlanes::Kind::float32);
     EXPECT_FALSE(planes.whole);

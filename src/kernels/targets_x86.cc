@@ -3,7 +3,9 @@
 namespace hxq::kernels {
 namespace {
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
@@ -25,9 +27,12 @@ std::vector<Target> supported_targets() {
 
 const cpu::Ops& cpu::ops_of(Target target) noexcept {
   switch (target) {
-    case Target::avx512: return kAvx512Ops;
-    case Target::avx2: return kAvx2Ops;
-    default: return kScalarOps;
+    case Target::avx512:
+      return kAvx512Ops;
+    case Target::avx2:
+      return kAvx2Ops;
+    default:
+      return kScalarOps;
   }
 }
 

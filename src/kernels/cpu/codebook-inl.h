@@ -85,9 +85,11 @@ inline float outlier_correction(const CodebookView& weight, int64_t row, const f
   return sum;
 }
 
-/// Byte indices, for kTokens tokens from `first` on: vectors of weights are looked up in memory. Two sums each, in turn.
+/// Byte indices, for kTokens tokens from `first` on: vectors of weights are looked up in memory. Two sums each, in
+/// turn.
 template <int kTokens>
-void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, int64_t first, int64_t begin, int64_t end) {
+void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, int64_t first, int64_t begin,
+                            int64_t end) {
   const float* x = args.x + first * args.x_stride;
   for (int64_t row = begin; row < end; ++row) {
     const uint8_t* index = weight.indices + row * weight.cols;

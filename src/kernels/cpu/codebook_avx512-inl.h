@@ -1,5 +1,5 @@
-// Codebook matrices of bytes and few tokens on AVX-512 VBMI: the codebook stays in registers as byte planes. Measured: the
-// byte permutes (one port) set the pace, then the conversion to float.
+// Codebook matrices of bytes and few tokens on AVX-512 VBMI: the codebook stays in registers as byte planes. Measured:
+// the byte permutes (one port) set the pace, then the conversion to float.
 
 #pragma once
 
@@ -49,7 +49,8 @@ struct HalfTable {
 struct FloatTable {
   Plane byte0, byte1, byte2, byte3;
 
-  HXQ_ALWAYS_INLINE explicit FloatTable(const uint8_t* planes) : byte0(planes), byte1(planes + 256), byte2(planes + 512), byte3(planes + 768) {}
+  HXQ_ALWAYS_INLINE explicit FloatTable(const uint8_t* planes)
+      : byte0(planes), byte1(planes + 256), byte2(planes + 512), byte3(planes + 768) {}
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
@@ -62,8 +63,10 @@ struct FloatTable {
     const __m512i b3 = byte3.template look_up<kMasked>(index, keep);
     const __m512i low0 = _mm512_unpacklo_epi8(b0, b1), low1 = _mm512_unpackhi_epi8(b0, b1);
     const __m512i high0 = _mm512_unpacklo_epi8(b2, b3), high1 = _mm512_unpackhi_epi8(b2, b3);
-    return {_mm512_castsi512_ps(_mm512_unpacklo_epi16(low0, high0)), _mm512_castsi512_ps(_mm512_unpackhi_epi16(low0, high0)),
-            _mm512_castsi512_ps(_mm512_unpacklo_epi16(low1, high1)), _mm512_castsi512_ps(_mm512_unpackhi_epi16(low1, high1))};
+    return {_mm512_castsi512_ps(_mm512_unpacklo_epi16(low0, high0)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(low0, high0)),
+            _mm512_castsi512_ps(_mm512_unpacklo_epi16(low1, high1)),
+            _mm512_castsi512_ps(_mm512_unpackhi_epi16(low1, high1))};
   }
 };
 
@@ -124,7 +127,8 @@ __attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* in
 template <class Table>
 struct FloatKernel {
   template <int kRows, int kTokens>
-  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged, float (&sums)[kTokens][4]) {
+  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged,
+                  float (&sums)[kTokens][4]) {
     const int64_t floats = blocks_of(weight.cols) * kBlock;
     const int64_t whole = weight.cols / kBlock * kBlock;
     const uint8_t* index = weight.indices + row * weight.cols;
@@ -145,21 +149,31 @@ struct FloatKernel {
 };
 
 /// Up to 8 tokens at once with two tables, 2 with four, as registers allow.
-void rows_by_half(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
+void rows_by_half(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                  int64_t end) {
   using Kernel = FloatKernel<HalfTable>;
   switch (args.tokens) {
-    case 1: return multiply_rows<Kernel, 4, 1>(weight, args, arranged, begin, end);
-    case 2: return multiply_rows<Kernel, 4, 2>(weight, args, arranged, begin, end);
-    case 3: return multiply_rows<Kernel, 2, 3>(weight, args, arranged, begin, end);
-    case 4: return multiply_rows<Kernel, 2, 4>(weight, args, arranged, begin, end);
-    case 5: return multiply_rows<Kernel, 1, 5>(weight, args, arranged, begin, end);
-    case 6: return multiply_rows<Kernel, 1, 6>(weight, args, arranged, begin, end);
-    case 7: return multiply_rows<Kernel, 1, 7>(weight, args, arranged, begin, end);
-    default: return multiply_rows<Kernel, 1, 8>(weight, args, arranged, begin, end);
+    case 1:
+      return multiply_rows<Kernel, 4, 1>(weight, args, arranged, begin, end);
+    case 2:
+      return multiply_rows<Kernel, 4, 2>(weight, args, arranged, begin, end);
+    case 3:
+      return multiply_rows<Kernel, 2, 3>(weight, args, arranged, begin, end);
+    case 4:
+      return multiply_rows<Kernel, 2, 4>(weight, args, arranged, begin, end);
+    case 5:
+      return multiply_rows<Kernel, 1, 5>(weight, args, arranged, begin, end);
+    case 6:
+      return multiply_rows<Kernel, 1, 6>(weight, args, arranged, begin, end);
+    case 7:
+      return multiply_rows<Kernel, 1, 7>(weight, args, arranged, begin, end);
+    default:
+      return multiply_rows<Kernel, 1, 8>(weight, args, arranged, begin, end);
   }
 }
 
-void rows_by_float(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
+void rows_by_float(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                   int64_t end) {
   using Kernel = FloatKernel<FloatTable>;
   LinearArgs part = args;
   for (int64_t left = args.tokens; left > 0; left -= 2) {
@@ -185,26 +199,37 @@ FewTokens choose(const CodebookView& weight, int64_t tokens) {
 
 int64_t arranged_floats(const CodebookView& weight, int64_t tokens) {
   switch (choose(weight, tokens)) {
-    case FewTokens::whole: return whole_floats(weight.cols);
-    case FewTokens::lookup: return 0;
-    default: return blocks_of(weight.cols) * kBlock;
+    case FewTokens::whole:
+      return whole_floats(weight.cols);
+    case FewTokens::lookup:
+      return 0;
+    default:
+      return blocks_of(weight.cols) * kBlock;
   }
 }
 
 void arrange(const CodebookView& weight, const float* x, int64_t tokens, float* arranged) {
   switch (choose(weight, tokens)) {
-    case FewTokens::whole: return arrange_whole(x, weight.cols, arranged);
-    case FewTokens::half: return arrange_for<HalfTable>(x, weight.cols, weight.planes_scale, arranged);
-    default: return arrange_for<FloatTable>(x, weight.cols, weight.planes_scale, arranged);
+    case FewTokens::whole:
+      return arrange_whole(x, weight.cols, arranged);
+    case FewTokens::half:
+      return arrange_for<HalfTable>(x, weight.cols, weight.planes_scale, arranged);
+    default:
+      return arrange_for<FloatTable>(x, weight.cols, weight.planes_scale, arranged);
   }
 }
 
-void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
+void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                   int64_t end) {
   switch (choose(weight, args.tokens)) {
-    case FewTokens::whole: return rows_by_whole(weight, args, arranged, begin, end);
-    case FewTokens::half: return rows_by_half(weight, args, arranged, begin, end);
-    case FewTokens::float32: return rows_by_float(weight, args, arranged, begin, end);
-    case FewTokens::lookup: return codebook_rows_by_lookup(weight, args, arranged, begin, end);
+    case FewTokens::whole:
+      return rows_by_whole(weight, args, arranged, begin, end);
+    case FewTokens::half:
+      return rows_by_half(weight, args, arranged, begin, end);
+    case FewTokens::float32:
+      return rows_by_float(weight, args, arranged, begin, end);
+    case FewTokens::lookup:
+      return codebook_rows_by_lookup(weight, args, arranged, begin, end);
   }
 }
 

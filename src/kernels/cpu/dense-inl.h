@@ -83,9 +83,12 @@ void dense_rows_of(const DenseMatrix& weight, const LinearArgs& args, int64_t be
 
 void dense_rows(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   switch (weight.dtype) {
-    case DType::f16: return dense_rows_of<F16>(weight, args, begin, end);
-    case DType::bf16: return dense_rows_of<Bf16>(weight, args, begin, end);
-    default: return dense_rows_of<F32>(weight, args, begin, end);
+    case DType::f16:
+      return dense_rows_of<F16>(weight, args, begin, end);
+    case DType::bf16:
+      return dense_rows_of<Bf16>(weight, args, begin, end);
+    default:
+      return dense_rows_of<F32>(weight, args, begin, end);
   }
 }
 
@@ -101,9 +104,15 @@ void decode_dense(const DenseMatrix& weight, int64_t row, int64_t rows, int64_t 
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t at = (row + i) * weight.cols + col;
     switch (weight.dtype) {
-      case DType::f16: widen_row<F16>(weight.data + at * 2, cols, out + i * stride); break;
-      case DType::bf16: widen_row<Bf16>(weight.data + at * 2, cols, out + i * stride); break;
-      default: widen_row<F32>(weight.data + at * 4, cols, out + i * stride); break;
+      case DType::f16:
+        widen_row<F16>(weight.data + at * 2, cols, out + i * stride);
+        break;
+      case DType::bf16:
+        widen_row<Bf16>(weight.data + at * 2, cols, out + i * stride);
+        break;
+      default:
+        widen_row<F32>(weight.data + at * 4, cols, out + i * stride);
+        break;
     }
   }
 }

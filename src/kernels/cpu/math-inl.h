@@ -9,7 +9,7 @@ namespace {
 
 /// e^x: x = n ln 2 + r, |r| <= ln 2 / 2; e^r by the polynomial of Cephes' expf (Moshier).
 inline VecF vec_exp(VecF x) {
-  const VecF kRound = splat(0x1.8p23f);  // adding it leaves the rounded integer in the low bits
+  const VecF kRound = splat(0x1.8p23f);                  // adding it leaves the rounded integer in the low bits
   x = smaller(larger(x, splat(-104.0f)), splat(89.0f));  // e^-104 rounds to 0, e^89 to infinity
   const VecF shifted = x * 1.44269504088896341f + kRound;
   const VecF whole = shifted - kRound;
@@ -49,8 +49,8 @@ inline VecF vec_softplus(VecF x) {
 /// x / (1 + e^-x).
 inline VecF vec_silu(VecF x) { return x / (vec_exp(-x) + 1.0f); }
 
-/// x Phi(x), the normal distribution's Phi by its tail: 1 - Phi(u) = e^(-u^2 / 2) r(1 / (1 + 0.35 u)), u = |x|, where r is
-/// a polynomial fitted to 3.2e-8 relative error (Lawson's algorithm), so that very negative x keep their precision.
+/// x Phi(x), the normal distribution's Phi by its tail: 1 - Phi(u) = e^(-u^2 / 2) r(1 / (1 + 0.35 u)), u = |x|, where r
+/// is a polynomial fitted to 3.2e-8 relative error (Lawson's algorithm), so that very negative x keep their precision.
 inline VecF vec_gelu(VecF x) {
   const VecF u = from_bits(bits_of(x) & 0x7fffffff);
   const VecF t = 1.0f / (u * 0.35f + 1.0f);

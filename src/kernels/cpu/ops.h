@@ -49,12 +49,15 @@ struct Ops {
 
   /// y for weight rows [begin, end) and up to kFewTokens tokens. `arranged`: that of each token, arranged_floats apart,
   /// 64-byte aligned.
-  void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end);
+  void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                        int64_t end);
   void (*dense_rows)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
 
   /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
-  void (*decode_codebook)(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out, int64_t stride);
-  void (*decode_dense)(const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out, int64_t stride);
+  void (*decode_codebook)(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+                          int64_t stride);
+  void (*decode_dense)(const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+                       int64_t stride);
 
   /// Matrix product: `tile_rows` weight rows against panels of at most `panel_tokens` tokens.
   int64_t tile_rows;
@@ -64,7 +67,8 @@ struct Ops {
   void (*pack_panel)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, float* panel);
   /// y[t, row + i] (+)= sum over `cols` of tile[i, c] * panel[c, t], for i < rows <= tile_rows and t < tokens. The tile
   /// has tile_rows rows. Bias is added when args.bias is set; args.y is that of the panel's first token.
-  void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row, int64_t rows);
+  void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row,
+                        int64_t rows);
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);

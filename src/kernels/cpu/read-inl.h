@@ -7,8 +7,8 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Reads `bytes` bytes, a multiple of 4096, and returns something that depends on them all. Four streams a quarter apart
-/// draw more from one core than one stream does.
+/// Reads `bytes` bytes, a multiple of 4096, and returns something that depends on them all. Four streams a quarter
+/// apart draw more from one core than one stream does.
 int32_t read_bytes(const std::byte* data, int64_t bytes) {
   constexpr int64_t kVector = kLanes * 4;
   const int64_t apart = bytes / 4;

@@ -8,13 +8,15 @@ namespace hxq::kernels::cpu {
 namespace {
 
 /// Puts the outliers of rows [begin, end), at most 16, in place of the codebook's weights in y. The indices are in the
-/// cache. One loop over the entries of all rows: loops over the few entries of each row would mispredict most of the time.
+/// cache. One loop over the entries of all rows: loops over the few entries of each row would mispredict most of the
+/// time.
 template <int kTokens>
 void correct_outliers(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   const __m512i row_ends =
       _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), first_lanes(end - begin), weight.outlier_row + begin + 1);
   for (uint32_t i = weight.outlier_row[begin]; i < weight.outlier_row[end]; ++i) {
-    const int64_t row = begin + _mm_popcnt_u32(_mm512_cmple_epu32_mask(row_ends, _mm512_set1_epi32(static_cast<int>(i))));
+    const int64_t row =
+        begin + _mm_popcnt_u32(_mm512_cmple_epu32_mask(row_ends, _mm512_set1_epi32(static_cast<int>(i))));
     const int64_t col = weight.outlier_col[i];
     const float value = weight.outlier_value[i];
     const float replaced = weight.codebook[weight.indices[row * weight.cols + col]];
@@ -26,11 +28,12 @@ void correct_outliers(const CodebookView& weight, const LinearArgs& args, int64_
   }
 }
 
-/// Rows [begin, end) for kTokens tokens. kRows of them are taken at once, as far apart as possible: separate streams draw
-/// more bandwidth from one core than a single one. `Kernel::sum<kRows, kTokens>` gives sums[t][i] of row `row + i * apart`.
+/// Rows [begin, end) for kTokens tokens. kRows of them are taken at once, as far apart as possible: separate streams
+/// draw more bandwidth from one core than a single one. `Kernel::sum<kRows, kTokens>` gives sums[t][i] of row `row + i
+/// * apart`.
 template <class Kernel, int kRows, int kTokens>
-void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t apart,
-                 int64_t end) {
+void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                 int64_t apart, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     float sums[kTokens][4];
     Kernel::template sum<kRows, kTokens>(weight, row, apart, arranged, sums);
@@ -41,7 +44,8 @@ void stream_rows(const CodebookView& weight, const LinearArgs& args, const float
 }
 
 template <class Kernel, int kRows, int kTokens>
-void multiply_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
+void multiply_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                   int64_t end) {
   const int64_t apart = (end - begin) / kRows;
   const auto correct = [&](int64_t row, int64_t row_end) {
     if (weight.outlier_row) correct_outliers<kTokens>(weight, args, row, row_end);

@@ -1,5 +1,6 @@
 // Vectors of HXQ_LANES floats in the notation of the compiler's vector extension, which lowers them to what the
-// translation unit's target has. Included by each target after it has defined HXQ_LANES.
+// translation unit's target has. A target first of all includes its vec_<target>-inl.h, which defines HXQ_LANES and
+// adds what the extension does not express.
 
 #pragma once
 

@@ -25,7 +25,9 @@ inline VecF larger(VecF a, VecF b) { return _mm512_max_ps(b, a); }   // a when a
 inline VecF scale_by_power(VecF v, VecF n) { return _mm512_scalef_ps(v, n); }
 
 /// kLanes binary16 numbers, widened.
-inline VecF load_f16(const void* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from))); }
+inline VecF load_f16(const void* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+}
 
 /// The same, narrowed, rounded to nearest even.
 inline void store_f16(void* to, VecF v) {

@@ -17,7 +17,9 @@ inline VecF load_first(const void* from, int64_t n) {
   return v;
 }
 
-inline void store_first(float* to, VecF v, int64_t n) { __builtin_memcpy(to, &v, static_cast<size_t>(n) * sizeof(float)); }
+inline void store_first(float* to, VecF v, int64_t n) {
+  __builtin_memcpy(to, &v, static_cast<size_t>(n) * sizeof(float));
+}
 
 inline VecF smaller(VecF a, VecF b) { return a > b ? b : a; }  // a when a is NaN
 inline VecF larger(VecF a, VecF b) { return a < b ? b : a; }   // a when a is NaN

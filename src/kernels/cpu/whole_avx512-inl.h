@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t kWholeTokens = 3;
 constexpr int64_t kWholeCols = int64_t{1} << 19;
 
-/// x of one token: x = (bytes[2] * 2^16 + bytes[1] * 2^8 + bytes[0]) / scale, the bytes of 64 columns next to each other.
+/// x of one token: x = (bytes[2] * 2^16 + bytes[1] * 2^8 + bytes[0]) / scale, the bytes of 64 columns next to each
+/// other.
 struct alignas(64) WholeBlock {
   int8_t byte[3][64];
 };
@@ -95,7 +96,8 @@ HXQ_ALWAYS_INLINE VecF put_together(const __m512i (&sum)[4]) {
   return total + _mm512_cvtepi32_ps(sum[0]);
 }
 
-/// sums[t][i] of kRows <= 4 rows `apart` bytes from each other, before scales; x of the tokens are `x_apart` floats apart.
+/// sums[t][i] of kRows <= 4 rows `apart` bytes from each other, before scales; x of the tokens are `x_apart` floats
+/// apart.
 template <int kRows, int kTokens>
 __attribute__((noinline)) void sum_whole_rows(const uint8_t* planes, const uint8_t* index, int64_t apart, int64_t cols,
                                               const float* arranged, int64_t x_apart, float (&sums)[kTokens][4]) {
@@ -140,28 +142,34 @@ __attribute__((noinline)) void sum_whole_rows(const uint8_t* planes, const uint8
 /// Integer dot products; `arranged` as arrange_whole makes it.
 struct WholeKernel {
   template <int kRows, int kTokens>
-  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged, float (&sums)[kTokens][4]) {
+  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged,
+                  float (&sums)[kTokens][4]) {
     const int64_t x_apart = whole_floats(weight.cols);
     sum_whole_rows<kRows, kTokens>(weight.planes, weight.indices + row * weight.cols, apart * weight.cols, weight.cols,
                                    arranged, x_apart, sums);
     for (int t = 0; t < kTokens; ++t) {
       // In double: the product of the scales may be out of float's range where the result is not.
-      const double scale = reinterpret_cast<const WholeHead*>(arranged + t * x_apart)->inverse_scale * weight.planes_scale;
+      const double scale =
+          reinterpret_cast<const WholeHead*>(arranged + t * x_apart)->inverse_scale * weight.planes_scale;
       for (int i = 0; i < kRows; ++i) sums[t][i] = static_cast<float>(sums[t][i] * scale);
     }
   }
 };
 
-void rows_by_whole(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin, int64_t end) {
+void rows_by_whole(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                   int64_t end) {
   for (int64_t t = 0; t < args.tokens; ++t) {
     if (!reinterpret_cast<const WholeHead*>(arranged + t * whole_floats(weight.cols))->usable) {
       return codebook_rows_by_lookup(weight, args, arranged, begin, end);
     }
   }
   switch (args.tokens) {
-    case 1: return multiply_rows<WholeKernel, 4, 1>(weight, args, arranged, begin, end);
-    case 2: return multiply_rows<WholeKernel, 2, 2>(weight, args, arranged, begin, end);
-    default: return multiply_rows<WholeKernel, 1, 3>(weight, args, arranged, begin, end);
+    case 1:
+      return multiply_rows<WholeKernel, 4, 1>(weight, args, arranged, begin, end);
+    case 2:
+      return multiply_rows<WholeKernel, 2, 2>(weight, args, arranged, begin, end);
+    default:
+      return multiply_rows<WholeKernel, 1, 3>(weight, args, arranged, begin, end);
   }
 }
 
