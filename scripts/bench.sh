@@ -11,7 +11,9 @@ say() { printf '\n== %s\n' "$1"; }
 
 say "products with a codebook: share of read bandwidth, share of OpenBLAS"
 "$build/bench/kernel_bench"
-say "encoder: rate, and error against the percentile recipe"
+say "encoder: rate"
+"$build/bench/encoder_bench"
+say "encoder: error against the percentile recipe"
 "$build/bench/encoder_bench" "$root/models/wiki-mamba-7m"
 for shape in mamba-130m tinyllama-1.1b; do
   [ -d "$models/$shape" ] || "$build/bench/make_model" --shape "$shape" "$models/$shape"
