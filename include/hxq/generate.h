@@ -31,9 +31,11 @@ class Sampler {
   void observe(std::span<const int32_t> tokens);
 
   /// Chooses from logits [vocab] (which are changed by the penalty), and observes the choice. Ties go to the lower id.
+  /// Throws `Error` if no choice can be made because logits are not finite.
   int32_t choose(std::span<float> logits);
 
  private:
+  static int32_t most_likely(std::span<const float> logits);
   int32_t sample(std::span<const float> logits);
   double next_uniform();
 

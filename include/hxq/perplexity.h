@@ -39,7 +39,8 @@ struct PerplexityResult {
 
 /// Strided-window perplexity as in Hugging Face's "Perplexity of fixed-length models": each window is run from an empty
 /// state, and only tokens that no earlier window has scored count; the very first token has no prediction.
-/// Throws `Error` if there are fewer than 2 tokens or the options make no sense.
+/// Throws `Error` if there are fewer than 2 tokens, one is outside the vocabulary, the options make no sense, or logits
+/// are not finite.
 PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options = {});
 
 }  // namespace hxq

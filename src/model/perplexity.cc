@@ -132,6 +132,10 @@ class Evaluation {
 
 void check(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options) {
   if (tokens.size() < 2) throw Error(fmt::format("{} tokens: perplexity needs at least 2", tokens.size()));
+  // A token is looked up among the logits before the model itself gets to see it.
+  const int64_t vocab = model.info().vocab_size;
+  const auto foreign = std::ranges::find_if(tokens, [&](int32_t token) { return token < 0 || token >= vocab; });
+  if (foreign != tokens.end()) throw Error(fmt::format("token {} is outside the vocabulary of {}", *foreign, vocab));
   if (options.window < 2) throw Error(fmt::format("window of {} tokens: expected at least 2", options.window));
   if (options.stride < 1 || options.stride > options.window) {
     throw Error(fmt::format("stride {}: expected 1 to the window's {}", options.stride, options.window));
@@ -169,6 +173,9 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
   for (int64_t done = 0; WindowScore& window : result.windows) {
     const auto span = tokens.subspan(static_cast<size_t>(window.begin), static_cast<size_t>(window.end - window.begin));
     const Scores scores = evaluation.run(span, window.scored);
+    if (!std::isfinite(scores.nll) || !std::isfinite(scores.reference_nll)) {
+      throw Error(fmt::format("tokens {} to {}: the model's logits are not finite", window.begin, window.end));
+    }
     window.nll = scores.nll;
     total += scores;
     result.tokens_scored += window.scored;

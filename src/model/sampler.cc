@@ -7,6 +7,11 @@
 #include "hxq/generate.h"
 
 namespace hxq {
+namespace {
+
+[[noreturn]] void throw_not_finite() { throw Error("the model's logits are not finite"); }
+
+}  // namespace
 
 Sampler::Sampler(const SamplingOptions& options) : options_(options), random_state_(options.seed) {
   if (!(options.temperature >= 0)) throw Error(fmt::format("temperature {}: expected 0 or more", options.temperature));
@@ -34,11 +39,15 @@ int32_t Sampler::choose(std::span<float> logits) {
       logit = logit > 0 ? logit / penalty : logit * penalty;
     }
   }
-  const int32_t token = options_.temperature == 0
-                            ? static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin())
-                            : sample(logits);
+  const int32_t token = options_.temperature == 0 ? most_likely(logits) : sample(logits);
   observe({&token, 1});
   return token;
+}
+
+int32_t Sampler::most_likely(std::span<const float> logits) {
+  const auto top = std::ranges::max_element(logits);
+  if (!std::isfinite(*top)) throw_not_finite();
+  return static_cast<int32_t>(top - logits.begin());
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
@@ -61,6 +70,7 @@ int32_t Sampler::sample(std::span<const float> logits) {
     logit = static_cast<float>(std::exp(static_cast<double>(logit - largest) / options_.temperature));
     total += static_cast<double>(logit);
   }
+  if (!std::isfinite(total)) throw_not_finite();
   if (options_.top_p < 1) {
     double sum = 0;
     size_t count = 0;

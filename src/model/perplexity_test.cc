@@ -1,0 +1,79 @@
+#include "hxq/perplexity.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "hxq/error.h"
+
+namespace hxq {
+namespace {
+
+const Model& tiny_model() {
+  static const Model model =
+      Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "mamba2-limit", {.threads = 2});
+  return model;
+}
+
+std::vector<int32_t> some_tokens(int64_t count) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(i * 31 % tiny_model().info().vocab_size));
+  return tokens;
+}
+
+/// Negative log-likelihoods of the last `scored` tokens, one by one from whole-window logits.
+double nll_of(std::span<const int32_t> window, int64_t scored) {
+  const auto vocab = static_cast<size_t>(tiny_model().info().vocab_size);
+  std::vector<float> logits(window.size() * vocab);
+  State state = tiny_model().new_state();
+  tiny_model().forward(window, state, Logits::all, logits);
+  double sum = 0;
+  for (size_t t = window.size() - static_cast<size_t>(scored); t < window.size(); ++t) {
+    const auto at = std::span(logits).subspan((t - 1) * vocab, vocab);
+    double total = 0;
+    for (const float logit : at) total += std::exp(static_cast<double>(logit));
+    sum += std::log(total) - static_cast<double>(at[static_cast<size_t>(window[t])]);
+  }
+  return sum;
+}
+
+TEST(Perplexity, ScoresEachTokenOnceInItsFirstWindow) {
+  const std::vector<int32_t> tokens = some_tokens(70);
+  const PerplexityResult result = perplexity(tiny_model(), tokens, {.window = 32, .stride = 12});
+  ASSERT_EQ(result.windows.size(), 5u);
+  int64_t scored_to = 1;
+  double total = 0;
+  for (const WindowScore& window : result.windows) {
+    EXPECT_EQ(window.end - window.scored, scored_to);
+    scored_to = window.end;
+    const auto span = std::span(tokens).subspan(static_cast<size_t>(window.begin),
+                                                static_cast<size_t>(window.end - window.begin));
+    EXPECT_NEAR(window.nll, nll_of(span, window.scored), 1e-4 * window.nll);
+    total += window.nll;
+  }
+  EXPECT_EQ(scored_to, 70);
+  EXPECT_EQ(result.tokens_scored, 69);
+  EXPECT_DOUBLE_EQ(result.perplexity, std::exp(total / 69));
+}
+
+TEST(Perplexity, AModelAgainstItselfDoesNotDiffer) {
+  const PerplexityResult result = perplexity(tiny_model(), some_tokens(40), {.against = &tiny_model()});
+  EXPECT_EQ(result.against_perplexity, result.perplexity);
+  EXPECT_NEAR(*result.mean_kl, 0, 1e-9);
+  EXPECT_EQ(result.same_top, 1);
+}
+
+TEST(Perplexity, RefusesTokensOutsideTheVocabularyWhereverTheyAre) {
+  const auto vocab = static_cast<int32_t>(tiny_model().info().vocab_size);
+  for (const int32_t bad : {vocab, -1}) {
+    for (const size_t at : {size_t{0}, size_t{20}, size_t{39}}) {
+      std::vector<int32_t> tokens = some_tokens(40);
+      tokens[at] = bad;
+      EXPECT_THROW(perplexity(tiny_model(), tokens), Error);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hxq
