@@ -48,6 +48,12 @@ int64_t ConfigReader::count_or(std::string_view key, int64_t fallback) const {
   return value->get<int64_t>();
 }
 
+int64_t ConfigReader::layer_count() const {
+  const int64_t layers = size("num_hidden_layers");
+  if (layers > 10000) fail("num_hidden_layers", "at most 10000");
+  return layers;
+}
+
 double ConfigReader::number_or(std::string_view key, double fallback) const {
   const nlohmann::json* value = find(key);
   if (!value) return fallback;

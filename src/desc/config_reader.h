@@ -22,6 +22,8 @@ class ConfigReader {
   int64_t size_or(std::string_view key, int64_t fallback) const;
   /// An integer of at least 0, at most 2^31 - 1.
   int64_t count_or(std::string_view key, int64_t fallback) const;
+  /// num_hidden_layers, at most 10000: each layer takes memory before its tensors are looked for.
+  int64_t layer_count() const;
   double number_or(std::string_view key, double fallback) const;
   /// A list of numbers, with Python's Infinity spelled as `parse_json` has it; empty when absent.
   std::vector<double> numbers(std::string_view key) const;

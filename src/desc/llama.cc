@@ -15,12 +15,6 @@ struct Variant {
   std::vector<int64_t> windows = {};  ///< attention window by layer (0: none); empty: none anywhere
 };
 
-int64_t layer_count(const ConfigReader& config) {
-  const int64_t layers = config.size("num_hidden_layers");
-  if (layers > 10000) config.fail("num_hidden_layers", "at most 10000");
-  return layers;
-}
-
 AttentionDesc describe_attention(ModelDesc& model, const ConfigReader& config, const std::string& prefix,
                                  const Variant& variant) {
   AttentionDesc attention;
@@ -72,7 +66,7 @@ GatedMlpDesc describe_mlp(ModelDesc& model, const ConfigReader& config, const st
 
 /// By layer: named one by one in `layer_types` (transformers 5), or the same from `max_window_layers` on (transformers 4).
 std::vector<int64_t> windows_of(const ConfigReader& config) {
-  std::vector<int64_t> windows(static_cast<size_t>(layer_count(config)), 0);
+  std::vector<int64_t> windows(static_cast<size_t>(config.layer_count()), 0);
   const std::vector<std::string> types = config.texts("layer_types");
   if (!types.empty() && types.size() != windows.size()) config.fail("layer_types", "one entry for each layer");
   for (const std::string& type : types) {
@@ -98,7 +92,7 @@ ModelDesc describe_decoder(const ConfigReader& config, const Variant& variant) {
   if (config.text_or("hidden_act", "silu") != "silu") config.fail("hidden_act", "\"silu\"");
 
   model.embedding = model.add("model.embed_tokens.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
-  for (int64_t layer = 0; layer < layer_count(config); ++layer) {
+  for (int64_t layer = 0; layer < config.layer_count(); ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
     TransformerBlockDesc block;
     block.attention = describe_attention(model, config, prefix, variant);

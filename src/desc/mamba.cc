@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "desc/architectures.h"
 
 namespace hxq {
@@ -15,6 +17,7 @@ MambaBlockDesc describe_block(ModelDesc& model, const ConfigReader& config, int6
   const int64_t hidden = model.hidden_size;
   MambaBlockDesc block;
   block.inner = config.size_or("intermediate_size", config.size_or("expand", 2) * hidden);
+  if (block.inner > std::numeric_limits<int32_t>::max()) config.fail("expand", "a width of less than 2^31");
   block.state_size = config.size_or("state_size", 16);
   block.conv_width = config.size_or("conv_kernel", 4);
   block.dt_rank = dt_rank_of(config, hidden);
@@ -51,7 +54,7 @@ ModelDesc describe_mamba(const ConfigReader& config) {
   if (const std::string act = config.text_or("hidden_act", "silu"); act != "silu") config.fail("hidden_act", "\"silu\"");
 
   model.embedding = model.add("backbone.embeddings.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
-  const int64_t layers = config.size("num_hidden_layers");
+  const int64_t layers = config.layer_count();
   for (int64_t layer = 0; layer < layers; ++layer) model.blocks.emplace_back(describe_block(model, config, layer));
   model.final_norm = model.add("backbone.norm_f.weight", {model.hidden_size}, Role::norm);
   model.head = model.add("lm_head.weight", {model.vocab_size, model.hidden_size}, Role::head, model.tied_head);

@@ -79,8 +79,7 @@ ModelDesc describe_mamba2(const ConfigReader& config) {
 
   const Mamba2BlockDesc sizes = describe_sizes(config, model.hidden_size);
   model.embedding = model.add("backbone.embeddings.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
-  const int64_t layers = config.size("num_hidden_layers");
-  if (layers > 10000) config.fail("num_hidden_layers", "at most 10000");
+  const int64_t layers = config.layer_count();
   for (int64_t layer = 0; layer < layers; ++layer) {
     const std::string prefix = fmt::format("backbone.layers.{}.", layer);
     Mamba2BlockDesc block = sizes;

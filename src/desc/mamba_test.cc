@@ -57,6 +57,13 @@ TEST(MambaDesc, SaysWhichFieldIsWrong) {
   config.erase("num_hidden_layers");
   EXPECT_EQ(message_of(config), "config.json: \"num_hidden_layers\" is nothing, expected a positive integer");
   config = mamba_130m();
+  config["num_hidden_layers"] = 2'000'000'000;
+  EXPECT_EQ(message_of(config), "config.json: \"num_hidden_layers\" is 2000000000, expected at most 10000");
+  config = mamba_130m();
+  config.erase("intermediate_size");
+  config["expand"] = 2'000'000'000;
+  EXPECT_EQ(message_of(config), "config.json: \"expand\" is 2000000000, expected a width of less than 2^31");
+  config = mamba_130m();
   config["model_type"] = "bert";
   const std::string message = message_of(config);
   EXPECT_TRUE(message.starts_with("config.json: \"model_type\" is \"bert\", expected an architecture that is known: "));

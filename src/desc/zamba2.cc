@@ -57,7 +57,7 @@ Zamba2BlockDesc describe_hybrid_sizes(const ConfigReader& config, int64_t hidden
 /// Which layers are hybrid.
 std::vector<bool> hybrid_layers(const ConfigReader& config) {
   const std::vector<std::string> types = config.texts("layers_block_type");
-  const int64_t layers = config.size("num_hidden_layers");
+  const int64_t layers = config.layer_count();
   if (static_cast<int64_t>(types.size()) != layers) {
     config.fail("layers_block_type", fmt::format("a list of num_hidden_layers = {} entries", layers));
   }
