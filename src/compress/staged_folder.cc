@@ -35,6 +35,7 @@ void sync(const fs::path& path) {
 
 /// The path without a trailing slash, so that it has a name.
 fs::path named(const fs::path& path) {
+  if (path.empty()) throw Error("the destination is an empty path");
   const fs::path absolute = fs::absolute(path).lexically_normal();
   return absolute.has_filename() ? absolute : absolute.parent_path();
 }
@@ -42,16 +43,8 @@ fs::path named(const fs::path& path) {
 }  // namespace
 
 StagedFolder::StagedFolder(const fs::path& destination, std::string_view replaceable_marker)
-    : destination_(named(destination)) {
-  if (fs::exists(fs::symlink_status(destination_))) {
-    if (replaceable_marker.empty()) {
-      throw Error("exists already, and is left as it is", {.file = destination.string()});
-    }
-    if (!fs::is_directory(destination_) || !fs::exists(destination_ / replaceable_marker)) {
-      throw Error(fmt::format("is not a folder that has {}, so it is not replaced", replaceable_marker),
-                  {.file = destination.string()});
-    }
-  }
+    : destination_(named(destination)), replaceable_marker_(replaceable_marker) {
+  check_destination();
   std::error_code error;
   fs::create_directories(destination_.parent_path(), error);
   std::string pattern = (destination_.parent_path() / (destination_.filename().string() + ".partial-XXXXXX")).string();
@@ -61,6 +54,16 @@ StagedFolder::StagedFolder(const fs::path& destination, std::string_view replace
   const mode_t mask = umask(0);
   umask(mask);
   chmod(staging_.c_str(), 0777 & ~mask);
+}
+
+void StagedFolder::check_destination() const {
+  const fs::file_status status = fs::symlink_status(destination_);
+  if (!fs::exists(status)) return;
+  if (replaceable_marker_.empty()) throw Error("exists already, and is left as it is", {.file = destination_.string()});
+  if (!fs::is_directory(status) || !fs::exists(destination_ / replaceable_marker_)) {
+    throw Error(fmt::format("is not a folder that has {}, so it is not replaced", replaceable_marker_),
+                {.file = destination_.string()});
+  }
 }
 
 StagedFolder::~StagedFolder() {
@@ -88,11 +91,14 @@ void StagedFolder::copy(const fs::path& file) const {
 }
 
 void StagedFolder::commit() {
+  check_destination();  // another process may have made it since
   sync(staging_);
   if (rename(staging_.c_str(), destination_.c_str()) == 0) {
     staging_.clear();
   } else if (errno != ENOTEMPTY && errno != EEXIST) {
     throw_system_error(destination_, "move the finished folder there");
+  } else if (replaceable_marker_.empty()) {
+    throw Error("exists already, and is left as it is", {.file = destination_.string()});
   } else if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
     throw_system_error(destination_, "exchange it with the finished folder");
   }

@@ -30,7 +30,10 @@ class StagedFolder {
   void commit();
 
  private:
+  void check_destination() const;
+
   std::filesystem::path destination_;
+  std::string replaceable_marker_;
   std::filesystem::path staging_;
 };
 

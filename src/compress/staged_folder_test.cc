@@ -1,0 +1,71 @@
+#include "compress/staged_folder.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "hxq/error.h"
+#include "temp_dir.h"
+
+namespace hxq {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string text_of(const fs::path& file) {
+  std::ifstream stream(file);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+size_t entries_of(const fs::path& dir) {
+  return static_cast<size_t>(std::distance(fs::directory_iterator(dir), fs::directory_iterator()));
+}
+
+TEST(StagedFolder, IsThereOnlyWhenCommitted) {
+  const testing::TempDir dir;
+  {
+    const StagedFolder folder(dir.path() / "out", "");
+    folder.write("a", "1");
+    EXPECT_FALSE(fs::exists(dir.path() / "out"));
+  }
+  EXPECT_EQ(entries_of(dir.path()), 0u);
+  StagedFolder folder(dir.path() / "new/out/", "");
+  folder.write("a", "1");
+  folder.commit();
+  EXPECT_EQ(text_of(dir.path() / "new/out/a"), "1");
+}
+
+TEST(StagedFolder, ReplacesOnlyAFolderWithTheMarker) {
+  const testing::TempDir dir;
+  dir.write("mine/notes", "precious");
+  dir.write("old/marker", "old");
+  fs::create_directory_symlink(dir.path() / "old", dir.path() / "link");
+  EXPECT_THROW(StagedFolder(dir.path() / "mine", "marker"), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "old", ""), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "link", "marker"), Error);
+  EXPECT_THROW(StagedFolder("", ""), Error);
+  {
+    StagedFolder folder(dir.path() / "old", "marker");
+    folder.write("marker", "new");
+    folder.commit();
+  }
+  EXPECT_EQ(text_of(dir.path() / "old/marker"), "new");
+  EXPECT_EQ(entries_of(dir.path()), 3u);
+}
+
+TEST(StagedFolder, LeavesWhatAnotherProcessMadeInTheMeantime) {
+  for (const char* marker : {"", "marker"}) {
+    const testing::TempDir dir;
+    {
+      StagedFolder folder(dir.path() / "out", marker);
+      folder.write("marker", "late");
+      dir.write("out/notes", "precious");
+      EXPECT_THROW(folder.commit(), Error);
+    }
+    EXPECT_EQ(text_of(dir.path() / "out/notes"), "precious");
+    EXPECT_EQ(entries_of(dir.path()), 1u);
+  }
+}
+
+}  // namespace
+}  // namespace hxq
