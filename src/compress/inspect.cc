@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -42,8 +41,6 @@ class Inspector {
     for (const auto& [key, view] : checkpoint_.tensors()) {
       if (!counted_.contains(key)) others.push_back(key);
     }
-    for (const auto& [key, dtype] : checkpoint_.unsupported()) others.push_back(key);
-    std::ranges::sort(others);
     return others;
   }
 
