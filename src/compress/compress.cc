@@ -1,7 +1,9 @@
 #include "hxq/compress.h"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -165,6 +167,17 @@ ReceiptTotals totals_of(const std::vector<TensorReceipt>& tensors) {
   return totals;
 }
 
+/// Replacing a folder removes what is in it, so the source must be somewhere else.
+void check_apart(const std::filesystem::path& source, const std::filesystem::path& destination) {
+  if (!std::filesystem::exists(destination)) return;
+  const std::filesystem::path inner = std::filesystem::canonical(source);
+  const std::filesystem::path outer = std::filesystem::canonical(destination);
+  if (std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end()) {
+    throw Error(fmt::format("holds the source {}, so it is not replaced", source.string()),
+                {.file = destination.string()});
+  }
+}
+
 }  // namespace
 
 Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
@@ -172,6 +185,7 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   const auto start = std::chrono::steady_clock::now();
   const Checkpoint checkpoint = Checkpoint::open(source);
   const std::vector<PlanEntry> plan = plan_entries(checkpoint, options);
+  if (options.force) check_apart(source, destination);
   StagedFolder folder(destination, options.force ? kReceiptFile : "");
 
   SafetensorsWriter writer(folder.path() / "model.safetensors", header_plan(plan));

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -137,6 +138,18 @@ def test_force_replaces_an_earlier_result(hxq, tmp_path):
     assert hxq("compress", MODEL, out, "--force").code == 0
     assert tree(out) != before
     assert leftovers(tmp_path) == []
+
+
+def test_force_never_replaces_the_source(hxq, tmp_path):
+    """A folder that compression wrote can be a source again if all in it is exact, and can hold other sources."""
+    out = tmp_path / "out"
+    assert hxq("compress", MODEL, out, "--keep", "*").code == 0
+    shutil.copytree(out, out / "inner")
+    before = tree(out)
+    for source in (out, out / "inner", f"{out}/inner/../"):
+        hxq("compress", source, out, "--force").fails_with(out, "holds the source")
+    assert tree(out) == before
+    assert hxq("compress", out, tmp_path / "out2", "--force").code == 0
 
 
 def test_failure_with_force_keeps_the_earlier_result(hxq, model_copy, tmp_path):
