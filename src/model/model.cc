@@ -18,6 +18,8 @@ namespace {
 
 /// Tokens run through all layers at a time: enough to amortise decoding a tile of weights, while activations stay small.
 constexpr int64_t kChunk = 512;
+/// More than any machine's cores; tens of thousands exhaust what the system gives a process.
+constexpr int kMaxThreads = 1024;
 
 kernels::Target choose_target(const std::string& name) {
   const std::vector<kernels::Target> targets = kernels::supported_targets();
@@ -158,7 +160,9 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   parts->desc = describe(parts->checkpoint.config(), config_file);
   parts->target = choose_target(options.target);
   parts->state_options.kv_cache = kv_cache_type(options.kv_cache);
-  if (options.threads < 0) throw Error(fmt::format("{} threads: expected 0 (all cores) or more", options.threads));
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    throw Error(fmt::format("{} threads: expected 0 (all cores) to {}", options.threads, kMaxThreads));
+  }
 
   ModelInfo& info = parts->info;
   info.model_type = parts->desc.model_type;

@@ -36,6 +36,7 @@ def test_missing_folder_and_file(hxq, tmp_path, compressed_copy):
     for verb in (["inspect"], ["verify"], ["generate", "--prompt", "x"], ["perplexity", "--text", TEXT]):
         hxq(verb[0], tmp_path / "nowhere", *verb[1:]).fails_with(tmp_path / "nowhere")
     hxq("perplexity", compressed_copy, "--text", tmp_path / "no.txt").fails_with(tmp_path / "no.txt")
+    hxq("perplexity", compressed_copy, "--text", tmp_path).fails_with(tmp_path, "folder")
     (compressed_copy / "config.json").unlink()
     hxq("generate", compressed_copy, "--prompt", "x").fails_with("config.json", "not found")
 
@@ -150,6 +151,17 @@ def test_config_is_a_hint_tensors_decide(hxq, compressed, compressed_copy):
     arguments = ("--prompt", "The city of London is", "--max-tokens", 8, "--json")
     expected = hxq("generate", compressed, *arguments).json()["tokens"]
     assert hxq("generate", compressed_copy, *arguments).json()["tokens"] == expected
+
+
+def test_more_threads_than_a_system_has(hxq, compressed):
+    hxq("generate", compressed, "--prompt", "x", "--threads", 100000).fails_with("100000 threads", "1024")
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt", "x"), ("generate", "--prompt", "x", "--temperature", "1"),
+                                  ("perplexity", "--text", TEXT, "--windows", 1)])
+def test_dense_weights_that_are_not_finite(hxq, model_copy, verb):
+    damage(model_copy, "backbone.norm_f.weight", put(0, b"\xff\xff" * 2))
+    hxq(verb[0], model_copy, *verb[1:]).fails_with("not finite")
 
 
 def test_folder_with_weights_under_another_name(hxq, model_copy):

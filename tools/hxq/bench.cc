@@ -53,7 +53,7 @@ struct Figures {
   double decode_rate = 0;            ///< tokens/s
   double bandwidth = 0;              ///< bytes/s this machine reads, measured around each burst of decoding
   double decode_share = 0;           ///< median over bursts of decode_rate * bytes_per_token / bandwidth
-  int64_t anonymous_bytes_run = 0;   ///< after decoding
+  int64_t anonymous_bytes_run = 0;   ///< after the prompts, before the buffer that bandwidth is measured with
   int64_t mapped_bytes_run = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -60,14 +61,14 @@ void show_receipt(const Receipt& receipt, const std::string& destination) {
   print(table.text() +
         fmt::format("and {} tensors stored exactly, {}\n", totals.tensors_exact, bytes_text(exact_bytes)) +
         fmt::format("\n{} parameters: {} tensors compressed, {} exact\n{} -> {} ({:.1f} % of the source, {:.1f} % of "
-                    "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; receipt in {}/{}\n",
+                    "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; receipt in {}\n",
                     totals.parameters, totals.tensors_compressed, totals.tensors_exact, bytes_text(totals.source_bytes),
                     bytes_text(totals.stored_bytes), 100 * totals.ratio_to_source, 100 * totals.ratio_to_f32,
                     totals.bits_per_weight,
                     100.0 * static_cast<double>(totals.compressed_stored_bytes) /
                         static_cast<double>(std::max<int64_t>(1, totals.compressed_f32_bytes)),
-                    totals.wall_seconds, bytes_text(totals.peak_memory_bytes), destination,
-                    kReceiptFile));
+                    totals.wall_seconds, bytes_text(totals.peak_memory_bytes),
+                    (std::filesystem::path(destination) / kReceiptFile).string()));
 }
 
 int run(Arguments& arguments) {

@@ -24,7 +24,8 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   app.footer("`hxq VERB --help` shows a verb's options and an example.\n"
-             "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.");
+             "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.\n"
+             "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
 
   using hxq::tools::RunVerb;
   std::vector<std::pair<CLI::App*, RunVerb>> verbs;
