@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -13,8 +14,13 @@
 #include "codec/decode_reference.h"
 #include "codec/stored_tensors.h"
 #include "hxq/error.h"
+#include "hxq/model.h"
+#include "hxq/verify.h"
 #include "io/checkpoint.h"
 #include "io/json.h"
+#include "io/mapped_file.h"
+#include "io/npy.h"
+#include "kernels/kernels.h"
 #include "shared_data.h"
 #include "temp_dir.h"
 
@@ -147,7 +153,14 @@ TEST_P(Peer, ListsTheModelsTensorsOnce) {
     EXPECT_EQ(found->shape, tensor.shape) << tensor.name;
     EXPECT_EQ(tensor.compressed, !json["exact"].contains(tensor.name)) << tensor.name;
   }
+  std::ranges::sort(listed);  // layers come as 2, 10; the set has 10, 2
   EXPECT_EQ(listed, std::vector<std::string>(want.begin(), want.end()));
+}
+
+TEST_P(Peer, Verifies) {
+  const VerifyResult result = verify(dir());
+  for (const Problem& problem : result.problems) ADD_FAILURE() << problem.message;
+  EXPECT_GE(result.compressed, 48);
 }
 
 INSTANTIATE_TEST_SUITE_P(Folders, Peer, ::testing::Values("hxq-scalar", "hxq-svd", "hxq-vq12", "cdnav3"),
@@ -156,6 +169,26 @@ INSTANTIATE_TEST_SUITE_P(Folders, Peer, ::testing::Values("hxq-scalar", "hxq-svd
                            std::erase(name, '-');
                            return name;
                          });
+
+TEST(PeerScalar, RunsToTheLogitsOfTheOtherImplementation) {
+  HXQ_REQUIRE_SHARED();
+  const nlohmann::json reference = load_json(testing::shared_dir() / "reference" / "wiki-mamba-7m.json");
+  const auto ids = reference["first_ids"].get<std::vector<int32_t>>();
+  const MappedFile file = MappedFile::open(peer_dir() / "hxq-scalar" / "logits.npy");
+  const std::vector<float> expected = to_float(parse_npy(file.bytes(), "logits.npy"));
+  ASSERT_EQ(expected.size(), 16u * 8192u);
+  for (const kernels::Target target : kernels::supported_targets()) {
+    SCOPED_TRACE(kernels::name_of(target));
+    const Model model = Model::open(peer_dir() / "hxq-scalar", {.target = std::string(kernels::name_of(target))});
+    State state = model.new_state();
+    std::vector<float> logits(ids.size() * static_cast<size_t>(model.info().vocab_size));
+    model.forward(ids, state, Logits::all, logits);
+    const float* last = logits.data() + logits.size() - expected.size();
+    float largest = 0;
+    for (size_t i = 0; i < expected.size(); ++i) largest = std::max(largest, std::abs(last[i] - expected[i]));
+    EXPECT_LE(largest, 1e-3f);
+  }
+}
 
 TEST(PeerTree, StandsAloneAsWellAsBesideAConfig) {
   HXQ_REQUIRE_SHARED();
