@@ -241,6 +241,18 @@ HXQ_API hxq_status hxq_decompress(const char* source, const char* destination, i
  *              "bits_per_weight", "snr_db"}]}. */
 HXQ_API hxq_status hxq_inspect(const char* folder, char** json);
 
+/* The stored tensors of one compressed tensor of a folder or file, copied; freed with hxq_encoded_destroy. folder: any
+ * model folder or file, or one `….cdnav3` folder, whose tensor it then is (name may be null). Text about it as JSON:
+ * {"parameter": "….weight", "shape": [rows, cols]}. */
+HXQ_API hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** parts, char** json);
+
+/* Writes one tensor as `….cdnav3` folder (matrices, compressed) or as exact .npy with its meta file (anything else, or if
+ * `exact` is not 0) into the tree `folder`, which is made if need be. source->name is the tensor's. The statistics as
+ * JSON, the keys as in the tree's stats.json. */
+HXQ_API hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_t exact,
+                                    double sidecar_fraction, int32_t max_codewords, int32_t threads,
+                                    char** stats_json);
+
 /* One decoded tensor of a folder or .cdnav3 tree: find the shape first (out null), then decode to float.
  * shape has room for 4; *rank is set. */
 HXQ_API hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape, int32_t* rank, float* out);

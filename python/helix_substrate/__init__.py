@@ -30,7 +30,13 @@ _LAZY = {
     "accelerate_ssm": "ssm",
     "HxqConfig": "quantizer",
     "HelixHfQuantizer": "quantizer",
+    "merge_adapter": "adapters",
     "CDNAv3Config": "quantizer",
+    "CDNAv3Reader": "cdnav3_reader",
+    "CDNAv3Writer": "cdnav3_writer",
+    "load_cdna_factors": "helix_linear",
+    "swap_to_helix": "helix_linear",
+    "swap_summary": "helix_linear",
 }
 
 __all__ = ["HxqError", "compress", "decompress", "inspect", "supported_targets", "verify", *_LAZY]

@@ -80,6 +80,8 @@ _SIGNATURES = {
     "hxq_verify": [c_char_p, c_char_p, _Progress, _P, POINTER(_P)],
     "hxq_decompress": [c_char_p, c_char_p, _I, _Progress, _P],
     "hxq_inspect": [c_char_p, POINTER(_P)],
+    "hxq_stored_parts": [c_char_p, c_char_p, POINTER(_P), POINTER(_P)],
+    "hxq_cdnav3_write": [c_char_p, POINTER(_Tensor), _I, c_double, _I, _I, POINTER(_P)],
     "hxq_read_tensor": [c_char_p, c_char_p, POINTER(_N), POINTER(_I), _P],
 }
 
@@ -196,19 +198,24 @@ def encode(name: str, dtype: str, shape, address: int, sidecar_fraction: float, 
             byref(source), sidecar_fraction, max_codewords, threads, byref(handle), byref(fidelity)
         )
     )
+    return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
+
+
+def _take_parts(handle) -> list[tuple]:
+    """The tensors of an hxq_encoded, copied; frees it."""
     try:
         names = list(DTYPES)
         parts = []
         for i in range(library.hxq_encoded_count(handle)):
             part = _Tensor()
             check(library.hxq_encoded_part(handle, i, byref(part)))
-            part_shape = tuple(part.shape[: part.rank])
+            shape = tuple(part.shape[: part.rank])
             size = _ITEM_SIZES[names[part.dtype]]
-            for n in part_shape:
+            for n in shape:
                 size *= n
             data = bytearray(ctypes.string_at(part.data, size)) if size else bytearray()
-            parts.append((part.name.decode(), names[part.dtype], part_shape, data))
-        return parts, {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
+            parts.append((part.name.decode(), names[part.dtype], shape, data))
+        return parts
     finally:
         library.hxq_encoded_destroy(handle)
 
@@ -267,6 +274,25 @@ def decompress(source, destination, dtype: str = "F32", progress=None) -> None:
 def inspect(folder) -> dict:
     text = c_void_p()
     check(library.hxq_inspect(os.fsencode(folder), byref(text)))
+    return _take_json(text)
+
+
+def stored_parts(folder, name: str | None = None) -> tuple[list[tuple], dict]:
+    """The stored tensors of a compressed tensor as (name, dtype, shape, bytes), and {"parameter", "shape"}."""
+    handle, text = c_void_p(), c_void_p()
+    encoded = name.encode() if name else None
+    check(library.hxq_stored_parts(os.fsencode(folder), encoded, byref(handle), byref(text)))
+    return _take_parts(handle), _take_json(text)
+
+
+def cdnav3_write(folder, name, dtype, shape, address, exact, sidecar_fraction, max_codewords, threads) -> dict:
+    text = c_void_p()
+    source = _tensor(name, dtype, shape, address)
+    check(
+        library.hxq_cdnav3_write(
+            os.fsencode(folder), byref(source), int(exact), sidecar_fraction, max_codewords, threads, byref(text)
+        )
+    )
     return _take_json(text)
 
 

@@ -26,6 +26,7 @@ class CompressedWeight(torch.Tensor):
         )
         weight._module = module
         weight._is_param = True  # what nn.Module takes for a Parameter: tying code asks for one
+        weight._is_hf_initialized = True  # transformers leaves it alone where it fills in missing weights
         return weight
 
     def __init__(self, module):
@@ -53,6 +54,11 @@ class CompressedWeight(torch.Tensor):
 
         if function is torch.ops.aten.detach.default:
             return args[0]
+        if function._schema.is_mutable and type(args[0]) is cls:
+            raise RuntimeError(
+                f"{args[0]._module.label} is compressed: its weight cannot be changed in place. To merge adapters use "
+                "helix_substrate.merge_adapter(model, folder)"
+            )
         return function(*dense(args), **{key: dense(value) for key, value in (kwargs or {}).items()})
 
 

@@ -304,6 +304,9 @@ def _note_resolved_files() -> None:
     modeling_utils._get_resolved_checkpoint_files = resolve_and_note
 
 
+#: The older package's name.
+CDNAv3Config = HxqConfig
+
 HelixHfQuantizer = type("HelixHfQuantizer", (_Hooks5 if _MAJOR >= 5 else _Hooks4,), {"__doc__": _Common.__doc__})
 
 

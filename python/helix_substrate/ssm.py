@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import ops
+from .adapters import prepare_peft
 
 #: (module of transformers, class) of the mixers served here.
 _MAMBA = ("transformers.models.mamba.modeling_mamba", "MambaMixer")
@@ -170,4 +171,6 @@ def accelerate_ssm(model: nn.Module) -> int:
                 continue
             module.__class__ = served
         count += 1
+    if count:
+        prepare_peft()
     return count

@@ -11,6 +11,7 @@
 #include "hxq/compress.h"
 #include "hxq/verify.h"
 #include "io/checkpoint.h"
+#include "io/json.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -79,6 +80,19 @@ nlohmann::json to_json(const InspectedTensor& tensor) {
                          {"stored_bytes", tensor.stored_bytes}, {"bits_per_weight", tensor.bits_per_weight}};
   json["snr_db"] = tensor.snr_db ? nlohmann::json(*tensor.snr_db) : nlohmann::json();
   return json;
+}
+
+/// Where to look for the tensor of one `.cdnav3` folder: its tree, and the name in its meta.json.
+std::filesystem::path tree_of(const std::filesystem::path& folder, std::string& name) {
+  std::filesystem::path plain = folder;
+  if (plain.filename().empty()) plain = plain.parent_path();
+  if (plain.extension() != ".cdnav3") return folder;
+  const nlohmann::json meta = load_json(plain / "meta.json");
+  if (!meta.is_object() || !meta.contains("tensor_name") || !meta["tensor_name"].is_string()) {
+    throw Error("has no 'tensor_name'", {.file = (plain / "meta.json").string()});
+  }
+  name = meta["tensor_name"].get<std::string>();
+  return plain.has_parent_path() ? plain.parent_path() : ".";
 }
 
 std::vector<std::string> strings(const char* const* texts, size_t count) {
@@ -152,11 +166,30 @@ hxq_status hxq_inspect(const char* folder, char** json) {
   });
 }
 
+hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** parts, char** json) {
+  return guard([&] {
+    std::string tensor_name = name == nullptr ? "" : name;
+    const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
+    const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);
+    if (!stored || !stored->compressed) throw Error("is not stored compressed", checkpoint.place(tensor_name));
+    auto result = std::make_unique<hxq_encoded>();
+    for (const std::string_view part : kParts) {
+      const TensorView* tensor = checkpoint.find(stored->module + "." + std::string(part));
+      if (tensor == nullptr || tensor->size() == 0) continue;
+      result->value.packed.planes.push_back(
+          {std::string(part), tensor->dtype, tensor->shape, {tensor->bytes.begin(), tensor->bytes.end()}});
+    }
+    *json = copy_text(nlohmann::json{{"parameter", stored->name}, {"shape", stored->shape}}.dump());
+    *parts = result.release();
+  });
+}
+
 hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape, int32_t* rank, float* out) {
   return guard([&] {
-    const Checkpoint checkpoint = Checkpoint::open(folder);
-    const std::optional<StoredTensor> stored = find_tensor(checkpoint, name);
-    if (!stored) throw Error("is not stored", checkpoint.place(name));
+    std::string tensor_name = name;
+    const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
+    const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);
+    if (!stored) throw Error("is not stored", checkpoint.place(tensor_name));
     require(stored->shape.size() <= 4, "the tensor has more than 4 dimensions");
     std::ranges::copy(stored->shape, shape);
     *rank = static_cast<int32_t>(stored->shape.size());

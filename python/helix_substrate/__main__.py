@@ -1,0 +1,103 @@
+"""`python -m helix_substrate`: compress, verify, inspect and decompress model folders. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from . import _core
+
+
+def _progress(quiet: bool):
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(tensor: str, done: int, total: int) -> None:
+        share = 100 * done / total if total else 100
+        print(f"\r{share:5.1f} %  {tensor[:60]:60}", end="\n" if not tensor else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _compress(arguments) -> int:
+    receipt = _core.compress(
+        arguments.source, arguments.destination, sidecar_fraction=arguments.sidecar_fraction, keep=arguments.keep,
+        only=arguments.only, threads=arguments.threads, force=arguments.force, progress=_progress(arguments.quiet),
+    )  # fmt: skip
+    totals = receipt["totals"]
+    print(
+        f"{totals['tensors_compressed']} tensors compressed, {totals['tensors_exact']} exact; "
+        f"{totals['source_bytes'] / 1e6:.1f} MB -> {totals['stored_bytes'] / 1e6:.1f} MB, "
+        f"{totals['bits_per_weight']:.2f} bits per weight"
+    )
+    return 0
+
+
+def _verify(arguments) -> int:
+    result = _core.verify(arguments.folder, arguments.source, _progress(arguments.quiet))
+    for problem in result["problems"]:
+        print(problem, file=sys.stderr)
+    print(
+        f"{'ok' if result['ok'] else 'NOT ok'}: {result['tensors']} tensors, {result['compressed']} compressed, "
+        f"{result['hashes_checked']} hashes and {result['fidelities_checked']} fidelities checked"
+    )
+    return 0 if result["ok"] else 1
+
+
+def _inspect(arguments) -> int:
+    print(json.dumps(_core.inspect(arguments.folder), indent=2))
+    return 0
+
+
+def _decompress(arguments) -> int:
+    _core.decompress(arguments.source, arguments.destination, arguments.dtype, _progress(arguments.quiet))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helix_substrate", description=__doc__)
+    parser.add_argument("--version", action="version", version=_core.version())
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    verb = verbs.add_parser("compress", help="compress a model folder into a new one")
+    verb.add_argument("source")
+    verb.add_argument("destination")
+    verb.add_argument("--sidecar-fraction", type=float, default=0.001, help="share of weights kept exactly (0.001)")
+    verb.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="tensors to store exactly")
+    verb.add_argument("--only", action="append", default=[], metavar="PATTERN", help="compress nothing but these")
+    verb.add_argument("--threads", type=int, default=0)
+    verb.add_argument("--force", action="store_true", help="replace an earlier compression's folder")
+    verb.set_defaults(run=_compress)
+
+    verb = verbs.add_parser("verify", help="check a model folder")
+    verb.add_argument("folder")
+    verb.add_argument("--source", help="the dense folder it was made from")
+    verb.set_defaults(run=_verify)
+
+    verb = verbs.add_parser("inspect", help="list what a folder stores, as JSON")
+    verb.add_argument("folder")
+    verb.set_defaults(run=_inspect)
+
+    verb = verbs.add_parser("decompress", help="write a compressed folder as a dense one")
+    verb.add_argument("source")
+    verb.add_argument("destination")
+    verb.add_argument("--dtype", choices=("F32", "F16", "BF16"), default="F32")
+    verb.set_defaults(run=_decompress)
+
+    for verb in verbs.choices.values():
+        verb.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    return parser
+
+
+def main(argv=None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (_core.HxqError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
