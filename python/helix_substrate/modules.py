@@ -41,7 +41,8 @@ class CompressedWeight(torch.Tensor):
         if function is F.linear and type(args[0]) is not cls and len(args) > 1 and type(args[1]) is cls:
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
             return args[1]._module.multiply(args[0], bias)
-        return super().__torch_function__(function, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):

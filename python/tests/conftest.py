@@ -1,0 +1,65 @@
+"""Models for the tests: the bundled one, and tiny random ones of other architectures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "wiki-mamba-7m"
+TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
+SHARED = Path(os.environ.get("HXQ_SHARED_DIR", ROOT.parent / "shared"))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def dense_folder():
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def hxq_folder(tmp_path_factory):
+    """The bundled Mamba, compressed."""
+    import helix_substrate
+
+    folder = tmp_path_factory.mktemp("models") / "wiki-mamba-7m-hxq"
+    helix_substrate.compress(MODEL, folder, threads=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text():
+    return TEXT.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture
+def peer():
+    """Folders written by the existing implementation."""
+    folder = SHARED / "peer"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there (set HXQ_SHARED_DIR)")
+    return folder
+
+
+def load(folder, **options):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options.setdefault("dtype", torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def greedy(model, ids, tokens=12):
+    import torch
+
+    return model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )[0, ids.shape[1] :].tolist()

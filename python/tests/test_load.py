@@ -1,0 +1,180 @@
+"""`from_pretrained` and `save_pretrained` of compressed folders."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import greedy, load
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from helix_substrate.modules import HelixEmbedding, HelixLinear, TiedLinear
+
+IDS = torch.tensor([[52, 258, 892, 280, 2133, 328]])
+
+
+def tensors_of(folder):
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            tensors.update({key: opened.get_tensor(key) for key in opened.keys()})
+    return tensors
+
+
+def copy_of(folder, tmp_path, change_config=None, change_tensors=None):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if change_config:
+        config = json.loads((copy / "config.json").read_text())
+        change_config(config)
+        (copy / "config.json").write_text(json.dumps(config))
+    if change_tensors:
+        tensors = tensors_of(copy)
+        change_tensors(tensors)
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.fixture(scope="module")
+def model(hxq_folder):
+    return load(hxq_folder)
+
+
+def test_nothing_dense_is_left(model):
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(HelixLinear) == 48 and kinds.count(HelixEmbedding) == 1 and kinds.count(TiedLinear) == 1
+    assert torch.nn.Linear not in kinds and torch.nn.Embedding not in kinds
+    largest = max(p.numel() for p in model.parameters())
+    assert largest <= 512 * 16  # A_log
+
+
+def test_logits_are_those_of_the_decoded_weights(model, hxq_folder, tmp_path):
+    import helix_substrate
+
+    helix_substrate.decompress(hxq_folder, tmp_path / "dense")
+    dense = load(tmp_path / "dense")
+    ids = torch.arange(3, 67)[None]
+    with torch.no_grad():
+        assert (model(ids).logits - dense(ids).logits).abs().max() < 1e-4
+    assert greedy(model, IDS) == greedy(dense, IDS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(dtype=torch.bfloat16), dict(dtype="auto"), dict(device_map="cpu"), dict(device_map="auto"),
+        dict(low_cpu_mem_usage=True), dict(local_files_only=True),
+    ],
+)  # fmt: skip
+def test_options(model, hxq_folder, options):
+    other = load(hxq_folder, **options)
+    layer = other.backbone.layers[0].mixer.in_proj
+    assert layer.codebook.dtype is torch.float32 and layer.indices.dtype is torch.uint8
+    assert torch.equal(layer.codebook, model.backbone.layers[0].mixer.in_proj.codebook)
+    if other.dtype is torch.float32:
+        assert torch.equal(other(IDS).logits, model(IDS).logits)
+    else:
+        assert layer(torch.ones(1, 256, dtype=other.dtype)).dtype is other.dtype
+        assert greedy(other, IDS, 4) == greedy(model, IDS, 4)
+
+
+def test_base_model(hxq_folder, model):
+    from transformers import AutoModel
+
+    base = AutoModel.from_pretrained(hxq_folder, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(base(IDS).last_hidden_state, model.backbone(IDS).last_hidden_state)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "1MB"])
+def test_saved_again_it_is_the_same(model, hxq_folder, tmp_path, shard):
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    before, after = tensors_of(hxq_folder), tensors_of(tmp_path)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        if key.rpartition(".")[2] in ("codebook", "indices", "sidecar_positions", "sidecar_values"):
+            assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "hxq"
+    assert torch.equal(load(tmp_path)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("method", ["helix", "cdna_v3"])
+def test_other_names_of_the_format(model, hxq_folder, tmp_path, method):
+    folder = copy_of(hxq_folder, tmp_path, lambda c: c["quantization_config"].update(quant_method=method))
+    assert torch.equal(load(folder)(IDS).logits, model(IDS).logits)
+
+
+def test_listed_as_objects_and_not_listed(model, hxq_folder, tmp_path):
+    def as_objects(config):
+        listed = config["quantization_config"]["compressed_modules"]
+        config["quantization_config"]["compressed_modules"] = [{"module": path} for path in listed[1:]]
+
+    assert torch.equal(load(copy_of(hxq_folder, tmp_path, as_objects))(IDS).logits, model(IDS).logits)
+
+
+def test_listed_but_not_stored_is_an_error(hxq_folder, tmp_path):
+    folder = copy_of(
+        hxq_folder, tmp_path, lambda c: c["quantization_config"]["compressed_modules"].append("backbone.norm_f")
+    )
+    with pytest.raises(ValueError, match="backbone.norm_f is listed in compressed_modules, but the folder does not"):
+        load(folder)
+
+
+def test_stored_for_no_module_is_an_error(hxq_folder, tmp_path):
+    def rename(tensors):
+        for key in [k for k in tensors if k.startswith("backbone.layers.3.mixer.x_proj.")]:
+            tensors[key.replace("x_proj", "y_proj")] = tensors.pop(key)
+
+    with pytest.raises(ValueError, match="y_proj is stored compressed"):
+        load(copy_of(hxq_folder, tmp_path, change_tensors=rename))
+
+
+def test_wrong_shape_is_an_error(hxq_folder, tmp_path):
+    def cut(tensors):
+        tensors["backbone.layers.3.mixer.x_proj.indices"] = tensors["backbone.layers.3.mixer.x_proj.indices"][:40].clone()
+
+    with pytest.raises(ValueError, match=r"x_proj is stored as \[40, 512\]"):
+        load(copy_of(hxq_folder, tmp_path, change_tensors=cut))
+
+
+def test_bad_content_is_an_error(hxq_folder, tmp_path):
+    def spoil(tensors):
+        tensors["backbone.layers.3.mixer.x_proj.sidecar_positions"][0] = -1
+
+    with pytest.raises(RuntimeError, match="x_proj.sidecar_positions': position -1 is outside"):
+        load(copy_of(hxq_folder, tmp_path, change_tensors=spoil))
+
+
+def test_derived_buffers_and_stubs_are_ignored(model, hxq_folder, tmp_path, caplog):
+    def add(tensors):
+        module = "backbone.layers.0.mixer.in_proj"
+        tensors[f"{module}.codebook_f16"] = tensors[f"{module}.codebook"].half()
+        tensors[f"{module}.weight"] = torch.empty(0)
+        tensors[f"{module}.svd_s"] = torch.empty(0)
+        tensors[f"{module}._sidecar_deltas"] = tensors[f"{module}.sidecar_values"].clone()
+        tensors[f"{module}.sidecar_indices"] = tensors.pop(f"{module}.sidecar_positions")
+
+    folder = copy_of(hxq_folder, tmp_path, change_tensors=add)
+    other = load(folder)
+    assert torch.equal(other(IDS).logits, model(IDS).logits)
+    assert "codebook_f16" not in caplog.text and "sidecar_indices" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["hxq-scalar", "hxq-svd", "hxq-vq12"])
+def test_published_layouts(peer, model, name):
+    import hashlib
+
+    other = load(peer / name)
+    expected = json.loads((peer / name / "expected.json").read_text())["coded"]
+    checked = 0
+    for path, module in other.named_modules():
+        if not isinstance(module, (HelixLinear, HelixEmbedding)):
+            continue
+        stated = expected.get(f"{path}.weight", expected.get(path))
+        if stated["svd_rank"] == 0:
+            decoded = module.decode_weight().numpy().tobytes()
+            assert hashlib.sha256(decoded).hexdigest() == stated["sha256_runtime"], path
+            checked += 1
+    assert checked >= 44
+    assert greedy(other, IDS) == greedy(model, IDS)

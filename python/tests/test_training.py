@@ -1,0 +1,141 @@
+"""LoRA, through PEFT and by the modules themselves; trainable codebooks; merging."""
+
+import hashlib
+
+import pytest
+import torch
+from conftest import load
+from torch import nn
+
+import helix_substrate
+from helix_substrate import HelixLinear
+
+
+def content_hash(model):
+    """Of everything but adapters."""
+    digest = hashlib.sha256()
+    tensors = {name.replace(".base_layer", ""): t for name, t in model.state_dict().items() if "lora" not in name}
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return HelixLinear.from_linear(nn.Linear(48, 96))
+
+
+def test_lora_semantics(layer):
+    x = torch.randn(5, 48, requires_grad=True)
+    plain = layer(x)
+    layer.enable_lora(rank=4, alpha=2.0).freeze_base()
+    assert torch.equal(layer(x), plain)  # B starts as zeros
+    assert layer.lora_A.shape == (4, 48) and layer.lora_A.abs().max() <= 48**-0.5
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    weight, s = layer.decode_weight(), 2.0 / 4
+    y = layer(x)
+    expected = x @ weight.T + s * (x @ layer.lora_A.T) @ layer.lora_B.T + layer.bias
+    assert torch.allclose(y, expected, atol=1e-5)
+    g = torch.randn_like(y)
+    da, db, dx = torch.autograd.grad(y, (layer.lora_A, layer.lora_B, x), g)
+    assert torch.allclose(db, s * g.T @ (x @ layer.lora_A.T), atol=1e-4)
+    assert torch.allclose(da, s * (g @ layer.lora_B).T @ x, atol=1e-4)
+    assert torch.allclose(dx, g @ weight + s * (g @ layer.lora_B) @ layer.lora_A, atol=1e-4)
+    assert {"lora_A", "lora_B"} <= layer.state_dict().keys()
+
+
+def test_merging_by_the_module(layer):
+    layer.enable_lora(rank=4)
+    with torch.no_grad():
+        layer.lora_B.normal_(std=0.1)
+    merged = layer.merged_weight()
+    fidelity = layer.merge_lora()
+    assert "lora_A" not in layer.state_dict() and fidelity["snr_db"] > 35
+    error = (layer.decode_weight() - merged).abs().max().item()
+    assert error == pytest.approx(fidelity["max_error"], rel=1e-5)
+
+
+def test_trained_codebook(layer):
+    layer.train_codebook()
+    target = torch.randn(64, 96)
+    x = torch.randn(64, 48)
+    before = layer.indices.clone()
+    optimizer = torch.optim.Adam([layer.codebook], lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = (layer(x) - target).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] and torch.equal(layer.indices, before)
+    assert layer.reassign_indices()["snr_db"] > 35
+
+
+def test_trained_factors():
+    torch.manual_seed(0)
+    made = HelixLinear.from_linear(nn.Linear(48, 96))
+    factors = dict(svd_U=torch.randn(96, 3), svd_s=torch.rand(3), svd_Vt=torch.randn(3, 48))
+    layer = HelixLinear(48, 96, **made.stored_tensors(), **factors, bias=made.bias)
+    x = torch.randn(4, 48)
+    expected = layer(x)
+    layer.freeze_base(freeze_svd=False)
+    assert torch.allclose(layer(x), expected, atol=1e-4)
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"svd_U", "svd_s", "svd_Vt"}
+    layer(x).square().sum().backward()
+    assert layer.svd_s.grad.abs().sum() > 0
+
+
+peft = pytest.importorskip("peft")
+TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+
+
+def test_peft(hxq_folder, tokenizer, text, tmp_path):
+    torch.manual_seed(0)
+    model = load(hxq_folder)
+    before = content_hash(model)
+    ids = torch.tensor(tokenizer(text[:8000])["input_ids"])
+    batch = ids[:512].reshape(4, 128)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert len(trained) == 2 * 4 * 12
+
+    optimizer = torch.optim.AdamW(trained, lr=2e-3)
+    adapted.train()
+    losses = []
+    for _ in range(6):
+        loss = adapted(input_ids=batch, labels=batch).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted.eval()
+    assert losses[-1] < 0.98 * losses[0]
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            assert parameter.abs().max() > 0, name
+    assert content_hash(adapted.get_base_model()) == before
+
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = adapted(input_ids=batch).logits
+        again = peft.PeftModel.from_pretrained(load(hxq_folder), tmp_path / "adapter").eval()
+        assert torch.equal(again(input_ids=batch).logits, expected)
+
+        with pytest.raises(RuntimeError, match="merge_adapter"):
+            again.merge_and_unload()
+        _, report = helix_substrate.merge_adapter(adapted, tmp_path / "merged")
+        assert len(report) == 48 and min(entry["snr_db"] for entry in report) > 40
+        merged = load(tmp_path / "merged")
+        difference = (merged(input_ids=batch).logits - expected).abs().max()
+        assert difference < 0.02 * expected.abs().max()
+    assert helix_substrate.verify(tmp_path / "merged")["ok"]
+
+
+def test_out_proj_of_layers_that_are_not_served_stays_refused(dense_folder):
+    model = load(dense_folder)
+    with pytest.raises(ValueError, match="out_proj"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["out_proj"]))
