@@ -84,7 +84,7 @@ class _Loader:
     def __init__(self, config: HxqConfig):
         self.config = config
         self.ignored: list[str] = []
-        self._made: dict[str, nn.Module] = {}
+        self.made: dict[str, nn.Module] = {}
 
     def prepare(self, model: nn.Module, files: list[str]) -> None:
         """Puts compressed modules without content where the files store them."""
@@ -106,7 +106,7 @@ class _Loader:
             self._replace(model, path, paths[path], entry)
         for path in self.config.listed_modules:
             found = _find(path, paths, model)
-            if found not in self._made and path not in ignored_modules:
+            if found not in self.made and path not in ignored_modules:
                 raise ValueError(
                     f"{path} is listed in compressed_modules, but the folder does not store it compressed "
                     f"({path}.codebook and {path}.indices)"
@@ -138,12 +138,12 @@ class _Loader:
             raise ValueError(f"{path} is stored as {entry['shape']}, but {type(model).__name__} expects {shape}")
         made.train(module.training)
         replace_module(model, module, made)
-        self._made[path] = made
+        self.made[path] = made
 
     def restore_dtypes(self) -> None:
         """Reads parts again that were cast to the model's dtype: codebooks and sidecars keep theirs."""
         wanted = {}
-        for path, module in self._made.items():
+        for path, module in self.made.items():
             for stored, tensor in module.stored_tensors().items():
                 if tensor.is_floating_point() and tensor.dtype is not torch.float32:
                     wanted[f"{path}.{stored}"] = (module, stored)
@@ -165,7 +165,7 @@ class _Loader:
 
     def finish(self, model: nn.Module) -> None:
         """Checks that every compressed module has its content, and serves Mamba layers."""
-        for path, module in self._made.items():
+        for path, module in self.made.items():
             for stored, tensor in module.stored_tensors().items():
                 if tensor.is_meta:
                     raise ValueError(f"{path}.{stored} was not loaded: the folder's files do not hold it")
@@ -280,8 +280,19 @@ class _Hooks4(_Common):
         self.loader.restore_dtypes()
         return missing_keys
 
+    def update_missing_keys(self, model, missing_keys, prefix):
+        # A module that a model uses at several depths is stored under its first path; `finish` finds what is not there.
+        def is_part(key: str) -> bool:
+            path, _, name = key.rpartition(".")
+            module = model.get_submodule(path)
+            return any(module is made for made in self.loader.made.values()) and name in module._stored_names.values()
+
+        return [key for key in missing_keys if not is_part(key)]
+
     def get_state_dict(self, model):
-        return None
+        # One name for tensors that several modules share: the first.
+        once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        return {key: tensor for key, tensor in model.state_dict().items() if key in once}
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         return _Hooks5._process_model_after_weight_loading(self, model, **kwargs)

@@ -43,6 +43,12 @@ def tiny(kind, **more):
     raise KeyError(kind)
 
 
+def save_dense(model, folder):
+    """`save_pretrained`, also where a release refuses the shared modules of its own Zamba2."""
+    once = {name for name, _ in model.named_parameters()}
+    model.save_pretrained(folder, state_dict={k: v for k, v in model.state_dict().items() if k in once})
+
+
 KINDS = ["llama", "qwen2", "mamba", "mamba2", "zamba2"]
 IDS = torch.randint(0, 320, (2, 24), generator=torch.Generator().manual_seed(1))
 
@@ -55,7 +61,7 @@ def decoded_twin(model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_the_fly_then_saved(kind, tmp_path):
     dense = tiny(kind)
-    dense.save_pretrained(tmp_path / "dense")
+    save_dense(dense, tmp_path / "dense")
     model = load(tmp_path / "dense", quantization_config=HxqConfig())
     assert model.config.quantization_config.quant_method == "hxq"
     assert not [path for path, module in model.named_modules() if type(module) is nn.Linear and module.weight.numel() > 4096]
@@ -74,7 +80,7 @@ def test_on_the_fly_then_saved(kind, tmp_path):
 
 def test_shared_blocks_have_one_copy(tmp_path):
     dense = tiny("zamba2")
-    dense.save_pretrained(tmp_path / "dense")
+    save_dense(dense, tmp_path / "dense")
     model = load(tmp_path / "dense", quantization_config=HxqConfig())
     blocks = [layer.shared_transformer for layer in model.model.layers if hasattr(layer, "shared_transformer")]
     first, second = (block.feed_forward.gate_up_proj for block in blocks)
