@@ -38,7 +38,7 @@ class Result:
 
 @pytest.fixture(scope="session")
 def hxq(request):
-    command = request.config.getoption("--hxq")
+    command = str(pathlib.Path(request.config.getoption("--hxq")).resolve())
 
     def run(*arguments, **options):
         completed = subprocess.run([command, *map(str, arguments)], capture_output=True, stdin=subprocess.DEVNULL, **options)
