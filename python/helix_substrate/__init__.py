@@ -11,8 +11,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 
-# torch brings an OpenMP runtime along. Loaded first, it is the one that the core uses too: see docs/python.md.
+# Threads wait for each other by spinning; libgomp's default of some milliseconds costs a factor of ten on a busy machine
+# (docs/python.md). It is read when the runtime is loaded, and whoever has set it keeps it.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
+
+# torch brings an OpenMP runtime along. Loaded first, it is the one that the core uses too.
 if importlib.util.find_spec("torch") is not None:
     import torch as _torch  # noqa: F401
 
