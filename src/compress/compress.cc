@@ -13,6 +13,7 @@
 #include "compress/staged_folder.h"
 #include "hxq/error.h"
 #include "hxq/version.h"
+#include "io/json.h"
 #include "io/safetensors_writer.h"
 
 namespace hxq {
@@ -202,7 +203,7 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
 
   nlohmann::json config = checkpoint.config();
   config["quantization_config"] = quantization_config(plan, receipt.totals);
-  folder.write("config.json", config.dump(2) + "\n");
+  folder.write("config.json", json_text(config) + "\n");
   copy_side_files(source, folder);
   receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   receipt.totals.peak_memory_bytes = peak_memory_bytes();

@@ -13,6 +13,7 @@
 #include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/half.h"
+#include "io/json.h"
 #include "io/safetensors_writer.h"
 
 namespace hxq {
@@ -98,7 +99,7 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   if (options.progress) options.progress({}, done, total);
   writer.finish();
   if (!checkpoint.config().is_null()) {
-    folder.write("config.json", dense_config(checkpoint.config(), options.dtype).dump(2) + "\n");
+    folder.write("config.json", json_text(dense_config(checkpoint.config(), options.dtype)) + "\n");
   }
   if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
   folder.commit();

@@ -3,12 +3,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
+#include "io/json.h"
 
 namespace hxq {
+namespace {
+
+/// The value for a message: one line, numbers that are not finite as they were written.
+std::string one_line(const nlohmann::json& value) {
+  std::string line;
+  bool indentation = false;
+  for (const char c : json_text(value)) {
+    indentation = c == '\n' || (indentation && c == ' ');
+    if (!indentation) line += c;
+  }
+  return line;
+}
+
+}  // namespace
 
 ConfigReader::ConfigReader(const nlohmann::json& config, std::string file) : config_(config), file_(std::move(file)) {
   if (!config_.is_object()) throw Error("expected a JSON object", {.file = file_});
@@ -21,7 +37,7 @@ const nlohmann::json* ConfigReader::find(std::string_view key) const {
 
 void ConfigReader::fail(std::string_view key, const std::string& expected) const {
   const nlohmann::json* value = find(key);
-  const std::string found = value ? value->dump().substr(0, 80) : "nothing";
+  const std::string found = value ? one_line(*value).substr(0, 80) : "nothing";
   throw Error(fmt::format("\"{}{}\" is {}, expected {}", prefix_, key, found, expected), {.file = file_});
 }
 
@@ -57,19 +73,20 @@ int64_t ConfigReader::layer_count() const {
 double ConfigReader::number_or(std::string_view key, double fallback) const {
   const nlohmann::json* value = find(key);
   if (!value) return fallback;
-  if (!value->is_number()) fail(key, "a number");
+  if (!value->is_number() || !std::isfinite(value->get<double>())) fail(key, "a number");
   return value->get<double>();
 }
 
 std::vector<double> ConfigReader::numbers(std::string_view key) const {
   const nlohmann::json* value = find(key);
   if (!value) return {};
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const nlohmann::json infinity = {{"__float__", "Infinity"}};
   std::vector<double> numbers;
   if (!value->is_array()) fail(key, "a list of numbers");
   for (const nlohmann::json& item : *value) {
-    if (!item.is_number() && item != infinity) fail(key, "a list of numbers");
-    numbers.push_back(item.is_number() ? item.get<double>() : std::numeric_limits<double>::infinity());
+    numbers.push_back(item == infinity ? kInfinity : item.is_number() ? item.get<double>() : -kInfinity);
+    if (!(numbers.back() > -kInfinity)) fail(key, "a list of numbers");
   }
   return numbers;
 }

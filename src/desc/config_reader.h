@@ -24,8 +24,9 @@ class ConfigReader {
   int64_t count_or(std::string_view key, int64_t fallback) const;
   /// num_hidden_layers, at most 10000: each layer takes memory before its tensors are looked for.
   int64_t layer_count() const;
+  /// A finite number.
   double number_or(std::string_view key, double fallback) const;
-  /// A list of numbers, with Python's Infinity spelled as `parse_json` has it; empty when absent.
+  /// A list of numbers, infinity among them, bare or as {"__float__": "Infinity"}; empty when absent.
   std::vector<double> numbers(std::string_view key) const;
   bool flag_or(std::string_view key, bool fallback) const;
   /// Whether the field is this very string.

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <vector>
@@ -67,7 +69,9 @@ std::vector<Literal> scan(std::string_view text, const std::string& file, const 
   return literals;
 }
 
-constexpr std::string_view kBefore = R"({"__float__": ")";
+/// What stands for a bare literal while the text is parsed: an object with this one key.
+constexpr const char* kLiteralKey = "hxq bare literal";
+constexpr std::string_view kBefore = R"({"hxq bare literal": ")";
 constexpr std::string_view kAfter = R"("})";
 
 std::string replace_literals(std::string_view text, const std::vector<Literal>& literals) {
@@ -79,6 +83,42 @@ std::string replace_literals(std::string_view text, const std::vector<Literal>& 
     done = literal.offset + literal.text.size();
   }
   return out.append(text.substr(done));
+}
+
+/// Turns what stands for literals into numbers.
+void restore_literals(nlohmann::json& json) {
+  if (json.is_object() && json.size() == 1 && json.begin().key() == kLiteralKey && json.begin()->is_string()) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    const std::string text = json.begin()->get<std::string>();
+    json = text == "NaN" ? std::numeric_limits<double>::quiet_NaN() : text == "Infinity" ? kInfinity : -kInfinity;
+  } else if (json.is_structured()) {
+    for (nlohmann::json& item : json) restore_literals(item);
+  }
+}
+
+std::string scalar_text(const nlohmann::json& json) {
+  if (!json.is_number_float() || std::isfinite(json.get<double>())) return json.dump();
+  const auto value = json.get<double>();
+  return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
+}
+
+void append_text(const nlohmann::json& json, size_t indentation, std::string& out) {
+  if (!json.is_structured() || json.empty()) {
+    out += scalar_text(json);
+    return;
+  }
+  std::string line(indentation + 3, ' ');
+  line.front() = '\n';
+  out += json.is_object() ? '{' : '[';
+  std::string_view separator;
+  for (const auto& [key, value] : json.items()) {
+    out.append(separator).append(line);
+    if (json.is_object()) out.append(nlohmann::json(key).dump()).append(": ");
+    append_text(value, indentation + 2, out);
+    separator = ",";
+  }
+  out.append(line, 0, indentation + 1);
+  out += json.is_object() ? '}' : ']';
 }
 
 /// The offset in the original text of a byte of the text with replaced literals.
@@ -126,14 +166,22 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, const 
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
   try {
-    if (options.unique_keys) return nlohmann::json::parse(text, refuse_repeated_keys(file));
-    return nlohmann::json::parse(text);
+    nlohmann::json json = options.unique_keys ? nlohmann::json::parse(text, refuse_repeated_keys(file))
+                                              : nlohmann::json::parse(text);
+    if (!literals.empty()) restore_literals(json);
+    return json;
   } catch (const nlohmann::json::parse_error& error) {
     const size_t offset = original_offset(error.byte == 0 ? 0 : error.byte - 1, literals);
     throw Error("not valid JSON: " + reason(error), {.file = file, .offset = options.base_offset + offset});
   } catch (const nlohmann::json::exception& error) {
     throw Error("not valid JSON: " + reason(error), {.file = file});
   }
+}
+
+std::string json_text(const nlohmann::json& json) {
+  std::string text;
+  append_text(json, 0, text);
+  return text;
 }
 
 nlohmann::json load_json(const std::filesystem::path& path) {

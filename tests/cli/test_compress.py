@@ -214,6 +214,19 @@ def test_decompress_gives_the_decoded_weights(hxq, compressed, tmp_path):
     hxq("decompress", compressed, dense).fails_with(dense, "exists already")
 
 
+@pytest.mark.parametrize("limit", ["[0.0, Infinity]", '[0.0, {"__float__": "Infinity"}]'])
+def test_config_keeps_the_spelling_of_infinity(hxq, model_copy, tmp_path, limit):
+    """transformers 4 reads the bare word alone, 5 writes the object: what the source has stays."""
+    path = model_copy / "config.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f', "time_step_limit": {limit}}}')
+    assert hxq("compress", model_copy, tmp_path / "out").code == 0
+    assert hxq("decompress", tmp_path / "out", tmp_path / "back").code == 0
+    for folder in ("out", "back"):
+        text = (tmp_path / folder / "config.json").read_text()
+        assert f'"time_step_limit":{limit}'.replace(" ", "") in "".join(text.split())
+        assert json.loads(text)["time_step_limit"] == json.loads(limit)
+
+
 def test_peak_memory_is_bounded(hxq, tmp_path):
     receipt = hxq("compress", MODEL, tmp_path / "out", "--json").json()
     largest = max(tensor["source"]["bytes"] for tensor in receipt["tensors"])
