@@ -39,6 +39,9 @@ struct VerifyResult {
 /// Throws `Error` only if the folder cannot be opened at all.
 VerifyResult verify(const std::filesystem::path& dir, const VerifyOptions& options = {});
 
+/// The result as JSON text, two spaces of indentation; `ok` sums it up.
+std::string to_json(const VerifyResult& result);
+
 /// One tensor of a model folder, as it is stored.
 struct InspectedTensor {
   std::string name;
@@ -58,12 +61,17 @@ struct Inspection {
   std::string model_type;    ///< from config.json; empty without one
   std::string quant_method;  ///< from config.json; empty for a dense model
   std::vector<InspectedTensor> tensors;
-  std::vector<std::string> other_keys;  ///< stored keys that belong to no tensor: derived buffers, stubs, unknown dtypes
+  /// Stored keys that belong to no tensor of the model: derived buffers, stubs, unknown dtypes, and what a known
+  /// architecture does not name.
+  std::vector<std::string> other_keys;
   int64_t parameters = 0;
   int64_t stored_bytes = 0;
 };
 
 /// Lists what a model folder (dense, HXQ or .cdnav3) stores, without reading the weights.
 Inspection inspect(const std::filesystem::path& dir);
+
+/// The same as JSON text, two spaces of indentation.
+std::string to_json(const Inspection& inspection);
 
 }  // namespace hxq

@@ -72,16 +72,6 @@ nlohmann::json stored_modules(const Checkpoint& checkpoint) {
   return {{"modules", modules}, {"ignored", ignored}};
 }
 
-nlohmann::json to_json(const InspectedTensor& tensor) {
-  nlohmann::json json = {{"name", tensor.name},           {"shape", tensor.shape},
-                         {"codec", tensor.codec},         {"dtype", tensor.dtype},
-                         {"codewords", tensor.codewords}, {"vector_dim", tensor.vector_dim},
-                         {"outliers", tensor.outliers},   {"low_rank", tensor.low_rank},
-                         {"stored_bytes", tensor.stored_bytes}, {"bits_per_weight", tensor.bits_per_weight}};
-  json["snr_db"] = tensor.snr_db ? nlohmann::json(*tensor.snr_db) : nlohmann::json();
-  return json;
-}
-
 /// Where to look for the tensor of one `.cdnav3` folder: its tree, and the name in its meta.json.
 std::filesystem::path tree_of(const std::filesystem::path& folder, std::string& name) {
   std::filesystem::path plain = folder;
@@ -130,17 +120,7 @@ hxq_status hxq_verify(const char* folder, const char* source, hxq_progress progr
     VerifyOptions options;
     if (source != nullptr) options.source = source;
     options.progress = report_to(progress, user);
-    const VerifyResult result = verify(folder, options);
-    nlohmann::json problems = nlohmann::json::array();
-    for (const Problem& problem : result.problems) problems.push_back(problem.message);
-    const nlohmann::json answer = {{"ok", result.ok()},
-                                   {"tensors", result.tensors},
-                                   {"compressed", result.compressed},
-                                   {"hashes_checked", result.hashes_checked},
-                                   {"fidelities_checked", result.fidelities_checked},
-                                   {"has_receipt", result.has_receipt},
-                                   {"problems", problems}};
-    *json = copy_text(answer.dump());
+    *json = copy_text(to_json(verify(folder, options)));
   });
 }
 
@@ -152,18 +132,7 @@ hxq_status hxq_decompress(const char* source, const char* destination, int32_t d
 }
 
 hxq_status hxq_inspect(const char* folder, char** json) {
-  return guard([&] {
-    const Inspection inspection = inspect(folder);
-    nlohmann::json tensors = nlohmann::json::array();
-    for (const InspectedTensor& tensor : inspection.tensors) tensors.push_back(::to_json(tensor));
-    const nlohmann::json answer = {{"model_type", inspection.model_type},
-                                   {"quant_method", inspection.quant_method},
-                                   {"parameters", inspection.parameters},
-                                   {"stored_bytes", inspection.stored_bytes},
-                                   {"tensors", tensors},
-                                   {"other_keys", inspection.other_keys}};
-    *json = copy_text(answer.dump());
-  });
+  return guard([&] { *json = copy_text(to_json(inspect(folder))); });
 }
 
 hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** parts, char** json) {

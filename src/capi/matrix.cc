@@ -208,6 +208,7 @@ hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_
   return guard([&] {
     for (const Role known : {Role::embedding, Role::projection, Role::head}) {
       if (name_of(known) != role) continue;
+      require(tensor->rank >= 0 && tensor->rank <= 4, "the tensor has more than 4 dimensions");
       const TensorView view{dtype_of(tensor->dtype), Shape(tensor->shape, tensor->shape + tensor->rank), {}};
       *answer = choose_codec(known, view.shape, view.dtype) != Codec::exact;
       return;

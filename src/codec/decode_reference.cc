@@ -39,4 +39,10 @@ void decode_rows_reference(const CodebookMatrix& matrix, int64_t row_begin, int6
   }
 }
 
+void decode_dense_rows(const CodebookMatrix& matrix, int64_t row_begin, int64_t row_end, std::span<float> out) {
+  decode_rows_reference(matrix, row_begin, row_end, out);
+  if (matrix.channel_scales.empty()) return;
+  for (size_t i = 0; i < out.size(); ++i) out[i] /= matrix.channel_scales[i % matrix.channel_scales.size()];
+}
+
 }  // namespace hxq

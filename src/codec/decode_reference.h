@@ -19,4 +19,8 @@ void decode_reference(const CodebookMatrix& matrix, std::span<float> out);
 /// Rows [row_begin, row_end) of the same; `out` is [row_end - row_begin, cols].
 void decode_rows_reference(const CodebookMatrix& matrix, int64_t row_begin, int64_t row_end, std::span<float> out);
 
+/// The same rows with the channel scales divided out: those of the dense matrix that y = W x multiplies with, and that
+/// an embedding gives.
+void decode_dense_rows(const CodebookMatrix& matrix, int64_t row_begin, int64_t row_end, std::span<float> out);
+
 }  // namespace hxq

@@ -3,13 +3,13 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fnmatch.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <random>
 #include <vector>
 
 #include "hxq/error.h"
@@ -40,6 +40,18 @@ fs::path named(const fs::path& path) {
   return absolute.has_filename() ? absolute : absolute.parent_path();
 }
 
+/// A new folder of a name that nobody else has, with the rights that any new folder gets.
+fs::path make_folder_beside(const fs::path& destination) {
+  std::random_device random;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    const std::string name = fmt::format("{}.partial-{:08x}", destination.filename().string(), random());
+    const fs::path path = destination.parent_path() / name;
+    if (mkdir(path.c_str(), 0777) == 0) return path;
+    if (errno != EEXIST) break;
+  }
+  throw_system_error(destination.parent_path(), "create a folder in it");
+}
+
 }  // namespace
 
 StagedFolder::StagedFolder(const fs::path& destination, std::string_view replaceable_marker)
@@ -47,13 +59,8 @@ StagedFolder::StagedFolder(const fs::path& destination, std::string_view replace
   check_destination();
   std::error_code error;
   fs::create_directories(destination_.parent_path(), error);
-  std::string pattern = (destination_.parent_path() / (destination_.filename().string() + ".partial-XXXXXX")).string();
-  if (error || !mkdtemp(pattern.data())) throw_system_error(destination_.parent_path(), "create a folder in it");
-  staging_ = pattern;
-  // mkdtemp makes a private folder; a model folder gets the rights that any new folder would have.
-  const mode_t mask = umask(0);
-  umask(mask);
-  chmod(staging_.c_str(), 0777 & ~mask);
+  if (error) throw_system_error(destination_.parent_path(), "create a folder in it", error.value());
+  staging_ = make_folder_beside(destination_);
 }
 
 void StagedFolder::check_destination() const {

@@ -156,6 +156,7 @@ void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count
       const float u = term.u_scaled[static_cast<size_t>(ids[i] * term.rank + n)];
       for (int64_t c = 0; c < weight.cols; ++c) row[c] += u * term.vt[static_cast<size_t>(n * weight.cols + c)];
     }
+    for (size_t c = 0; c < weight.channel_scales.size(); ++c) row[c] /= weight.channel_scales[c];
   }
   context.team.barrier();
 }

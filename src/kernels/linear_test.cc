@@ -300,6 +300,18 @@ TEST_P(LinearTest, GatheredRowsHaveTheLowRankTerm) {
   for (int64_t c = 0; c < 50; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
 }
 
+TEST_P(LinearTest, GatheredRowsHaveTheScalesDividedOut) {
+  const TestMatrix matrix({.rows = 12, .cols = 50, .rank = 3, .channel_scales = true});
+  const int32_t id = 5;
+  std::vector<float> out(50);
+  Scratch scratch(1);
+  run_team(1, [&](const Team& team) { gather_rows(matrix.view, &id, 1, out.data(), {team, GetParam(), scratch}); });
+  for (int64_t c = 0; c < 50; ++c) {
+    const double expected = matrix.effective(5, c);
+    EXPECT_NEAR(out[static_cast<size_t>(c)], expected, 1e-5 * std::max(1.0, std::abs(expected)));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets, LinearTest, ::testing::ValuesIn(supported_targets()), target_name);
 
 }  // namespace

@@ -40,7 +40,8 @@ std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& d
   const StoredTensor stored = require(checkpoint, desc);
   if (stored.compressed) {
     std::vector<float> values(static_cast<size_t>(element_count(desc.shape)));
-    decode_reference(read_codebook_matrix(checkpoint, stored.module, desc.shape), values);
+    const CodebookMatrix matrix = read_codebook_matrix(checkpoint, stored.module, desc.shape);
+    decode_dense_rows(matrix, 0, matrix.rows, values);
     return values;
   }
   try {

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "console.h"
 #include "hxq/verify.h"
@@ -15,34 +14,6 @@ struct Arguments {
   std::string dir;
   bool json = false;
 };
-
-std::string json_text(const Inspection& inspection) {
-  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
-  for (const InspectedTensor& tensor : inspection.tensors) {
-    nlohmann::ordered_json item = {{"name", tensor.name},
-                                   {"shape", tensor.shape},
-                                   {"codec", tensor.codec},
-                                   {"dtype", tensor.dtype},
-                                   {"stored_bytes", tensor.stored_bytes},
-                                   {"bits_per_weight", tensor.bits_per_weight}};
-    if (tensor.codec != "exact") {
-      item["codewords"] = tensor.codewords;
-      item["vector_dim"] = tensor.vector_dim;
-      item["outliers"] = tensor.outliers;
-      item["low_rank"] = tensor.low_rank;
-      if (tensor.snr_db) item["snr_db"] = *tensor.snr_db;
-    }
-    tensors.push_back(std::move(item));
-  }
-  return nlohmann::ordered_json{{"model_type", inspection.model_type},
-                                {"quant_method", inspection.quant_method},
-                                {"parameters", inspection.parameters},
-                                {"stored_bytes", inspection.stored_bytes},
-                                {"tensors", std::move(tensors)},
-                                {"other_keys", inspection.other_keys}}
-             .dump(2) +
-         "\n";
-}
 
 std::string table_text(const Inspection& inspection) {
   Table table({{"tensor", Align::left}, {"shape", Align::right}, {"stored as", Align::left},
@@ -65,8 +36,8 @@ std::string table_text(const Inspection& inspection) {
                       inspection.quant_method.empty() ? "no quant_method" : "quant_method " + inspection.quant_method,
                       inspection.parameters, inspection.tensors.size(), bytes_text(inspection.stored_bytes));
   if (!inspection.other_keys.empty()) {
-    text += fmt::format("{} stored keys belong to no tensor, the first is {}\n", inspection.other_keys.size(),
-                        inspection.other_keys.front());
+    text += fmt::format("{} stored keys belong to no tensor of the model and are ignored, the first is {}\n",
+                        inspection.other_keys.size(), inspection.other_keys.front());
   }
   return text;
 }
@@ -80,7 +51,7 @@ RunVerb add_inspect(CLI::App& app) {
   app.footer("Example: hxq inspect build/wiki-mamba-7m-hxq");
   return [arguments] {
     const Inspection inspection = inspect(arguments->dir);
-    print(arguments->json ? json_text(inspection) : table_text(inspection));
+    print(arguments->json ? to_json(inspection) : table_text(inspection));
     return 0;
   };
 }

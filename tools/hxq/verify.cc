@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "console.h"
 #include "verbs.h"
@@ -17,20 +16,6 @@ struct Arguments {
   bool json = false;
 };
 
-std::string json_text(const VerifyResult& result) {
-  nlohmann::ordered_json problems = nlohmann::ordered_json::array();
-  for (const Problem& problem : result.problems) problems.push_back(problem.message);
-  return nlohmann::ordered_json{{"ok", result.ok()},
-                                {"tensors", result.tensors},
-                                {"compressed", result.compressed},
-                                {"has_receipt", result.has_receipt},
-                                {"hashes_checked", result.hashes_checked},
-                                {"fidelities_checked", result.fidelities_checked},
-                                {"problems", std::move(problems)}}
-             .dump(2) +
-         "\n";
-}
-
 int run(const Arguments& arguments) {
   VerifyResult result;
   {
@@ -40,7 +25,7 @@ int run(const Arguments& arguments) {
     result = verify(arguments.dir, options);
   }
   if (arguments.json) {
-    print(json_text(result));
+    print(to_json(result));
     return result.ok() ? 0 : 1;
   }
   for (const Problem& problem : result.problems) fmt::print(stderr, "hxq: {}\n", problem.message);

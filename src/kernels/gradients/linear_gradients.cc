@@ -146,11 +146,14 @@ void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs&
 void gather_codebook_gradient(const CodebookMatrix& weight, const GatherGradientArgs& args,
                               const Context& context) noexcept {
   double* sums = clear_sums(weight, context);
+  float* scaled = context.scratch.own(static_cast<size_t>(weight.cols), context.team);
   context.team.barrier();
   const Range mine = context.team.share(kParts);
   for (int64_t part = mine.begin; part < mine.end; ++part) {
     for (int64_t i = args.count * part / kParts; i < args.count * (part + 1) / kParts; ++i) {
-      add_row(weight, args.ids[i], args.g + i * weight.cols, sums + part * weight.k * weight.d);
+      const float* g = args.g + i * weight.cols;
+      for (size_t c = 0; c < weight.channel_scales.size(); ++c) scaled[c] = g[c] / weight.channel_scales[c];
+      add_row(weight, args.ids[i], weight.channel_scales.empty() ? g : scaled, sums + part * weight.k * weight.d);
     }
   }
   finish_sums(weight, sums, args.gradient, context);

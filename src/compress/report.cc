@@ -1,0 +1,49 @@
+#include <nlohmann/json.hpp>
+
+#include "hxq/verify.h"
+
+namespace hxq {
+namespace {
+
+nlohmann::ordered_json json_of(const InspectedTensor& tensor) {
+  return {{"name", tensor.name},
+          {"shape", tensor.shape},
+          {"codec", tensor.codec},
+          {"dtype", tensor.dtype},
+          {"codewords", tensor.codewords},
+          {"vector_dim", tensor.vector_dim},
+          {"outliers", tensor.outliers},
+          {"low_rank", tensor.low_rank},
+          {"stored_bytes", tensor.stored_bytes},
+          {"bits_per_weight", tensor.bits_per_weight},
+          {"snr_db", tensor.snr_db ? nlohmann::ordered_json(*tensor.snr_db) : nlohmann::ordered_json()}};
+}
+
+}  // namespace
+
+std::string to_json(const Inspection& inspection) {
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+  for (const InspectedTensor& tensor : inspection.tensors) tensors.push_back(json_of(tensor));
+  const nlohmann::ordered_json json = {{"model_type", inspection.model_type},
+                                       {"quant_method", inspection.quant_method},
+                                       {"parameters", inspection.parameters},
+                                       {"stored_bytes", inspection.stored_bytes},
+                                       {"tensors", std::move(tensors)},
+                                       {"other_keys", inspection.other_keys}};
+  return json.dump(2) + "\n";
+}
+
+std::string to_json(const VerifyResult& result) {
+  nlohmann::ordered_json problems = nlohmann::ordered_json::array();
+  for (const Problem& problem : result.problems) problems.push_back(problem.message);
+  const nlohmann::ordered_json json = {{"ok", result.ok()},
+                                       {"tensors", result.tensors},
+                                       {"compressed", result.compressed},
+                                       {"has_receipt", result.has_receipt},
+                                       {"hashes_checked", result.hashes_checked},
+                                       {"fidelities_checked", result.fidelities_checked},
+                                       {"problems", std::move(problems)}};
+  return json.dump(2) + "\n";
+}
+
+}  // namespace hxq
