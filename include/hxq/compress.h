@@ -18,6 +18,8 @@ struct CompressOptions {
   bool force = false;                 ///< replace a folder that an earlier compression wrote
   /// Called before each tensor with its name, and with the source bytes done and in all; at the end with an empty name.
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};
+  /// Called with one line where the user should know how tensors were chosen: the architecture is not a known one.
+  std::function<void(const std::string& line)> notice = {};
 };
 
 /// What compression will do with one tensor of the source.
@@ -30,12 +32,14 @@ struct PlannedTensor {
   int64_t source_bytes = 0;
 };
 
-/// Decides, from roles and shapes alone, how each tensor of the model folder `source` would be stored.
-/// Throws `Error` for an unknown architecture, an already compressed source, or a pattern that matches no tensor.
+/// Decides how each tensor of the model folder `source` would be stored: from roles and shapes where the runtime knows
+/// the architecture, otherwise from shape and dtype alone. Throws `Error` for a tensor that a known architecture lacks,
+/// a source that is quantized already, or a pattern that matches no tensor.
 std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source, const CompressOptions& options = {});
 
-/// Compresses the model folder `source` into the new folder `destination`: model.safetensors in the HXQ layout,
-/// config.json with quantization_config, the tokenizer's and generation's files, and the receipt that is returned.
+/// Compresses the model folder (or safetensors file) `source` into the new folder `destination`: model.safetensors in
+/// the HXQ layout, config.json (where the source has one) with quantization_config, the tokenizer's and generation's
+/// files, and the receipt that is returned.
 ///
 /// The bytes written do not depend on `threads`. One tensor is in memory at a time. Everything is written to a folder
 /// beside `destination`, synced, then renamed: `destination` is complete or not there. Throws `Error`, leaving what was

@@ -21,4 +21,12 @@ Codec choose_codec(Role role, const Shape& shape, DType dtype) noexcept {
   return smaller ? Codec::codebook : Codec::exact;
 }
 
+Codec choose_codec_by_shape(const Shape& shape, DType dtype) noexcept {
+  if (shape.size() != 2 || !is_floating_point(dtype)) return Codec::exact;
+  if (shape[0] < kMinDimension || shape[1] < kMinDimension) return Codec::exact;
+  const int64_t weights = shape[0] * shape[1];
+  const int64_t source_bytes = weights * static_cast<int64_t>(size_of(dtype));
+  return 4 * (weights + kCodebookBytes) <= 3 * source_bytes ? Codec::codebook : Codec::exact;
+}
+
 }  // namespace hxq

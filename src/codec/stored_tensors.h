@@ -18,9 +18,10 @@ struct StoredTensor {
   std::string module = {};  ///< when compressed: the prefix of its stored keys; for `read_codebook_matrix`
 };
 
-/// The model's tensors by name, ascending, numbers within names by value (layer 2 before layer 10). What is stored both exactly and compressed is listed once, as exact. Parts
-/// of compressed modules, derived buffers and empty stubs of compressed weights are left out. Throws `Error` for a
-/// tensor of a dtype that the project does not read.
+/// The model's tensors by name, ascending, numbers within names by value (layer 2 before layer 10). What is stored both
+/// exactly and compressed is listed once, as exact. Parts of compressed modules, derived buffers, empty stubs of
+/// compressed weights and tensors of a dtype that the project does not read are left out; a part that is needed of such
+/// a dtype is an `Error`.
 ///
 /// A compressed module m stands for the parameter m.weight, unless the checkpoint names it otherwise.
 std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint);

@@ -43,6 +43,22 @@ TEST(StoredTensors, ListsParametersAndNotTheirParts) {
             (std::vector<std::string>{"a.empty", "a.norm", "a.proj.bias", "a.proj.weight <- a.proj"}));
 }
 
+TEST(StoredTensors, LeavesOutDtypesThatNobodyReadsUnlessAModuleNeedsThem) {
+  const auto open = [](const std::string& key) {
+    const std::string header = R"({"m.codebook":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                               R"("m.indices":{"dtype":"U8","shape":[1,1],"data_offsets":[4,5]},")" +
+                               key + R"(":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[5,6]}})";
+    const auto length = static_cast<char>(header.size());
+    const testing::TempDir dir;
+    return Checkpoint::open(
+        dir.write("model.safetensors", std::string{length, 0, 0, 0, 0, 0, 0, 0} + header + "......"));
+  };
+  for (const char* key : {"junk", "m.codebook_f16", "n.sidecar_values"}) {
+    EXPECT_EQ(listing(open(key)), std::vector<std::string>{"m.weight <- m"}) << key;
+  }
+  EXPECT_THROW(listing(open("m.sidecar_values")), Error);
+}
+
 TEST(StoredTensors, TheExactOneCountsWhenBothAreThere) {
   TestCheckpoint files;
   add_module(files, "a.A_log");

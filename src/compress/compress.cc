@@ -201,10 +201,11 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   receipt.only = options.only;
   receipt.totals = totals_of(receipt.tensors);
 
-  nlohmann::json config = checkpoint.config();
-  config["quantization_config"] = quantization_config(plan, receipt.totals);
-  folder.write("config.json", json_text(config) + "\n");
-  copy_side_files(source, folder);
+  if (nlohmann::json config = checkpoint.config(); !config.is_null()) {
+    config["quantization_config"] = quantization_config(plan, receipt.totals);
+    folder.write("config.json", json_text(config) + "\n");
+  }
+  if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
   receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   receipt.totals.peak_memory_bytes = peak_memory_bytes();
   folder.write(kReceiptFile, to_json(receipt));

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -28,8 +29,12 @@ void store_as(DType dtype, std::span<const float> values, std::byte* out) {
     return;
   }
   const auto narrow = dtype == DType::f16 ? f16_from_float : bf16_from_float;
+  const auto widen = dtype == DType::f16 ? float_from_f16 : float_from_bf16;
   for (size_t i = 0; i < values.size(); ++i) {
     const uint16_t bits = narrow(values[i]);
+    if (!std::isfinite(widen(bits))) {
+      throw Error(fmt::format("weight {} is too large for {}; decompress to F32", values[i], name_of(dtype)));
+    }
     std::memcpy(out + 2 * i, &bits, 2);
   }
 }
@@ -43,10 +48,7 @@ std::vector<std::byte> decode_matrix(const CodebookMatrix& matrix, DType dtype) 
   for (int64_t begin = 0; begin < matrix.rows; begin += block_rows) {
     const int64_t end = std::min(begin + block_rows, matrix.rows);
     block.resize(static_cast<size_t>((end - begin) * matrix.cols));
-    decode_rows_reference(matrix, begin, end, block);
-    for (size_t i = 0; !matrix.channel_scales.empty() && i < block.size(); ++i) {
-      block[i] /= matrix.channel_scales[i % matrix.channel_scales.size()];
-    }
+    decode_dense_rows(matrix, begin, end, block);
     store_as(dtype, block, out.data() + static_cast<size_t>(begin * matrix.cols) * element);
   }
   return out;
@@ -68,6 +70,7 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   }
   const Checkpoint checkpoint = Checkpoint::open(source);
   const std::map<std::string, Shape> shapes = known_shapes(checkpoint);
+  check_dtypes(checkpoint, shapes);
   std::vector<StoredTensor> tensors = list_tensors(checkpoint);
   std::vector<TensorPlan> plan;
   int64_t total = 0;
@@ -88,7 +91,13 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
     if (options.progress) options.progress(tensor.name, done, total);
     if (tensor.compressed) {
       const CodebookMatrix matrix = read_codebook_matrix(checkpoint, tensor.module, tensor.shape);
-      writer.add(tensor.name, options.dtype, tensor.shape, decode_matrix(matrix, options.dtype));
+      std::vector<std::byte> decoded;
+      try {
+        decoded = decode_matrix(matrix, options.dtype);
+      } catch (const Error& error) {
+        throw Error(error.what(), {.file = source.string(), .tensor = tensor.name});
+      }
+      writer.add(tensor.name, options.dtype, tensor.shape, decoded);
     } else {
       const TensorView& view = *checkpoint.find(tensor.name);
       writer.add(tensor.name, view.dtype, view.shape, view.bytes);

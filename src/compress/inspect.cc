@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -17,14 +18,16 @@ class Inspector {
  public:
   explicit Inspector(const Checkpoint& checkpoint) : checkpoint_(checkpoint), shapes_(known_shapes(checkpoint)) {}
 
+  /// Whether the tensor is one of the model: where the architecture is known, whether it names it.
+  bool belongs(const StoredTensor& stored) const { return shapes_.empty() || known_shape(stored) != nullptr; }
+
   InspectedTensor look_at(const StoredTensor& stored) {
     InspectedTensor tensor;
     tensor.name = stored.name;
     tensor.shape = stored.shape;
     tensor.codec = stored.compressed ? "codebook" : "exact";
     if (stored.compressed) {
-      const auto known = shapes_.find(stored.name);
-      if (known != shapes_.end()) tensor.shape = known->second;
+      if (const Shape* known = known_shape(stored)) tensor.shape = *known;
       look_at_planes(stored.module, tensor);
     } else {
       tensor.stored_bytes = count(stored.name);
@@ -41,10 +44,19 @@ class Inspector {
     for (const auto& [key, view] : checkpoint_.tensors()) {
       if (!counted_.contains(key)) others.push_back(key);
     }
+    for (const auto& [key, dtype] : checkpoint_.unsupported()) others.push_back(key);
+    std::ranges::sort(others);
     return others;
   }
 
  private:
+  /// The architecture's shape of the tensor; a module may be named like the parameter itself (`A_log`).
+  const Shape* known_shape(const StoredTensor& stored) const {
+    auto known = shapes_.find(stored.name);
+    if (known == shapes_.end()) known = shapes_.find(stored.module);
+    return known == shapes_.end() ? nullptr : &known->second;
+  }
+
   int64_t count(const std::string& key) {
     counted_.insert(key);
     const TensorView* view = checkpoint_.find(key);
@@ -93,6 +105,7 @@ Inspection inspect(const std::filesystem::path& dir) {
   }
   Inspector inspector(checkpoint);
   for (const StoredTensor& stored : list_tensors(checkpoint)) {
+    if (!inspector.belongs(stored)) continue;
     InspectedTensor tensor = inspector.look_at(stored);
     if (const auto found = snr.find(tensor.name); found != snr.end()) tensor.snr_db = found->second;
     inspection.parameters += element_count(tensor.shape);

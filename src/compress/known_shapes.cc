@@ -1,22 +1,26 @@
 #include "compress/known_shapes.h"
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
-
-#include "desc/model_desc.h"
 
 namespace hxq {
 
+std::optional<ModelDesc> known_model(const Checkpoint& checkpoint) {
+  if (!is_known(checkpoint.config())) return std::nullopt;
+  return describe(checkpoint.config(), (checkpoint.path() / "config.json").string());
+}
+
 std::map<std::string, Shape> known_shapes(const Checkpoint& checkpoint) {
-  const nlohmann::json& config = checkpoint.config();
   std::map<std::string, Shape> shapes;
-  if (!config.is_object() || !config.contains("model_type") || !config["model_type"].is_string()) return shapes;
-  const std::vector<std::string> known = known_architectures();
-  if (std::ranges::find(known, config["model_type"].get<std::string>()) == known.end()) return shapes;
-  for (const WeightDesc& weight : describe(config, (checkpoint.path() / "config.json").string()).weights) {
-    shapes.emplace(weight.name, weight.shape);
+  if (const std::optional<ModelDesc> model = known_model(checkpoint)) {
+    for (const WeightDesc& weight : model->weights) shapes.emplace(weight.name, weight.shape);
   }
   return shapes;
+}
+
+void check_dtypes(const Checkpoint& checkpoint, const std::map<std::string, Shape>& shapes) {
+  for (const auto& [name, dtype] : checkpoint.unsupported()) {
+    if (shapes.empty() || shapes.contains(name)) checkpoint.find(name);  // throws
+  }
 }
 
 }  // namespace hxq

@@ -7,8 +7,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "codec/shared_copies.h"
 #include "codec/stored_tensors.h"
-#include "desc/model_desc.h"
+#include "compress/known_shapes.h"
 #include "hxq/error.h"
 
 namespace hxq {
@@ -31,15 +32,15 @@ void check_patterns(const std::vector<std::string>& patterns, const std::vector<
   }
 }
 
-std::map<std::string, Role> roles_of(const Checkpoint& source) {
-  const std::string config_file = (source.path() / "config.json").string();
-  if (source.config().is_null()) {
-    throw Error("not found; compression needs it to know what each tensor is for", {.file = config_file});
-  }
-  const ModelDesc desc = describe(source.config(), config_file);
+/// Roles of the tensors that the architecture names. Copies of shared tensors have the role of what they are copies of.
+std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& desc) {
   std::map<std::string, Role> roles;
   for (const WeightDesc& weight : desc.weights) {
     roles.emplace(weight.name, weight.role);
+    for (const SharedPrefix& shared : desc.shared_prefixes) {
+      if (!weight.name.starts_with(shared.stored)) continue;
+      roles.emplace(shared.prefix + weight.name.substr(shared.stored.size()), weight.role);
+    }
     const std::optional<StoredTensor> stored = find_tensor(source, weight.name);
     if (!stored && !weight.optional) {
       throw Error(fmt::format("missing; the configuration expects it with shape {}", to_string(weight.shape)),
@@ -51,6 +52,43 @@ std::map<std::string, Role> roles_of(const Checkpoint& source) {
     }
   }
   return roles;
+}
+
+/// Compressing what another method has quantized would lose twice, and its configuration.
+void check_not_quantized(const Checkpoint& source) {
+  const nlohmann::json& config = source.config();
+  if (!config.is_object() || !config.contains("quantization_config")) return;
+  const nlohmann::json& quantization = config["quantization_config"];
+  const std::string method = quantization.is_object() ? quantization.value("quant_method", "") : "";
+  if (method == "hxq" || method == "helix" || method == "cdna_v3") return;
+  throw Error(fmt::format("quant_method is '{}': expected a model that is not quantized", method),
+              {.file = (source.path() / "config.json").string()});
+}
+
+std::string shape_rule_notice(const Checkpoint& source) {
+  const nlohmann::json& config = source.config();
+  std::string architecture = "there is no config.json";
+  if (config.is_object() && config.contains("model_type")) {
+    architecture = fmt::format("model_type is {}", config["model_type"].dump());
+  } else if (!config.is_null()) {
+    architecture = "config.json has no model_type";
+  }
+  return fmt::format(
+      "the runtime does not know this architecture ({}): by shape and dtype, 2-D weights of at least {} x {} are "
+      "compressed, all else is kept",
+      architecture, kMinDimension, kMinDimension);
+}
+
+/// The choice where nothing tells what a tensor is for. What is not the weight of a module has no compressed form that
+/// loaders of the format look for; nor has a module that has a tensor of a compressed one's name already.
+Codec choose_by_shape(const Checkpoint& source, const PlanEntry& entry) {
+  constexpr std::string_view kWeight = ".weight";
+  if (!entry.name.ends_with(kWeight)) return Codec::exact;
+  const std::string module = entry.name.substr(0, entry.name.size() - kWeight.size());
+  for (const char* part : {"codebook", "indices", "sidecar_positions", "sidecar_values"}) {
+    if (source.tensors().contains(fmt::format("{}.{}", module, part))) return Codec::exact;
+  }
+  return choose_codec_by_shape(entry.view.shape, entry.view.dtype);
 }
 
 }  // namespace
@@ -65,16 +103,24 @@ std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOpti
       throw Error("is compressed already; `hxq decompress` makes the folder dense", source.place(tensor.name));
     }
   }
-  const std::map<std::string, Role> roles = roles_of(source);
+  check_not_quantized(source);
+  check_dtypes(source, known_shapes(source));
+  const std::optional<ModelDesc> model = known_model(source);
+  if (model) check_shared_copies(source, *model);
+  const std::map<std::string, Role> roles = model ? roles_of(source, *model) : std::map<std::string, Role>();
+  if (!model && options.notice) options.notice(shape_rule_notice(source));
   std::vector<PlanEntry> plan;
   for (const StoredTensor& tensor : tensors) {
     PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}, .codec = Codec::exact};
     if (const auto role = roles.find(tensor.name); role != roles.end()) {
       entry.role = role->second;
-      const bool wanted = (options.only.empty() || matches_any(options.only, entry.name)) &&
-                          !matches_any(options.keep, entry.name);
-      if (wanted) entry.codec = choose_codec(role->second, entry.view.shape, entry.view.dtype);
+      entry.codec = choose_codec(role->second, entry.view.shape, entry.view.dtype);
+    } else if (!model) {
+      entry.codec = choose_by_shape(source, entry);
     }
+    const bool wanted =
+        (options.only.empty() || matches_any(options.only, entry.name)) && !matches_any(options.keep, entry.name);
+    if (!wanted) entry.codec = Codec::exact;
     plan.push_back(std::move(entry));
   }
   check_patterns(options.keep, plan);

@@ -39,7 +39,7 @@ Fidelity measure(const CodebookMatrix& matrix, const TensorView& source) {
   for (int64_t begin = 0; begin < matrix.rows; begin += block_rows) {
     const int64_t end = std::min(begin + block_rows, matrix.rows);
     block.resize(static_cast<size_t>((end - begin) * matrix.cols));
-    decode_rows_reference(matrix, begin, end, block);
+    decode_dense_rows(matrix, begin, end, block);
     fidelity += compare(rows_of(source, matrix.cols, begin, end), block);
   }
   return fidelity;
@@ -60,6 +60,11 @@ class Verifier {
 
   VerifyResult run() {
     const std::vector<StoredTensor> tensors = list_tensors(checkpoint_);
+    try {
+      check_dtypes(checkpoint_, shapes_);
+    } catch (const Error& error) {
+      problem(error.what());
+    }
     if (receipt_) check_keys();
     int64_t total = 0;
     for (const auto& [key, view] : checkpoint_.tensors()) total += static_cast<int64_t>(view.bytes.size());

@@ -66,7 +66,7 @@ TEST(MambaDesc, SaysWhichFieldIsWrong) {
   config = mamba_130m();
   config["model_type"] = "bert";
   const std::string message = message_of(config);
-  EXPECT_TRUE(message.starts_with("config.json: \"model_type\" is \"bert\", expected an architecture that is known: "));
+  EXPECT_TRUE(message.starts_with("config.json: \"model_type\" is \"bert\", expected one that is known here: "));
   EXPECT_NE(message.find("mamba"), message.npos);
 }
 

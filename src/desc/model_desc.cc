@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "desc/architectures.h"
@@ -51,6 +52,21 @@ std::vector<std::string> known_architectures() {
   return names;
 }
 
+bool is_known(const nlohmann::json& config) noexcept {
+  const auto text_of = [](const nlohmann::json& json) {
+    return json.is_string() ? std::string_view(json.get_ref<const std::string&>()) : std::string_view();
+  };
+  const auto field = [&](const char* key) { return config.is_object() ? config.find(key) : config.end(); };
+  const auto model_type = field("model_type");
+  if (model_type == config.end() ||
+      std::ranges::find(kArchitectures, text_of(*model_type), &Architecture::model_type) == std::end(kArchitectures)) {
+    return false;
+  }
+  const auto classes = field("architectures");
+  const auto is_causal = [&](const nlohmann::json& name) { return text_of(name).ends_with("ForCausalLM"); };
+  return classes == config.end() || !classes->is_array() || std::ranges::any_of(*classes, is_causal);
+}
+
 ModelDesc describe(const nlohmann::json& config, const std::string& file) {
   const ConfigReader reader(config, file);
   const std::string model_type = reader.text_or("model_type", "");
@@ -62,7 +78,10 @@ ModelDesc describe(const nlohmann::json& config, const std::string& file) {
     if (const std::vector<int32_t> bos = reader.token_ids("bos_token_id"); !bos.empty()) desc.bos_token = bos.front();
     return desc;
   }
-  reader.fail("model_type", fmt::format("an architecture that is known: {}", fmt::join(known_architectures(), ", ")));
+  reader.fail("model_type",
+              fmt::format("one that is known here: {} (`hxq compress` and the Python package serve others "
+                          "as well)",
+                          fmt::join(known_architectures(), ", ")));
 }
 
 }  // namespace hxq

@@ -157,6 +157,12 @@ struct Zamba2BlockDesc {
 
 using BlockDesc = std::variant<MambaBlockDesc, Mamba2BlockDesc, TransformerBlockDesc, Zamba2BlockDesc>;
 
+/// Another prefix under which tensors that blocks share may be stored once more.
+struct SharedPrefix {
+  std::string prefix;
+  std::string stored;  ///< the prefix in ModelDesc::weights
+};
+
 /// A language model as a list of weights and of the blocks that use them. A weight that is used twice (a tied head, a
 /// shared block) is stored once and referred to by its id.
 struct ModelDesc {
@@ -167,6 +173,7 @@ struct ModelDesc {
   int64_t max_positions = 0;  ///< tokens a sequence may have; 0: no limit
   std::vector<WeightDesc> weights;
   std::vector<BlockDesc> blocks;
+  std::vector<SharedPrefix> shared_prefixes;
   WeightId embedding = kNoWeight;
   WeightId final_norm = kNoWeight;
   WeightId head = kNoWeight;         ///< an optional weight when the head is tied
@@ -180,6 +187,10 @@ struct ModelDesc {
 
 /// The `model_type`s that `describe` knows.
 std::vector<std::string> known_architectures();
+
+/// Whether the runtime knows the architecture: `model_type` is one of the above and `architectures`, where the config
+/// has it, lists a causal language model (not, say, an encoder or a classifier made of the same layers).
+bool is_known(const nlohmann::json& config) noexcept;
 
 /// Reads a Hugging Face config.json. Throws `Error` for a missing or malformed field, and for an unknown `model_type`
 /// (the message lists the known ones). `file` names the config in messages.

@@ -93,6 +93,8 @@ class Describer {
       add_shared(stored->second);
     } else {
       count_use(stored->second.block);
+      model_.shared_prefixes.push_back(
+          {fmt::format("model.layers.{}.shared_transformer.", layer), stored->second.prefix});
     }
     Zamba2BlockDesc block = stored->second.block;
     add_adapters(stored->second.prefix, use, block);

@@ -15,6 +15,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kSingleFile = "model.safetensors";
 constexpr std::string_view kIndexFile = "model.safetensors.index.json";
+constexpr std::string_view kFileSuffix = ".safetensors";
+constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 
 template <class Map>
 void move_into(Map& into, Map& from, const std::string& file) {
@@ -50,8 +52,9 @@ std::map<std::string, std::string> read_weight_map(const fs::path& index) {
   return weight_map;
 }
 
-void read_sharded(const fs::path& dir, CheckpointContents& contents) {
-  const std::map<std::string, std::string> weight_map = read_weight_map(dir / kIndexFile);
+void read_sharded(const fs::path& index, CheckpointContents& contents) {
+  const fs::path dir = index.parent_path();
+  const std::map<std::string, std::string> weight_map = read_weight_map(index);
   std::set<std::string> shards;
   for (const auto& [name, shard] : weight_map) shards.insert(shard);
   for (const std::string& shard : shards) {
@@ -67,10 +70,19 @@ void read_sharded(const fs::path& dir, CheckpointContents& contents) {
   }
   for (const auto& [name, shard] : weight_map) {
     if (!contents.tensors.contains(name) && !contents.unsupported.contains(name)) {
-      throw Error(fmt::format("is not there, but {} says so", kIndexFile),
+      throw Error(fmt::format("is not there, but {} says so", index.filename().string()),
                   {.file = (dir / shard).string(), .tensor = name});
     }
   }
+}
+
+/// The one file of the folder with that ending; empty when there is none or more than one.
+fs::path only_file(const fs::path& dir, std::string_view ending) {
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(dir)) {
+    if (entry.path().filename().string().ends_with(ending)) files.push_back(entry.path());
+  }
+  return files.size() == 1 ? files.front() : fs::path();
 }
 
 void read_folder(const fs::path& dir, CheckpointContents& contents) {
@@ -78,13 +90,18 @@ void read_folder(const fs::path& dir, CheckpointContents& contents) {
   if (fs::exists(dir / kSingleFile)) {
     add_file(SafetensorsFile::open(dir / kSingleFile), contents);
   } else if (fs::exists(dir / kIndexFile)) {
-    read_sharded(dir, contents);
+    read_sharded(dir / kIndexFile, contents);
   } else if (fs::is_directory(dir / "cdnav3")) {
     read_cdnav3_tree(dir / "cdnav3", contents);
   } else if (is_cdnav3_tree(dir)) {
     read_cdnav3_tree(dir, contents);
+  } else if (const fs::path index = only_file(dir, kIndexSuffix); !index.empty()) {
+    read_sharded(index, contents);
+  } else if (const fs::path file = only_file(dir, kFileSuffix); !file.empty()) {
+    add_file(SafetensorsFile::open(file), contents);
   } else {
-    throw Error(fmt::format("holds no model: expected {}, {} or a .cdnav3 tree", kSingleFile, kIndexFile),
+    throw Error(fmt::format("holds no model: expected {}, {}, one other {} file or a .cdnav3 tree", kSingleFile,
+                            kIndexFile, kFileSuffix),
                 {.file = dir.string()});
   }
 }

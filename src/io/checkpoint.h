@@ -25,7 +25,8 @@ class Checkpoint {
   /// - a `.safetensors` file (no config);
   /// - a folder with `model.safetensors`, or `model.safetensors.index.json` and its shards;
   /// - a folder with a `.cdnav3` tree in its subfolder `cdnav3/`;
-  /// - a `.cdnav3` tree itself: a folder of `*.cdnav3` folders and `*.npy` files.
+  /// - a `.cdnav3` tree itself: a folder of `*.cdnav3` folders and `*.npy` files;
+  /// - a folder with one index or file of another name (`diffusion_pytorch_model.safetensors`, say).
   /// `config.json` is read if the folder has one. Throws `Error` if none of these is there or something is malformed.
   static Checkpoint open(const std::filesystem::path& path);
 

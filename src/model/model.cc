@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "codec/shared_copies.h"
 #include "codec/stored_tensors.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
@@ -90,6 +91,7 @@ bool is_matrix(const WeightDesc& weight) {
 }  // namespace
 
 void Model::Parts::load() {
+  check_shared_copies(checkpoint, desc);
   matrices.resize(desc.weights.size());
   for (size_t id = 0; id < desc.weights.size(); ++id) {
     const WeightDesc& weight = desc.weights[id];

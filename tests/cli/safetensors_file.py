@@ -23,6 +23,11 @@ class SafetensorsFile:
         assert len(data) == end - begin
         self.body[begin:end] = data
 
+    def append(self, key, dtype, shape, data):
+        """A tensor more, after all others."""
+        self.header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(self.body), len(self.body) + len(data)]}
+        self.body += data
+
     def save(self):
         header = json.dumps(self.header).encode()
         header += b" " * (-len(header) % 8)

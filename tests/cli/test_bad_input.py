@@ -56,6 +56,34 @@ def test_wrong_dtype(hxq, model_copy):
     hxq("generate", model_copy, "--prompt", "x").fails_with(MODULE + ".weight", "I16", "BF16")
 
 
+def test_dtype_that_nobody_reads(hxq, compressed_copy, model_copy, tmp_path):
+    """Refused where the architecture names the tensor; otherwise ignored."""
+    stored = SafetensorsFile(compressed_copy / "model.safetensors")
+    stored.append("junk", "F8_E4M3", [3], b"abc")
+    stored.save()
+    assert hxq("generate", compressed_copy, "--prompt", "x", "--max-tokens", 1).code == 0
+    assert hxq("inspect", compressed_copy, "--json").json()["other_keys"] == ["junk"]
+    assert hxq("decompress", compressed_copy, tmp_path / "back").code == 0
+    stored = SafetensorsFile(model_copy / "model.safetensors")
+    key = "backbone.norm_f.weight"
+    stored.header[key] |= {"dtype": "F8_E4M3", "shape": [512]}
+    stored.save()
+    before = model_copy.joinpath("model.safetensors").read_bytes()
+    for verb in (["generate", model_copy, "--prompt", "x"], ["compress", model_copy, tmp_path / "out"],
+                 ["decompress", model_copy, tmp_path / "out"], ["verify", model_copy]):
+        result = hxq(*verb)
+        assert result.code == 1 and f"{key}': dtype is F8_E4M3" in result.err.splitlines()[0], result.err
+    assert not (tmp_path / "out").exists() and model_copy.joinpath("model.safetensors").read_bytes() == before
+
+
+def test_decompress_to_a_type_that_is_too_small(hxq, compressed_copy, tmp_path):
+    damage(compressed_copy, MODULE + ".sidecar_values", put(4, struct.pack("<f", 65520)))
+    hxq("decompress", compressed_copy, tmp_path / "out", "--dtype", "f16").fails_with(MODULE + ".weight", 65520, "F16")
+    assert [path.name for path in tmp_path.iterdir()] == ["compressed"]
+    damage(compressed_copy, MODULE + ".sidecar_values", put(4, struct.pack("<f", 65519)))
+    assert hxq("decompress", compressed_copy, tmp_path / "out", "--dtype", "f16").code == 0
+
+
 def test_wrong_shape(hxq, model_copy, tmp_path):
     stored = SafetensorsFile(model_copy / "model.safetensors")
     stored.header[MODULE + ".weight"]["shape"] = [512, 512]

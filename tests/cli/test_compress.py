@@ -214,6 +214,29 @@ def test_decompress_gives_the_decoded_weights(hxq, compressed, tmp_path):
     hxq("decompress", compressed, dense).fails_with(dense, "exists already")
 
 
+def test_channel_scales_belong_to_the_input(hxq, compressed_copy, tmp_path):
+    """Weights twice as large for an input that is halved first are the same weights: for verify and when decompressed,
+    and when an embedding is looked up."""
+    assert hxq("decompress", compressed_copy, tmp_path / "plain").code == 0
+    prompt = ("--prompt", "The city of London is", "--max-tokens", 16, "--json")
+    tokens = hxq("generate", compressed_copy, *prompt).json()["tokens"]
+    stored = SafetensorsFile(compressed_copy / "model.safetensors")
+    for module in ("backbone.layers.0.mixer.in_proj", "backbone.embeddings"):
+        for part in ("codebook", "sidecar_values"):
+            doubled = 2 * numpy.frombuffer(stored.bytes_of(f"{module}.{part}"), numpy.float32)
+            stored.replace(f"{module}.{part}", doubled.tobytes())
+        scales = numpy.full(256, 2, numpy.float32)
+        stored.append(module + ".channel_scales", "F32", [256], scales.tobytes())
+    stored.save()
+    problems = json.loads(hxq("verify", compressed_copy, "--source", MODEL, "--json").out)["problems"]
+    assert len(problems) == 6 and all("receipt" in line for line in problems), problems
+    assert not any(word in line for line in problems for word in ("SNR", "cosine", "largest error"))
+    assert hxq("decompress", compressed_copy, tmp_path / "scaled").code == 0
+    plain, scaled = (tmp_path / name / "model.safetensors" for name in ("plain", "scaled"))
+    assert plain.read_bytes() == scaled.read_bytes()
+    assert hxq("generate", compressed_copy, *prompt).json()["tokens"] == tokens
+
+
 @pytest.mark.parametrize("limit", ["[0.0, Infinity]", '[0.0, {"__float__": "Infinity"}]'])
 def test_config_keeps_the_spelling_of_infinity(hxq, model_copy, tmp_path, limit):
     """transformers 4 reads the bare word alone, 5 writes the object: what the source has stays."""

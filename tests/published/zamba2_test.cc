@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "hxq/error.h"
 #include "hxq/model.h"
 #include "io/safetensors_writer.h"
 #include "temp_dir.h"
@@ -61,6 +63,19 @@ class Zamba2Files {
 
   int64_t modules() const { return static_cast<int64_t>(modules_.size()); }
   int64_t published_keys() const { return static_cast<int64_t>(published_.size()); }
+
+  /// Dense copies of tensors under another prefix, the first weight of each plus `change`.
+  void copy_shared(const std::string& from, const std::string& to, float change) {
+    for (const auto& [name, tensor] : Tensors(dense_)) {
+      if (!name.starts_with(from)) continue;
+      Tensor copy = tensor;
+      float first;
+      std::memcpy(&first, copy.bytes.data(), sizeof first);
+      first += change;
+      std::memcpy(copy.bytes.data(), &first, sizeof first);
+      dense_[to + name.substr(from.size())] = copy;
+    }
+  }
 
   void write_dense(const std::filesystem::path& dir) const { write(dir, dense_, config()); }
 
@@ -188,6 +203,29 @@ TEST(PublishedZamba2, OpensAndRuns) {
 
   const std::vector<float> got = logits_of(model), expected = logits_of(reference);
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-3f) << i;
+}
+
+/// Another writer stores the shared block once for every layer that uses it.
+TEST(PublishedZamba2, CopiesOfTheSharedBlockMustBeTheSame) {
+  const auto fault = [](float change) {
+    Zamba2Files files;
+    files.copy_shared("model.layers.5.shared_transformer.", "model.layers.11.shared_transformer.", change);
+    const testing::TempDir dir;
+    files.write_dense(dir.path());
+    try {
+      Model::open(dir.path(), {.threads = 1});
+      return std::string();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+  EXPECT_EQ(fault(0), "");
+  const std::string message = fault(1);
+  for (const char* part : {"model.layers.11.shared_transformer.feed_forward.down_proj.weight': differs from "
+                           "model.layers.5.shared_transformer.feed_forward.down_proj.weight",
+                           "not supported"}) {
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  }
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ struct Arguments {
   bool json = false;
 };
 
+void print_notice(const std::string& line) { fmt::print(stderr, "hxq: {}\n", line); }
+
 int show_plan(const Arguments& arguments) {
   const std::vector<PlannedTensor> plan = plan_compression(arguments.source, arguments.options);
   if (arguments.json) {
@@ -72,6 +74,7 @@ void show_receipt(const Receipt& receipt, const std::string& destination) {
 }
 
 int run(Arguments& arguments) {
+  arguments.options.notice = print_notice;
   if (arguments.dry_run) return show_plan(arguments);
   Receipt receipt;
   {
@@ -93,7 +96,8 @@ int run(Arguments& arguments) {
 
 RunVerb add_compress(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
-  app.add_option("SRC", arguments->source, "Model folder: config.json and safetensors (F32, F16 or BF16)")->required();
+  app.add_option("SRC", arguments->source, "Model folder: safetensors (F32, F16 or BF16) and, usually, config.json")
+      ->required();
   app.add_option("DST", arguments->destination, "Folder to create")->required();
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
