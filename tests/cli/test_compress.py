@@ -5,13 +5,17 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy
 import pytest
-from conftest import MODEL
+from conftest import MODEL, ROOT
 from safetensors import safe_open
 from safetensors_file import SafetensorsFile
+
+
+PEAK_MEMORY = ROOT / "tests" / "cli" / "peak_memory.py"
 
 
 def tree(folder):
@@ -250,10 +254,36 @@ def test_config_keeps_the_spelling_of_infinity(hxq, model_copy, tmp_path, limit)
         assert json.loads(text)["time_step_limit"] == json.loads(limit)
 
 
-def test_peak_memory_is_bounded(hxq, tmp_path):
-    receipt = hxq("compress", MODEL, tmp_path / "out", "--json").json()
-    largest = max(tensor["source"]["bytes"] for tensor in receipt["tensors"])
-    assert receipt["totals"]["peak_memory_bytes"] <= 3 * largest + 256 * 2**20
+def write_large_model(folder, dtype, tensors, weights):
+    """`tensors` matrices of `weights` weights each, written as they are made."""
+    size = {"F32": 4, "BF16": 2}[dtype] * weights
+    header = {f"layer.{i}.weight": {"dtype": dtype, "shape": [weights // 1000, 1000],
+                                    "data_offsets": [i * size, (i + 1) * size]} for i in range(tensors)}  # fmt: skip
+    text = json.dumps(header).encode()
+    random = numpy.random.default_rng(1)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _ in range(tensors * weights // 1_000_000):
+            values = random.standard_normal(1_000_000, numpy.float32)
+            file.write((values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes() if dtype == "BF16" else values)
+    return size
+
+
+@pytest.mark.parametrize(("dtype", "tensors", "weights"), [("F32", 1, 75_000_000), ("F32", 12, 8_000_000),
+                                                           ("BF16", 24, 15_000_000)])  # fmt: skip
+def test_peak_memory_is_bounded(hxq, tmp_path, dtype, tensors, weights):
+    """By the largest tensor; the models of many tensors are larger than their bound."""
+    largest = write_large_model(tmp_path, dtype, tensors, weights)
+    bound = 3 * largest + 256 * 2**20
+    assert tensors == 1 or tensors * largest > bound
+    arguments = [hxq.command, "compress", tmp_path, tmp_path / "out", "--json"]
+    completed = subprocess.run([sys.executable, PEAK_MEMORY, *map(str, arguments)], capture_output=True)
+    assert completed.returncode == 0, completed.stderr
+    text, peak = completed.stdout.decode().rstrip().rsplit("\n", 1)
+    totals = json.loads(text)["totals"]
+    assert totals["source_bytes"] == tensors * largest and totals["tensors_compressed"] == tensors
+    assert int(peak) <= bound, (int(peak) / 2**20, bound / 2**20)
+    assert totals["peak_memory_bytes"] <= int(peak)
 
 
 def test_sharded_source(hxq, compressed, model_copy, tmp_path):
