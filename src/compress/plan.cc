@@ -32,6 +32,14 @@ void check_patterns(const std::vector<std::string>& patterns, const std::vector<
   }
 }
 
+/// What the runtime could not run is not worth compressing.
+void check_dtype(const Checkpoint& source, const WeightDesc& weight, const TensorView& view) {
+  const bool is_matrix = weight.role == Role::embedding || weight.role == Role::projection || weight.role == Role::head;
+  if (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16) return;
+  if (view.dtype == DType::f64 && !is_matrix) return;
+  throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)), source.place(weight.name));
+}
+
 /// Roles of the tensors that the architecture names. Copies of shared tensors have the role of what they are copies of.
 std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& desc) {
   std::map<std::string, Role> roles;
@@ -50,6 +58,7 @@ std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& 
       throw Error(fmt::format("shape is {}, expected {}", to_string(stored->shape), to_string(weight.shape)),
                   source.place(weight.name));
     }
+    if (const TensorView* view = source.find(weight.name)) check_dtype(source, weight, *view);
   }
   return roles;
 }

@@ -3,9 +3,10 @@
 import json
 import shutil
 import struct
+import subprocess
 
 import pytest
-from conftest import MODEL, TEXT
+from conftest import MODEL, TEXT, Result
 from safetensors_file import SafetensorsFile
 
 MODULE = "backbone.layers.0.mixer.in_proj"
@@ -41,19 +42,147 @@ def test_missing_folder_and_file(hxq, tmp_path, compressed_copy):
     hxq("generate", compressed_copy, "--prompt", "x").fails_with("config.json", "not found")
 
 
-def test_truncated_weights(hxq, model_copy, tmp_path):
-    path = model_copy / "model.safetensors"
+def truncate(folder):
+    path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    hxq("generate", model_copy, "--prompt", "x").fails_with("model.safetensors")
-    hxq("compress", model_copy, tmp_path / "out").fails_with("model.safetensors")
-    assert not (tmp_path / "out").exists()
 
 
-def test_wrong_dtype(hxq, model_copy):
-    stored = SafetensorsFile(model_copy / "model.safetensors")
-    stored.header[MODULE + ".weight"]["dtype"] = "I16"
+def header(key, **fields):
+    def change(folder):
+        stored = SafetensorsFile(folder / "model.safetensors")
+        stored.header[key] |= fields
+        stored.save()
+
+    return change
+
+
+def rename(key, other):
+    def change(folder):
+        stored = SafetensorsFile(folder / "model.safetensors")
+        stored.header[other] = stored.header.pop(key)
+        stored.save()
+
+    return change
+
+
+def shorten_codebook(folder):
+    """Takes the last entry, so that the largest indices are invalid."""
+    stored = SafetensorsFile(folder / "model.safetensors")
+    entry = stored.header[MODULE + ".codebook"]
+    begin, end = entry["data_offsets"]
+    assert entry["shape"] == [256]
+    entry["shape"], entry["data_offsets"] = [255], [begin, end - 4]
+    stored.header["rest"] = {"dtype": "F32", "shape": [1], "data_offsets": [end - 4, end]}
     stored.save()
-    hxq("generate", model_copy, "--prompt", "x").fails_with(MODULE + ".weight", "I16", "BF16")
+
+
+def put_in(part, offset, data):
+    return lambda folder: damage(folder, f"{MODULE}.{part}", put(offset, data))
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+NAN = struct.pack("<f", float("nan"))
+WEIGHT = MODULE + ".weight"
+SIZE = 1024 * 256
+
+#: What is wrong: the damage, and what the line about it must name beside the file model.safetensors.
+DENSE_FAULTS = {
+    "no weights": (remove("model.safetensors"), ["holds no model: expected model.safetensors"]),
+    "truncated tensor": (truncate, ["mixer.x_proj.weight", "within the"]),
+    "wrong dtype": (header(WEIGHT, dtype="I16"), [WEIGHT, "I16", "expected F32, F16 or BF16"]),
+    "wrong shape": (header(WEIGHT, shape=[512, 512]), [WEIGHT, "[512, 512]", "expected [1024, 256]"]),
+    "missing tensor": (rename(WEIGHT, "other"), [WEIGHT, "missing", "expects it with shape [1024, 256]"]),
+}
+COMPRESSED_FAULTS = {
+    "truncated tensor": (truncate, [".indices", "within the"]),
+    "wrong dtype": (header(MODULE + ".indices", dtype="I8"), [MODULE + ".indices", "I8", "expected U8, U16 or I16"]),
+    "wrong shape": (header(MODULE + ".indices", shape=[512, 512]), [MODULE + ".indices", "[512, 512]", "[1024, 256]"]),
+    "missing codebook": (rename(MODULE + ".codebook", "other"), [WEIGHT, "missing", "shape [1024, 256]"]),
+    "index beyond the codebook": (shorten_codebook, [MODULE + ".indices", "is 255, expected less than 255"]),
+    "position before the matrix": (
+        put_in("sidecar_positions", 0, struct.pack("<q", -1)), [MODULE + ".sidecar_positions", f"-1 is outside the matrix of {SIZE}"],
+    ),
+    "position after the matrix": (
+        put_in("sidecar_positions", 8, struct.pack("<q", SIZE)), [MODULE + ".sidecar_positions", f"{SIZE} is outside the matrix"],
+    ),
+    "NaN in a codebook": (put_in("codebook", 8, NAN), [MODULE + ".codebook", "value 2 is nan, expected a finite number"]),
+    "NaN in a sidecar": (put_in("sidecar_values", 0, NAN), [MODULE + ".sidecar_values", "expected a finite number"]),
+}  # fmt: skip
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("fault", DENSE_FAULTS)
+def test_fault_in_a_dense_folder(hxq, compressed, model_copy, tmp_path, fault):
+    change, parts = DENSE_FAULTS[fault]
+    change(model_copy)
+    earlier = tmp_path / "earlier"
+    shutil.copytree(compressed, earlier)
+    before = contents(tmp_path)
+    for verb in (["generate", model_copy, "--prompt", "x"], ["perplexity", model_copy, "--text", TEXT],
+                 ["compress", model_copy, tmp_path / "out"], ["compress", model_copy, earlier, "--force"],
+                 ["compress", model_copy, tmp_path / "out", "--dry-run"]):  # fmt: skip
+        # What is not there could be in any file of the folder.
+        hxq(*verb).fails_with(model_copy if fault in ("no weights", "missing tensor") else "model.safetensors", *parts)
+        assert contents(tmp_path) == before, verb
+
+
+@pytest.mark.parametrize("fault", COMPRESSED_FAULTS)
+def test_fault_in_a_compressed_folder(hxq, compressed_copy, tmp_path, fault):
+    change, parts = COMPRESSED_FAULTS[fault]
+    change(compressed_copy)
+    before = contents(tmp_path)
+    for verb in (["generate", compressed_copy, "--prompt", "x"], ["perplexity", compressed_copy, "--text", TEXT],
+                 ["decompress", compressed_copy, tmp_path / "out"]):  # fmt: skip
+        if fault == "missing codebook" and verb[0] == "decompress":
+            continue  # what is left of the module is a tensor like others
+        hxq(*verb).fails_with(compressed_copy if fault == "missing codebook" else "model.safetensors", *parts)
+        assert contents(tmp_path) == before, verb
+    result = hxq("verify", compressed_copy)
+    assert result.code == 1 and contents(tmp_path) == before
+    if fault != "missing codebook":
+        assert any(all(part in line for part in parts) for line in result.err.splitlines()), result.err
+
+
+#: Runs a command with a small disk of its own at $2: unmounted, with the namespace, when the command ends.
+SMALL_DISK = """mount -t tmpfs -o size=$1 none "$2" || exit 77
+disk=$2
+shift 2
+"$@" || { code=$?; ls -A "$disk"; exit $code; }"""
+
+
+def on_small_disk(size, disk, *command):
+    run = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", size, disk, *command]
+    completed = subprocess.run(list(map(str, run)), capture_output=True)
+    if completed.returncode == 77 or b"unshare" in completed.stderr:
+        pytest.skip("cannot mount a small disk here: " + completed.stderr.decode())
+    return Result(completed)
+
+
+@pytest.mark.parametrize("size", ["64k", "2m", "7900k"])
+def test_disk_full(hxq, compressed, tmp_path, size):
+    """One line that names the file, and nothing is left behind, whenever the disk gets full: 7.9 MB hold the tensors."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for verb, source in (("compress", MODEL), ("decompress", compressed)):
+        result = on_small_disk(size, disk, hxq.command, verb, source, disk / "out")
+        result.fails_with(disk / "out", "No space left on device")
+        assert result.out == ""
+
+
+def test_disk_full_keeps_the_earlier_result(hxq, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (f"{hxq.command} compress {MODEL} {disk}/out >/dev/null; {hxq.command} compress {MODEL} {disk}/out --force; "
+              f"code=$?; {hxq.command} verify {disk}/out --source {MODEL} >/dev/null || exit 3; exit $code")  # fmt: skip
+    result = on_small_disk("12m", disk, "sh", "-c", script)
+    result.fails_with(disk / "out", "No space left on device")
+    assert result.out == "out\n"
 
 
 def test_dtype_that_nobody_reads(hxq, compressed_copy, model_copy, tmp_path):
@@ -82,47 +211,6 @@ def test_decompress_to_a_type_that_is_too_small(hxq, compressed_copy, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["compressed"]
     damage(compressed_copy, MODULE + ".sidecar_values", put(4, struct.pack("<f", 65519)))
     assert hxq("decompress", compressed_copy, tmp_path / "out", "--dtype", "f16").code == 0
-
-
-def test_wrong_shape(hxq, model_copy, tmp_path):
-    stored = SafetensorsFile(model_copy / "model.safetensors")
-    stored.header[MODULE + ".weight"]["shape"] = [512, 512]
-    stored.save()
-    hxq("generate", model_copy, "--prompt", "x").fails_with(MODULE + ".weight", "[512, 512]", "[1024, 256]")
-    hxq("compress", model_copy, tmp_path / "out").fails_with(MODULE + ".weight", "[512, 512]", "[1024, 256]")
-
-
-def test_missing_tensor(hxq, compressed_copy):
-    stored = SafetensorsFile(compressed_copy / "model.safetensors")
-    stored.header[MODULE + ".other"] = stored.header.pop(MODULE + ".indices")
-    stored.save()
-    hxq("generate", compressed_copy, "--prompt", "x").fails_with(MODULE + ".weight", "missing")
-
-
-def test_index_beyond_the_codebook(hxq, compressed_copy):
-    """A shorter codebook makes the largest indices invalid."""
-    stored = SafetensorsFile(compressed_copy / "model.safetensors")
-    entry = stored.header[MODULE + ".codebook"]
-    begin, end = entry["data_offsets"]
-    assert entry["shape"] == [256]
-    entry["shape"], entry["data_offsets"] = [255], [begin, end - 4]
-    stored.header["rest"] = {"dtype": "F32", "shape": [1], "data_offsets": [end - 4, end]}
-    stored.save()
-    for verb in (["generate", compressed_copy, "--prompt", "x"], ["decompress", compressed_copy, compressed_copy.parent / "d"]):
-        hxq(*verb).fails_with(MODULE + ".indices", "255")
-
-
-@pytest.mark.parametrize("position", [-1, 1024 * 256])
-def test_position_out_of_range(hxq, compressed_copy, position):
-    damage(compressed_copy, MODULE + ".sidecar_positions", put(0, struct.pack("<q", position)))
-    hxq("generate", compressed_copy, "--prompt", "x").fails_with(MODULE + ".sidecar_positions", position)
-
-
-@pytest.mark.parametrize("key", ["codebook", "sidecar_values"])
-def test_nan(hxq, compressed_copy, key):
-    damage(compressed_copy, f"{MODULE}.{key}", put(8, struct.pack("<f", float("nan"))))
-    hxq("generate", compressed_copy, "--prompt", "x").fails_with(f"{MODULE}.{key}", "finite")
-    assert hxq("verify", compressed_copy).code == 1
 
 
 def test_verify_finds_every_flipped_bit(hxq, compressed_copy):
