@@ -47,24 +47,62 @@ class Sampler {
 
 struct GenerateOptions {
   SamplingOptions sampling = {};
-  int64_t max_tokens = 128;              ///< new tokens at most
-  std::vector<std::string> stop = {};    ///< text ends before the first of these
-  bool ignore_eos = false;               ///< go on past the end-of-sequence token
+  int64_t max_tokens = 128;            ///< new tokens at most
+  std::vector<std::string> stop = {};  ///< text ends before the first of these
+  bool ignore_eos = false;             ///< go on past end-of-sequence tokens: the model's and the tokenizer's
 };
 
 struct GenerateResult {
   std::vector<int32_t> prompt_tokens;
   std::vector<int32_t> tokens;  ///< new ones, the final end-of-sequence token included
   std::string text;             ///< of the new tokens, cut before a stop string
-  std::string stop_reason;      ///< "length", "eos" or "stop"
+  std::string stop_reason;      ///< "length", "eos", "stop", or "context": the model's context is full
+  int64_t reused_tokens = 0;    ///< of the prompt, that a session had seen before
   double prompt_seconds = 0;    ///< time for the prompt, up to the first new token's logits
   double decode_seconds = 0;    ///< time for the decode steps after it
 };
 
-/// Continues `prompt`. `on_text` gets the new text piece by piece, always whole UTF-8 characters, never part of a stop
-/// string; the pieces add up to `text`. Throws `Error` for a prompt of no tokens and for options out of range.
+/// Receives new text piece by piece, always whole UTF-8 characters, never part of a stop string; the pieces add up to
+/// the result's `text`.
+using OnText = std::function<void(std::string_view)>;
+
+/// The tokens of a prompt as `generate` runs them. An empty prompt becomes the beginning-of-text token of the tokenizer
+/// or the model. Throws `Error` when there is none, and when the context does not hold the prompt.
+std::vector<int32_t> prompt_tokens(const Model& model, const Tokenizer& tokenizer, std::string_view prompt);
+
+/// Continues `prompt`. Throws `Error` as `prompt_tokens`, and for options out of range, before any text.
 GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
-                        const GenerateOptions& options = {},
-                        const std::function<void(std::string_view)>& on_text = {});
+                        const GenerateOptions& options = {}, const OnText& on_text = {});
+
+/// Continues each prompt, one after the other, exactly as `generate` does each alone. All prompts are checked before
+/// any text. `on_text` also gets the index of the prompt.
+std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& tokenizer,
+                                         std::span<const std::string> prompts, const GenerateOptions& options = {},
+                                         const std::function<void(size_t, std::string_view)>& on_text = {});
+
+/// Continues one text again and again, and runs only what is new of it.
+class Session {
+ public:
+  /// Both must outlive it.
+  Session(const Model& model, const Tokenizer& tokenizer);
+
+  /// Continues `tokens`. If they begin with all that was run before, only the rest is run; otherwise everything is.
+  /// Throws `Error` for no tokens, for more than the context holds, and for options out of range.
+  GenerateResult generate(std::span<const int32_t> tokens, const GenerateOptions& options = {},
+                          const OnText& on_text = {});
+
+  /// Forgets what was run.
+  void reset();
+
+ private:
+  void run(std::span<const int32_t> tokens);
+  void run_prompt(std::span<const int32_t> tokens, GenerateResult& result);
+
+  const Model& model_;
+  const Tokenizer& tokenizer_;
+  State state_;
+  std::vector<int32_t> seen_;  // what state_ has seen
+  std::vector<float> logits_;  // after the last of them
+};
 
 }  // namespace hxq

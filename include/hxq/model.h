@@ -28,7 +28,7 @@ struct ModelInfo {
   int64_t bytes_per_token = 0;      ///< weight bytes that one decode step reads
   int threads = 0;
   std::string target;
-  std::vector<int32_t> eos_tokens;
+  std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none
 };
 
@@ -74,7 +74,7 @@ class Model {
 
   /// Runs `tokens` (each in [0, vocab_size)) and advances `state`. Writes logits to `out`: nothing, [vocab_size] of the
   /// last token, or [tokens.size(), vocab_size]. Throws `Error` for a token out of range, `out` of the wrong
-  /// size, or more tokens than the context holds.
+  /// size, more tokens than the context holds, or a state that this model did not make.
   void forward(std::span<const int32_t> tokens, State& state, Logits logits, std::span<float> out) const;
 
   struct Parts;

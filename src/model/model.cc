@@ -9,18 +9,31 @@
 
 #include "codec/shared_copies.h"
 #include "codec/stored_tensors.h"
+#include "desc/config_reader.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
+#include "io/json.h"
 #include "kernels/scratch.h"
 #include "layers/block.h"
 
 namespace hxq {
 namespace {
 
-/// Tokens run through all layers at a time: enough to amortise decoding a tile of weights, while activations stay small.
+/// Tokens run through all layers at a time: enough to amortise decoding a tile of weights, while activations stay
+/// small.
 constexpr int64_t kChunk = 512;
 /// More than any machine's cores; tens of thousands exhaust what the system gives a process.
 constexpr int kMaxThreads = 1024;
+
+/// The tokens that end a sequence: those of the settings to generate with, or else of the model.
+std::vector<int32_t> eos_tokens(const std::filesystem::path& dir, const ModelDesc& desc) {
+  const std::filesystem::path path = dir / "generation_config.json";
+  std::error_code fault;
+  if (!std::filesystem::exists(path, fault)) return desc.eos_tokens;
+  const nlohmann::json json = load_json(path);
+  const ConfigReader config(json, path.string());
+  return config.has("eos_token_id") ? config.token_ids("eos_token_id") : desc.eos_tokens;
+}
 
 kernels::Target choose_target(const std::string& name) {
   const std::vector<kernels::Target> targets = kernels::supported_targets();
@@ -30,7 +43,8 @@ kernels::Target choose_target(const std::string& name) {
     if (name == kernels::name_of(target)) return target;
     names.push_back(kernels::name_of(target));
   }
-  throw Error(fmt::format("instruction set '{}' is not available; this processor runs {}", name, fmt::join(names, ", ")));
+  throw Error(
+      fmt::format("instruction set '{}' is not available; this processor runs {}", name, fmt::join(names, ", ")));
 }
 
 DType kv_cache_type(const std::string& name) {
@@ -42,8 +56,9 @@ DType kv_cache_type(const std::string& name) {
 }  // namespace
 
 struct State::Parts {
-  explicit Parts(int threads) : scratch(threads) {}
+  Parts(const Model::Parts* made_by, int threads) : owner(made_by), scratch(threads) {}
 
+  const Model::Parts* owner;  ///< the only one that can use the states of blocks
   std::vector<std::unique_ptr<BlockState>> blocks;
   int64_t position = 0;
   std::vector<float> x;          // [chunk, hidden]
@@ -138,11 +153,15 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, int64_t end, State
     for (size_t i = 0; i < blocks.size(); ++i) blocks[i]->forward(args, *state.blocks[i], context);
     if (logits == Logits::none) return;
     const int64_t first = logits == Logits::last ? count - 1 : 0;
-    kernels::rms_norm({.x = x + first * desc.hidden_size, .weight = final_norm.data(), .y = work,
-                       .tokens = count - first, .dim = desc.hidden_size, .eps = desc.norm_eps},
+    kernels::rms_norm({.x = x + first * desc.hidden_size,
+                       .weight = final_norm.data(),
+                       .y = work,
+                       .tokens = count - first,
+                       .dim = desc.hidden_size,
+                       .eps = desc.norm_eps},
                       context);
-    linear(matrix(head), {.x = work, .x_stride = desc.hidden_size, .y = out, .y_stride = desc.vocab_size,
-                          .tokens = count - first},
+    linear(matrix(head),
+           {.x = work, .x_stride = desc.hidden_size, .y = out, .y_stride = desc.vocab_size, .tokens = count - first},
            context);
   });
   state.position += count;
@@ -174,7 +193,7 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   info.context_length = parts->desc.max_positions;
   info.threads = options.threads == 0 ? default_thread_count() : options.threads;
   info.target = kernels::name_of(parts->target);
-  info.eos_tokens = parts->desc.eos_tokens;
+  info.eos_tokens = eos_tokens(dir, parts->desc);
   info.bos_token = parts->desc.bos_token;
   parts->load();
   return Model(std::move(parts));
@@ -183,12 +202,13 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
 const ModelInfo& Model::info() const noexcept { return parts_->info; }
 
 State Model::new_state() const {
-  auto state = std::make_unique<State::Parts>(info().threads);
+  auto state = std::make_unique<State::Parts>(parts_.get(), info().threads);
   for (const auto& block : parts_->blocks) state->blocks.push_back(block->new_state(parts_->state_options));
   return State(std::move(state));
 }
 
 void Model::forward(std::span<const int32_t> tokens, State& state, Logits logits, std::span<float> out) const {
+  if (!state.parts_ || state.parts_->owner != parts_.get()) throw Error("the state is not one of this model's");
   const int64_t vocab = info().vocab_size;
   for (const int32_t token : tokens) {
     if (token < 0 || token >= vocab) throw Error(fmt::format("token {} is outside the vocabulary of {}", token, vocab));
@@ -208,8 +228,8 @@ void Model::forward(std::span<const int32_t> tokens, State& state, Logits logits
     const bool last_chunk = begin + size == count;
     const Logits wanted = logits == Logits::last && !last_chunk ? Logits::none : logits;
     float* chunk_out = wanted == Logits::all ? out.data() + begin * vocab : out.data();
-    parts_->run_chunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size)), end, *state.parts_,
-                      wanted, chunk_out);
+    parts_->run_chunk(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size)), end, *state.parts_, wanted,
+                      chunk_out);
   }
 }
 

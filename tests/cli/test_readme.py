@@ -19,14 +19,15 @@ def test_readme_commands(hxq, tmp_path):
     (tmp_path / "models").symlink_to(ROOT / "models")
     ran = 0
     for command in commands():
-        completed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        completed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True,
+                                   input="Where is London?\n")
         assert completed.returncode == 0, (command, completed.stderr)
         assert completed.stdout, command
         ran += 1
-    assert ran >= 7
+    assert ran >= 8
 
 
 def test_readme_shows_every_verb():
     text = " ".join(commands())
-    for verb in ("compress", "verify", "inspect", "generate", "perplexity", "bench", "decompress"):
+    for verb in ("compress", "verify", "inspect", "generate", "chat", "perplexity", "bench", "decompress"):
         assert f"build/hxq {verb} " in text

@@ -1,7 +1,9 @@
 import json
+import shutil
+import string
 
 import pytest
-from conftest import MODEL, TEXT
+from conftest import MODEL, ROOT, TEXT
 
 PROMPT = "The city of London is"
 
@@ -49,6 +51,62 @@ def test_prompt_from_a_file_and_unusual_prompts(hxq, compressed, tmp_path):
     assert hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 0, "--json").json()["tokens"] == []
 
 
+def test_several_prompts_give_what_each_gives_alone(hxq, compressed, tmp_path):
+    prompts = [PROMPT, "", "[a,b] {}", PROMPT]
+    options = ("--max-tokens", 8, "--temperature", 0.8, "--seed", 3)
+    alone = [hxq("generate", compressed, "--prompt", prompt, *options, "--json").json() for prompt in prompts]
+    given = [argument for prompt in prompts for argument in ("--prompt", prompt)]
+    together = hxq("generate", *given, compressed, *options, "--json").json()
+    assert [(item["prompt"], item["tokens"]) for item in together] == [(item["prompt"], item["tokens"]) for item in alone]
+    expected = "\n\n".join(f"==> prompt {i + 1} of 4 <==\n{item['text']}" for i, item in enumerate(alone)) + "\n"
+    for stream in ((), ("--stream",)):
+        assert hxq("generate", compressed, *given, *options, *stream).out == expected
+
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    lines = hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt", *options, "--json").json()
+    assert [item["tokens"] for item in lines] == [item["tokens"] for item in alone if item["prompt"]]
+    (tmp_path / "prompts.txt").write_text("one\n")
+    assert len(hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt", *options, "--json").json()) == 1
+    (tmp_path / "prompts.txt").write_text("\n")
+    hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt").fails_with("prompts.txt", "a prompt on each")
+    assert hxq("generate", compressed, "--prompt", "a", "--prompts-file", tmp_path / "prompts.txt").code == 2
+
+
+@pytest.fixture
+def small_context(tmp_path):
+    """A Llama whose context holds 160 tokens, with a tokenizer of letters."""
+    folder = tmp_path / "llama"
+    shutil.copytree(ROOT / "tests" / "e2e" / "llama-bias", folder)
+    vocab = {letter: i for i, letter in enumerate(string.ascii_letters + string.digits + " .")}
+    spec = {"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    return folder
+
+
+def test_the_end_of_the_context(hxq, small_context):
+    full = hxq("generate", small_context, "--prompt", "x" * 155, "--ignore-eos", "--json").json()
+    assert full["stop_reason"] == "context" and len(full["tokens"]) == 6
+    plain = hxq("generate", small_context, "--prompt", "x" * 155, "--ignore-eos", "--stream")
+    assert plain.code == 0 and plain.out == full["text"] + "\n"
+    long = hxq("generate", small_context, "--prompt", "y", "--prompt", "x" * 161, "--stream")
+    long.fails_with("161 tokens", "160")
+    assert long.out == ""
+
+
+def test_end_of_text_tokens_of_generation_config(hxq, model_copy):
+    def generated():
+        return hxq("generate", model_copy, "--prompt", PROMPT, "--max-tokens", 8, "--json").json()
+
+    plain = generated()
+    config = {"eos_token_id": [5, plain["tokens"][4]], "temperature": 2.0, "do_sample": True}
+    (model_copy / "generation_config.json").write_text(json.dumps(config))
+    ended = generated()
+    assert ended["stop_reason"] == "eos"
+    assert ended["tokens"] == plain["tokens"][: plain["tokens"].index(plain["tokens"][4]) + 1]
+    (model_copy / "generation_config.json").write_text("[")
+    hxq("generate", model_copy, "--prompt", PROMPT).fails_with("generation_config.json")
+
+
 def test_perplexity_json(hxq, compressed):
     result = hxq("perplexity", compressed, "--text", TEXT, "--windows", 2, "--against", MODEL, "--json").json()
     assert {"perplexity", "nll", "tokens_scored", "mean_kl", "same_top", "windows"} <= result.keys()
@@ -90,7 +148,7 @@ def test_forced_instruction_set(hxq, compressed):
 
 
 def test_help_of_every_verb_has_an_example(hxq):
-    verbs = ["compress", "inspect", "verify", "decompress", "generate", "perplexity", "bench"]
+    verbs = ["compress", "inspect", "verify", "decompress", "generate", "chat", "perplexity", "bench"]
     top = hxq("--help")
     assert top.code == 0 and all(verb in top.out for verb in verbs)
     for verb in verbs:

@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "console.h"
+#include "generation_arguments.h"
+#include "hxq/error.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -14,8 +16,9 @@ namespace {
 
 struct Arguments {
   std::string dir;
-  std::string prompt;
+  std::vector<std::string> prompts;
   std::string prompt_file;
+  std::string prompts_file;
   GenerateOptions options;
   ModelArguments model;
   bool stream = false;
@@ -23,41 +26,84 @@ struct Arguments {
   bool json = false;
 };
 
-double per_second(size_t count, double seconds) { return seconds > 0 ? static_cast<double>(count) / seconds : 0; }
-
-std::string json_text(const GenerateResult& result, const std::string& prompt) {
-  const size_t steps = result.tokens.empty() ? 0 : result.tokens.size() - 1;
-  return nlohmann::ordered_json{{"prompt", prompt},
-                                {"prompt_tokens", result.prompt_tokens},
-                                {"text", result.text},
-                                {"tokens", result.tokens},
-                                {"stop_reason", result.stop_reason},
-                                {"prompt_tokens_per_second", per_second(result.prompt_tokens.size(), result.prompt_seconds)},
-                                {"decode_tokens_per_second", per_second(steps, result.decode_seconds)}}
-             .dump(2, ' ', false, nlohmann::json::error_handler_t::replace) +
-         "\n";
+std::vector<std::string> lines_of(const std::string& path) {
+  const std::string text = read_text(path);
+  std::vector<std::string> lines;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    if (end > begin) lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  if (lines.empty()) throw Error("has no line, expected a prompt on each", {.file = path});
+  return lines;
 }
 
+std::vector<std::string> prompts_of(const Arguments& arguments) {
+  if (!arguments.prompts_file.empty()) return lines_of(arguments.prompts_file);
+  if (!arguments.prompt_file.empty()) return {read_text(arguments.prompt_file)};
+  if (arguments.prompts.empty()) return {""};
+  return arguments.prompts;
+}
+
+/// Prints results as text, each under a heading when there are several.
+class TextPrinter {
+ public:
+  TextPrinter(const Arguments& arguments, const std::vector<std::string>& prompts)
+      : echo_(arguments.echo), stream_(arguments.stream || isatty(STDOUT_FILENO) == 1), prompts_(prompts) {}
+
+  void add(size_t prompt, std::string_view text) {
+    if (!stream_) return;
+    begin(prompt);
+    print(text);
+  }
+
+  void finish(const std::vector<GenerateResult>& results) {
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (i >= begun_) begin(i);
+      if (!stream_) print(results[i].text);
+      if (i + 1 == results.size()) print("\n");
+    }
+  }
+
+ private:
+  /// The headings, and echoed prompts, up to this prompt's.
+  void begin(size_t prompt) {
+    for (; begun_ <= prompt; ++begun_) {
+      if (prompts_.size() > 1) {
+        print(fmt::format("{}==> prompt {} of {} <==\n", begun_ > 0 ? "\n\n" : "", begun_ + 1, prompts_.size()));
+      }
+      if (echo_) print(prompts_[begun_]);
+    }
+  }
+
+  bool echo_, stream_;
+  const std::vector<std::string>& prompts_;
+  size_t begun_ = 0;
+};
+
 int run(const Arguments& arguments) {
-  const std::string prompt =
-      arguments.prompt_file.empty() ? arguments.prompt : read_text(arguments.prompt_file);
+  const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
-  const bool stream = !arguments.json && (arguments.stream || isatty(STDOUT_FILENO) == 1);
-  if (arguments.echo && !arguments.json) print(prompt);
-  const GenerateResult result = generate(model, tokenizer, prompt, arguments.options, [&](std::string_view text) {
-    check_interrupt();
-    if (stream) print(text);
-  });
+  TextPrinter printer(arguments, prompts);
+  const std::vector<GenerateResult> results =
+      generate_all(model, tokenizer, prompts, arguments.options, [&](size_t prompt, std::string_view text) {
+        check_interrupt();
+        if (!arguments.json) printer.add(prompt, text);
+      });
   if (arguments.json) {
-    print(json_text(result, prompt));
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (size_t i = 0; i < results.size(); ++i) {
+      nlohmann::ordered_json item = {{"prompt", prompts[i]}};
+      item.update(result_json(results[i]));
+      list.push_back(std::move(item));
+    }
+    const bool one = prompts.size() == 1 && arguments.prompts_file.empty();
+    print(dumped(one ? list[0] : list, 2));
   } else {
-    print(stream ? "\n" : result.text + "\n");
+    printer.finish(results);
   }
-  const size_t steps = result.tokens.empty() ? 0 : result.tokens.size() - 1;
-  fmt::print(stderr, "prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n",
-             result.prompt_tokens.size(), per_second(result.prompt_tokens.size(), result.prompt_seconds),
-             result.tokens.size(), per_second(steps, result.decode_seconds));
+  print_speed(results);
   return 0;
 }
 
@@ -65,28 +111,28 @@ int run(const Arguments& arguments) {
 
 RunVerb add_generate(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
-  GenerateOptions& options = arguments->options;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
-  auto* prompt = app.add_option("-p,--prompt", arguments->prompt, "Text to continue");
-  app.add_option("--prompt-file", arguments->prompt_file, "Read the prompt from this file (-: standard input)")
-      ->excludes(prompt);
-  app.add_option("-n,--max-tokens", options.max_tokens, "New tokens at most")->capture_default_str();
-  app.add_option("--temperature", options.sampling.temperature, "0: always the most likely token")
-      ->capture_default_str();
-  app.add_option("--top-k", options.sampling.top_k, "Choose among the k most likely tokens (0: all)")
-      ->capture_default_str();
-  app.add_option("--top-p", options.sampling.top_p, "Choose among the likeliest tokens that make up this probability")
-      ->capture_default_str();
-  app.add_option("--repetition-penalty", options.sampling.repetition_penalty, "> 1: tokens seen before are less likely")
-      ->capture_default_str();
-  app.add_option("--seed", options.sampling.seed, "The same seed gives the same text")->capture_default_str();
-  app.add_option("--stop", options.stop, "End before this text (may be given more than once)");
-  app.add_flag("--ignore-eos", options.ignore_eos, "Go on past the end-of-text token");
+  auto* prompt = add_texts(app, "-p,--prompt", arguments->prompts,
+                           "Text to continue (may be given more than once: each is continued by itself)");
+  auto* file =
+      app.add_option("--prompt-file", arguments->prompt_file, "Read the prompt from this file (-: standard input)");
+  auto* lines = app.add_option("--prompts-file", arguments->prompts_file,
+                               "Continue each line of this file by itself (empty lines are left out)");
+  file->excludes(prompt);
+  lines->excludes(prompt)->excludes(file);
+  add_generation_options(app, arguments->options);
   app.add_flag("--stream", arguments->stream, "Print text as it comes (always so on a terminal)");
   app.add_flag("--echo", arguments->echo, "Print the prompt before its continuation");
-  app.add_flag("--json", arguments->json, "Print JSON");
+  app.add_flag("--json", arguments->json, "Print JSON: an object, or a list of them for several prompts");
   arguments->model.add_to(app);
-  app.footer("Example: hxq generate build/wiki-mamba-7m-hxq --prompt \"The city of London is\" --max-tokens 64 --stream");
+  app.footer(
+      "Text ends at --max-tokens, at an end-of-text token of generation_config.json, config.json or the tokenizer, "
+      "before\n"
+      "a --stop text, or where the model's context is full; --json says which: stop_reason is length, eos, stop or\n"
+      "context. An empty prompt starts from the beginning-of-text token. A prompt longer than the context is an "
+      "error.\n"
+      "Sampling settings of generation_config.json are not used: without options, the most likely token is taken.\n"
+      "Example: hxq generate build/wiki-mamba-7m-hxq --prompt \"The city of London is\" --max-tokens 64 --stream");
   return [arguments] { return run(*arguments); };
 }
 

@@ -23,9 +23,10 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("hxq ") + hxq::kVersion);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
-  app.footer("`hxq VERB --help` shows a verb's options and an example.\n"
-             "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.\n"
-             "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
+  app.footer(
+      "`hxq VERB --help` shows a verb's options and an example.\n"
+      "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.\n"
+      "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
 
   using hxq::tools::RunVerb;
   std::vector<std::pair<CLI::App*, RunVerb>> verbs;
@@ -38,6 +39,7 @@ int run(int argc, char** argv) {
   add("verify", "Check a compressed folder, its receipt, and its distance from the source", hxq::tools::add_verify);
   add("decompress", "Turn a compressed folder into a dense one", hxq::tools::add_decompress);
   add("generate", "Continue a prompt", hxq::tools::add_generate);
+  add("chat", "Talk with a model", hxq::tools::add_chat);
   add("perplexity", "Measure how well a model predicts a text", hxq::tools::add_perplexity);
   add("bench", "Measure speed against what this machine's memory allows", hxq::tools::add_bench);
 

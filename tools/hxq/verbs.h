@@ -15,6 +15,7 @@ RunVerb add_inspect(CLI::App& app);
 RunVerb add_verify(CLI::App& app);
 RunVerb add_decompress(CLI::App& app);
 RunVerb add_generate(CLI::App& app);
+RunVerb add_chat(CLI::App& app);
 RunVerb add_perplexity(CLI::App& app);
 RunVerb add_bench(CLI::App& app);
 

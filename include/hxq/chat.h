@@ -1,0 +1,70 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hxq/generate.h"
+
+namespace hxq {
+
+struct ChatMessage {
+  std::string role;  ///< "system", "user" or "assistant"
+  std::string content;
+};
+
+/// How a model was trained to see a conversation: a Jinja template, rendered as transformers' `apply_chat_template`
+/// does. Whatever a template says, rendering it ends and reaches nothing outside.
+class ChatTemplate {
+ public:
+  /// From `dir`/chat_template.jinja, or the chat_template of `dir`/tokenizer_config.json (of several, the one named
+  /// "default"). Nothing when the folder has none. Throws `Error` naming file and line for a template with a fault.
+  static std::optional<ChatTemplate> load(const std::filesystem::path& dir);
+
+  /// From a file that holds a template. Throws `Error`.
+  static ChatTemplate read(const std::filesystem::path& file);
+
+  ChatTemplate(ChatTemplate&&) noexcept;
+  ChatTemplate& operator=(ChatTemplate&&) noexcept;
+  ~ChatTemplate();
+
+  /// The conversation as text, special tokens spelled out: encode it without adding any. The template finds `messages`,
+  /// `add_generation_prompt` (whether an answer is to come), and `bos_token`, `eos_token`, `pad_token` and `unk_token`
+  /// where the tokenizer has them. Throws `Error` for what the template refuses.
+  std::string render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                     bool add_generation_prompt = true) const;
+
+ private:
+  struct Impl;
+  explicit ChatTemplate(std::unique_ptr<const Impl> impl);
+  std::unique_ptr<const Impl> impl_;
+};
+
+/// A conversation with a model. What the model has seen of it is not run again.
+class Chat {
+ public:
+  /// The references must outlive it. `system`: the first message, if not empty.
+  Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template, std::string system = {});
+
+  /// Adds the message and the model's answer, which is returned. Throws `Error` as `ChatTemplate::render` and
+  /// `Session::generate` do; the conversation is then as before.
+  GenerateResult say(std::string message, const GenerateOptions& options = {}, const OnText& on_text = {});
+
+  /// Back to the start, with the system message alone.
+  void reset();
+
+  const std::vector<ChatMessage>& messages() const noexcept { return messages_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+  const ChatTemplate& template_;
+  Session session_;
+  size_t system_messages_;
+  std::vector<ChatMessage> messages_;
+};
+
+}  // namespace hxq

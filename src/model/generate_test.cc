@@ -1,0 +1,235 @@
+#include "hxq/generate.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "hxq/chat.h"
+#include "hxq/error.h"
+#include "text/tokenizer_fixture.h"
+
+namespace hxq {
+namespace {
+
+using testing::TemporaryFolder;
+
+std::filesystem::path tiny(const char* name) { return std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / name; }
+
+/// A Llama with a context of 160 tokens.
+const Model& llama() {
+  static const Model model = Model::open(tiny("llama-bias"), {.threads = 2});
+  return model;
+}
+
+/// A tokenizer whose 64 tokens are "<s>", "</s>" and 62 letters and digits; nothing is added around a text.
+Tokenizer letters(const std::string& config = R"({"bos_token": "<s>", "eos_token": "</s>"})") {
+  nlohmann::json vocab;
+  for (const char c : std::string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")) {
+    vocab[std::string(1, c)] = vocab.size() + 2;
+  }
+  vocab["<s>"] = 0;
+  vocab["</s>"] = 1;
+  nlohmann::json spec = testing::bare_spec(vocab, nlohmann::json::array());
+  spec["decoder"] = {{"type", "Fuse"}};
+  for (const auto& [token, id] : {std::pair{"<s>", 0}, {"</s>", 1}}) {
+    nlohmann::json added = testing::added_token(id, token);
+    added["special"] = true;
+    spec["added_tokens"].push_back(added);
+  }
+  return testing::load_tokenizer(spec, config);
+}
+
+std::string message_of(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Generate, EmptyPromptsBeginWithTheBeginningOfText) {
+  EXPECT_EQ(prompt_tokens(llama(), letters(), ""), (std::vector<int32_t>{0}));
+  const int32_t of_model = llama().info().bos_token;
+  ASSERT_GE(of_model, 0);
+  EXPECT_EQ(prompt_tokens(llama(), letters("{}"), ""), (std::vector<int32_t>{of_model}));
+  const TemporaryFolder folder;
+  std::filesystem::copy(tiny("llama-bias"), folder.path(), std::filesystem::copy_options::recursive);
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(tiny("llama-bias") / "config.json"));
+  config.erase("bos_token_id");
+  folder.write("config.json", config.dump());
+  const Model none = Model::open(folder.path());
+  EXPECT_NE(message_of([&] { prompt_tokens(none, letters("{}"), ""); }).find("prompt is empty"), std::string::npos);
+}
+
+TEST(Generate, APromptOfOneSpecialTokenIsThatToken) {
+  const Tokenizer tokenizer = letters();
+  const GenerateResult special = generate(llama(), tokenizer, "<s>", {.max_tokens = 8});
+  EXPECT_EQ(special.prompt_tokens, (std::vector<int32_t>{0}));
+  EXPECT_EQ(special.tokens, generate(llama(), tokenizer, "", {.max_tokens = 8}).tokens);
+}
+
+TEST(Generate, PromptsLongerThanTheContextAreRefusedBeforeAnyText) {
+  const Tokenizer tokenizer = letters();
+  const std::vector<std::string> prompts = {"A", std::string(161, 'B')};
+  const auto no_text = [](size_t, std::string_view) { FAIL() << "text came before the check"; };
+  const std::string message = message_of([&] { generate_all(llama(), tokenizer, prompts, {}, no_text); });
+  EXPECT_EQ(message, "the prompt has 161 tokens; the model's context holds 160");
+}
+
+TEST(Generate, StopsWhereTheContextEnds) {
+  const Tokenizer tokenizer = letters();
+  const GenerateOptions options = {.max_tokens = 1000, .ignore_eos = true};
+  const GenerateResult some = generate(llama(), tokenizer, std::string(150, 'C'), options);
+  EXPECT_EQ(some.stop_reason, "context");
+  EXPECT_EQ(some.tokens.size(), 11u) << "the last one is chosen after the context's last token, and not run";
+  const GenerateResult full = generate(llama(), tokenizer, std::string(160, 'C'), options);
+  EXPECT_EQ(full.stop_reason, "context");
+  EXPECT_EQ(full.tokens.size(), 1u);
+  EXPECT_EQ(full.text.size(), 1u);
+  EXPECT_EQ(generate(llama(), tokenizer, std::string(150, 'C'), {.max_tokens = 11, .ignore_eos = true}).stop_reason,
+            "length");
+}
+
+TEST(Generate, LongPromptsAreTheSameInOnePieceAndTokenByToken) {
+  const Model model = Model::open(tiny("mamba2-limit"), {.threads = 2});  // no limit to the context
+  const Tokenizer tokenizer = letters();
+  std::string prompt;
+  for (int i = 0; i < 1500; ++i) prompt += static_cast<char>('A' + i * i % 26);
+  const GenerateOptions options = {.max_tokens = 12, .ignore_eos = true};
+  const GenerateResult whole = generate(model, tokenizer, prompt, options);
+  EXPECT_EQ(whole.prompt_tokens.size(), 1500u);
+  State state = model.new_state();
+  std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
+  for (const int32_t token : whole.prompt_tokens) model.forward({&token, 1}, state, Logits::last, logits);
+  Sampler sampler({});
+  EXPECT_EQ(sampler.choose(logits), whole.tokens[0]);
+}
+
+TEST(Generate, SeveralPromptsGiveWhatEachGivesAlone) {
+  const std::vector<std::string> prompts = {"Hello", "", "abc", std::string(100, 'x'), "Hello", "<s>Z"};
+  const Tokenizer tokenizer = letters();
+  for (const char* name : {"llama-bias", "mamba2-limit", "zamba2-plain", "llama-dynamic"}) {
+    const Model model = Model::open(tiny(name), {.threads = 2});
+    const GenerateOptions options = {.sampling = {.temperature = 1, .top_k = 20, .repetition_penalty = 1.1, .seed = 5},
+                                     .max_tokens = 20};
+    std::vector<std::string> streamed(prompts.size());
+    const auto results =
+        generate_all(model, tokenizer, prompts, options, [&](size_t i, std::string_view text) { streamed[i] += text; });
+    ASSERT_EQ(results.size(), prompts.size());
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      const GenerateResult alone = generate(model, tokenizer, prompts[i], options);
+      EXPECT_EQ(results[i].tokens, alone.tokens) << name << ", prompt " << i;
+      EXPECT_EQ(results[i].text, alone.text);
+      EXPECT_EQ(results[i].stop_reason, alone.stop_reason);
+      EXPECT_EQ(streamed[i], alone.text);
+    }
+  }
+}
+
+TEST(Generate, StopsAtTheEndTokensOfEveryFile) {
+  // What comes next is made an end-of-text token: by the config of generation, or by the tokenizer.
+  const GenerateOptions options = {.max_tokens = 6};
+  const Tokenizer plain = letters("{}");
+  const GenerateResult open = generate(llama(), plain, "Hello", {.max_tokens = 6, .ignore_eos = true});
+  const int32_t third = open.tokens[2];
+  const auto ended = [&](const GenerateResult& result) {
+    EXPECT_EQ(result.stop_reason, "eos");
+    EXPECT_EQ(result.tokens.back(), third);
+    EXPECT_LE(result.tokens.size(), 3u);
+  };
+  for (const std::string& value : {std::to_string(third), "[1, " + std::to_string(third) + "]"}) {
+    const TemporaryFolder folder;
+    std::filesystem::copy(tiny("llama-bias"), folder.path(), std::filesystem::copy_options::recursive);
+    folder.write("generation_config.json", R"({"temperature": 0.6, "eos_token_id": )" + value + "}");
+    const Model model = Model::open(folder.path());
+    ended(generate(model, plain, "Hello", options));
+    EXPECT_EQ(generate(model, plain, "Hello", {.max_tokens = 6, .ignore_eos = true}).tokens, open.tokens)
+        << "greedy whatever the file's temperature";
+    folder.write("generation_config.json", R"({"eos_token_id": "x"})");
+    EXPECT_NE(message_of([&] { Model::open(folder.path()); }).find("generation_config.json"), std::string::npos);
+  }
+  const Tokenizer named = letters(R"({"eos_token": ")" + std::string(*plain.id_to_token(third)) + R"("})");
+  ended(generate(llama(), named, "Hello", options));
+}
+
+TEST(Session, RunsOnlyWhatIsNew) {
+  const Tokenizer tokenizer = letters();
+  for (const char* name : {"llama-bias", "mamba2-limit", "zamba2-plain"}) {
+    const Model model = Model::open(tiny(name), {.threads = 2});
+    const GenerateOptions options = {.max_tokens = 10, .ignore_eos = true};
+    Session session(model, tokenizer);
+    std::vector<int32_t> text = tokenizer.encode("Once");
+    const GenerateResult first = session.generate(text, options);
+    EXPECT_EQ(first.reused_tokens, 0);
+    text.insert(text.end(), first.tokens.begin(), first.tokens.end());
+    text.push_back(7);
+    const GenerateResult second = session.generate(text, options);
+    EXPECT_EQ(second.reused_tokens, 4 + 9) << "the last new token was never run";
+    EXPECT_EQ(second.tokens, Session(model, tokenizer).generate(text, options).tokens) << name;
+
+    text[1] += 1;  // another text
+    const GenerateResult other = session.generate(text, options);
+    EXPECT_EQ(other.reused_tokens, 0);
+    EXPECT_EQ(other.tokens, Session(model, tokenizer).generate(text, options).tokens) << name;
+    EXPECT_THROW(session.generate({}, options), Error);
+  }
+}
+
+TEST(Chat, ContinuesAConversation) {
+  const TemporaryFolder folder;
+  folder.write("chat_template.jinja",
+               "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{{ eos_token if m.role == 'assistant' }}"
+               "{% endfor %}{% if add_generation_prompt %}a{% endif %}");
+  const std::optional<ChatTemplate> chat_template = ChatTemplate::load(folder.path());
+  ASSERT_TRUE(chat_template);
+  const Tokenizer tokenizer = letters();
+  Chat chat(llama(), tokenizer, *chat_template, "Brief");
+  const GenerateOptions options = {.max_tokens = 5};
+  const GenerateResult first = chat.say("Hi", options);
+  EXPECT_EQ(first.prompt_tokens, tokenizer.encode("sBriefuHia"));
+  const GenerateResult second = chat.say("More", options);
+  EXPECT_EQ(second.prompt_tokens, tokenizer.encode("sBriefuHia" + first.text + "</s>uMorea"));
+  EXPECT_GT(second.reused_tokens, static_cast<int64_t>(first.prompt_tokens.size()));
+  EXPECT_EQ(second.tokens, Session(llama(), tokenizer).generate(second.prompt_tokens, options).tokens);
+  ASSERT_EQ(chat.messages().size(), 5u);
+  EXPECT_THROW(chat.say(std::string(200, 'x'), options), Error);
+  EXPECT_EQ(chat.messages().size(), 5u) << "the conversation is as before";
+  chat.reset();
+  EXPECT_EQ(chat.say("Hi", options).text, first.text);
+}
+
+TEST(ChatTemplate, IsFoundWhereModelsHaveIt) {
+  const auto found = [](const std::string& config) {
+    const TemporaryFolder folder;
+    folder.write("tokenizer_config.json", config);
+    const auto chat_template = ChatTemplate::load(folder.path());
+    const std::vector<ChatMessage> messages = {{"user", "hey"}};
+    return chat_template ? chat_template->render(messages, letters()) : "none";
+  };
+  EXPECT_EQ(found("{}"), "none");
+  EXPECT_EQ(found(R"({"chat_template": null})"), "none");
+  EXPECT_EQ(found(R"({"chat_template": "{{ bos_token }}{{ messages[0].content }}{{ pad_token is defined }}"})"),
+            "<s>heyFalse");
+  EXPECT_EQ(
+      found(R"({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})"),
+      "d");
+  EXPECT_NE(message_of([&] { found(R"({"chat_template": [{"name": "rag", "template": "t"}]})"); }).find("default"),
+            std::string::npos);
+  EXPECT_NE(message_of([&] { found(R"({"chat_template": 7})"); }).find("tokenizer_config.json"), std::string::npos);
+  EXPECT_NE(message_of([&] { found(R"({"chat_template": "\n{% if %}"})"); }).find("line 2"), std::string::npos);
+}
+
+TEST(State, BelongsToItsModel) {
+  const Model other = Model::open(tiny("llama-linear"));
+  State state = other.new_state();
+  const std::vector<int32_t> tokens = {1};
+  EXPECT_NE(message_of([&] { llama().forward(tokens, state, Logits::none, {}); }).find("this model's"),
+            std::string::npos);
+  State moved = std::move(state);
+  EXPECT_THROW(other.forward(tokens, state, Logits::none, {}), Error);
+  EXPECT_NO_THROW(other.forward(tokens, moved, Logits::none, {}));
+}
+
+}  // namespace
+}  // namespace hxq

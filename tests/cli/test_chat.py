@@ -1,0 +1,76 @@
+"""The chat verb, on the bundled model with a template given to it: what is said is nonsense, how is what counts."""
+
+import json
+import subprocess
+
+import pytest
+from conftest import MODEL
+
+TEMPLATE = """\
+{% for message in messages %}
+{{ message.role }}:{{ message.content }}
+{% endfor %}
+{% if add_generation_prompt %}
+assistant:{% endif %}"""
+
+
+@pytest.fixture
+def template(tmp_path):
+    path = tmp_path / "plain.jinja"
+    path.write_text(TEMPLATE)
+    return path
+
+
+def talk(hxq, said, *arguments):
+    completed = subprocess.run([hxq.command, "chat", *map(str, arguments)], input=said.encode(), capture_output=True)
+    return completed.returncode, completed.stdout.decode(), completed.stderr.decode()
+
+
+def answers(hxq, said, *arguments):
+    code, out, err = talk(hxq, said, *arguments, "--json")
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_turns_extend_the_conversation(hxq, compressed, template):
+    options = (compressed, "--template", template, "--system", "You are brief.", "--max-tokens", 8)
+    first, second = answers(hxq, "Hello there\n\nAnd the river?\n", *options)
+    assert first["message"] == "Hello there" and second["message"] == "And the river?"
+    assert first["reused_tokens"] == 0 and len(first["tokens"]) == 8 and first["stop_reason"] == "length"
+    # The model had seen its own answer but for the last token; the rest of the conversation is what was rendered.
+    assert second["reused_tokens"] == len(first["prompt_tokens"]) + 7
+    said = f"system:You are brief.\nuser:Hello there\nassistant:{first['text']}\nuser:And the river?\nassistant:"
+    alone = hxq("generate", compressed, "--prompt", said, "--max-tokens", 8, "--json").json()
+    assert second["prompt_tokens"] == alone["prompt_tokens"] and second["tokens"] == alone["tokens"]
+
+
+def test_commands_and_plain_output(hxq, compressed, template):
+    options = (compressed, "--template", template, "--max-tokens", 8)
+    [hello] = answers(hxq, "Hello there", *options)
+    again = answers(hxq, "Hello there\n/reset\nHello there\r\n/exit\nnot read\n", *options)
+    assert [answer["text"] for answer in again] == [hello["text"]] * 2
+    assert talk(hxq, "Hello there\n/exit\n", *options) == (0, hello["text"] + "\n", "")
+    assert talk(hxq, "", *options) == (0, "", "")
+    warm = [answers(hxq, "Hello there", *options, "--temperature", 1, "--seed", seed)[0]["text"] for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_the_models_own_template(hxq, model_copy):
+    code, out, err = talk(hxq, "Hello\n", model_copy)
+    assert code == 1 and out == "" and "no chat template" in err and "generate" in err and "--template" in err
+    config = json.loads((model_copy / "tokenizer_config.json").read_text())
+    config["chat_template"] = TEMPLATE
+    (model_copy / "tokenizer_config.json").write_text(json.dumps(config))
+    [hello] = answers(hxq, "Hello\n", model_copy, "--max-tokens", 4)
+    (model_copy / "chat_template.jinja").write_text("{{ messages[0].content.nothing.at_all }}")
+    code, out, err = talk(hxq, "Hello\n", model_copy)
+    assert code == 1 and "chat_template.jinja" in err and "line 1" in err and err.count("\n") == 1
+    (model_copy / "chat_template.jinja").write_text("{% if %}")
+    code, out, err = talk(hxq, "Hello\n", model_copy)
+    assert code == 1 and "chat_template.jinja" in err and "line 1" in err
+
+
+def test_wrong_use(hxq, tmp_path):
+    assert hxq("chat").code == 2
+    hxq("chat", MODEL, "--template", tmp_path / "absent.jinja").fails_with("absent.jinja")
+    hxq("chat", tmp_path / "absent").fails_with("absent")

@@ -1,0 +1,104 @@
+#include "hxq/chat.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "console.h"
+#include "generation_arguments.h"
+#include "hxq/error.h"
+#include "verbs.h"
+
+namespace hxq::tools {
+namespace {
+
+struct Arguments {
+  std::string dir;
+  std::string system;
+  std::string template_file;
+  GenerateOptions options;
+  ModelArguments model;
+  bool json = false;
+};
+
+ChatTemplate template_of(const Arguments& arguments) {
+  if (!arguments.template_file.empty()) return ChatTemplate::read(arguments.template_file);
+  std::optional<ChatTemplate> found = ChatTemplate::load(arguments.dir);
+  if (!found) {
+    throw Error("the model has no chat template: `hxq generate` serves it, or give one with --template",
+                {.file = arguments.dir});
+  }
+  return std::move(*found);
+}
+
+/// The next line from the user; false at the end.
+bool read_line(bool terminal, std::string& line) {
+  if (terminal) print("> ");
+  const bool read = static_cast<bool>(std::getline(std::cin, line));
+  check_interrupt();
+  if (!read && terminal) print("\n");
+  if (line.ends_with('\r')) line.pop_back();
+  return read;
+}
+
+void answer(Chat& chat, const std::string& line, const Arguments& arguments) {
+  const GenerateResult result = chat.say(line, arguments.options, [&](std::string_view text) {
+    check_interrupt();
+    if (!arguments.json) print(text);
+  });
+  if (!arguments.json) {
+    print("\n");
+    return;
+  }
+  nlohmann::ordered_json json = {{"message", line}};
+  json.update(result_json(result));
+  json["reused_tokens"] = result.reused_tokens;
+  print(dumped(json, -1));
+}
+
+int run(const Arguments& arguments) {
+  const ChatTemplate chat_template = template_of(arguments);
+  const Model model = Model::open(arguments.dir, arguments.model.options());
+  const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
+  Chat chat(model, tokenizer, chat_template, arguments.system);
+  const bool terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
+  if (terminal) fmt::print(stderr, "/reset begins anew, /exit or ^D ends.\n");
+  for (std::string line; read_line(terminal, line);) {
+    if (line == "/exit") break;
+    if (line == "/reset") {
+      chat.reset();
+    } else if (!line.empty()) {
+      try {
+        answer(chat, line, arguments);
+      } catch (const Error& error) {
+        if (!terminal) throw;
+        fmt::print(stderr, "hxq: {}\n", error.what());
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+RunVerb add_chat(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  arguments->options.max_tokens = 512;
+  app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
+  app.add_option("--system", arguments->system, "What the model is told first");
+  app.add_option("--template", arguments->template_file, "Use the chat template in this file, not the model's own");
+  add_generation_options(app, arguments->options);
+  app.add_flag("--json", arguments->json, "Print a line of JSON for each answer");
+  arguments->model.add_to(app);
+  app.footer(
+      "Each line of standard input is a message. /reset begins the conversation anew, /exit or the end of input ends "
+      "it;\n"
+      "empty lines are left out.\n"
+      "Example: hxq chat build/mine --system \"Answer in one sentence.\" --temperature 0.7 --top-p 0.9");
+  return [arguments] { return run(*arguments); };
+}
+
+}  // namespace hxq::tools

@@ -1,0 +1,67 @@
+#include "generation_arguments.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+namespace hxq::tools {
+namespace {
+
+double per_second(size_t count, double seconds) { return seconds > 0 ? static_cast<double>(count) / seconds : 0; }
+
+/// Tokens that the model ran for the prompt, and for the text after it.
+size_t prompt_runs(const GenerateResult& result) {
+  return result.prompt_tokens.size() - static_cast<size_t>(result.reused_tokens);
+}
+size_t decode_runs(const GenerateResult& result) { return result.tokens.empty() ? 0 : result.tokens.size() - 1; }
+
+}  // namespace
+
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& texts,
+                       const std::string& description) {
+  // One argument each time, so that what follows is not taken for another, nor "[a,b]" for a list.
+  return app.add_option(name, texts, description)->allow_extra_args(false);
+}
+
+void add_generation_options(CLI::App& app, GenerateOptions& options) {
+  SamplingOptions& sampling = options.sampling;
+  app.add_option("-n,--max-tokens", options.max_tokens, "New tokens at most")->capture_default_str();
+  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")->capture_default_str();
+  app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")->capture_default_str();
+  app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
+      ->capture_default_str();
+  app.add_option("--repetition-penalty", sampling.repetition_penalty, "> 1: tokens seen before are less likely")
+      ->capture_default_str();
+  app.add_option("--seed", sampling.seed, "The same seed gives the same text")->capture_default_str();
+  add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)");
+  app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
+}
+
+nlohmann::ordered_json result_json(const GenerateResult& result) {
+  return {{"prompt_tokens", result.prompt_tokens},
+          {"text", result.text},
+          {"tokens", result.tokens},
+          {"stop_reason", result.stop_reason},
+          {"prompt_tokens_per_second", per_second(prompt_runs(result), result.prompt_seconds)},
+          {"decode_tokens_per_second", per_second(decode_runs(result), result.decode_seconds)}};
+}
+
+std::string dumped(const nlohmann::ordered_json& json, int indent) {
+  return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+void print_speed(const std::vector<GenerateResult>& results) {
+  size_t prompt = 0, tokens = 0, steps = 0;
+  double prompt_seconds = 0, decode_seconds = 0;
+  for (const GenerateResult& result : results) {
+    prompt += prompt_runs(result);
+    tokens += result.tokens.size();
+    steps += decode_runs(result);
+    prompt_seconds += result.prompt_seconds;
+    decode_seconds += result.decode_seconds;
+  }
+  fmt::print(stderr, "prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n", prompt,
+             per_second(prompt, prompt_seconds), tokens, per_second(steps, decode_seconds));
+}
+
+}  // namespace hxq::tools
