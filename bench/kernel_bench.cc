@@ -101,8 +101,9 @@ struct RandomMatrix {
   }
 };
 
-/// Largest error of some entries of y, relative to sum |w||x|; ends the program when it is not that of float sums.
-double check(const RandomMatrix& matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens) {
+/// Largest error of some entries of y, relative to sum |w||x|; ends the program when it is above `bound`.
+double check(const RandomMatrix& matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens,
+             double bound) {
   const int64_t rows = matrix.view.rows, cols = matrix.view.cols;
   double worst = 0;
   for (int64_t i = 0; i < 200; ++i) {
@@ -115,7 +116,7 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
     }
     worst = std::max(worst, std::fabs(sum - y[static_cast<size_t>(t * rows + row)]) / size);
   }
-  if (!(worst < 1e-5)) {
+  if (!(worst < bound)) {
     fmt::print("WRONG RESULT: relative error {}\n", worst);
     std::exit(1);
   }
@@ -157,7 +158,8 @@ void bench_gemv(int threads, size_t mib) {
               "  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), "
               "error {:.1e}\n",
               cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
-              100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()), check(matrix, x, y, tokens));
+              100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()),
+              check(matrix, x, y, tokens, 1e-5));
         }
       }
     }
@@ -173,7 +175,7 @@ void bench_gemm(int threads) {
     int64_t rows, cols;
   };
   for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {80, 1536}, {1536, 48}, {50280, 768}}) {
-    const RandomMatrix matrix(rows, cols, Levels::half, 0.001);
+    const RandomMatrix matrix(rows, cols, Levels::whole, 0.001);
     const std::vector<float> x = normal(static_cast<size_t>(kTokens * cols), 3);
     const std::vector<float> dense = normal(static_cast<size_t>(rows * cols), 4);
     std::vector<float> y(static_cast<size_t>(kTokens * rows));
@@ -201,7 +203,7 @@ void bench_gemm(int threads) {
           times.push_back(seconds_of([&] { run_linear(matrix, x, y, kTokens, threads, target, scratch); }));
         }
       }
-      const double error = check(matrix, x, y, kTokens);
+      const double error = check(matrix, x, y, kTokens, target == Target::avx512 ? 1e-3 : 1e-5);  // x of 11 bits
       fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target),
                  flop / smallest(times) / 1e9, flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
                  100 * median(blas_times) / median(times), error);

@@ -20,16 +20,17 @@ void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows
   ops.decode_dense(weight, row, rows, col, cols, out, stride);
 }
 
-/// x [tokens, cols] packed into panels in shared scratch; panels are cols * panel_tokens floats apart.
-const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t cols, const Context& context) {
+/// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.
+template <class Pack>
+const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const Context& context,
+                        Pack pack) {
   const int64_t panels = (args.tokens + ops.panel_tokens - 1) / ops.panel_tokens;
-  float* packed = context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * ops.panel_tokens * cols),
-                                         context.team);
+  float* packed =
+      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * panel_floats), context.team);
   const Range mine = context.team.share(panels);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     const int64_t first = p * ops.panel_tokens;
-    ops.pack_panel(args.x + first * args.x_stride, args.x_stride, std::min(ops.panel_tokens, args.tokens - first), cols,
-                   packed + first * cols);
+    pack(args.x + first * args.x_stride, std::min(ops.panel_tokens, args.tokens - first), packed + p * panel_floats);
   }
   context.team.barrier();
   return packed;
@@ -40,7 +41,10 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t cols, co
 template <class Matrix>
 void multiply(const Matrix& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const float* packed = pack_input(ops, args, weight.cols, context);
+  const float* packed =
+      pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
+        ops.pack_panel(x, args.x_stride, tokens, weight.cols, panel);
+      });
   constexpr int64_t kTilesAtOnce = 6;
   const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
   float* tiles = context.scratch.own(static_cast<size_t>(rows_at_once * cpu::kTileStride), context.team);
@@ -69,6 +73,27 @@ void multiply(const Matrix& weight, const LinearArgs& args, const Context& conte
     }
   }
   context.team.barrier();
+}
+
+/// The same in integers.
+void multiply_whole(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+  const Ops& ops = cpu::ops_of(context.target);
+  const float* packed = pack_input(ops, args, ops.whole.panel_floats(weight.cols), context,
+                                   [&](const float* x, int64_t tokens, float* panel) {
+                                     ops.whole.pack_panel(weight, x, args.x_stride, tokens, panel);
+                                   });
+  const Range mine = context.team.share(weight.rows, ops.tile_rows);
+  float* memory =
+      context.scratch.own(static_cast<size_t>(ops.whole.memory_floats(weight, mine.begin, mine.end)), context.team);
+  ops.whole.multiply(weight, args, packed, mine.begin, mine.end, memory);
+  context.team.barrier();
+}
+
+/// Many tokens: the kernel that is best for the matrix.
+void multiply_many(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+  const Ops& ops = cpu::ops_of(context.target);
+  if (ops.whole.supports && ops.whole.supports(weight)) return multiply_whole(weight, args, context);
+  multiply(weight, args, context);
 }
 
 /// Few tokens: weights are read once, straight from where they are.
@@ -131,7 +156,7 @@ void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context&
   if (args.tokens <= Ops::kFewTokens) {
     multiply_few(view_of(weight), scaled, context);
   } else {
-    multiply(view_of(weight), scaled, context);
+    multiply_many(view_of(weight), scaled, context);
   }
   if (weight.low_rank.rank > 0) add_low_rank(weight, scaled, context);
 }

@@ -1,5 +1,5 @@
 // Codebook matrices of bytes and few tokens on AVX-512 VBMI: the codebook stays in registers as byte planes. Measured:
-// the byte permutes (one port) set the pace, then the conversion to float.
+// the byte permutes set the pace, then the conversion to float.
 
 #pragma once
 
@@ -35,7 +35,7 @@ struct HalfTable {
 
   template <bool kMasked>
   HXQ_ALWAYS_INLINE Weights look_up(__m512i value, __mmask64 keep) const {
-    const Indices index = masks_of(value);
+    const Indices index = indices_of(value);
     const __m512i low_bytes = low.template look_up<kMasked>(index, keep);
     const __m512i high_bytes = high.template look_up<kMasked>(index, keep);
     // Through memory: a load brings the upper half down without a permute.
@@ -56,7 +56,7 @@ struct FloatTable {
 
   template <bool kMasked>
   HXQ_ALWAYS_INLINE Weights look_up(__m512i value, __mmask64 keep) const {
-    const Indices index = masks_of(value);
+    const Indices index = indices_of(value);
     const __m512i b0 = byte0.template look_up<kMasked>(index, keep);
     const __m512i b1 = byte1.template look_up<kMasked>(index, keep);
     const __m512i b2 = byte2.template look_up<kMasked>(index, keep);

@@ -1,4 +1,4 @@
-// Looking up 64 bytes at once: a table of 256 bytes lies in four registers, vpermb finds 64 entries of each.
+// Looking up 64 bytes at once: a table of 256 bytes lies in four registers, vpermi2b finds 64 entries in two of them.
 
 #pragma once
 
@@ -16,19 +16,13 @@ constexpr int64_t kBlock = 64;
 
 inline int64_t blocks_of(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
 
-/// 64 indices and the masks that choose among four tables of 64 bytes. vpermb ignores the upper two bits.
+/// 64 indices and the mask that chooses between two tables of 128 bytes. vpermi2b ignores the upper bit.
 struct Indices {
   __m512i value;
-  __mmask64 bit6;
   __mmask64 bit7;
-  __mmask64 both;
 };
 
-HXQ_ALWAYS_INLINE Indices masks_of(__m512i value) {
-  const __mmask64 bit7 = _mm512_movepi8_mask(value);
-  const __mmask64 bit6 = _mm512_movepi8_mask(_mm512_add_epi8(value, value));
-  return {value, bit6, bit7, _kand_mask64(bit6, bit7)};
-}
+HXQ_ALWAYS_INLINE Indices indices_of(__m512i value) { return {value, _mm512_movepi8_mask(value)}; }
 
 /// One byte of every codeword.
 struct Plane {
@@ -49,10 +43,9 @@ struct Plane {
 
   template <bool kMasked>
   HXQ_ALWAYS_INLINE __m512i look_up(const Indices& index, __mmask64 keep) const {
-    __m512i found = _mm512_permutexvar_epi8(index.value, part0);
-    found = _mm512_mask_permutexvar_epi8(found, index.bit6, index.value, part1);
-    found = _mm512_mask_permutexvar_epi8(found, index.bit7, index.value, part2);
-    found = _mm512_mask_permutexvar_epi8(found, index.both, index.value, part3);
+    const __m512i lower = _mm512_permutex2var_epi8(part0, index.value, part1);
+    const __m512i upper = _mm512_permutex2var_epi8(part2, index.value, part3);
+    const __m512i found = _mm512_mask_blend_epi8(index.bit7, lower, upper);
     return kMasked ? _mm512_maskz_mov_epi8(keep, found) : found;
   }
 };

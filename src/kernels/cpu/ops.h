@@ -70,6 +70,19 @@ struct Ops {
   void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row,
                         int64_t rows);
 
+  /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
+  struct Whole {
+    bool (*supports)(const CodebookView& weight);
+    /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
+    int64_t (*panel_floats)(int64_t cols);
+    void (*pack_panel)(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel);
+    /// y of rows [begin, end), begin a multiple of tile_rows; `memory`: memory_floats floats of the thread's own.
+    int64_t (*memory_floats)(const CodebookView& weight, int64_t begin, int64_t end);
+    void (*multiply)(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin,
+                     int64_t end, float* memory);
+  };
+  Whole whole;
+
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
   void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);

@@ -29,6 +29,7 @@ const Ops kAvx2Ops = {
     .panel_width = panel_width,
     .pack_panel = pack_panel,
     .multiply_tile = multiply_tile,
+    .whole = {},
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,

@@ -13,6 +13,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/read-inl.h"
 #include "kernels/cpu/ssd-inl.h"
+#include "kernels/cpu/whole_gemm_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 const Ops kAvx512Ops = {
@@ -29,6 +30,7 @@ const Ops kAvx512Ops = {
     .panel_width = panel_width,
     .pack_panel = pack_panel,
     .multiply_tile = multiply_tile,
+    .whole = {supports_whole, whole_panel_floats, pack_whole, whole_memory_floats, multiply_whole},
     .rms_norm = rms_norm,
     .conv = conv,
     .scan = scan,
