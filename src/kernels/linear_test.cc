@@ -21,7 +21,8 @@ struct Call {
 struct Rounding {
   enum Kind {
     none,
-    token,  ///< to 24 bits below the largest |x|; the product of the low bytes of x and of codes is estimated besides
+    token,  ///< to 16 bits, 24 if the largest |x| is over 32 times the mean square's root; the product of the low byte
+            ///< of x with that of codes is estimated besides
     block,  ///< to 11 bits below the largest |x| of 64 columns
   };
   Kind kind = none;
@@ -71,7 +72,14 @@ struct Product {
   static double rounding_bound(Rounding rounding, const float* xt, int64_t cols, WeightAt weight_at, int64_t row) {
     if (rounding.kind == Rounding::none) return 0;
     const int64_t block = rounding.kind == Rounding::block ? 64 : cols;
-    const double step = rounding.kind == Rounding::block ? 1 / 1023.0 : 0x1p-22;
+    double largest_square = 0, squares = 0;
+    for (int64_t c = 0; c < cols; ++c) {
+      const double square = static_cast<double>(xt[c]) * xt[c];
+      largest_square = std::max(largest_square, square);
+      squares += square;
+    }
+    const bool spread = largest_square * static_cast<double>(cols) < 1025 * squares;
+    const double step = rounding.kind == Rounding::block ? 1 / 1023.0 : spread ? 0x1p-14 : 0x1p-22;
     const double estimated = rounding.kind == Rounding::token ? 2 * 128 * 128 * rounding.code_scale : 0;
     double variance = 0, worst = 0;
     for (int64_t begin = 0; begin < cols; begin += block) {

@@ -96,14 +96,12 @@ HXQ_ALWAYS_INLINE void multiply_block(VecF (&sum)[kTokens][2], const Weights& w,
   }
 }
 
-/// Products of kRows <= 4 rows, `apart` bytes from each other, with kTokens tokens: sums[t][i], over
-/// whole blocks or (kMasked) over the first `cols` < 64 columns of one. Rows far apart are separate streams, which draw
-/// more bandwidth from one core than a single stream; each is prefetched.
+/// One row of each of kRows streams, `apart` bytes from each other, with kTokens tokens: added to total[t][i], over
+/// whole blocks or (kMasked) over the first `cols` < 64 columns of one. Each stream is prefetched.
 template <class Table, int kRows, int kTokens, bool kMasked>
-__attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* index, int64_t apart, int64_t cols,
-                                        const float* x, int64_t floats, float (&sums)[kTokens][4]) {
+HXQ_ALWAYS_INLINE void sum_row(const Table& table, const uint8_t* index, int64_t apart, int64_t cols, const float* x,
+                               int64_t floats, VecF (&total)[kTokens][kRows]) {
   const __mmask64 keep = kMasked ? _bzhi_u64(~0ull, static_cast<unsigned>(cols)) : ~__mmask64{0};
-  const Table table(planes);
   VecF sum[kRows][kTokens][2] = {};
   for (int64_t col = 0; col < cols; col += kBlock, x += kBlock) {
 #pragma GCC unroll 4
@@ -116,10 +114,8 @@ __attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* in
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
-    VecF total[4] = {};
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) total[i] = sum[i][t][0] + sum[i][t][1];
-    _mm_storeu_ps(sums[t], sum_lanes_of_4(total[0], total[1], total[2], total[3]));
+    for (int i = 0; i < kRows; ++i) total[t][i] += sum[i][t][0] + sum[i][t][1];
   }
 }
 
@@ -127,25 +123,28 @@ __attribute__((noinline)) void sum_rows(const uint8_t* planes, const uint8_t* in
 template <class Table>
 struct FloatKernel {
   template <int kRows, int kTokens>
-  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged,
-                  float (&sums)[kTokens][4]) {
+  __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
+                                            const float* arranged, RowTotals<kRows, kTokens>& totals) {
+    const Table table(weight.planes);
     const int64_t floats = blocks_of(weight.cols) * kBlock;
     const int64_t whole = weight.cols / kBlock * kBlock;
-    const uint8_t* index = weight.indices + row * weight.cols;
-    float rest[kTokens][4] = {};
-    if (whole > 0) {
-      sum_rows<Table, kRows, kTokens, false>(weight.planes, index, apart * weight.cols, whole, arranged, floats, sums);
-    } else {
-      for (auto& sum : sums) _mm_storeu_ps(sum, _mm_setzero_ps());
-    }
-    if (whole < weight.cols) {
-      sum_rows<Table, kRows, kTokens, true>(weight.planes, index + whole, apart * weight.cols, weight.cols - whole,
-                                            arranged + whole, floats, rest);
-    }
-    for (int t = 0; t < kTokens; ++t) {
-      for (int i = 0; i < kRows; ++i) sums[t][i] += rest[t][i];
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* index = weight.indices + (row + r) * weight.cols;
+      VecF total[kTokens][kRows] = {};
+      sum_row<Table, kRows, kTokens, false>(table, index, apart * weight.cols, whole, arranged, floats, total);
+      if (whole < weight.cols) {
+        sum_row<Table, kRows, kTokens, true>(table, index + whole, apart * weight.cols, weight.cols - whole,
+                                             arranged + whole, floats, total);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) totals[t][i][r] = total[t][i];
+      }
     }
   }
+
+  static VecF finish(const CodebookView&, const float*, int64_t, VecF sums) { return sums; }
 };
 
 /// Up to 8 tokens at once with two tables, 2 with four, as registers allow.

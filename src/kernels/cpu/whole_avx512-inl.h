@@ -1,10 +1,11 @@
 // Codebooks of whole numbers on AVX-512 VNNI: the byte planes from the tables are multiplied as they are, by x in fixed
 // point. One vpdpbusd does 64 products, where the float kernel converts and multiplies 16 at a time.
 //
-// Weights are exact. x is rounded to 24 bits below its largest |x|, as three signed bytes: an error of 2^-24 max |x|.
-// Of the six products of bytes the least, low byte of the code times low byte of x, is estimated with 128 for the
-// code's byte: an error of at most 2^-22, usually 2^-25, of max |w| max |x|, and none where x has 16 bits. The other
-// sums are exact integers until they are put together in float.
+// Weights are exact. x is rounded to 16 bits below its largest |x|, as two signed bytes, or to 24 bits as three if the
+// largest |x| is far above the others. Of the products of bytes the least, low byte of the code times low byte of x, is
+// estimated with 128 for the code's byte. The error of both is, in energy, -55 dB of the product's where two bytes are
+// taken, below that of 256 levels for the weights (about -45 dB), and -100 dB with three. The other sums are exact
+// integers until they are put together in float.
 
 #pragma once
 
@@ -17,6 +18,10 @@ namespace {
 constexpr int64_t kWholeTokens = 3;
 constexpr int64_t kWholeCols = int64_t{1} << 19;
 
+/// With two bytes the largest x^2 is at most this many times the mean: the error of the estimate, 2^-28.5 of the
+/// largest |w x| squared for every column, stays below -55 dB where the levels' energy is about 1/25 of the largest.
+constexpr float kLargestSpread = 1024;
+
 /// x of one token: x = (bytes[2] * 2^16 + bytes[1] * 2^8 + bytes[0]) / scale, the bytes of 64 columns next to each
 /// other.
 struct alignas(64) WholeBlock {
@@ -26,8 +31,9 @@ struct alignas(64) WholeBlock {
 /// What precedes the blocks. High bytes of codes are stored + 128; starting the sums at `start`, -128 times the sum of
 /// each byte of x, takes that off again.
 struct alignas(64) WholeHead {
-  double inverse_scale;
-  bool usable;  ///< false: x has an infinity or a NaN
+  float scale_power;  ///< x was multiplied by 2 to this
+  bool usable;        ///< false: x has an infinity or a NaN
+  bool spread;        ///< two bytes are enough
   alignas(64) int32_t start[3][16];
 };
 
@@ -35,14 +41,13 @@ inline int64_t whole_floats(int64_t cols) {
   return (static_cast<int64_t>(sizeof(WholeHead)) + blocks_of(cols) * static_cast<int64_t>(sizeof(WholeBlock))) / 4;
 }
 
-/// The power of two 2^p for which the largest |x| 2^p, rounded, has three signed bytes, that is at most 127 * 0x10101.
-inline float whole_scale(float largest) {
-  if (largest == 0) return 1;
+/// The p for which the largest |x| 2^p, rounded, has three signed bytes, that is at most 127 * 0x10101; at most 127.
+inline int whole_power(float largest) {
+  if (largest == 0) return 0;
   const int exponent = (__builtin_bit_cast(int32_t, largest) >> 23) - 127;  // -127 for subnormal numbers
-  int power = 22 - exponent;
-  if (power > 127) return 0x1p127f;
-  const float scale = __builtin_bit_cast(float, (power + 127) << 23);
-  return largest * scale > 127.0f * 0x10101 ? scale / 2 : scale;
+  const int power = 22 - exponent;
+  if (power > 127) return 127;
+  return largest * __builtin_bit_cast(float, (power + 127) << 23) > 127.0f * 0x10101 ? power - 1 : power;
 }
 
 void arrange_whole(const float* x, int64_t cols, float* arranged) {
@@ -52,14 +57,19 @@ void arrange_whole(const float* x, int64_t cols, float* arranged) {
     return col + kLanes <= cols ? load(x + col) : col < cols ? load_first(x + col, cols - col) : VecF{};
   };
   __m512i largest_bits = _mm512_setzero_si512();  // magnitudes are ordered as their bits
+  VecF squares = {};
   for (int64_t col = 0; col < cols; col += kLanes) {
-    largest_bits = _mm512_max_epi32(largest_bits, _mm512_castps_si512(_mm512_abs_ps(x_at(col))));
+    const VecF values = x_at(col);
+    largest_bits = _mm512_max_epi32(largest_bits, _mm512_castps_si512(_mm512_abs_ps(values)));
+    squares += values * values;
   }
   const float largest = __builtin_bit_cast(float, _mm512_reduce_max_epi32(largest_bits));
   head->usable = largest <= __FLT_MAX__;
   if (!head->usable) return;
-  const float scale = whole_scale(largest);
-  head->inverse_scale = 1.0 / static_cast<double>(scale);
+  head->spread = largest * largest * static_cast<float>(cols) <= kLargestSpread * sum_lanes(squares);
+  const int power = whole_power(largest);
+  const float scale = __builtin_bit_cast(float, (power + 127) << 23);
+  head->scale_power = static_cast<float>(power);
 
   __m512i start[3] = {};
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
@@ -81,27 +91,30 @@ void arrange_whole(const float* x, int64_t cols, float* arranged) {
   }
 }
 
-/// Adds the products of 64 codes with x to sum[place - 1], place: that of the byte of the code + that of the byte of x.
-HXQ_ALWAYS_INLINE void multiply_whole_block(__m512i (&sum)[3], __m512i low, __m512i high, const WholeBlock& x) {
-  const __m512i x0 = _mm512_load_si512(x.byte[0]), x1 = _mm512_load_si512(x.byte[1]), x2 = _mm512_load_si512(x.byte[2]);
-  sum[0] = _mm512_dpbusd_epi32(sum[0], low, x1);
-  sum[1] = _mm512_dpbusd_epi32(sum[1], low, x2);
-  sum[0] = _mm512_dpbusd_epi32(sum[0], high, x0);
-  sum[1] = _mm512_dpbusd_epi32(sum[1], high, x1);
-  sum[2] = _mm512_dpbusd_epi32(sum[2], high, x2);
+/// Adds the products of 64 codes with the upper kBytes bytes of x: sum[i] has those of the code's high byte with byte i
+/// of these and of its low byte with the next one.
+template <int kBytes>
+HXQ_ALWAYS_INLINE void multiply_whole_block(__m512i (&sum)[kBytes], __m512i low, __m512i high, const WholeBlock& x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kBytes; ++i) {
+    const __m512i byte = _mm512_load_si512(x.byte[3 - kBytes + i]);
+    if (i > 0) sum[i - 1] = _mm512_dpbusd_epi32(sum[i - 1], low, byte);
+    sum[i] = _mm512_dpbusd_epi32(sum[i], high, byte);
+  }
 }
 
-/// `start`: that of the low byte of x.
-HXQ_ALWAYS_INLINE VecF put_together(const __m512i (&sum)[3], __m512i start) {
-  VecF total = _mm512_cvtepi32_ps(sum[2]) * 0x1p24f;
-  total += _mm512_cvtepi32_ps(sum[1]) * 0x1p16f;
-  total += _mm512_cvtepi32_ps(sum[0]) * 0x1p8f;
-  return total - _mm512_cvtepi32_ps(start);
+/// `estimate`: the negative of what the low byte of codes adds to the lowest byte that was taken of x, / 2^8.
+template <int kBytes>
+HXQ_ALWAYS_INLINE VecF put_together(const __m512i (&sum)[kBytes], __m512i estimate) {
+  VecF total = {};
+#pragma GCC unroll 4
+  for (int i = kBytes - 1; i >= 0; --i) total = (total + _mm512_cvtepi32_ps(sum[i])) * 0x1p8f;
+  return (total - _mm512_cvtepi32_ps(estimate)) * (kBytes == 2 ? 0x1p8f : 1.0f);
 }
 
 /// Adds a block of 64 columns, or (kMasked) of those that `keep` names, of kRows rows `apart` bytes from each other.
-template <bool kMasked, int kRows, int kTokens>
-HXQ_ALWAYS_INLINE void add_whole_block(__m512i (&sum)[kRows][kTokens][3], const Plane& low, const Plane& high,
+template <bool kMasked, int kRows, int kTokens, int kBytes>
+HXQ_ALWAYS_INLINE void add_whole_block(__m512i (&sum)[kRows][kTokens][kBytes], const Plane& low, const Plane& high,
                                        const uint8_t* index, int64_t apart, __mmask64 keep, const float* x,
                                        int64_t x_apart) {
 #pragma GCC unroll 4
@@ -118,23 +131,21 @@ HXQ_ALWAYS_INLINE void add_whole_block(__m512i (&sum)[kRows][kTokens][3], const 
   }
 }
 
-/// sums[t][i] of kRows <= 4 rows `apart` bytes from each other, before scales; x of the tokens are `x_apart` floats
-/// apart.
-template <int kRows, int kTokens>
-__attribute__((noinline)) void sum_whole_rows(const uint8_t* planes, const uint8_t* index, int64_t apart, int64_t cols,
-                                              const float* arranged, int64_t x_apart, float (&sums)[kTokens][4]) {
-  const Plane low(planes + 512);
-  const Plane high(planes + 768);
-  const auto start = [&](int t, int byte) {
-    return _mm512_load_si512(reinterpret_cast<const WholeHead*>(arranged + t * x_apart)->start[byte]);
+/// One row of each of kRows streams `apart` bytes from each other; x of the tokens are `x_apart` floats apart.
+template <int kRows, int kTokens, int kBytes>
+HXQ_ALWAYS_INLINE void sum_whole_row(const Plane& low, const Plane& high, const uint8_t* index, int64_t apart,
+                                     int64_t cols, const float* arranged, int64_t x_apart,
+                                     VecF (&total)[kTokens][kRows]) {
+  const auto start = [&](int t, int i) {
+    return _mm512_load_si512(reinterpret_cast<const WholeHead*>(arranged + t * x_apart)->start[3 - kBytes + i]);
   };
-  __m512i sum[kRows][kTokens][3];
+  __m512i sum[kRows][kTokens][kBytes];
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 4
-      for (int byte = 0; byte < 3; ++byte) sum[i][t][byte] = start(t, byte);
+      for (int byte = 0; byte < kBytes; ++byte) sum[i][t][byte] = start(t, byte);
     }
   }
   const float* x = arranged + sizeof(WholeHead) / 4;
@@ -148,45 +159,62 @@ __attribute__((noinline)) void sum_whole_rows(const uint8_t* planes, const uint8
   }
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
-    VecF total[4] = {};
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) total[i] = put_together(sum[i][t], start(t, 0));
-    _mm_storeu_ps(sums[t], sum_lanes_of_4(total[0], total[1], total[2], total[3]));
+    for (int i = 0; i < kRows; ++i) total[t][i] = put_together(sum[i][t], start(t, 0));
   }
 }
 
 /// Integer dot products; `arranged` as arrange_whole makes it.
+template <int kBytes>
 struct WholeKernel {
   template <int kRows, int kTokens>
-  static void sum(const CodebookView& weight, int64_t row, int64_t apart, const float* arranged,
-                  float (&sums)[kTokens][4]) {
+  __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
+                                            const float* arranged, RowTotals<kRows, kTokens>& totals) {
+    const Plane low(weight.planes + 512), high(weight.planes + 768);
     const int64_t x_apart = whole_floats(weight.cols);
-    sum_whole_rows<kRows, kTokens>(weight.planes, weight.indices + row * weight.cols, apart * weight.cols, weight.cols,
-                                   arranged, x_apart, sums);
-    for (int t = 0; t < kTokens; ++t) {
-      // In double: the product of the scales may be out of float's range where the result is not.
-      const double scale =
-          reinterpret_cast<const WholeHead*>(arranged + t * x_apart)->inverse_scale * weight.planes_scale;
-      for (int i = 0; i < kRows; ++i) sums[t][i] = static_cast<float>(sums[t][i] * scale);
+    for (int64_t r = 0; r < rows; ++r) {
+      VecF total[kTokens][kRows];
+      sum_whole_row<kRows, kTokens, kBytes>(low, high, weight.indices + (row + r) * weight.cols, apart * weight.cols,
+                                            weight.cols, arranged, x_apart, total);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) totals[t][i][r] = total[t][i];
+      }
     }
+  }
+
+  /// Both scales are powers of two, whose product may be out of float's range where the result is not.
+  static VecF finish(const CodebookView& weight, const float* arranged, int64_t t, VecF sums) {
+    const auto* head = reinterpret_cast<const WholeHead*>(arranged + t * whole_floats(weight.cols));
+    const VecF power = _mm512_getexp_ps(splat(weight.planes_scale)) - head->scale_power;
+    return _mm512_scalef_ps(sums, power);
   }
 };
 
-void rows_by_whole(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+template <int kBytes>
+void rows_by_bytes(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
                    int64_t end) {
-  for (int64_t t = 0; t < args.tokens; ++t) {
-    if (!reinterpret_cast<const WholeHead*>(arranged + t * whole_floats(weight.cols))->usable) {
-      return codebook_rows_by_lookup(weight, args, arranged, begin, end);
-    }
-  }
   switch (args.tokens) {
     case 1:
-      return multiply_rows<WholeKernel, 2, 1>(weight, args, arranged, begin, end);
+      return multiply_rows<WholeKernel<kBytes>, 2, 1>(weight, args, arranged, begin, end);
     case 2:
-      return multiply_rows<WholeKernel, 2, 2>(weight, args, arranged, begin, end);
+      return multiply_rows<WholeKernel<kBytes>, 2, 2>(weight, args, arranged, begin, end);
     default:
-      return multiply_rows<WholeKernel, 1, 3>(weight, args, arranged, begin, end);
+      return multiply_rows<WholeKernel<kBytes>, 1, 3>(weight, args, arranged, begin, end);
   }
+}
+
+void rows_by_whole(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+                   int64_t end) {
+  bool usable = true, spread = true;
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    const auto* head = reinterpret_cast<const WholeHead*>(arranged + t * whole_floats(weight.cols));
+    usable = usable && head->usable;
+    spread = spread && head->spread;
+  }
+  if (!usable) return codebook_rows_by_lookup(weight, args, arranged, begin, end);
+  spread ? rows_by_bytes<2>(weight, args, arranged, begin, end) : rows_by_bytes<3>(weight, args, arranged, begin, end);
 }
 
 }  // namespace
