@@ -98,7 +98,7 @@ void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, 
     for (; col + 2 * kLanes <= weight.cols; col += 2 * kLanes) {
       __builtin_prefetch(index + col + kPrefetch);
       const VecF w0 = look_up_lanes(weight.codebook, index + col);
-      const VecF w1 = look_up_lanes_singly(weight.codebook, index + col + kLanes);
+      const VecF w1 = look_up_lanes(weight.codebook, index + col + kLanes);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
         sum[t][0] += w0 * load(x + t * args.x_stride + col);

@@ -27,8 +27,7 @@ void correct_outliers(const CodebookView& weight, const LinearArgs& args, int64_
   }
 }
 
-/// Asks for the entries from those of `row` on: they are met too seldom for the processor to foresee them, and waiting
-/// for them took as long as the products.
+/// Asks for the entries from those of `row` on: they are met too seldom for the processor to foresee them.
 inline void prefetch_outliers(const CodebookView& weight, int64_t row) {
   const uint32_t first = weight.outlier_row[row];
   _mm_prefetch(reinterpret_cast<const char*>(weight.outlier_row + row + 2 * kLanes), _MM_HINT_T0);

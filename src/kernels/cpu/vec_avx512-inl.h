@@ -39,7 +39,5 @@ inline VecF look_up_lanes(const float* table, const uint8_t* index) {
   return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index))), table, 4);
 }
 
-inline VecF look_up_lanes_singly(const float* table, const uint8_t* index) { return look_up_lanes(table, index); }
-
 }  // namespace
 }  // namespace hxq::kernels::cpu

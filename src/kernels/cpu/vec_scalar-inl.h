@@ -52,7 +52,5 @@ inline VecF look_up_lanes(const float* table, const uint8_t* index) {
   return VecF{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
 }
 
-inline VecF look_up_lanes_singly(const float* table, const uint8_t* index) { return look_up_lanes(table, index); }
-
 }  // namespace
 }  // namespace hxq::kernels::cpu
