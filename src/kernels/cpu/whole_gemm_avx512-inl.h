@@ -149,10 +149,10 @@ void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_
   tiles.begin[rows] = count;
 }
 
-/// sums[v][i] of kRows rows of codes and kVectors vectors of tokens.
+/// sums[v][first + i] of kRows rows of codes and kVectors vectors of tokens.
 template <int kRows, int kVectors>
 __attribute__((noinline)) void multiply_codes(const int16_t* code, const float* panel, int64_t blocks,
-                                              VecF (*sums)[HXQ_LANES]) {
+                                              VecF (*sums)[HXQ_LANES], int64_t first) {
   constexpr int64_t kWidth = kVectors * kLanes;
   VecF total[kRows][kVectors] = {};
   for (int64_t b = 0; b < blocks; ++b, code += kBlock, panel += (kPairs + 2) * kWidth) {
@@ -181,7 +181,7 @@ __attribute__((noinline)) void multiply_codes(const int16_t* code, const float* 
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) sums[v][i] = total[i][v];
+    for (int i = 0; i < kRows; ++i) sums[v][first + i] = total[i][v];
   }
 }
 
@@ -202,15 +202,11 @@ inline void add_outlier(const TileOutlier& outlier, const float* panel, VecF (*s
 template <int kVectors>
 void multiply_code_tile(const CodeTiles& tiles, int64_t first, const float* panel, int64_t cols, const LinearArgs& args,
                         int64_t row, int64_t rows) {
-  constexpr int kHalf = kTileRows / 2;
+  constexpr int kHalf = kTileRows / 2;  // integers and floats of as many rows fit the registers
   static_assert(kTileRows % 2 == 0 && kTileRows < HXQ_LANES);
   VecF sums[kVectors][HXQ_LANES] = {};
-  for (int64_t half = 0; half < 2; ++half) {
-    VecF part[kVectors][HXQ_LANES];
-    multiply_codes<kHalf, kVectors>(tiles.code + (first + half * kHalf) * kCodeStride, panel, blocks_of(cols), part);
-    for (int v = 0; v < kVectors; ++v) {
-      for (int i = 0; i < kHalf; ++i) sums[v][half * kHalf + i] = part[v][i];
-    }
+  for (int64_t i = 0; i < kTileRows; i += kHalf) {
+    multiply_codes<kHalf, kVectors>(tiles.code + (first + i) * kCodeStride, panel, blocks_of(cols), sums, i);
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (uint32_t o = tiles.begin[first + i]; o < tiles.begin[first + i + 1]; ++o) {
