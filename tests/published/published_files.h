@@ -44,7 +44,7 @@ class PublishedFiles {
     const float scale = parts.scale > 0 ? parts.scale : 1 / std::sqrt(static_cast<float>(cols));
     std::vector<float> codebook = noise(kLevels, scale);
     for (size_t i = 0; parts.uniform && i < codebook.size(); ++i) {
-      codebook[i] = scale * (static_cast<float>(i) / 64 - 2);
+      codebook[i] = scale * (static_cast<float>(i) * 4 / 255 - 2);
     }
     const std::vector<uint8_t> indices = random_bytes(rows * cols);
     std::vector<float> weight(indices.size());
