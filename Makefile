@@ -1,9 +1,10 @@
-# Front door: `make demo`, `make test`, `make build`, `make bench`.
+# Front door: `make demo`, `make test`, `make build`, `make bench`, `make fuzz`.
 
 BUILD ?= build
 CMAKE_FLAGS ?=
+SECONDS ?= 60
 
-.PHONY: build demo test bench dependencies clean
+.PHONY: build demo test bench fuzz dependencies clean
 
 build: dependencies
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || (cat $(BUILD).log; exit 1)
@@ -20,6 +21,10 @@ bench: dependencies
 	@scripts/install_dependencies.sh libopenblas-dev
 	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DHXQ_BUILD_BENCH=ON"
 	@scripts/bench.sh $(BUILD)
+
+fuzz: dependencies
+	@scripts/install_dependencies.sh clang-14
+	@scripts/fuzz.sh $(BUILD)-fuzz $(SECONDS)
 
 dependencies:
 	@scripts/install_dependencies.sh
