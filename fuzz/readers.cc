@@ -15,6 +15,7 @@
 #include "io/npy.h"
 #include "io/safetensors.h"
 #include "temp_dir.h"
+#include "text/jinja/template.h"
 
 namespace hxq::fuzz {
 namespace {
@@ -98,6 +99,17 @@ void read_tokenizer(std::span<const std::byte> bytes) {
     for (const int32_t id : ids) stream.push(id);
     stream.flush();
   });
+}
+
+void read_template(std::span<const std::byte> bytes) {
+  const nlohmann::ordered_json context = {{"messages",
+                                           {{{"role", "system"}, {"content", " Be brief. "}},
+                                            {{"role", "user"}, {"content", "One and two\xc3\xa9"}},
+                                            {{"role", "assistant"}, {"content", "three"}},
+                                            {{"role", "user"}, {"content", ""}}}},
+                                          {"bos_token", "<s>"},
+                                          {"add_generation_prompt", true}};
+  expect_error_at_most([&] { jinja::Template(text_of(bytes), "fuzz").render(context); });
 }
 
 }  // namespace hxq::fuzz

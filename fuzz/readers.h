@@ -19,4 +19,7 @@ void read_npy(std::span<const std::byte> bytes);
 /// A tokenizer.json: a text there and back.
 void read_tokenizer(std::span<const std::byte> bytes);
 
+/// A chat template: a conversation through it.
+void read_template(std::span<const std::byte> bytes);
+
 }  // namespace hxq::fuzz

@@ -178,6 +178,13 @@ TEST(Mutation, Tokenizers) {
   EXPECT_NO_THROW(Tokenizer::load(dir.path()));
 }
 
+TEST(Mutation, ChatTemplates) {
+  const std::string valid = read_file(fs::path(HXQ_SOURCE_DIR) / "fuzz/chat_template.jinja");
+  ASSERT_NE(valid, "");
+  Mutator mutator(6);
+  for (int i = 0; i < 3000; ++i) fuzz::read_template(bytes_of(mutator.mutate(valid, valid.size())));
+}
+
 /// A tree with every kind of file.
 TEST(Mutation, Cdnav3Trees) {
   const auto npy = [](const std::string& descr, const std::string& shape, const std::string& data) {
