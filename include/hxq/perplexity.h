@@ -25,6 +25,7 @@ struct WindowScore {
   int64_t end = 0;     ///< one past its last token
   int64_t scored = 0;  ///< tokens whose probability counts: those no earlier window has seen
   double nll = 0;      ///< sum of their negative log-likelihoods, in nats
+  std::optional<double> against_nll = {};  ///< that of the other model
 };
 
 struct PerplexityResult {

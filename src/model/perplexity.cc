@@ -177,6 +177,7 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
       throw Error(fmt::format("tokens {} to {}: the model's logits are not finite", window.begin, window.end));
     }
     window.nll = scores.nll;
+    if (options.against) window.against_nll = scores.reference_nll;
     total += scores;
     result.tokens_scored += window.scored;
     if (options.progress) options.progress(++done, window_count);

@@ -60,6 +60,7 @@ TEST(Perplexity, ScoresEachTokenOnceInItsFirstWindow) {
 TEST(Perplexity, AModelAgainstItselfDoesNotDiffer) {
   const PerplexityResult result = perplexity(tiny_model(), some_tokens(40), {.against = &tiny_model()});
   EXPECT_EQ(result.against_perplexity, result.perplexity);
+  for (const WindowScore& window : result.windows) EXPECT_EQ(window.against_nll, window.nll);
   EXPECT_NEAR(*result.mean_kl, 0, 1e-9);
   EXPECT_EQ(result.same_top, 1);
 }

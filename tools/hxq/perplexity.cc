@@ -32,6 +32,7 @@ std::string json_text(const PerplexityResult& result) {
   nlohmann::ordered_json windows = nlohmann::ordered_json::array();
   for (const WindowScore& window : result.windows) {
     windows.push_back({{"begin", window.begin}, {"end", window.end}, {"scored", window.scored}, {"nll", window.nll}});
+    if (window.against_nll) windows.back()["against_nll"] = *window.against_nll;
   }
   nlohmann::ordered_json json = {
       {"perplexity", result.perplexity}, {"nll", result.nll}, {"tokens_scored", result.tokens_scored}};

@@ -1,0 +1,243 @@
+"""hxq beside llama.cpp (Q8_0) and transformers (bfloat16, float32), the same random weights, in one run.
+
+    python bench/peer_bench.py [--build build] [--rounds 5] [mamba-130m] [tinyllama-1.1b]
+
+Needs helix_substrate[hf], gguf and llama-cpp-python (`pip install ./python[hf] gguf llama-cpp-python`), and `make bench`
+before, for the command and bench/make_model. A model of random weights is written as an HXQ folder, decompressed to bfloat16
+for transformers, and that is converted to Q8_0 for llama.cpp. All three must give nearly the same logits. Rounds are
+interleaved; figures are medians, ratios are medians of the rounds' ratios. Both use all cores.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import helix_substrate
+import llama_cpp
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+PROMPT, DECODE = 512, 32
+THREADS = len(os.sched_getaffinity(0))
+TOKENS = [(i * 7919 + 13) % 30000 for i in range(PROMPT)]
+
+# ---- GGUF ----
+
+LLAMA_NAMES = {
+    r"model\.embed_tokens\.weight": "token_embd.weight",
+    r"model\.norm\.weight": "output_norm.weight",
+    r"lm_head\.weight": "output.weight",
+    r"model\.layers\.(\d+)\.input_layernorm\.weight": r"blk.\1.attn_norm.weight",
+    r"model\.layers\.(\d+)\.post_attention_layernorm\.weight": r"blk.\1.ffn_norm.weight",
+    r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight": r"blk.\1.attn_\2.weight",
+    r"model\.layers\.(\d+)\.self_attn\.o_proj\.weight": r"blk.\1.attn_output.weight",
+    r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight": r"blk.\1.ffn_\2.weight",
+}
+MAMBA_NAMES = {
+    r"backbone\.embeddings\.weight": "token_embd.weight",
+    r"backbone\.norm_f\.weight": "output_norm.weight",
+    r"backbone\.layers\.(\d+)\.norm\.weight": r"blk.\1.attn_norm.weight",
+    r"backbone\.layers\.(\d+)\.mixer\.(in|x|out)_proj\.weight": r"blk.\1.ssm_\2.weight",
+    r"backbone\.layers\.(\d+)\.mixer\.dt_proj\.(weight|bias)": r"blk.\1.ssm_dt.\2",
+    r"backbone\.layers\.(\d+)\.mixer\.conv1d\.(weight|bias)": r"blk.\1.ssm_conv1d.\2",
+    r"backbone\.layers\.(\d+)\.mixer\.A_log": r"blk.\1.ssm_a",
+    r"backbone\.layers\.(\d+)\.mixer\.D": r"blk.\1.ssm_d",
+}
+
+
+def rename(name: str, names: dict[str, str]) -> str:
+    for pattern, replacement in names.items():
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise KeyError(name)
+
+
+def for_ggml(name: str, value: np.ndarray, config: dict) -> np.ndarray:
+    """Values as llama.cpp wants them: interleaved rotary halves, -exp(A_log), a flat convolution."""
+    if match := re.search(r"attn_([qk])\.weight", name):
+        heads = config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
+        return value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+    if name.endswith("ssm_a"):
+        return -np.exp(value)
+    return value.squeeze(1) if value.ndim == 3 else value
+
+
+def write_gguf(dense: Path, path: Path) -> None:
+    config = json.loads((dense / "config.json").read_text())
+    mamba = config["model_type"] == "mamba"
+    writer = gguf.GGUFWriter(path, config["model_type"])
+    writer.add_context_length(2048)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", config.get("layer_norm_epsilon", 1e-5)))
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("none")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    if mamba:
+        writer.add_feed_forward_length(0)
+        writer.add_head_count(0)
+        writer.add_ssm_conv_kernel(config["conv_kernel"])
+        writer.add_ssm_inner_size(config["intermediate_size"])
+        writer.add_ssm_state_size(config["state_size"])
+        writer.add_ssm_time_step_rank(config["time_step_rank"])
+    else:
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(config["num_attention_heads"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+        writer.add_rope_freq_base(config["rope_theta"])
+    names = MAMBA_NAMES if mamba else LLAMA_NAMES
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    with safe_open(dense / "model.safetensors", "pt") as file:
+        for key in file.keys():
+            name = rename(key, names)
+            value = for_ggml(name, file.get_tensor(key).float().numpy(), config)
+            quantized = value.ndim == 2 and value.shape[1] % 32 == 0 and value.shape[1] > 32
+            if quantized:
+                writer.add_tensor(name, gguf.quants.quantize(value, q8), raw_dtype=q8)
+            else:
+                writer.add_tensor(name, np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- The three ----
+
+
+class LlamaCpp:
+    def __init__(self, path: Path) -> None:
+        self.log = llama_cpp.llama_log_callback(lambda level, text, user: None)
+        llama_cpp.llama_log_set(self.log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1024, PROMPT, PROMPT
+        parameters.n_threads = parameters.n_threads_batch = THREADS
+        self.context = llama_cpp.llama_init_from_model(self.model, parameters)
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def feed(self, tokens: list[int]) -> None:
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens))) != 0:
+            raise RuntimeError("llama_decode failed")
+
+    def reset(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def logits(self) -> np.ndarray:
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocab,)).copy()
+
+    def measure(self) -> tuple[float, float]:
+        self.reset()
+        start = time.perf_counter()
+        self.feed(TOKENS)
+        prompt = time.perf_counter() - start
+        start = time.perf_counter()
+        for token in TOKENS[:DECODE]:
+            self.feed([token])
+        return PROMPT / prompt, DECODE / (time.perf_counter() - start)
+
+
+class Transformers:
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    @torch.no_grad()
+    def logits(self) -> np.ndarray:
+        return self.model(torch.tensor([TOKENS])).logits[0, -1].float().numpy()
+
+    @torch.no_grad()
+    def measure(self) -> tuple[float, float]:
+        start = time.perf_counter()
+        out = self.model(torch.tensor([TOKENS]), use_cache=True, logits_to_keep=1)
+        prompt = time.perf_counter() - start
+        cache = {"cache_params": out.cache_params} if "cache_params" in out else {"past_key_values": out.past_key_values}
+        start = time.perf_counter()
+        for i, token in enumerate(TOKENS[:4]):
+            at = {"cache_position": torch.tensor([PROMPT + i])} if "cache_params" in cache else {}
+            self.model(torch.tensor([[token]]), use_cache=True, **cache, **at)
+        return PROMPT / prompt, 4 / (time.perf_counter() - start)
+
+
+class Hxq:
+    def __init__(self, command: Path, folder: Path) -> None:
+        self.command = [command, "bench", folder, "--json", "--rounds", "1"]
+        self.folder = folder
+
+    def logits(self) -> np.ndarray:
+        logits = np.frombuffer(helix_substrate.Model(self.folder).forward(TOKENS), dtype=np.float32)
+        return logits.reshape(PROMPT, -1)[-1]
+
+    def measure(self) -> tuple[float, float]:
+        result = json.loads(subprocess.run(self.command, check=True, capture_output=True).stdout)
+        return result["prompt_tokens_per_second"], result["decode_tokens_per_second"]
+
+
+# ---- The run ----
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
+
+
+def compare(shape: str, build: Path, rounds: int) -> bool:
+    models = build / "bench-models"
+    models.mkdir(exist_ok=True)
+    hxq_folder, dense, quantized = models / shape, models / f"{shape}-dense", models / f"{shape}.gguf"
+    if not hxq_folder.exists():
+        subprocess.run([build / "bench" / "make_model", "--shape", shape, hxq_folder], check=True)
+    if not dense.exists():
+        subprocess.run([build / "hxq", "decompress", hxq_folder, dense, "--dtype", "bf16"], check=True)
+    if not quantized.exists():
+        write_gguf(dense, quantized)
+    runners = {"hxq": Hxq(build / "hxq", hxq_folder), "llama.cpp Q8_0": LlamaCpp(quantized)}
+    dtypes = [torch.float32] if shape.startswith("mamba") else [torch.bfloat16]
+    for dtype in dtypes:
+        runners[f"transformers {str(dtype).removeprefix('torch.')}"] = Transformers(dense, dtype)
+    runners["llama.cpp Q8_0"].feed(TOKENS)
+
+    print(f"{shape}, {THREADS} threads, prompt of {PROMPT} tokens; medians of {rounds} interleaved rounds")
+    reference = runners["hxq"].logits()
+    good = True
+    for name, runner in list(runners.items())[1:]:
+        found = correlation(runner.logits(), reference)
+        good &= found > 0.99
+        print(f"  logits of {name} and hxq: correlation {found:.5f}{'' if found > 0.99 else '  WRONG'}")
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            rates[name].append(runner.measure())
+    for name, found in rates.items():
+        line = f"  {name:22}"
+        for i, what in enumerate(("prompt", "decode")):
+            ratio = statistics.median(ours[i] / theirs[i] for ours, theirs in zip(rates["hxq"], found))
+            line += f"  {what} {statistics.median(rate[i] for rate in found):7.1f} tokens/s (hxq {ratio:.2f}x)"
+        print(line, flush=True)
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("shapes", nargs="*", default=["mamba-130m", "tinyllama-1.1b"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    results = [compare(shape, arguments.build, arguments.rounds) for shape in arguments.shapes]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
