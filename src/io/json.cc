@@ -147,6 +147,32 @@ auto refuse_repeated_keys(const std::string& file) {
   };
 }
 
+JsonEvent event_of(nlohmann::json::parse_event_t event) {
+  using Event = nlohmann::json::parse_event_t;
+  switch (event) {
+    case Event::object_start:
+      return JsonEvent::object_start;
+    case Event::object_end:
+      return JsonEvent::object_end;
+    case Event::array_start:
+      return JsonEvent::array_start;
+    case Event::array_end:
+      return JsonEvent::array_end;
+    case Event::key:
+      return JsonEvent::key;
+    default:
+      return JsonEvent::value;
+  }
+}
+
+nlohmann::json parsed(std::string_view text, const std::string& file, const JsonOptions& options) {
+  if (options.unique_keys) return nlohmann::json::parse(text, refuse_repeated_keys(file));
+  if (!options.filter) return nlohmann::json::parse(text);
+  return nlohmann::json::parse(text, [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
+    return options.filter->keep(depth, event_of(event), value);
+  });
+}
+
 /// The part of the parser's message after its code and position.
 std::string reason(const nlohmann::json::exception& error) {
   const std::string_view what = error.what();
@@ -166,8 +192,7 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, const 
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
   try {
-    nlohmann::json json = options.unique_keys ? nlohmann::json::parse(text, refuse_repeated_keys(file))
-                                              : nlohmann::json::parse(text);
+    nlohmann::json json = parsed(text, file, options);
     if (!literals.empty()) restore_literals(json);
     return json;
   } catch (const nlohmann::json::parse_error& error) {
@@ -184,9 +209,10 @@ std::string json_text(const nlohmann::json& json) {
   return text;
 }
 
-nlohmann::json load_json(const std::filesystem::path& path) {
+nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter) {
   const MappedFile file = MappedFile::open(path);
-  return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path.string());
+  return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path.string(),
+                    {.filter = filter});
 }
 
 }  // namespace hxq

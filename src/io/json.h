@@ -8,9 +8,22 @@
 
 namespace hxq {
 
+enum class JsonEvent : uint8_t { object_start, object_end, array_start, array_end, key, value };
+
+/// Sees a document while it is parsed.
+class JsonFilter {
+ public:
+  virtual ~JsonFilter() = default;
+
+  /// Whether to keep `value`; what it holds may be moved away. At the start of an object or array there is none yet.
+  /// `depth`: how many objects and arrays are open around it.
+  virtual bool keep(int depth, JsonEvent event, nlohmann::json& value) = 0;
+};
+
 struct JsonOptions {
-  bool unique_keys = false;  ///< refuse an object that names a key twice (otherwise the last one counts)
-  uint64_t base_offset = 0;  ///< offset of the text within its file, for messages
+  JsonFilter* filter = nullptr;  ///< not used when unique_keys is set
+  bool unique_keys = false;      ///< refuse an object that names a key twice (otherwise the last one counts)
+  uint64_t base_offset = 0;      ///< offset of the text within its file, for messages
 };
 
 /// Parses one JSON document of at most 256 MiB, nested at most 128 deep.
@@ -24,6 +37,6 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, const 
 std::string json_text(const nlohmann::json& json);
 
 /// Parses the file. Throws `Error` also if it cannot be read.
-nlohmann::json load_json(const std::filesystem::path& path);
+nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr);
 
 }  // namespace hxq

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -8,34 +7,13 @@
 #include <unordered_map>
 #include <vector>
 
-#include "text/flat_map.h"
 #include "text/json_part.h"
 #include "text/normalizer.h"
 #include "text/regex.h"
+#include "text/string_finder.h"
 #include "text/token_table.h"
 
 namespace hxq::text {
-
-/// Strings to find in a text: at each place the longest, from left to right, without overlap.
-class StringFinder {
- public:
-  struct Match {
-    size_t begin = 0, end = 0;
-    int32_t value = -1;  ///< of the string found
-  };
-
-  /// The last value counts of a string added twice. `text` must not be empty.
-  void add(std::string_view text, int32_t value);
-  bool empty() const { return nodes_.size() == 1; }
-
-  /// The first match at or after `from`.
-  std::optional<Match> find(std::string_view text, size_t from) const;
-
- private:
-  std::array<bool, 256> starts_ = {};  // the first bytes of the strings
-  std::vector<int32_t> nodes_ = {-1};  // by node of the trie: the value of the string that ends there, or -1
-  FlatMap64<uint32_t> edges_;          // by (node, byte): node
-};
 
 /// The tokens of a vocabulary's "added_tokens", which are cut out of a text before anything else looks at it.
 class AddedTokens {

@@ -34,12 +34,16 @@ Bpe::Bpe(TokenizerFile& file, const JsonPart& model) {
   fuse_unknown_ = model.boolean_or("fuse_unk", false);
   ignore_merges_ = model.boolean_or("ignore_merges", false);
   tokens_ = TokenTable(std::move(file.tokens), std::move(file.ids));
-  add_merges(file.merge_halves, model);
+  add_merges(file, model);
+  for (size_t i = 0; i < file.whole_tokens.size(); ++i) {
+    whole_.add(file.whole_tokens[i], tokens_.id_of(file.whole_tokens[i]).value());
+  }
   add_characters();
   if (model.boolean_or("byte_fallback", false)) find_byte_tokens();
 }
 
-void Bpe::add_merges(const StringList& halves, const JsonPart& model) {
+void Bpe::add_merges(const TokenizerFile& file, const JsonPart& model) {
+  const StringList& halves = file.merge_halves;
   merges_ = FlatMap64<Merge>(halves.size() / 2);
   std::string merged;
   for (size_t i = 0; i + 1 < halves.size(); i += 2) {
@@ -50,7 +54,8 @@ void Bpe::add_merges(const StringList& halves, const JsonPart& model) {
     merged = left;
     merged += right.substr(std::min(prefix_.size(), right.size()));
     merges_.insert_or_assign(pair_key(static_cast<uint32_t>(left_id), static_cast<uint32_t>(right_id)),
-                             {static_cast<uint32_t>(rank), id_or_fail(tokens_, merged, rank, model)});
+                             {file.merge_ranks.empty() ? static_cast<uint32_t>(rank) : file.merge_ranks[rank],
+                              id_or_fail(tokens_, merged, rank, model)});
     if (left.empty() || right.empty()) model.fail(fmt::format("merges[{}]: found an empty token", rank));
     joints_.insert_or_assign(pair_key(last_code_point(left).value, first_code_point(right).value), 1);
   }
@@ -88,10 +93,20 @@ int32_t Bpe::unknown_id() const {
   return *id;
 }
 
+void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const {
+  size_t done = 0;
+  while (const auto whole = whole_.find(word, done)) {
+    encode_mergeable(word.substr(done, whole->begin - done), scratch, out);
+    out.push_back(whole->value);
+    done = whole->end;
+  }
+  encode_mergeable(word.substr(done), scratch, out);
+}
+
 // No merge can reach across a place where no merge has the two characters at its joint, so the parts on both sides are
 // encoded by themselves: short enough to be found again, and a text without words needs no heap of its whole length.
 // A character without a token could become part of a run of unknowns, so it stays with its neighbours.
-void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const {
+void Bpe::encode_mergeable(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const {
   if (word.empty()) return;
   if (ignore_merges_) {
     if (const auto id = tokens_.id_of(word)) {

@@ -8,6 +8,7 @@
 
 #include "text/flat_map.h"
 #include "text/json_part.h"
+#include "text/string_finder.h"
 #include "text/token_table.h"
 #include "text/tokenizer_file.h"
 
@@ -34,7 +35,8 @@ class Bpe {
     int32_t id;  // of the merged token
   };
 
-  void add_merges(const StringList& halves, const JsonPart& model);
+  void add_merges(const TokenizerFile& file, const JsonPart& model);
+  void encode_mergeable(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;
   void add_characters();
   void find_byte_tokens();
 
@@ -51,6 +53,7 @@ class Bpe {
   FlatMap64<int32_t> characters_;        // tokens of one character: id by code point
   std::vector<int32_t> low_characters_;  // the same for code points below its size, -1 for none
   FlatMap64<char> joints_;               // (last character of left, first of right) of all merges
+  StringFinder whole_;                   // tokens cut out of a word before any merge
   std::vector<int32_t> byte_tokens_;     // ids of <0x00> to <0xFF>, -1 for none; empty without byte fallback
   std::optional<std::string> unknown_token_;
   std::string prefix_, suffix_;  // of characters that do not begin, and that end, a word

@@ -3,6 +3,8 @@
 #include <array>
 
 #include "hxq/error.h"
+#include "io/json.h"
+#include "text/sentencepiece_file.h"
 #include "text/tokenizer_impl.h"
 #include "text/utf8.h"
 
@@ -56,7 +58,11 @@ Tokenizer::Impl::Impl(text::TokenizerFile& file, const JsonPart& root)
       post_processor(optional_part<text::PostProcessor>(root, "post_processor")),
       decoder(optional_part<text::Decoder>(root, "decoder")),
       added(root, model.tokens(), normalizer),
-      size(count_tokens(model.tokens(), added.table())) {}
+      size(count_tokens(model.tokens(), added.table())),
+      bos(file.bos),
+      eos(file.eos),
+      pad(file.pad),
+      unk(file.unk) {}
 
 std::optional<int32_t> Tokenizer::Impl::id_of(std::string_view token) const {
   const auto id = added.table().id_of(token);
@@ -71,16 +77,15 @@ std::optional<std::string_view> Tokenizer::Impl::token_of(int32_t id) const {
 void Tokenizer::Impl::read_config(const std::filesystem::path& path) {
   std::error_code fault;
   if (!std::filesystem::exists(path, fault)) return;
-  const nlohmann::json config = text::read_json_file(path);
+  const nlohmann::json config = load_json(path);
   const JsonPart root(config, path.string(), "");
-  const auto id_named = [&](std::string_view key) -> std::optional<int32_t> {
-    if (!root.has(key)) return std::nullopt;
+  const auto id_named = [&](std::string_view key) {
     return id_of(root.child(key).value().is_object() ? root.child(key).string("content") : root.string(key));
   };
-  bos = id_named("bos_token");
-  eos = id_named("eos_token");
-  pad = id_named("pad_token");
-  unk = id_named("unk_token");
+  for (const auto& [key, id] :
+       {std::pair{"bos_token", &bos}, {"eos_token", &eos}, {"pad_token", &pad}, {"unk_token", &unk}}) {
+    if (root.has(key)) *id = id_named(key);
+  }
 }
 
 void Tokenizer::Impl::encode_piece(text::Words& words, text::Bpe::Scratch& scratch, std::vector<int32_t>& out) const {
@@ -121,7 +126,11 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
-  auto impl = std::make_unique<Impl>(read_checked(dir / "tokenizer.json"));
+  std::error_code fault;
+  const bool sentencepiece = !std::filesystem::exists(dir / "tokenizer.json", fault) &&
+                             std::filesystem::exists(dir / "tokenizer.model", fault);
+  auto impl = std::make_unique<Impl>(sentencepiece ? text::read_sentencepiece_file(dir / "tokenizer.model")
+                                                   : read_checked(dir / "tokenizer.json"));
   impl->read_config(dir / "tokenizer_config.json");
   return Tokenizer(std::move(impl));
 }

@@ -2,36 +2,23 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
-
-#include "hxq/error.h"
+#include "io/json.h"
 
 namespace hxq::text {
 
 namespace {
 
 using nlohmann::json;
-using Event = json::parse_event_t;
-
-std::string read_file(const std::filesystem::path& path) {
-  std::error_code fault;
-  const auto size = std::filesystem::file_size(path, fault);  // a fault for what is not a file
-  std::ifstream stream(path, std::ios::binary);
-  if (fault || !stream) throw Error("cannot open it: expected a readable JSON file", {.file = path.string()});
-  std::string bytes(size, '\0');
-  stream.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  if (!stream) throw Error("cannot read it: expected a readable JSON file", {.file = path.string()});
-  return bytes;
-}
+using Event = JsonEvent;
 
 // Receives the parser's events and moves the elements of model.vocab and model.merges out of its way: hundreds of
 // thousands of strings that would otherwise each become a node of a tree.
-class ListTaker {
+class ListTaker : public JsonFilter {
  public:
   explicit ListTaker(TokenizerFile& file) : file_(file) {}
 
   // Whether the parser is to keep the value.
-  bool operator()(int depth, Event event, json& value) {
+  bool keep(int depth, Event event, json& value) override {
     if (event == Event::key && depth <= 2) {
       (depth == 1 ? section_ : field_) = value.get_ref<const std::string&>();
       if (depth == 1) field_.clear();
@@ -106,27 +93,14 @@ class ListTaker {
   size_t halves_before_ = 0;
 };
 
-template <class... Callback>
-json parse(const std::string& bytes, const std::string& name, Callback&&... callback) {
-  try {
-    const char* begin = bytes.data();
-    return json::parse(begin, begin + bytes.size(), std::forward<Callback>(callback)...);
-  } catch (const json::exception& error) {
-    throw Error(fmt::format("not valid JSON: {}", error.what()), {.file = name});
-  }
-}
-
 }  // namespace
 
 TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
   TokenizerFile file;
   file.name = path.string();
   ListTaker taker(file);
-  file.json = parse(read_file(path), file.name,
-                    [&](int depth, Event event, json& value) { return taker(depth, event, value); });
+  file.json = load_json(path, &taker);
   return file;
 }
-
-json read_json_file(const std::filesystem::path& path) { return parse(read_file(path), path.string()); }
 
 }  // namespace hxq::text

@@ -39,7 +39,7 @@ struct Tokenizer::Impl {
   const text::Decoder decoder;
   const text::AddedTokens added;
   const size_t size;
-  std::optional<int32_t> bos = {}, eos = {}, pad = {}, unk = {};
+  std::optional<int32_t> bos, eos, pad, unk;
 
  private:
   Impl(text::TokenizerFile& file, const text::JsonPart& root);
