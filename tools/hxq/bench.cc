@@ -95,12 +95,15 @@ void measure_prompt(const Model& model, const Arguments& arguments, Figures& fig
   const std::vector<int32_t> tokens = some_tokens(arguments.prompt_tokens, model.info().vocab_size);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
   State state = model.new_state();
+  const auto prompt = [&] {
+    state.reset();
+    model.forward(tokens, state, Logits::last, logits);
+  };
+  prompt();  // maps the pages and takes the memory
   std::vector<double> rates;
   for (int64_t round = 0; round < arguments.rounds; ++round) {
     check_interrupt();
-    state.reset();
-    const double seconds = seconds_of([&] { model.forward(tokens, state, Logits::last, logits); });
-    rates.push_back(static_cast<double>(tokens.size()) / seconds);
+    rates.push_back(static_cast<double>(tokens.size()) / seconds_of(prompt));
   }
   figures.prompt_rate = median(rates);
 }

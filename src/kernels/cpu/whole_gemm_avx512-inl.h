@@ -20,8 +20,8 @@ constexpr float kLargestX = 1023;
 constexpr int64_t kPairs = kBlock / 2;
 
 /// Rows of codes decoded at once, and columns: they stay in the second-level cache.
-constexpr int64_t kCodeRows = 6 * kTileRows;
-constexpr int64_t kCodeCols = 1536;
+constexpr int64_t kCodeRows = 4 * kTileRows;
+constexpr int64_t kCodeCols = 4096;
 constexpr int64_t kCodeStride = kCodeCols + 32;  // no multiple of 4 KB, or rows would share cache sets
 
 /// x of 64 columns in a panel of tokens: [kPairs, width] pairs of 16-bit numbers, then [width] scales of x, then
