@@ -148,6 +148,7 @@ void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Co
 }  // namespace
 
 void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+  if (args.tokens == 0) return;
   LinearArgs scaled = args;
   if (!weight.channel_scales.empty()) {
     scaled.x = scale_input(args, weight.channel_scales, context);

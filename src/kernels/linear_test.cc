@@ -114,7 +114,7 @@ struct Product {
         const double others = (args.bias ? std::fabs(args.bias[r]) : 0) + (args.accumulate ? std::fabs(before[at]) : 0);
         const double bound =
             (4 + std::sqrt(cols)) * (size + others) * 0x1p-24 + rounding_bound(rounding, xt, cols, weight_at, r);
-        ASSERT_NEAR(y[at], sum, std::max(bound, 1e-30)) << "token " << t << " row " << r;
+        ASSERT_NEAR(y[at], sum, std::max(bound, 1e-40)) << "token " << t << " row " << r;
       }
     }
     for (size_t i = 0; i < y.size(); ++i) {
@@ -156,6 +156,42 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
           if (HasFatalFailure()) return;
         }
       }
+    }
+  }
+}
+
+// Matrices that are decoded in several pieces, for many tokens.
+TEST_P(LinearTest, ProductsOfSeveralPieces) {
+  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::whole});
+  for (const int threads : {1, 2}) {
+    expect_product(matrix,
+                   {.tokens = 35, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
+  }
+}
+
+// What rounding x may cost at most, whatever x is: here one value in 64 is far above the others.
+TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
+  constexpr int64_t kRows = 64, kCols = 1600;
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0});
+  double weights = 0;
+  for (const float weight : matrix.weights) weights += static_cast<double>(weight) * weight;
+  for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
+    for (const int64_t tokens : {1, 3, 20}) {
+      Product product(kRows, kCols, {.tokens = tokens});
+      for (size_t i = 0; i < product.x.size(); i += 64) product.x[i] *= spike;
+      product.run(matrix.view, GetParam(), 1);
+      double error = 0, inputs = 0;
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float* x = product.args.x + t * kCols;
+        for (int64_t c = 0; c < kCols; ++c) inputs += static_cast<double>(x[c]) * x[c];
+        for (int64_t r = 0; r < kRows; ++r) {
+          double sum = 0;
+          for (int64_t c = 0; c < kCols; ++c) sum += matrix.effective(r, c) * x[c];
+          error += std::pow(sum - product.y[static_cast<size_t>(t * kRows + r)], 2);
+        }
+      }
+      // Of |x|^2 times the mean square of the weights, for every row.
+      EXPECT_LT(10 * std::log10(error / (inputs * weights / kCols)), -52) << "spike " << spike << " tokens " << tokens;
     }
   }
 }

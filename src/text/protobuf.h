@@ -14,7 +14,7 @@ class ProtobufReader {
   struct Field {
     uint32_t number = 0;
     uint64_t value = 0;      ///< of an integer or a fixed-size number, its bits
-    std::string_view bytes;  ///< of a text, bytes or a message
+    std::string_view bytes = {};  ///< of a text, bytes or a message
     bool has_bytes = false;
   };
 

@@ -3,9 +3,9 @@
 //
 // Weights are exact. x is rounded to 16 bits below its largest |x|, as two signed bytes, or to 24 bits as three if the
 // largest |x| is far above the others. Of the products of bytes the least, low byte of the code times low byte of x, is
-// estimated with 128 for the code's byte. The error of both is, in energy, -55 dB of the product's where two bytes are
-// taken, below that of 256 levels for the weights (about -45 dB), and -100 dB with three. The other sums are exact
-// integers until they are put together in float.
+// estimated with 128 for the code's byte. Where two bytes are taken the error of both is, in energy, at most -52 dB of
+// |x|^2 times the mean square of the weights; that of 256 levels for the weights is about -45 dB of it. The other sums
+// are exact integers until they are put together in float.
 
 #pragma once
 
@@ -18,8 +18,9 @@ namespace {
 constexpr int64_t kWholeTokens = 3;
 constexpr int64_t kWholeCols = int64_t{1} << 19;
 
-/// With two bytes the largest x^2 is at most this many times the mean: the error of the estimate, 2^-28.5 of the
-/// largest |w x| squared for every column, stays below -55 dB where the levels' energy is about 1/25 of the largest.
+/// With two bytes the largest x^2 is at most this many times the mean: then the error of the estimate, for every column
+/// 2^-27.5 of the squared product of the largest |w| and |x|, stays below -52 dB where the weights' mean square is 1/25
+/// of the largest.
 constexpr float kLargestSpread = 1024;
 
 /// x of one token: x = (bytes[2] * 2^16 + bytes[1] * 2^8 + bytes[0]) / scale, the bytes of 64 columns next to each
@@ -66,7 +67,9 @@ void arrange_whole(const float* x, int64_t cols, float* arranged) {
   const float largest = __builtin_bit_cast(float, _mm512_reduce_max_epi32(largest_bits));
   head->usable = largest <= __FLT_MAX__;
   if (!head->usable) return;
-  head->spread = largest * largest * static_cast<float>(cols) <= kLargestSpread * sum_lanes(squares);
+  const float energy = sum_lanes(squares);
+  const bool in_range = largest > 1e-15f && energy <= __FLT_MAX__;  // of float, squared
+  head->spread = in_range && largest * largest * static_cast<float>(cols) <= kLargestSpread * energy;
   const int power = whole_power(largest);
   const float scale = __builtin_bit_cast(float, (power + 127) << 23);
   head->scale_power = static_cast<float>(power);
@@ -200,7 +203,7 @@ void rows_by_bytes(const CodebookView& weight, const LinearArgs& args, const flo
       return multiply_rows<WholeKernel<kBytes>, 2, 1>(weight, args, arranged, begin, end);
     case 2:
       return multiply_rows<WholeKernel<kBytes>, 2, 2>(weight, args, arranged, begin, end);
-    default:
+    case 3:
       return multiply_rows<WholeKernel<kBytes>, 1, 3>(weight, args, arranged, begin, end);
   }
 }
