@@ -83,6 +83,8 @@ class _Loader:
 
     def __init__(self, config: HxqConfig):
         self.config = config
+        self.files: list[str] = []
+        self.prefix = ""
         self.ignored: list[str] = []
         self.made: dict[str, nn.Module] = {}
 
@@ -90,6 +92,7 @@ class _Loader:
         """Puts compressed modules without content where the files store them."""
         stored = _core.stored_modules(files)
         self.files = files
+        self.prefix = getattr(model, "base_model_prefix", "")
         self.ignored = stored["ignored"]
         paths = dict(model.named_modules())
         tied = tied_linears(model)
@@ -112,6 +115,12 @@ class _Loader:
                     f"({path}.codebook and {path}.indices)"
                 )
         share(model, tied)
+        patterns = {rf"^({re.escape(self.prefix)}\.)?{re.escape(self.without_prefix(key))}$" for key in self.ignored}
+        patterns.update(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = patterns if _MAJOR >= 5 else list(patterns)
+
+    def without_prefix(self, key: str) -> str:
+        return key.removeprefix(f"{self.prefix}.")
 
     def _replace(self, model, path: str, module: nn.Module, entry: dict) -> None:
         tensors = empty_parts(entry["parts"])
@@ -160,8 +169,6 @@ class _Loader:
                             module, stored = wanted.pop(name)
                             module._buffers[stored] = opened.get_tensor(key).to(module._buffers[stored].device)
                             break
-
-    prefix = ""
 
     def finish(self, model: nn.Module) -> None:
         """Checks that every compressed module has its content, and serves Mamba layers."""
@@ -237,13 +244,7 @@ class _Hooks5(_Common):
         if not checkpoint_files:
             raise ValueError("a compressed model is loaded from its folder, not from a state_dict")
         self.loader.prepare(model, checkpoint_files)
-        patterns = {f"^{re.escape(key)}$" for key in self.loader.ignored}
-        model._keys_to_ignore_on_load_unexpected = set(model._keys_to_ignore_on_load_unexpected or ()) | patterns
         return model
-
-    def get_new_dtype(self, converter, param, dtype):
-        # Compressed parts were made with the dtypes of the files, so what the model has is right for all parameters.
-        return super().get_new_dtype(converter, param, dtype)
 
     def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
         # Matrices are compressed after loading, whole modules at a time.
@@ -265,20 +266,15 @@ class _Hooks4(_Common):
             return model
         if not _resolved_files:
             raise ValueError("a compressed model is loaded from its folder, not from a state_dict")
-        self.loader.prefix = getattr(model, "base_model_prefix", "")
         self.loader.prepare(model, _resolved_files)
         return model
 
-    def update_unexpected_keys(self, model, unexpected_keys, prefix):
-        ignored = set(self.loader.ignored)
-        return [
-            key for key in unexpected_keys
-            if key not in ignored and f"{prefix}.{key}" not in ignored and key.removeprefix(f"{prefix}.") not in ignored
-        ]  # fmt: skip
-
-    def update_missing_keys_after_loading(self, model, missing_keys, prefix):
-        self.loader.restore_dtypes()
-        return missing_keys
+    def update_unexpected_keys(self, model, unexpected_keys, prefix=None):
+        # 4.56 passes the prefix and reports what is returned; 4.57 would load whatever is not returned.
+        if prefix is None:
+            return unexpected_keys
+        ignored = {self.loader.without_prefix(key) for key in self.loader.ignored}
+        return [key for key in unexpected_keys if self.loader.without_prefix(key) not in ignored]
 
     def update_missing_keys(self, model, missing_keys, prefix):
         # A module that a model uses at several depths is stored under its first path; `finish` finds what is not there.
@@ -294,7 +290,12 @@ class _Hooks4(_Common):
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         return {key: tensor for key, tensor in model.state_dict().items() if key in once}
 
+    def get_state_dict_and_metadata(self, model, safe_serialization=False):  # its name from 4.57 on
+        return self.get_state_dict(model), {}
+
     def _process_model_after_weight_loading(self, model, **kwargs):
+        if self.pre_quantized:
+            self.loader.restore_dtypes()
         return _Hooks5._process_model_after_weight_loading(self, model, **kwargs)
 
 

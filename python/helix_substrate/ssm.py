@@ -8,6 +8,7 @@ training as well as with a cache; projections are called as the modules they are
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Optional
 
 import torch
@@ -147,16 +148,18 @@ def _served_class(original: type) -> Optional[type]:
     else:
         return None
 
-    def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
-        state = None if cache_params is None else _State(cache_params, self.layer_idx)
-        if _served(self, hidden_states, cache_params, state):
+    # The argument is named `cache` from transformers 5.24 on; it is the same object.
+    cache_name = "cache" if "cache" in inspect.signature(original.forward).parameters else "cache_params"
+
+    def forward(self, hidden_states, cache=None, *, cache_params=None, attention_mask=None, **kwargs):
+        cache = cache_params if cache is None else cache
+        state = None if cache is None else _State(cache, self.layer_idx)
+        if kwargs.get("seq_idx") is None and _served(self, hidden_states, cache, state):
             y = run(self, hidden_states, state, attention_mask)
             if state is not None:
                 state.keep()
             return y
-        return original.forward(
-            self, hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
-        )
+        return original.forward(self, hidden_states, **{cache_name: cache}, attention_mask=attention_mask, **kwargs)
 
     return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__, "_helix_ssm": True})
 
