@@ -257,6 +257,46 @@ HXQ_API hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source
  * shape has room for 4; *rank is set. */
 HXQ_API hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape, int32_t* rank, float* out);
 
+/* ---- Whole layers ---- */
+
+/* A Mamba mixer: in_proj, convolution, x_proj, dt_proj, selective scan with skip and gate, out_proj. inner is the number of
+ * columns of out_proj. Biases that are not there are null. */
+typedef struct hxq_mamba_mixer {
+  const hxq_matrix* in_proj;  /* [2 * inner, hidden] */
+  const hxq_matrix* x_proj;   /* [rank + 2 * state_size, inner] */
+  const hxq_matrix* dt_proj;  /* [inner, rank] */
+  const hxq_matrix* out_proj; /* [hidden, inner] */
+  const float* in_proj_bias;  /* [2 * inner] */
+  const float* dt_bias;       /* [inner] */
+  const float* out_proj_bias; /* [hidden] */
+  const float* conv_weight;   /* [inner, width] */
+  const float* conv_bias;     /* [inner] */
+  const float* a;             /* [state_size, inner], as of hxq_decay_rates */
+  const float* d;             /* [inner] */
+  int64_t width;
+  int64_t state_size;
+} hxq_mamba_mixer;
+
+/* x, y [batch, tokens, hidden], contiguous. conv_state [batch, width, inner], the last inputs of the convolution, and
+ * ssm_state [batch, state_size, inner] are read and advanced. */
+HXQ_API hxq_status hxq_mamba_mixer_forward(hxq_context* context, const hxq_mamba_mixer* mixer, int64_t batch,
+                                           int64_t tokens, const float* x, float* conv_state, float* ssm_state,
+                                           float* y);
+
+/* ---- Whole models ---- */
+
+typedef struct hxq_model hxq_model; /* an opened language model and one sequence; used by one thread at a time */
+
+/* folder: dense or compressed. threads: 0 for all cores. target: as of hxq_context_create. */
+HXQ_API hxq_status hxq_model_open(const char* folder, int32_t threads, const char* target, hxq_model** model);
+HXQ_API void hxq_model_destroy(hxq_model* model);
+HXQ_API int64_t hxq_model_vocab_size(const hxq_model* model);
+/* Continues the sequence with `count` tokens. logits: [vocab_size] of the last one, or with `all` [count, vocab_size];
+ * null if none are wanted. */
+HXQ_API hxq_status hxq_model_forward(hxq_model* model, size_t count, const int32_t* tokens, int32_t all, float* logits);
+/* Starts a new sequence. */
+HXQ_API void hxq_model_reset(hxq_model* model);
+
 #ifdef __cplusplus
 }
 #endif

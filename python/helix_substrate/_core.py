@@ -9,6 +9,7 @@ import threading
 import weakref
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
+from typing import Sequence
 
 _ABI = 1
 
@@ -52,6 +53,17 @@ class _CompressOptions(ctypes.Structure):
     ]
 
 
+class MambaMixer(ctypes.Structure):
+    """`hxq_mamba_mixer`: addresses of matrices and of float arrays (None where there is none)."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("in_proj", "x_proj", "dt_proj", "out_proj")),
+        *((name, c_void_p) for name in ("in_proj_bias", "dt_bias", "out_proj_bias", "conv_weight", "conv_bias", "a", "d")),
+        ("width", c_int64),
+        ("state_size", c_int64),
+    ]
+
+
 _Progress = ctypes.CFUNCTYPE(None, c_char_p, c_int64, c_int64, c_void_p)
 
 _P, _I, _N = c_void_p, c_int32, c_int64
@@ -82,6 +94,9 @@ _SIGNATURES = {
     "hxq_inspect": [c_char_p, POINTER(_P)],
     "hxq_stored_parts": [c_char_p, c_char_p, POINTER(_P), POINTER(_P)],
     "hxq_cdnav3_write": [c_char_p, POINTER(_Tensor), _I, c_double, _I, _I, POINTER(_P)],
+    "hxq_mamba_mixer_forward": [_P, POINTER(MambaMixer), _N, _N, _P, _P, _P, _P],
+    "hxq_model_open": [c_char_p, _I, c_char_p, POINTER(_P)],
+    "hxq_model_forward": [_P, c_size_t, POINTER(_I), _I, _P],
     "hxq_read_tensor": [c_char_p, c_char_p, POINTER(_N), POINTER(_I), _P],
 }
 
@@ -106,9 +121,12 @@ def _load() -> ctypes.CDLL:
         function.restype = c_int32
     for name in ("hxq_version", "hxq_last_error", "hxq_supported_targets"):
         getattr(library, name).restype = c_char_p
+    library.hxq_model_vocab_size.argtypes = [c_void_p]
+    library.hxq_model_vocab_size.restype = c_int64
     library.hxq_encoded_count.argtypes = [c_void_p]
     library.hxq_encoded_count.restype = c_size_t
-    for name in ("hxq_context_destroy", "hxq_matrix_destroy", "hxq_encoded_destroy", "hxq_free"):
+    for name in ("hxq_context_destroy", "hxq_matrix_destroy", "hxq_encoded_destroy", "hxq_model_destroy", "hxq_model_reset",
+                 "hxq_free"):  # fmt: skip
         getattr(library, name).argtypes = [c_void_p]
         getattr(library, name).restype = None
     return library
@@ -179,6 +197,41 @@ class Matrix:
         info = _MatrixInfo()
         check(library.hxq_matrix_get_info(self.address, byref(info)))
         return {name: getattr(info, name) for name, _ in info._fields_}
+
+
+class Model:
+    """A language model folder, dense or compressed, run by the core itself, without torch: what `hxq generate` runs.
+
+    It holds one sequence: `forward` continues it, `reset` starts a new one.
+    """
+
+    def __init__(self, folder, threads: int = 0):
+        handle = c_void_p()
+        check(library.hxq_model_open(os.fsencode(folder), threads, None, byref(handle)))
+        self._address = handle.value
+        weakref.finalize(self, library.hxq_model_destroy, self._address)
+        self.vocab_size: int = library.hxq_model_vocab_size(self._address)
+
+    def forward(self, tokens: Sequence[int]) -> memoryview:
+        """Continues the sequence with `tokens`. Returns their logits, float32 [len(tokens), vocab_size]."""
+        count = len(tokens)
+        logits = (c_float * (count * self.vocab_size))()
+        check(library.hxq_model_forward(self._address, count, (c_int32 * count)(*tokens), 1, logits))
+        return memoryview(logits).cast("B").cast("f", (count, self.vocab_size))
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Continues the sequence with `tokens`, then with the most likely token, `count` times. Returns the new ones."""
+        found: list[int] = []
+        logits = (c_float * self.vocab_size)()
+        for _ in range(count):
+            check(library.hxq_model_forward(self._address, len(tokens), (c_int32 * len(tokens))(*tokens), 0, logits))
+            row = logits[:]
+            tokens = [row.index(max(row))]
+            found += tokens
+        return found
+
+    def reset(self) -> None:
+        library.hxq_model_reset(self._address)
 
 
 def would_compress(role: str, dtype: str, shape) -> bool:

@@ -232,6 +232,11 @@ class HelixLinear(_Compressed, nn.Linear):
         made.train(linear.training)
         return made
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the weight is the stored tensors alone, with nothing that is trained."""
+        return self._parameters.keys() == {"bias"}
+
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias, with a bias that need not be the module's."""
         if "svd_U" not in self._parameters:

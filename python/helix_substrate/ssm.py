@@ -16,6 +16,7 @@ from torch import nn
 
 from . import ops
 from .adapters import prepare_peft
+from .modules import HelixLinear
 
 #: (module of transformers, class) of the mixers served here.
 _MAMBA = ("transformers.models.mamba.modeling_mamba", "MambaMixer")
@@ -23,6 +24,9 @@ _MAMBA2 = (
     ("transformers.models.mamba2.modeling_mamba2", "Mamba2Mixer"),
     ("transformers.models.zamba2.modeling_zamba2", "Zamba2MambaMixer"),
 )
+
+
+_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 class _State:
@@ -103,12 +107,38 @@ def _conv(mixer, x, state: Optional[_State]) -> torch.Tensor:
     return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
 
 
+def _plan(mixer, hidden_states, attention_mask) -> Optional[ops.MixerPlan]:
+    """The mixer as one call of the core, or None if something has to see its parts: autograd, an adapter, a hook, padding."""
+    if ops.watched(hidden_states) or (
+        attention_mask is not None and attention_mask.shape[1:] == hidden_states.shape[1:2] and not attention_mask.all()
+    ):
+        return None
+    modules = mixer._modules
+    projections = [modules[name] for name in _PROJECTIONS]
+    for projection in projections:
+        if type(projection) is not HelixLinear or projection._forward_hooks or projection._forward_pre_hooks:
+            return None
+    parameters, conv = mixer._parameters, modules["conv1d"]._parameters
+    in_bias, _, dt_bias, out_bias = (projection._parameters["bias"] for projection in projections)
+    vectors = (in_bias, dt_bias, out_bias, conv["weight"], conv["bias"], parameters["A_log"], parameters["D"])
+    if not all(projection.frozen for projection in projections) or ops.watched(*vectors):
+        return None
+    matrices = tuple(projection.matrix for projection in projections)
+    plan = mixer.__dict__.get("_helix_plan")
+    if plan is None or not plan.fits(matrices, vectors):
+        plan = mixer.__dict__["_helix_plan"] = ops.MixerPlan(matrices, vectors)
+    return plan
+
+
 def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask):
     dtype = hidden_states.dtype
     inner, n = self.intermediate_size, self.ssm_state_size
+    batch = hidden_states.shape[0]
     if state is not None:
-        batch = hidden_states.shape[0]
         state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner))
+        plan = _plan(self, hidden_states, attention_mask)
+        if plan is not None:
+            return plan.forward(hidden_states, state.conv, state.ssm).to(dtype)
 
     xz = self.in_proj(_masked(hidden_states, attention_mask))
     x, gate = xz[..., :inner], xz[..., inner:]

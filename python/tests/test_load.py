@@ -9,6 +9,7 @@ from conftest import greedy, load
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import helix_substrate
 from helix_substrate.modules import HelixEmbedding, HelixLinear, TiedLinear
 
 IDS = torch.tensor([[52, 258, 892, 280, 2133, 328]])
@@ -50,14 +51,25 @@ def test_nothing_dense_is_left(model):
 
 
 def test_logits_are_those_of_the_decoded_weights(model, hxq_folder, tmp_path):
-    import helix_substrate
-
     helix_substrate.decompress(hxq_folder, tmp_path / "dense")
     dense = load(tmp_path / "dense")
     ids = torch.arange(3, 67)[None]
     with torch.no_grad():
         assert (model(ids).logits - dense(ids).logits).abs().max() < 1e-4
     assert greedy(model, IDS) == greedy(dense, IDS)
+
+
+def test_it_computes_what_the_core_computes(model, hxq_folder):
+    native = helix_substrate.Model(hxq_folder)
+    found = greedy(model, IDS, 48)
+    assert native.greedy(IDS[0].tolist(), 48) == found
+    native.reset()
+    ids = [*IDS[0].tolist(), *found]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    assert (logits - torch.frombuffer(native.forward(ids), dtype=torch.float32).view_as(logits)).abs().max() < 1e-3
+    with pytest.raises(helix_substrate.HxqError, match="8192"):
+        native.forward([8192])
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,36 @@ def test_gradients_outside_of_training_mode():
     expected(IDS, labels=IDS).loss.backward()
     a, b = model.backbone.layers[0].mixer.A_log.grad, expected.backbone.layers[0].mixer.A_log.grad
     assert (a - b).abs().max() <= 2e-4 * b.abs().max()
+
+
+def test_a_mixer_in_one_call_is_the_mixer_in_parts(hxq_folder):
+    whole, parts = load(hxq_folder), load(hxq_folder)
+    seen = []
+    for layer in parts.backbone.layers:  # a hook has to see its module: no fused call then
+        layer.mixer.x_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    ids = torch.randint(0, 8192, (2, 9), generator=torch.Generator().manual_seed(3))
+    options = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
+
+    def run(model):
+        out = model.generate(ids, return_dict_in_generate=True, output_logits=True, **options)
+        return out.sequences, torch.stack(out.logits)
+
+    (tokens, logits), (expected_tokens, expected) = run(whole), run(parts)
+    assert seen == [9] * 12 + [1] * 12 * 5 and "_helix_plan" in whole.backbone.layers[0].mixer.__dict__
+    assert torch.equal(tokens, expected_tokens) and (logits - expected).abs().max() < 1e-4
+
+    with torch.no_grad():  # written to: the next call must see it
+        for model in (whole, parts):
+            mixer = model.backbone.layers[5].mixer
+            mixer.in_proj.codebook.mul_(1.25)
+            mixer.A_log.add_(0.5)
+            mixer.conv1d.bias.add_(0.1)
+    changed, expected_changed = run(whole)[1], run(parts)[1]
+    assert (changed - expected_changed).abs().max() < 1e-4 and (changed - logits).abs().max() > 0.1
+    assert torch.equal(run(copy.deepcopy(whole))[1], changed)
+
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1)
+    mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(ids)], 1)
+    with torch.no_grad():
+        beside = whole(padded, attention_mask=mask, use_cache=True).logits[:, 3:]
+        assert (beside - parts(ids, use_cache=True).logits).abs().max() < 1e-4

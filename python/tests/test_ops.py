@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from helix_substrate import _core, ops
 from helix_substrate.modules import encode
 
+pytestmark = pytest.mark.release_independent
+
 ROWS, COLS = 97, 130
 
 
