@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds everything with tests and runs them. Python tests run in a virtual environment inside the build folder.
+# Builds everything with tests and runs them. Python runs in virtual environments inside the build folder.
 # Usage: scripts/test.sh BUILD_FOLDER
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -18,3 +18,7 @@ cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHXQ_BUILD_TES
   -DHXQ_TEST_PYTHON="$venv/bin/python" >"$build/configure.log" 2>&1 || { cat "$build/configure.log"; exit 1; }
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure --parallel 2
+
+# The Python front: everything on the newest transformers, what depends on its release on the last of the 4 line.
+"$root/python/tests/run.sh" "$build" "transformers>=5,<6"
+"$root/python/tests/run.sh" "$build" "transformers==4.57.*" -m "not release_independent"

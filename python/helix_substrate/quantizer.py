@@ -6,7 +6,9 @@ Releases 4.56 and up and 5 differ in a few hooks; every place where that shows i
 from __future__ import annotations
 
 import copy
+import inspect
 import re
+import types
 from typing import Any, Optional
 
 import torch
@@ -296,7 +298,20 @@ class _Hooks4(_Common):
     def _process_model_after_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
             self.loader.restore_dtypes()
+        _allow_token_types(model)
         return _Hooks5._process_model_after_weight_loading(self, model, **kwargs)
+
+
+def _allow_token_types(model: nn.Module) -> None:
+    """On transformers 4 tokenizers of no particular class give token_type_ids, and generate() of a model that has no use
+    for them refuses them: `model.generate(**tokenizer(text))` would fail. Newer releases give none."""
+    if not hasattr(model, "generate") or "token_type_ids" in inspect.signature(model.forward).parameters:
+        return
+
+    def generate(self, *args, token_type_ids=None, **kwargs):
+        return type(self).generate(self, *args, **kwargs)
+
+    model.generate = types.MethodType(generate, model)  # bound: a copy of the model has its own
 
 
 _resolved_files: list[str] = []

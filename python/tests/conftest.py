@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import helix_substrate  # before torch, as in a program: it then chooses how threads wait
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "wiki-mamba-7m"
 TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
@@ -21,8 +23,6 @@ def dense_folder():
 @pytest.fixture(scope="session")
 def hxq_folder(tmp_path_factory):
     """The bundled Mamba, compressed."""
-    import helix_substrate
-
     folder = tmp_path_factory.mktemp("models") / "wiki-mamba-7m-hxq"
     helix_substrate.compress(MODEL, folder, threads=2)
     return folder

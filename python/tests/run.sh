@@ -1,23 +1,36 @@
 #!/bin/sh
-# Builds the wheel, installs it with its extras into a fresh environment, runs the example a reader would type, and the
-# tests. Usage: python/tests/run.sh [BUILD_FOLDER [TRANSFORMERS_REQUIREMENT]]
+# Builds the wheel, installs it with its extras into an environment of the build folder (kept while what it is made of stays
+# the same), and runs the tests there. Prints one line if they pass, everything if they do not.
+# Usage: python/tests/run.sh BUILD_FOLDER [TRANSFORMERS_REQUIREMENT [PYTEST_ARGUMENT...]]
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-build=${1:-$root/build}
-transformers=${2:-transformers}
+mkdir -p "$1"
+build=$(cd "$1" && pwd)
+transformers=${2:-transformers>=5,<6}
+torch=${HXQ_TORCH:-torch==2.13.0}
+[ $# -le 2 ] && set -- || shift 2
 environment=$build/python-$(echo "$transformers" | tr -c 'A-Za-z0-9.\n' '_')
 python=$environment/bin/python
+install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
 
-rm -rf "$environment"
-mkdir -p "$build"
-python3 -m venv "$environment"
-"$python" -m pip install -q --disable-pip-version-check "${HXQ_TORCH:-torch==2.13.0}" "$transformers" pytest
-(cd "$root/python" && "$python" -m pip install -q --disable-pip-version-check ".[hf,peft]")
-"$python" -m pip list --disable-pip-version-check 2>/dev/null | grep -Ei '^(helix|torch|transformers|peft|accelerate|safetensors) '
+made_of=$(echo "$torch $transformers" && cat "$root/python/pyproject.toml")
+if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
+  rm -rf "$environment"
+  python3 -m venv "$environment"
+  # torch first: a range in another package's requirements could take a build for GPUs.
+  install "$torch"
+  install "$transformers" pytest
+  (cd "$root/python" && install ".[hf,peft]")
+  echo "$made_of" >"$environment/made_of"
+else
+  (cd "$root/python" && install --no-deps .)
+fi
 
 cd "$build"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-"$python" -m helix_substrate compress "$root/models/wiki-mamba-7m" "$work/hxq"
-"$python" "$root/examples/load_and_generate.py" "$work/hxq"
-"$python" -m pytest -q -x -p no:cacheprovider "$root/python/tests"
+version=$("$python" -c 'import transformers, torch; print(f"transformers {transformers.__version__}, torch {torch.__version__}")')
+log=$environment/pytest.log
+if ! "$python" -m pytest -q -p no:cacheprovider --durations=5 "$root/python/tests" "$@" >"$log" 2>&1; then
+  cat "$log"
+  exit 1
+fi
+echo "python tests, $version: $(tail -n 1 "$log")"

@@ -11,6 +11,7 @@ import torch
 from conftest import load
 
 import helix_substrate
+from helix_substrate.__main__ import main
 
 IDS = torch.tensor([[52, 258, 892, 280, 2133, 328]])
 
@@ -34,17 +35,40 @@ def run(*arguments, code=None, blocked=()):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
 
 
-def test_command_line(dense_folder, tmp_path):
+def test_command_line(dense_folder, tmp_path, capsys):
     folder = tmp_path / "hxq"
+
+    def verb(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
     done = run("compress", dense_folder, folder, "--threads", 2)
     assert done.returncode == 0 and "49 tensors compressed" in done.stdout
-    done = run("verify", folder, "--source", dense_folder)
-    assert done.returncode == 0 and done.stdout.startswith("ok:")
-    assert json.loads(run("inspect", folder).stdout)["quant_method"] == "hxq"
-    done = run("decompress", folder, tmp_path / "dense")
-    assert done.returncode == 0 and (tmp_path / "dense" / "model.safetensors").exists()
-    done = run("compress", dense_folder, folder)
-    assert done.returncode == 1 and done.stderr.startswith("error:") and "Traceback" not in done.stderr
+    code, out, _ = verb("verify", folder, "--source", dense_folder)
+    assert code == 0 and out.startswith("ok:")
+    code, out, _ = verb("inspect", folder)
+    assert code == 0 and json.loads(out)["quant_method"] == "hxq"
+    code, _, _ = verb("decompress", folder, tmp_path / "dense")
+    assert code == 0 and (tmp_path / "dense" / "model.safetensors").exists()
+    code, _, err = verb("compress", dense_folder, folder)
+    assert code == 1 and err.startswith("error:") and err.count("\n") == 1
+
+
+def test_the_lines_a_user_types(hxq_folder):
+    code = f"""
+DIR = {str(hxq_folder)!r}
+import helix_substrate                     # registers the hxq quantizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(DIR)          # an HXQ folder, ours or a published one
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+out = model.generate(**tokenizer("The city of London is", return_tensors="pt"), max_new_tokens=64)
+print(tokenizer.decode(out[0]))
+print(len(out[0]))
+"""
+    done = run(code=code)
+    assert done.returncode == 0, done.stderr
+    text, length = done.stdout.strip().rsplit("\n", 1)
+    assert text.startswith("The city of London is") and int(length) > 8
 
 
 def test_without_torch(dense_folder, tmp_path):
