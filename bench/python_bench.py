@@ -2,9 +2,9 @@
 
     python bench/python_bench.py [--build build] [generate] [perplexity] [speed] [lora]
 
-Run with the Python of an environment that has helix_substrate[hf,peft] (python/tests/run.sh makes one in the build folder), after
-`make bench` has built the command and bench/make_model. Every part checks what it computed; the exit code is 1 if a
-check or a bound does not hold. Speeds are medians of interleaved rounds in this one process.
+Run with the Python of an environment that has helix_substrate[hf,peft] (python/tests/run.sh makes one in the build
+folder), after `make bench` has built the command and bench/make_model. Every part checks what it computed; the exit
+code is 1 if a check or a bound does not hold. Speeds are medians of interleaved rounds in this one process.
 """
 
 import argparse
@@ -52,10 +52,21 @@ def generate(arguments) -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "hxq"
         helix_substrate.compress(MODEL, folder)
-        command = [arguments.build / "hxq", "generate", folder, "--prompt", prompt, "--max-tokens", "48", "--ignore-eos"]
+        command = [
+            arguments.build / "hxq",
+            "generate",
+            folder,
+            "--prompt",
+            prompt,
+            "--max-tokens",
+            "48",
+            "--ignore-eos",
+        ]
         expected = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True).stdout)
         model, ids = load(folder), ids_of(folder, prompt)
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=48, max_new_tokens=48, do_sample=False)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=48, max_new_tokens=48, do_sample=False
+        )
         same = sum(a == b for a, b in zip(out[0, ids.shape[1] :].tolist(), expected["tokens"]))
         native = torch.frombuffer(helix_substrate.Model(folder).forward(out[0].tolist()), dtype=torch.float32)
         difference = (model(out).logits[0].flatten() - native).abs().max().item()
@@ -93,14 +104,20 @@ def perplexity(arguments) -> None:
         before = window_losses(dense, ids, arguments.windows)
         stated = json.loads((arguments.shared / "reference" / f"{name}.json").read_text())["windows"]
         off = max(abs(found / row[3] - 1) for found, row in zip(before, stated))
-        report(f"{name}, dense windows against stored ones, largest relative difference", f"{off:.1e}", "<= 1e-4", off <= 1e-4)
+        report(
+            f"{name}, dense windows against stored ones, largest relative difference",
+            f"{off:.1e}",
+            "<= 1e-4",
+            off <= 1e-4,
+        )
         model = load(folder, quantization_config=helix_substrate.HxqConfig())
         after = window_losses(model, ids, arguments.windows)
         tokens = sum(row[2] for row in stated[: arguments.windows])
         change = 100 * (torch.tensor((sum(after) - sum(before)) / tokens).exp().item() - 1)
         report(
             f"{name}, perplexity on {arguments.windows} windows",
-            f"{torch.tensor(sum(before) / tokens).exp():.4f} dense, {change:+.3f} % compressed", "<= +0.15 %", change <= 0.15,
+            f"{torch.tensor(sum(before) / tokens).exp():.4f} dense, {change:+.3f} % compressed", "<= +0.15 %",
+            change <= 0.15,
         )  # fmt: skip
 
 
@@ -146,8 +163,8 @@ def speed(arguments) -> None:
         hxq, slow = (statistics.median(measured[f"{kind} {name}"]) for name in ("hxq", "dense"))
         ratio = statistics.median(ratios)
         report(
-            what, f"{hxq:.1f} tokens/s, {slow:.1f} dense: {ratio:.2f}x [{min(ratios):.2f} .. {max(ratios):.2f}]", ">= 4x",
-            ratio >= 4,
+            what, f"{hxq:.1f} tokens/s, {slow:.1f} dense: {ratio:.2f}x [{min(ratios):.2f} .. {max(ratios):.2f}]",
+            ">= 4x", ratio >= 4,
         )  # fmt: skip
 
 
@@ -180,7 +197,9 @@ def lora(arguments) -> None:
     before_hash = hash_of_base(model)
     ids = ids_of(MODEL, unseen_text())[0]
     window, held_out, train = 128, ids[-len(ids) // 10 :], ids[: -len(ids) // 10]
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["in_proj", "x_proj", "dt_proj", "out_proj"]))
+    model = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["in_proj", "x_proj", "dt_proj", "out_proj"])
+    )
 
     @torch.no_grad()
     def held_out_loss():

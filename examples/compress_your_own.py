@@ -20,7 +20,7 @@ source, destination = sys.argv[1:3]
 # %%
 receipt = helix_substrate.compress(source, destination)
 worst = min((t for t in receipt["tensors"] if t["snr_db"]), key=lambda t: t["snr_db"])
-print(f"{receipt['totals']['bits_per_weight']:.2f} bits per weight; worst tensor {worst['name']}: {worst['snr_db']:.1f} dB")
+print(f"{receipt['totals']['bits_per_weight']:.2f} bits per weight; worst {worst['name']}: {worst['snr_db']:.1f} dB")
 print("verified:", helix_substrate.verify(destination, source)["ok"])
 
 # %% [markdown]
@@ -35,7 +35,9 @@ model.save_pretrained(destination + "-saved")
 # Any network: every `nn.Linear` is swapped in place.
 
 # %%
-network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 256), nn.ReLU(), nn.Linear(256, 10))
+network = nn.Sequential(
+    nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 256), nn.ReLU(), nn.Linear(256, 10)
+)
 images = torch.randn(4, 3, 32, 32)
 before = network(images)
 report = helix_substrate.compress_model(network)

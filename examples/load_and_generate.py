@@ -16,7 +16,7 @@ model = AutoModelForCausalLM.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 
 # %%
-inputs = tokenizer("The city of London is", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("The city of London is", return_tensors="pt")
 out = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(out[0]))
 

@@ -14,8 +14,8 @@ import importlib.util
 import os
 import sys
 
-# Threads wait for each other by spinning; libgomp's default of some milliseconds costs a factor of ten on a busy machine
-# (docs/python.md). It is read when the runtime is loaded, and whoever has set it keeps it.
+# Threads wait for each other by spinning; libgomp's default of some milliseconds costs a factor of ten on a busy
+# machine (docs/python.md). It is read when the runtime is loaded, and whoever has set it keeps it.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 

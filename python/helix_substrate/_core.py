@@ -1,4 +1,4 @@
-"""The C ABI of the hxq library (`hxq/c_api.h`), bound with ctypes. Knows nothing of torch: memory is given as addresses."""
+"""The C ABI of the hxq library (`hxq/c_api.h`), bound with ctypes. Knows nothing of torch: memory is addresses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ class MambaMixer(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("in_proj", "x_proj", "dt_proj", "out_proj")),
-        *((name, c_void_p) for name in ("in_proj_bias", "dt_bias", "out_proj_bias", "conv_weight", "conv_bias", "a", "d")),
+        *(
+            (name, c_void_p)
+            for name in ("in_proj_bias", "dt_bias", "out_proj_bias", "conv_weight", "conv_bias", "a", "d")
+        ),
         ("width", c_int64),
         ("state_size", c_int64),
     ]
@@ -107,9 +110,7 @@ def _load() -> ctypes.CDLL:
     if override:
         path = Path(override)
     if not path.exists():
-        raise ImportError(
-            f"{path} is missing: helix_substrate is used from a source tree that was not built; run `pip install python/`"
-        )
+        raise ImportError(f"{path} is missing: helix_substrate is used from a source tree; run `pip install python/`")
     library = ctypes.CDLL(str(path))
     library.hxq_abi_version.restype = c_int32
     found = library.hxq_abi_version()
@@ -125,8 +126,8 @@ def _load() -> ctypes.CDLL:
     library.hxq_model_vocab_size.restype = c_int64
     library.hxq_encoded_count.argtypes = [c_void_p]
     library.hxq_encoded_count.restype = c_size_t
-    for name in ("hxq_context_destroy", "hxq_matrix_destroy", "hxq_encoded_destroy", "hxq_model_destroy", "hxq_model_reset",
-                 "hxq_free"):  # fmt: skip
+    handles = ("hxq_context_destroy", "hxq_matrix_destroy", "hxq_encoded_destroy", "hxq_model_destroy")
+    for name in (*handles, "hxq_model_reset", "hxq_free"):
         getattr(library, name).argtypes = [c_void_p]
         getattr(library, name).restype = None
     return library
@@ -220,7 +221,7 @@ class Model:
         return memoryview(logits).cast("B").cast("f", (count, self.vocab_size))
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Continues the sequence with `tokens`, then with the most likely token, `count` times. Returns the new ones."""
+        """Continues the sequence with `tokens`, then `count` times with the most likely token. Returns those."""
         found: list[int] = []
         logits = (c_float * self.vocab_size)()
         for _ in range(count):
@@ -246,11 +247,7 @@ def encode(name: str, dtype: str, shape, address: int, sidecar_fraction: float, 
     """The parts of a compressed matrix as (name, dtype, shape, bytes), and its fidelity."""
     handle, fidelity = c_void_p(), _Fidelity()
     source = _tensor(name, dtype, shape, address)
-    check(
-        library.hxq_encode(
-            byref(source), sidecar_fraction, max_codewords, threads, byref(handle), byref(fidelity)
-        )
-    )
+    check(library.hxq_encode(byref(source), sidecar_fraction, max_codewords, threads, byref(handle), byref(fidelity)))
     return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
 
 
@@ -273,7 +270,19 @@ def _take_parts(handle) -> list[tuple]:
         library.hxq_encoded_destroy(handle)
 
 
-_ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "U16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+_ITEM_SIZES = {
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "U16": 2,
+    "U8": 1,
+    "I8": 1,
+    "BOOL": 1,
+}
 
 
 def _take_json(text: c_void_p) -> dict:
@@ -300,15 +309,15 @@ def stored_modules(paths) -> dict:
     return _take_json(text)
 
 
-def compress(source, destination, *, sidecar_fraction=0.001, keep=(), only=(), threads=0, force=False, progress=None) -> dict:
+def compress(
+    source, destination, *, sidecar_fraction=0.001, keep=(), only=(), threads=0, force=False, progress=None
+) -> dict:
     keep_texts, keep_count = _texts(keep)
     only_texts, only_count = _texts(only)
     options = _CompressOptions(sidecar_fraction, keep_texts, keep_count, only_texts, only_count, threads, int(force))
     text = c_void_p()
     call = _progress(progress)
-    check(
-        library.hxq_compress(os.fsencode(source), os.fsencode(destination), byref(options), call, None, byref(text))
-    )
+    check(library.hxq_compress(os.fsencode(source), os.fsencode(destination), byref(options), call, None, byref(text)))
     return _take_json(text)
 
 

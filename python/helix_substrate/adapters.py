@@ -1,7 +1,7 @@
 """LoRA through PEFT: adapters on any projection of a compressed model, and merging them into a new compressed model.
 
-`HelixLinear` is an `nn.Linear` to PEFT, so `get_peft_model` needs nothing of this. PEFT refuses adapters on `out_proj` of
-Mamba models because mamba-ssm's fused kernels would pass them by; modules served by `accelerate_ssm` call their
+`HelixLinear` is an `nn.Linear` to PEFT, so `get_peft_model` needs nothing of this. PEFT refuses adapters on `out_proj`
+of Mamba models because mamba-ssm's fused kernels would pass them by; modules served by `accelerate_ssm` call their
 projections, so for them the refusal is lifted.
 """
 
@@ -69,8 +69,8 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
     """Merges the active LoRA adapter of a PEFT model (or LoRA of `enable_lora`) into the compressed weights.
 
     Each adapted matrix becomes the compressed form of W + delta. Returns (model, report): the model without adapters,
-    and for every merged module {"module", "snr_db", "cosine", "max_error", "outliers"}, the difference between W + delta
-    and what is stored for it. With `destination` the model is saved there as a compressed folder.
+    and for every merged module {"module", "snr_db", "cosine", "max_error", "outliers"}, the difference between W +
+    delta and what is stored for it. With `destination` the model is saved there as a compressed folder.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     report = []

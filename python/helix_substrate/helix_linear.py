@@ -11,7 +11,14 @@ from .cdnav3_reader import CDNAv3Reader
 from .modules import HelixEmbedding, HelixLinear, TiedLinear
 from .swap import replace_module
 
-__all__ = ["HelixLinear", "load_cdna_factors", "load_helix_linear_from_cdnav3", "swap_summary", "swap_to_helix"]
+__all__ = [
+    "HelixLinear",
+    "HelixLinearSTE",
+    "load_cdna_factors",
+    "load_helix_linear_from_cdnav3",
+    "swap_summary",
+    "swap_to_helix",
+]
 
 
 def load_helix_linear_from_cdnav3(folder: str | os.PathLike, bias=None) -> HelixLinear:
@@ -22,8 +29,8 @@ def load_helix_linear_from_cdnav3(folder: str | os.PathLike, bias=None) -> Helix
 
 
 def load_cdna_factors(folder: str | os.PathLike, model: nn.Module | None = None) -> dict[str, HelixLinear]:
-    """The compressed tensors of a tree of `.cdnav3` folders, {module path: layer}; with `model`, only its Linear modules,
-    with their biases."""
+    """The compressed tensors of a tree of `.cdnav3` folders, {module path: layer}; with `model`, only its Linear
+    modules, with their biases."""
     folder = Path(folder)
     tree = folder / "cdnav3" if (folder / "cdnav3").is_dir() else folder
     modules = dict(model.named_modules()) if model is not None else None
@@ -77,11 +84,13 @@ def swap_summary(model: nn.Module) -> dict:
     }
 
 
+#: LoRA, trained codebooks and merging are methods of the one class.
+HelixLinearSTE = HelixLinear
+
+
 def freeze_sidecar_phase(*args, **kwargs) -> None:
     """The sidecar is applied with the weight, always."""
 
 
 def set_cuda_graph_mode(*args, **kwargs) -> None:
     """Nothing to set."""
-
-

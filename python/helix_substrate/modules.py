@@ -1,4 +1,5 @@
-"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, and `TiedLinear` that shares one of theirs."""
+"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, and `TiedLinear` that shares one of
+theirs."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .ops import PART_NAMES, TORCH_DTYPES, Parts, version_of
 
 
 class CompressedWeight(torch.Tensor):
-    """What `module.weight` of a compressed module gives: shape, dtype and device at no cost; decoded when computed with.
+    """What `module.weight` of a compressed module gives: shape, dtype and device at no cost; decoded when computed
+    with.
 
     `F.linear` with it runs in compressed form.
     """
@@ -101,7 +103,8 @@ class _Compressed:
         if last is not None and last[0] is not None:
             buffers, parameters = self._buffers, self._parameters
             for name, tensor, version in last[1]:
-                if (buffers.get(name) is not tensor and parameters.get(name) is not tensor) or version_of(tensor) != version:
+                held = buffers.get(name) is tensor or parameters.get(name) is tensor
+                if not held or version_of(tensor) != version:
                     break
             else:
                 return last[0]
@@ -137,7 +140,9 @@ class _Compressed:
 
     def _apply(self, fn, recurse=True):
         # Codebook, sidecar and factors are the format's: they move between devices, but keep their dtype.
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        kept = {
+            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
+        }
         probe = fn(torch.empty(0, dtype=self.weight_dtype, device=self.part("indices").device))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
@@ -182,8 +187,8 @@ class HelixLinear(_Compressed, nn.Linear):
     """y = (x / channel_scales) W^T + bias with W compressed, computed by the core on the compressed form.
 
     codebook [k] or [k, d], indices, and optionally sidecar, SVD factors and channel scales: as stored, in any layout of
-    the format. Gradients flow to x, to the bias, to the codebook if it is a parameter (`train_codebook`), to SVD factors
-    that require it, and to the LoRA matrices of `enable_lora`.
+    the format. Gradients flow to x, to the bias, to the codebook if it is a parameter (`train_codebook`), to SVD
+    factors that require it, and to the LoRA matrices of `enable_lora`.
     """
 
     def __init__(
@@ -373,10 +378,14 @@ class HelixEmbedding(_Compressed, nn.Embedding):
             self.matrix
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, sidecar_fraction: float = 0.001, name: str = "") -> "HelixEmbedding":
+    def from_embedding(
+        cls, embedding: nn.Embedding, sidecar_fraction: float = 0.001, name: str = ""
+    ) -> "HelixEmbedding":
         """Compresses a dense table."""
         if embedding.max_norm is not None:
-            raise ValueError(f"{name or 'the embedding'} has max_norm, which changes the table: it cannot be compressed")
+            raise ValueError(
+                f"{name or 'the embedding'} has max_norm, which changes the table: it cannot be compressed"
+            )
         parts, fidelity = encode(embedding.weight, sidecar_fraction, name or "weight")
         made = cls(
             embedding.num_embeddings, embedding.embedding_dim, padding_idx=embedding.padding_idx, tensor_name=name,

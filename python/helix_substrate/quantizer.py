@@ -38,10 +38,10 @@ if _VERSION < (4, 56):
 class HxqConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model, and the options for compressing one while it is loaded.
 
-    sidecar_fraction: share of each matrix's weights kept exactly. modules_to_not_convert: shell patterns of module paths
-    that stay dense. compress_embeddings: also compress embeddings (and heads tied to them). accelerate_ssm: let the core
-    run Mamba layers. Everything else that a folder's configuration says is kept and saved again; what decides is the
-    tensors.
+    sidecar_fraction: share of each matrix's weights kept exactly. modules_to_not_convert: shell patterns of module
+    paths that stay dense. compress_embeddings: also compress embeddings (and heads tied to them). accelerate_ssm: let
+    the core run Mamba layers. Everything else that a folder's configuration says is kept and saved again; what decides
+    is the tensors.
     """
 
     def __init__(
@@ -130,7 +130,12 @@ class _Loader:
         if type(module) is nn.Linear or isinstance(module, nn.Linear):
             shape = [module.out_features, module.in_features]
             made = HelixLinear(
-                module.in_features, module.out_features, bias=module.bias, tensor_name=path, compute_dtype=dtype, **tensors
+                module.in_features,
+                module.out_features,
+                bias=module.bias,
+                tensor_name=path,
+                compute_dtype=dtype,
+                **tensors,
             )
         elif isinstance(module, nn.Embedding):
             shape = [module.num_embeddings, module.embedding_dim]
@@ -140,7 +145,9 @@ class _Loader:
             )  # fmt: skip
             scale = getattr(module, "embed_scale", None)
             if scale is not None:
-                raise ValueError(f"{path} is a scaled embedding ({type(module).__name__}), which cannot stay compressed")
+                raise ValueError(
+                    f"{path} is a scaled embedding ({type(module).__name__}), which cannot stay compressed"
+                )
         else:
             raise ValueError(
                 f"{path} is stored compressed, but is a {type(module).__name__} here; only Linear and Embedding can be"
@@ -218,7 +225,21 @@ class _Common(HfQuantizer):
         devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
         unsupported = [d for d in devices if d not in (None, "cpu", "auto", "disk") and torch.device(d).type != "cpu"]
         if unsupported:
-            raise ValueError(f"device_map puts modules on {unsupported[0]}; this build of helix_substrate computes on cpu")
+            raise ValueError(
+                f"device_map puts modules on {unsupported[0]}; this build of helix_substrate computes on cpu"
+            )
+
+    def update_dtype(self, dtype):
+        if isinstance(dtype, torch.dtype) and dtype not in (
+            torch.float32,
+            torch.bfloat16,
+            torch.float16,
+            torch.float64,
+        ):
+            raise ValueError(f"dtype is {dtype}, expected float32, bfloat16, float16 or float64")
+        return dtype
+
+    update_torch_dtype = update_dtype  # its name in 4.56
 
     @property
     def is_trainable(self) -> bool:
@@ -303,8 +324,8 @@ class _Hooks4(_Common):
 
 
 def _allow_token_types(model: nn.Module) -> None:
-    """On transformers 4 tokenizers of no particular class give token_type_ids, and generate() of a model that has no use
-    for them refuses them: `model.generate(**tokenizer(text))` would fail. Newer releases give none."""
+    """On transformers 4 tokenizers of no particular class give token_type_ids, and generate() of a model that has no
+    use for them refuses them: `model.generate(**tokenizer(text))` would fail. Newer releases give none."""
     if not hasattr(model, "generate") or "token_type_ids" in inspect.signature(model.forward).parameters:
         return
 

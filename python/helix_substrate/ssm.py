@@ -30,7 +30,8 @@ _PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 class _State:
-    """One layer's cached states in the core's layout: conv [batch, width, channels], ssm with its last two axes swapped.
+    """One layer's cached states in the core's layout: conv [batch, width, channels], ssm with its last two axes
+    swapped.
 
     The cache gets views of the same memory in transformers' layout, so that what it does with them (reordering beams,
     moving, resetting) works, and the next step needs no copy.
@@ -89,7 +90,9 @@ def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
     # A cache that wants every state since some point (assisted decoding), and gradients that go back through a state,
     # are left to transformers.
     records = getattr(cache, "is_recording_past", None)
-    return not (records and records(mixer.layer_idx)) and not (state.started and ops.watched(hidden_states, mixer.A_log))
+    return not (records and records(mixer.layer_idx)) and not (
+        state.started and ops.watched(hidden_states, mixer.A_log)
+    )
 
 
 def _with_state(operation, tensors, state, *rest) -> torch.Tensor:
@@ -108,7 +111,7 @@ def _conv(mixer, x, state: Optional[_State]) -> torch.Tensor:
 
 
 def _plan(mixer, hidden_states, attention_mask) -> Optional[ops.MixerPlan]:
-    """The mixer as one call of the core, or None if something has to see its parts: autograd, an adapter, a hook, padding."""
+    """The mixer as one call of the core; None if something has to see its parts: autograd, adapters, hooks, padding."""
     if ops.watched(hidden_states) or (
         attention_mask is not None and attention_mask.shape[1:] == hidden_states.shape[1:2] and not attention_mask.all()
     ):
@@ -191,7 +194,9 @@ def _served_class(original: type) -> Optional[type]:
             return y
         return original.forward(self, hidden_states, **{cache_name: cache}, attention_mask=attention_mask, **kwargs)
 
-    return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__, "_helix_ssm": True})
+    return type(
+        original.__name__, (original,), {"forward": forward, "__module__": original.__module__, "_helix_ssm": True}
+    )
 
 
 def accelerate_ssm(model: nn.Module) -> int:

@@ -21,7 +21,9 @@ def tied_linears(model: nn.Module) -> dict[str, str]:
         if target.endswith(".weight") and source.endswith(".weight"):
             tied[target.removesuffix(".weight")] = source.removesuffix(".weight")
     owners: dict[int, str] = {}
-    in_order = sorted(modules.items(), key=lambda item: not isinstance(item[1], nn.Embedding))  # stable: embeddings first
+    in_order = sorted(
+        modules.items(), key=lambda item: not isinstance(item[1], nn.Embedding)
+    )  # stable: embeddings first
     for path, module in in_order:
         weight = module._parameters.get("weight")
         if weight is not None and isinstance(module, (nn.Embedding, nn.Linear)):
@@ -50,7 +52,7 @@ def share(model: nn.Module, tied: dict[str, str]) -> None:
     for path, source in tied.items():
         if isinstance(modules[path], HelixLinear) and not isinstance(modules[source], (HelixLinear, HelixEmbedding)):
             path, source = source, path  # stored under the other name
-        if not isinstance(modules[source], (HelixLinear, HelixEmbedding)) or not type(modules[path]) is nn.Linear:
+        if not isinstance(modules[source], (HelixLinear, HelixEmbedding)) or type(modules[path]) is not nn.Linear:
             continue
         made = TiedLinear(modules[source], modules[path].bias)
         made.train(modules[path].training)
@@ -77,7 +79,11 @@ def compress_model(
     held = dense = 0
     for path, module in list(model.named_modules()):
         kind = type(module)
-        if kind not in ((nn.Linear, nn.Embedding) if embeddings else (nn.Linear,)) or path in tied or id(module) in done:
+        if (
+            kind not in ((nn.Linear, nn.Embedding) if embeddings else (nn.Linear,))
+            or path in tied
+            or id(module) in done
+        ):
             continue
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in keep):
             continue

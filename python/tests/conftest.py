@@ -1,6 +1,7 @@
 """Models for the tests: the bundled one, and tiny random ones of other architectures."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "wiki-mamba-7m"
 TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
 SHARED = Path(os.environ.get("HXQ_SHARED_DIR", ROOT.parent / "shared"))
+
+sys.path.append(str(ROOT / "bench"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -41,12 +44,17 @@ def tokenizer():
 
 
 @pytest.fixture
-def peer():
+def shared():
+    """Models, texts and other people's files that are not in the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there (set HXQ_SHARED_DIR)")
+    return SHARED
+
+
+@pytest.fixture
+def peer(shared):
     """Folders written by the existing implementation."""
-    folder = SHARED / "peer"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there (set HXQ_SHARED_DIR)")
-    return folder
+    return shared / "peer"
 
 
 def load(folder, **options):

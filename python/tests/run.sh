@@ -29,6 +29,7 @@ fi
 cd "$build"
 version=$("$python" -c 'import transformers, torch; print(f"transformers {transformers.__version__}, torch {torch.__version__}")')
 log=$environment/pytest.log
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that spin lose much where other programs run too
 if ! "$python" -m pytest -q -p no:cacheprovider --durations=5 "$root/python/tests" "$@" >"$log" 2>&1; then
   cat "$log"
   exit 1

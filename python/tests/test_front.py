@@ -24,14 +24,17 @@ def run(*arguments, code=None, blocked=()):
             "import sys, importlib.abc\n"
             "class Hide(importlib.abc.MetaPathFinder):\n"
             "    def find_spec(self, name, path, target=None):\n"
-            f"        if name.split('.')[0] in {blocked!r}: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)\n"
+            f"        if name.split('.')[0] in {blocked!r}:\n"
+            "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
             "import importlib.util\n"
             "real = importlib.util.find_spec\n"
             f"importlib.util.find_spec = lambda n, p=None: None if n.split('.')[0] in {blocked!r} else real(n, p)\n"
             "sys.meta_path.insert(0, Hide())\n"
         )
         script = hide + script
-    command = [sys.executable, "-c", script] if script else [sys.executable, "-m", "helix_substrate", *map(str, arguments)]
+    command = (
+        [sys.executable, "-c", script] if script else [sys.executable, "-m", "helix_substrate", *map(str, arguments)]
+    )
     return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
 
 
@@ -74,7 +77,8 @@ print(len(out[0]))
 def test_without_torch(dense_folder, tmp_path):
     code = (
         "import helix_substrate, sys\n"
-        f"receipt = helix_substrate.compress({str(dense_folder)!r}, {str(tmp_path / 'x')!r}, only=['*dt_proj.weight'])\n"
+        f"source, destination = {str(dense_folder)!r}, {str(tmp_path / 'x')!r}\n"
+        "receipt = helix_substrate.compress(source, destination, only=['*dt_proj.weight'])\n"
         "assert receipt['totals']['tensors_compressed'] == 12, receipt['totals']\n"
         "assert 'torch' not in sys.modules\n"
         "try: helix_substrate.HelixLinear\n"

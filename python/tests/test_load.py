@@ -1,10 +1,14 @@
 """`from_pretrained` and `save_pretrained` of compressed folders."""
 
+import hashlib
 import json
+import logging
 import shutil
 
+import numpy
 import pytest
 import torch
+import transformers
 from conftest import greedy, load
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -48,6 +52,36 @@ def test_nothing_dense_is_left(model):
     assert torch.nn.Linear not in kinds and torch.nn.Embedding not in kinds
     largest = max(p.numel() for p in model.parameters())
     assert largest <= 512 * 16  # A_log
+
+
+def peak_of_running(folder):
+    """Bytes by which this process's memory grew at most, mapped files included, while a model was loaded and run."""
+
+    def status(field):
+        lines = open("/proc/self/status").read().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak is counted from here
+    before = status("VmRSS")
+    model = load(folder)
+    with torch.no_grad():
+        model(IDS)
+    return status("VmHWM") - before, model
+
+
+def test_nothing_dense_is_made(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=8192, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    load(tmp_path / "dense", quantization_config=helix_substrate.HxqConfig()).save_pretrained(tmp_path / "hxq")
+    compressed_peak, model = peak_of_running(tmp_path / "hxq")
+    dense_peak, dense = peak_of_running(tmp_path / "dense")
+    size = 4 * dense.num_parameters()
+    assert dense_peak > 0.8 * size  # what is measured is seen; the embedding is hardly touched
+    assert compressed_peak < 0.6 * size  # the file's pages and a copy of them, a quarter each
+    assert not any(p.numel() > 1024 for p in model.parameters())
 
 
 def test_logits_are_those_of_the_decoded_weights(model, hxq_folder, tmp_path):
@@ -102,6 +136,7 @@ def test_base_model(hxq_folder, model):
 @pytest.mark.parametrize("shard", ["5GB", "1MB"])
 def test_saved_again_it_is_the_same(model, hxq_folder, tmp_path, shard):
     model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard == "5GB" else 7)
     before, after = tensors_of(hxq_folder), tensors_of(tmp_path)
     assert before.keys() == after.keys()
     for key, tensor in before.items():
@@ -144,7 +179,9 @@ def test_stored_for_no_module_is_an_error(hxq_folder, tmp_path):
 
 def test_wrong_shape_is_an_error(hxq_folder, tmp_path):
     def cut(tensors):
-        tensors["backbone.layers.3.mixer.x_proj.indices"] = tensors["backbone.layers.3.mixer.x_proj.indices"][:40].clone()
+        tensors["backbone.layers.3.mixer.x_proj.indices"] = tensors["backbone.layers.3.mixer.x_proj.indices"][
+            :40
+        ].clone()
 
     with pytest.raises(ValueError, match=r"x_proj is stored as \[40, 512\]"):
         load(copy_of(hxq_folder, tmp_path, change_tensors=cut))
@@ -173,10 +210,41 @@ def test_derived_buffers_and_stubs_are_ignored(model, hxq_folder, tmp_path, capl
     assert "codebook_f16" not in caplog.text and "sidecar_indices" not in caplog.text
 
 
+@pytest.fixture
+def reported(monkeypatch):
+    """What transformers warns of."""
+    lines = []
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(
+        logger, "warning", lambda message, *rest, **kwargs: lines.append(message % rest if rest else message)
+    )
+    for name in ("transformers.utils.loading_report", "transformers"):
+        monkeypatch.setattr(logging.getLogger(name), "warning", logger.warning)
+    return lines
+
+
+def test_only_keys_that_matter_are_reported(hxq_folder, tmp_path, reported):
+    load(hxq_folder)
+    assert not reported
+
+    def spoil(tensors):
+        tensors["backbone.layers.4.norm.weigth"] = tensors.pop("backbone.layers.4.norm.weight")
+        tensors["backbone.layers.4.mixer.in_proj.codebook_f16"] = torch.zeros(256, dtype=torch.float16)
+
+    load(copy_of(hxq_folder, tmp_path, change_tensors=spoil))
+    text = "\n".join(reported)
+    assert "layers.4.norm.weight" in text and "layers.4.norm.weigth" in text and "codebook_f16" not in text
+
+
+def test_wrong_dtypes(model, hxq_folder):
+    with pytest.raises(ValueError, match="dtype is torch.int8, expected float32, bfloat16, float16 or float64"):
+        load(hxq_folder, dtype=torch.int8)
+    with pytest.raises(ValueError, match="the input is torch.int64, expected a floating-point dtype"):
+        model.backbone.layers[0].mixer.in_proj(torch.ones(1, 256, dtype=torch.long))
+
+
 @pytest.mark.parametrize("name", ["hxq-scalar", "hxq-svd", "hxq-vq12"])
 def test_published_layouts(peer, model, name):
-    import hashlib
-
     other = load(peer / name)
     expected = json.loads((peer / name / "expected.json").read_text())["coded"]
     checked = 0
@@ -190,3 +258,8 @@ def test_published_layouts(peer, model, name):
             checked += 1
     assert checked >= 44
     assert greedy(other, IDS) == greedy(model, IDS)
+    if name == "hxq-scalar":
+        first = json.loads((peer.parent / "reference" / "wiki-mamba-7m.json").read_text())["first_ids"][:64]
+        stated = torch.from_numpy(numpy.load(peer / name / "logits.npy"))
+        with torch.no_grad():
+            assert (other(torch.tensor([first])).logits[0, -16:] - stated).abs().max() < 1e-3

@@ -1,6 +1,7 @@
 """Compressing in memory: any architecture, tied and shared modules, Mamba layers on the core."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -36,7 +37,8 @@ def tiny(kind, **more):
         blocks = [names[i % 2] for i in range(4)]
         config = transformers.Zamba2Config(
             **common, layers_block_type=blocks, num_attention_heads=4, intermediate_size=128, mamba_d_state=16,
-            mamba_headdim=16, n_mamba_heads=8, mamba_ngroups=2, num_mem_blocks=1, chunk_size=32, use_mamba_kernels=False,
+            mamba_headdim=16, n_mamba_heads=8, mamba_ngroups=2, num_mem_blocks=1, chunk_size=32,
+            use_mamba_kernels=False,
             **more,
         )  # fmt: skip
         return transformers.Zamba2ForCausalLM(config).eval()
@@ -64,7 +66,9 @@ def test_on_the_fly_then_saved(kind, tmp_path):
     save_dense(dense, tmp_path / "dense")
     model = load(tmp_path / "dense", quantization_config=HxqConfig())
     assert model.config.quantization_config.quant_method == "hxq"
-    assert not [path for path, module in model.named_modules() if type(module) is nn.Linear and module.weight.numel() > 4096]
+    assert not [
+        path for path, module in model.named_modules() if type(module) is nn.Linear and module.weight.numel() > 4096
+    ]
     with torch.no_grad():
         logits = model(IDS).logits
         assert (logits - dense(IDS).logits).abs().max() / logits.abs().max() < 0.1
@@ -130,7 +134,9 @@ def test_vision_model():
 
 def test_plain_network_with_convolutions():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 64), nn.ReLU(), nn.Linear(64, 3))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 64), nn.ReLU(), nn.Linear(64, 3)
+    )
     x = torch.randn(4, 3, 8, 8)
     dense = network(x)
     report = compress_model(network)
@@ -172,24 +178,29 @@ def test_weight_can_be_computed_with():
 # ---- Mamba layers on the core ----
 
 
+def without_clamp(model):
+    """transformers' own Zamba2 code clamps dt at time_step_min; models are trained with time_step_limit."""
+    for module in model.modules():
+        if type(module).__name__ == "Zamba2MambaMixer":
+            module.time_step_min = 0.0
+
+
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "zamba2"])
 def test_served_layers_compute_the_same(kind):
     reference, served = tiny(kind), tiny(kind)
     assert accelerate_ssm(served) >= 2 and accelerate_ssm(served) >= 2
-    if kind == "zamba2":  # transformers' torch code clamps dt where the trained model does not
-        for module in reference.modules():
-            if hasattr(module, "time_step_min"):
-                module.time_step_min = 0.0
+    without_clamp(reference)
     with torch.no_grad():
         expected = reference(IDS).logits
         assert (served(IDS).logits - expected).abs().max() < 2e-5 * expected.abs().max() + 1e-6
     assert greedy(served, IDS[:1]) == greedy(reference, IDS[:1])
 
 
-@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "zamba2"])
 def test_served_layers_have_the_same_gradients(kind):
     reference, served = tiny(kind).train(), tiny(kind).train()
     accelerate_ssm(served)
+    without_clamp(reference)
     for model in (reference, served):
         model(IDS, labels=IDS).loss.backward()
     for (name, a), (_, b) in zip(reference.named_parameters(), served.named_parameters()):
@@ -257,3 +268,22 @@ def test_a_mixer_in_one_call_is_the_mixer_in_parts(hxq_folder):
     with torch.no_grad():
         beside = whole(padded, attention_mask=mask, use_cache=True).logits[:, 3:]
         assert (beside - parts(ids, use_cache=True).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["wiki-llama", "wiki-qwen2", "wiki-mamba2", "wiki-zamba2"])
+def test_perplexity_of_real_models(name, shared, tokenizer):
+    """The first of the windows that bench/python_bench.py measures forty of."""
+    import python_bench
+
+    if transformers.__version__.startswith("4.") and name != "wiki-llama":
+        pytest.skip("transformers 5 wrote this model's configuration in a form that 4 misreads")
+    folder = shared / "models" / name
+    text = (shared / "data" / "wikitext2-test.txt").read_text(encoding="utf-8")[:20000]
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    dense = load(folder)
+    accelerate_ssm(dense)
+    (before,) = python_bench.window_losses(dense, ids, 1)
+    stated = json.loads((shared / "reference" / f"{name}.json").read_text())["windows"][0]
+    assert before == pytest.approx(stated[3], rel=1e-5)
+    (after,) = python_bench.window_losses(load(folder, quantization_config=HxqConfig()), ids, 1)
+    assert abs(after - before) / stated[2] < 0.003

@@ -23,7 +23,9 @@ def dense_of(parts, rows=ROWS, cols=COLS):
     indices = parts.indices.long()
     weight = codebook[indices].reshape(rows, cols)
     if parts.sidecar_positions is not None:
-        weight = weight.flatten().index_put((parts.sidecar_positions,), parts.sidecar_values.double()).reshape(rows, cols)
+        weight = (
+            weight.flatten().index_put((parts.sidecar_positions,), parts.sidecar_values.double()).reshape(rows, cols)
+        )
     if parts.svd_U is not None:
         weight = weight + (parts.svd_U.double() * parts.svd_s.double()) @ parts.svd_Vt.double()
     return weight
@@ -40,8 +42,9 @@ def layouts():
     yield "scales", scalar._replace(channel_scales=scales)
     yield "scales and svd", scalar._replace(channel_scales=scales, **factors)
     yield "vector", vector
-    yield "vector with sidecar", vector._replace(
-        sidecar_positions=torch.tensor([5, 3, 700]), sidecar_values=torch.tensor([9.0, -9.0, 4.0])
+    yield (
+        "vector with sidecar",
+        vector._replace(sidecar_positions=torch.tensor([5, 3, 700]), sidecar_values=torch.tensor([9.0, -9.0, 4.0])),
     )
 
 
@@ -106,7 +109,7 @@ def test_embedding_and_its_gradient():
 
 
 def test_gradcheck():
-    """Finite differences; the step is wide because the core computes in float (the function is linear in each input)."""
+    """Finite differences; the step is wide because the core computes in float (it is linear in each input)."""
     parts = LAYOUTS["scalar"]
     x = torch.randn(2, COLS, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(ROWS, dtype=torch.float64, requires_grad=True)
@@ -249,8 +252,8 @@ def test_ssd(limit, tokens):
     heads, head_dim, groups, n = 4, 24, 2, 20
     inner = heads * head_dim
     arguments = (
-        leaf(2, tokens, inner + 2 * groups * n), leaf(2, tokens, heads), leaf(2, tokens, inner), leaf(heads), leaf(heads),
-        leaf(heads),
+        leaf(2, tokens, inner + 2 * groups * n), leaf(2, tokens, heads), leaf(2, tokens, inner), leaf(heads),
+        leaf(heads), leaf(heads),
     )  # fmt: skip
     check_against(
         lambda *a: ops.ssd(*a, head_dim, groups, n, limit), ssd_reference(head_dim, groups, n, limit), arguments

@@ -10,6 +10,6 @@ from .sequence import causal_conv1d, selective_scan, ssd
 from .weights import DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, Parts, matrix_of, version_of, watched
 
 __all__ = [
-    "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts", "causal_conv1d", "decode", "embedding", "gather_forward", "linear",
-    "linear_forward", "matrix_of", "selective_scan", "ssd", "version_of", "watched",
+    "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts", "causal_conv1d", "decode", "embedding",
+    "gather_forward", "linear", "linear_forward", "matrix_of", "selective_scan", "ssd", "version_of", "watched",
 ]  # fmt: skip

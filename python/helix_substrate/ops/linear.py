@@ -18,6 +18,8 @@ def linear_forward(matrix: _core.Matrix, x: torch.Tensor, bias: Optional[torch.T
     """y = x W^T + bias by the core, outside of autograd."""
     code = CORE_DTYPES.get(x.dtype)
     if code is None:
+        if not x.is_floating_point():
+            raise ValueError(f"the input is {x.dtype}, expected a floating-point dtype")
         return linear_forward(matrix, x.float(), bias).to(x.dtype)
     cols, rows = matrix.cols, matrix.rows
     if x.shape[-1] != cols:

@@ -40,7 +40,8 @@ class MixerPlan:
         return (type(None), ())  # addresses mean nothing to a copy: it makes its own
 
     def forward(self, x: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> torch.Tensor:
-        """x [batch, tokens, hidden]; the states [batch, width, inner] and [batch, state_size, inner], float32, are advanced."""
+        """x [batch, tokens, hidden]; conv_state [batch, width, inner] and ssm_state [batch, state_size, inner],
+        float32, are advanced."""
         x = plain(x)
         y = torch.empty_like(x)
         check(
