@@ -20,7 +20,8 @@ from pathlib import Path
 import helix_substrate
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "wiki-mamba-7m"
@@ -39,7 +40,8 @@ def load(folder, **options):
 
 
 def ids_of(folder, text: str) -> torch.Tensor:
-    return torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]])
+    # The file as it is: AutoTokenizer may put a class's own rules in its place.
+    return torch.tensor([Tokenizer.from_file(str(Path(folder) / "tokenizer.json")).encode(text).ids])
 
 
 # ---- generate ----
