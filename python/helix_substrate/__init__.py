@@ -23,7 +23,7 @@ if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os
 if importlib.util.find_spec("torch") is not None:
     import torch as _torch  # noqa: F401
 
-from ._core import HxqError, Model, compress, decompress, inspect, supported_targets, verify  # noqa: E402
+from ._core import HxqError, Model, compress, decompress, inspect, supported_targets, use_target, verify  # noqa: E402
 from ._core import version as _version  # noqa: E402
 
 __version__ = _version()
@@ -46,7 +46,17 @@ _LAZY = {
     "swap_summary": "helix_linear",
 }
 
-__all__ = ["HxqError", "Model", "compress", "decompress", "inspect", "supported_targets", "verify", *_LAZY]
+__all__ = [
+    "HxqError",
+    "Model",
+    "compress",
+    "decompress",
+    "inspect",
+    "supported_targets",
+    "use_target",
+    "verify",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str):

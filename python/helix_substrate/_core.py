@@ -152,16 +152,29 @@ def supported_targets() -> list[str]:
 
 
 _contexts = threading.local()
+_target: bytes | None = None
+
+
+def use_target(name: str | None) -> None:
+    """Makes operators use the kernels of one of `supported_targets()`, or with None the fastest, as at the start.
+
+    On AVX-512 those round their inputs where the codebook is made of whole numbers (docs/architecture.md); "avx2" and
+    "scalar" multiply floats as they are, more slowly. Raises ValueError for an unknown name.
+    """
+    global _target
+    if name is not None and name not in supported_targets():
+        raise ValueError(f"target is '{name}', expected one of {', '.join(supported_targets())}")
+    _target = None if name is None else name.encode()
 
 
 def context(threads: int) -> int:
     """The calling thread's context for that many threads."""
     mine = _contexts.__dict__
-    address = mine.get(threads)
+    address = mine.get((threads, _target))
     if address is None:
         handle = c_void_p()
-        check(library.hxq_context_create(threads, None, byref(handle)))
-        address = mine[threads] = handle.value
+        check(library.hxq_context_create(threads, _target, byref(handle)))
+        address = mine[threads, _target] = handle.value
         # A context lives as long as its thread.
         weakref.finalize(threading.current_thread(), library.hxq_context_destroy, address)
     return address
@@ -208,7 +221,7 @@ class Model:
 
     def __init__(self, folder, threads: int = 0):
         handle = c_void_p()
-        check(library.hxq_model_open(os.fsencode(folder), threads, None, byref(handle)))
+        check(library.hxq_model_open(os.fsencode(folder), threads, _target, byref(handle)))
         self._address = handle.value
         weakref.finalize(self, library.hxq_model_destroy, self._address)
         self.vocab_size: int = library.hxq_model_vocab_size(self._address)

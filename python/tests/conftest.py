@@ -44,6 +44,14 @@ def tokenizer():
 
 
 @pytest.fixture
+def floats():
+    """Kernels that do not round their inputs."""
+    helix_substrate.use_target("avx2" if "avx2" in helix_substrate.supported_targets() else "scalar")
+    yield
+    helix_substrate.use_target(None)
+
+
+@pytest.fixture
 def shared():
     """Models, texts and other people's files that are not in the repository."""
     if not SHARED.is_dir():

@@ -100,7 +100,7 @@ def test_keeping_modules_dense(tmp_path):
     assert isinstance(model.model.layers[0].mlp.up_proj, HelixLinear)
 
 
-def test_bert_like_encoder():
+def test_bert_like_encoder(floats):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
@@ -117,7 +117,7 @@ def test_bert_like_encoder():
         assert (model(ids).logits - again(ids).logits).abs().max() < 1e-5
 
 
-def test_vision_model():
+def test_vision_model(floats):
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
