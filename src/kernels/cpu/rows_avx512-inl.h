@@ -7,12 +7,12 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Puts the outliers of rows [begin, end), at most 16, in place of the codebook's weights in sums[t][row - begin]. The
-/// indices are in the cache. One loop over the entries of all rows: loops over the few entries of each row would
-/// mispredict most of the time.
+/// Adds to sums[t][first + row - begin] what putting the outliers of rows [begin, end), at most 16, in place of the
+/// codebook's weights changes. The indices are in the cache. One loop over the entries of all rows: loops over the few
+/// entries of each row would mispredict most of the time.
 template <int kTokens>
 void correct_outliers(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end,
-                      float (&sums)[kTokens][HXQ_LANES]) {
+                      float (&sums)[kTokens][HXQ_LANES], int64_t first) {
   const __m512i row_ends =
       _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), first_lanes(end - begin), weight.outlier_row + begin + 1);
   for (uint32_t i = weight.outlier_row[begin]; i < weight.outlier_row[end]; ++i) {
@@ -22,7 +22,7 @@ void correct_outliers(const CodebookView& weight, const LinearArgs& args, int64_
     const float replaced = weight.codebook[weight.indices[(begin + row) * weight.cols + col]];
     for (int t = 0; t < kTokens; ++t) {
       const float x = args.x[t * args.x_stride + col];
-      sums[t][row] = sums[t][row] + value * x - replaced * x;
+      sums[t][first + row] += value * x - replaced * x;
     }
   }
 }
@@ -37,11 +37,8 @@ inline void prefetch_outliers(const CodebookView& weight, int64_t row) {
   }
 }
 
-/// Asks for more of a stream of indices, `row` being the next, so that memory does not idle while outliers are put in.
-inline void prefetch_rows(const CodebookView& weight, int64_t row) {
-  const char* next = reinterpret_cast<const char*>(weight.indices + row * weight.cols) + kPrefetch;
-  for (int line = 0; line < 16; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
-}
+/// Rows of each stream between which outliers are put in.
+constexpr int64_t kRowsAtOnce = 2;
 
 /// Sums of up to 16 consecutive rows of each of kRows streams, before the lanes of a row are added.
 template <int kRows, int kTokens>
@@ -72,16 +69,20 @@ void stream_rows(const CodebookView& weight, const LinearArgs& args, const float
     for (int i = 0; weight.outlier_row && i < kRows; ++i) prefetch_outliers(weight, row + i * apart + rows);
     RowTotals<kRows, kTokens> totals;
     if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
-    Kernel::template sum<kRows, kTokens>(weight, row, rows, apart, arranged, totals);
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t at = row + i * apart;
-      float sums[kTokens][HXQ_LANES];
-      for (int t = 0; t < kTokens; ++t) {
-        store(sums[t], Kernel::finish(weight, arranged, t, sum_lanes_of_16(totals[t][i])));
+    float corrections[kRows][kTokens][HXQ_LANES] = {};
+    // Outliers are put in after few rows: what was asked for ahead lasts for a pause that short.
+    for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
+      const int64_t n = rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce;
+      Kernel::template sum<kRows, kTokens>(weight, row + r, n, apart, arranged, totals, r);
+      for (int i = 0; weight.outlier_row && i < kRows; ++i) {
+        correct_outliers<kTokens>(weight, args, row + r + i * apart, row + r + i * apart + n, corrections[i], r);
       }
-      if (weight.outlier_row) prefetch_rows(weight, at + rows);
-      if (weight.outlier_row) correct_outliers<kTokens>(weight, args, at, at + rows, sums);
-      for (int t = 0; t < kTokens; ++t) put_rows(args, t, at, rows, load(sums[t]));
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int t = 0; t < kTokens; ++t) {
+        const VecF sums = Kernel::finish(weight, arranged, t, sum_lanes_of_16(totals[t][i]));
+        put_rows(args, t, row + i * apart, rows, sums + load(corrections[i][t]));
+      }
     }
   }
 }

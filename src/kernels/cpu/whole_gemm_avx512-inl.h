@@ -2,9 +2,9 @@
 // numbers, twice what a float multiply-add does.
 //
 // Weights are exact. x is rounded to 11 bits (|x| <= 1023) with a scale for every token and 64 columns, so that the sum
-// of 64 products fits 32 bits: 64 * 32767 * 1023 < 2^31. In energy that is an error of at most -52 dB, usually -61 dB, of
-// |x|^2 times the mean square of the weights; that of 256 levels for the weights is about -45 dB of it. Sums of 64 are
-// exact; they are put together in float. |x| below 2^-100 counts as 0.
+// of 64 products fits 32 bits: 64 * 32767 * 1023 < 2^31. In energy that is an error of at most -52 dB, usually -61 dB,
+// of |x|^2 times the mean square of the weights; that of 256 levels for the weights is about -45 dB of it. Sums of 64
+// are exact; they are put together in float. |x| below 2^-100 counts as 0.
 //
 // As in gemm-inl.h lanes are tokens and a weight is broadcast, here a pair of weights.
 
