@@ -92,8 +92,8 @@ void multiply_whole(const CodebookView& weight, const LinearArgs& args, const Co
 /// Many tokens: the kernel that is best for the matrix.
 void multiply_many(const CodebookView& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  if (ops.whole.supports && ops.whole.supports(weight)) return multiply_whole(weight, args, context);
-  multiply(weight, args, context);
+  const bool whole = args.tokens >= Ops::Whole::kManyTokens && ops.whole.supports && ops.whole.supports(weight);
+  whole ? multiply_whole(weight, args, context) : multiply(weight, args, context);
 }
 
 /// Few tokens: weights are read once, straight from where they are.

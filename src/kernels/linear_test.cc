@@ -32,7 +32,7 @@ struct Rounding {
 Rounding rounding_of(const CodebookMatrix& weight, Target target, int64_t tokens) {
   if (target != Target::avx512 || !weight.planes.whole || weight.layout != IndexLayout::u8) return {};
   return {tokens <= 3                     ? Rounding::token
-          : tokens > cpu::Ops::kFewTokens ? Rounding::block
+          : tokens >= cpu::Ops::Whole::kManyTokens ? Rounding::block
                                           : Rounding::none,
           weight.planes.scale};
 }
@@ -165,7 +165,7 @@ TEST_P(LinearTest, ProductsOfSeveralPieces) {
   const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::whole});
   for (const int threads : {1, 2}) {
     expect_product(matrix,
-                   {.tokens = 35, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
+                   {.tokens = 131, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
   }
 }
 
@@ -176,7 +176,7 @@ TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
   double weights = 0;
   for (const float weight : matrix.weights) weights += static_cast<double>(weight) * weight;
   for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
-    for (const int64_t tokens : {1, 3, 20}) {
+    for (const int64_t tokens : {1, 3, 130}) {
       Product product(kRows, kCols, {.tokens = tokens});
       for (size_t i = 0; i < product.x.size(); i += 64) product.x[i] *= spike;
       product.run(matrix.view, GetParam(), 1);
@@ -230,7 +230,7 @@ TEST_P(LinearTest, NoSidecar) {
 TEST_P(LinearTest, EveryWeightAnOutlier) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
     const TestMatrix matrix({.rows = 37, .cols = 130, .levels = levels, .sidecar = 1});
-    for (const int64_t tokens : {1, 4, 9}) expect_product(matrix, {.tokens = tokens, .threads = 2});
+    for (const int64_t tokens : {1, 4, 9, 130}) expect_product(matrix, {.tokens = tokens, .threads = 2});
   }
 }
 
@@ -282,7 +282,7 @@ TEST_P(LinearTest, WeightsAreExact) {
 TEST_P(LinearTest, SameBitsForAnyTeam) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
     const TestMatrix matrix({.rows = 83, .cols = 840, .levels = levels, .rank = 2, .channel_scales = true});
-    for (const int64_t tokens : {1, 2, 5, 8, 9, 70}) {
+    for (const int64_t tokens : {1, 2, 5, 8, 9, 70, 130}) {
       const Call call{.tokens = tokens, .bias = true};
       Product one(83, 840, call);
       one.run(matrix.view, GetParam(), 1);
@@ -301,8 +301,8 @@ TEST_P(LinearTest, ExtremeInputs) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
-    for (const float scale : {1e36f, 1e-30f, 0.0f})
-      for (const int64_t tokens : {1, 20}) {
+    for (const float scale : {1e36f, 1e-28f, 0.0f})
+      for (const int64_t tokens : {1, 20, 130}) {
         Product product(9, 70, {.tokens = tokens});
         for (float& x : product.x) x *= scale;
         product.run(matrix.view, GetParam(), 1);
@@ -311,7 +311,7 @@ TEST_P(LinearTest, ExtremeInputs) {
             rounding_of(matrix.view, GetParam(), tokens));
       }
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
-      for (const int64_t tokens : {1, 20}) {
+      for (const int64_t tokens : {1, 20, 130}) {
         Product product(9, 70, {.tokens = tokens});
         product.x[5] = bad;
         product.run(matrix.view, GetParam(), 1);

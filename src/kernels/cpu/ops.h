@@ -72,6 +72,9 @@ struct Ops {
 
   /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
   struct Whole {
+    /// From here on speed counts more than the last bits, which `supports` gives up.
+    static constexpr int64_t kManyTokens = 128;
+
     bool (*supports)(const CodebookView& weight);
     /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
     int64_t (*panel_floats)(int64_t cols);
