@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <array>
 #include <span>
 
 #include "codec/codebook_read.h"
@@ -13,13 +12,6 @@ namespace hxq {
 namespace {
 
 constexpr std::string_view kWeight = ".weight";
-
-/// Keys of a compressed module that are not tensors of the model; those after the first kNeeded are derived buffers.
-constexpr size_t kNeeded = 9;
-constexpr std::array<std::string_view, 14> kParts = {
-    "codebook",      "indices",        "sidecar_positions", "sidecar_indices", "sidecar_values",   "svd_U",
-    "svd_s",         "svd_Vt",         "channel_scales",    "codebook_f16",    "_sidecar_vq_vals", "_sidecar_rows",
-    "_sidecar_cols", "_sidecar_deltas"};
 
 /// The name a compressed module's matrix has in the model.
 std::string parameter_name(const Checkpoint& checkpoint, std::string_view module) {
@@ -30,7 +22,7 @@ std::string parameter_name(const Checkpoint& checkpoint, std::string_view module
 
 /// Whether the key is one of `parts` of a compressed module.
 bool is_part_of_module(const Checkpoint& checkpoint, std::string_view key,
-                       std::span<const std::string_view> parts = kParts) {
+                       std::span<const std::string_view> parts = kModuleParts) {
   const size_t dot = key.rfind('.');
   return dot != key.npos && std::ranges::find(parts, key.substr(dot + 1)) != parts.end() &&
          is_compressed(checkpoint, key.substr(0, dot));
@@ -55,7 +47,7 @@ std::optional<StoredTensor> find_module(const Checkpoint& checkpoint, std::strin
 std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint) {
   std::vector<StoredTensor> listed;
   for (const auto& [name, dtype] : checkpoint.unsupported()) {
-    if (is_part_of_module(checkpoint, name, std::span(kParts).first(kNeeded))) checkpoint.find(name);  // throws
+    if (is_part_of_module(checkpoint, name, std::span(kModuleParts).first(kNeededParts))) checkpoint.find(name);  // throws
   }
   for (const auto& [key, tensor] : checkpoint.tensors()) {
     if (is_part_of_module(checkpoint, key)) {

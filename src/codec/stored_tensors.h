@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,6 +10,14 @@
 #include "io/checkpoint.h"
 
 namespace hxq {
+
+/// What follows "m." in the keys of a compressed module m, which are not tensors of the model: kNeededParts that
+/// decoding reads, then buffers derived from them.
+inline constexpr size_t kNeededParts = 9;
+inline constexpr std::array<std::string_view, 14> kModuleParts = {
+    "codebook",      "indices",        "sidecar_positions", "sidecar_indices", "sidecar_values",   "svd_U",
+    "svd_s",         "svd_Vt",         "channel_scales",    "codebook_f16",    "_sidecar_vq_vals", "_sidecar_rows",
+    "_sidecar_cols", "_sidecar_deltas"};
 
 /// One tensor of the model, however it is stored.
 struct StoredTensor {

@@ -27,12 +27,6 @@ int64_t peak_memory_bytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-/// The module path that a compressed parameter is stored under.
-std::string module_of(const std::string& name) {
-  constexpr std::string_view kSuffix = ".weight";
-  return name.ends_with(kSuffix) ? name.substr(0, name.size() - kSuffix.size()) : name;
-}
-
 /// Every key that may be written, with shapes as large as they can get.
 std::vector<TensorPlan> header_plan(const std::vector<PlanEntry>& plan) {
   std::vector<TensorPlan> keys;

@@ -1,7 +1,10 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 
 #include "codec/stored_tensors.h"
 #include "compress/known_shapes.h"
@@ -10,9 +13,6 @@
 
 namespace hxq {
 namespace {
-
-constexpr const char* kPlanes[] = {"codebook", "indices",        "sidecar_positions", "sidecar_indices",
-                                   "sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales"};
 
 class Inspector {
  public:
@@ -69,7 +69,9 @@ class Inspector {
   }
 
   void look_at_planes(const std::string& module, InspectedTensor& tensor) {
-    for (const char* plane : kPlanes) tensor.stored_bytes += count(module + "." + plane);
+    for (const std::string_view part : std::span(kModuleParts).first(kNeededParts)) {
+      tensor.stored_bytes += count(fmt::format("{}.{}", module, part));
+    }
     tensor.dtype = name_of(checkpoint_.find(module + ".indices")->dtype);
     tensor.codewords = dimension(module + ".codebook", 0, 0);
     tensor.vector_dim = dimension(module + ".codebook", 1, 1);

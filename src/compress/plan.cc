@@ -89,15 +89,20 @@ std::string shape_rule_notice(const Checkpoint& source) {
 }
 
 /// The choice where nothing tells what a tensor is for. What is not the weight of a module has no compressed form that
-/// loaders of the format look for; nor has a module that has a tensor of a compressed one's name already.
-Codec choose_by_shape(const Checkpoint& source, const PlanEntry& entry) {
-  constexpr std::string_view kWeight = ".weight";
-  if (!entry.name.ends_with(kWeight)) return Codec::exact;
-  const std::string module = entry.name.substr(0, entry.name.size() - kWeight.size());
-  for (const char* part : {"codebook", "indices", "sidecar_positions", "sidecar_values"}) {
-    if (source.tensors().contains(fmt::format("{}.{}", module, part))) return Codec::exact;
-  }
+/// loaders of the format look for.
+Codec choose_by_shape(const PlanEntry& entry) {
+  if (!entry.name.ends_with(".weight")) return Codec::exact;
   return choose_codec_by_shape(entry.view.shape, entry.view.dtype);
+}
+
+/// Whether the source has a key that would be read as part of the parameter in compressed form.
+bool has_part_of(const Checkpoint& source, const std::string& name) {
+  const auto is_key = [&](const std::string& key) {
+    return source.tensors().contains(key) || source.unsupported().contains(key);
+  };
+  const std::string module = module_of(name);
+  return std::ranges::any_of(kModuleParts,
+                             [&](std::string_view part) { return is_key(fmt::format("{}.{}", module, part)); });
 }
 
 }  // namespace
@@ -125,11 +130,11 @@ std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOpti
       entry.role = role->second;
       entry.codec = choose_codec(role->second, entry.view.shape, entry.view.dtype);
     } else if (!model) {
-      entry.codec = choose_by_shape(source, entry);
+      entry.codec = choose_by_shape(entry);
     }
     const bool wanted =
         (options.only.empty() || matches_any(options.only, entry.name)) && !matches_any(options.keep, entry.name);
-    if (!wanted) entry.codec = Codec::exact;
+    if (!wanted || has_part_of(source, entry.name)) entry.codec = Codec::exact;
     plan.push_back(std::move(entry));
   }
   check_patterns(options.keep, plan);

@@ -7,6 +7,7 @@ import pytest
 from conftest import MODEL
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors_file import SafetensorsFile
 
 RANDOM = numpy.random.default_rng(11)
 
@@ -179,13 +180,40 @@ def test_known_layers_of_another_kind_of_model(hxq, tmp_path):
     hxq("compress", tmp_path / "decoder", tmp_path / "out2").fails_with("model.layers.0", "missing")
 
 
-def test_names_that_compression_would_take(hxq, tmp_path):
-    tensors = {"vq.weight": weights(64, 64), "vq.codebook": weights(8, 64), "other.weight": weights(64, 64)}
+PARTS = ["codebook", "indices", "sidecar_positions", "sidecar_indices", "sidecar_values", "svd_U", "svd_s", "svd_Vt",
+         "channel_scales", "codebook_f16", "_sidecar_vq_vals", "_sidecar_rows", "_sidecar_cols", "_sidecar_deltas"]  # fmt: skip
+
+
+def stays_exact(hxq, source, tmp_path, name, key):
+    """`name` is not compressed, and nothing of the source is lost, because of the source's tensor `key`."""
+    out, dense = tmp_path / "out", tmp_path / "dense"
+    result = hxq("compress", source, out)
+    assert result.code == 0, result.err
+    before, stored = (SafetensorsFile(folder / "model.safetensors") for folder in (source, out))
+    assert stored.bytes_of(name) == before.bytes_of(name) and stored.bytes_of(key) == before.bytes_of(key)
+    assert any(stored_key.endswith(".indices") and stored_key not in before.header for stored_key in stored.header)
+    verified = hxq("verify", out, "--source", source)
+    assert verified.code == 0, verified.out + verified.err
+    assert hxq("decompress", out, dense).code == 0
+    back = SafetensorsFile(dense / "model.safetensors")
+    assert back.header.keys() - {"__metadata__"} == before.header.keys() - {"__metadata__"}
+    assert back.bytes_of(name) == before.bytes_of(name) and back.bytes_of(key) == before.bytes_of(key)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_names_that_compression_would_take(hxq, tmp_path, part):
+    tensors = {"m.weight": weights(64, 64), f"m.{part}": weights(64), "other.weight": weights(64, 64)}
     write(tmp_path / "source", {"model_type": "vqvae"}, tensors)
-    assert hxq("compress", tmp_path / "source", tmp_path / "out").code == 0
-    stored = read(tmp_path / "out")
-    assert (stored["vq.weight"] == tensors["vq.weight"]).all() and (stored["vq.codebook"] == tensors["vq.codebook"]).all()
-    assert "other.indices" in stored and "other.weight" not in stored
+    stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", f"m.{part}")
+
+
+@pytest.mark.parametrize("part", ["channel_scales", "svd_s", "sidecar_indices"])
+def test_names_that_compression_would_take_from_a_known_architecture(hxq, model_copy, tmp_path, part):
+    module = "backbone.layers.0.mixer.in_proj"
+    file = SafetensorsFile(model_copy / "model.safetensors")
+    file.append(f"{module}.{part}", "F32", [64], weights(64).tobytes())
+    file.save()
+    stays_exact(hxq, model_copy, tmp_path, f"{module}.weight", f"{module}.{part}")
 
 
 def test_weights_that_are_not_finite_name_the_tensor(hxq, tmp_path):
