@@ -95,12 +95,14 @@ Codec choose_by_shape(const PlanEntry& entry) {
   return choose_codec_by_shape(entry.view.shape, entry.view.dtype);
 }
 
-/// Whether the source has a key that would be read as part of the parameter in compressed form.
+/// Whether the source has a key that would be read as part of the parameter in compressed form, or a tensor that is
+/// named like the module and would be taken for the parameter.
 bool has_part_of(const Checkpoint& source, const std::string& name) {
   const auto is_key = [&](const std::string& key) {
     return source.tensors().contains(key) || source.unsupported().contains(key);
   };
   const std::string module = module_of(name);
+  if (module != name && is_key(module)) return true;
   return std::ranges::any_of(kModuleParts,
                              [&](std::string_view part) { return is_key(fmt::format("{}.{}", module, part)); });
 }

@@ -207,6 +207,13 @@ def test_names_that_compression_would_take(hxq, tmp_path, part):
     stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", f"m.{part}")
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (64,), (0,)])
+def test_tensor_named_like_a_module(hxq, tmp_path, shape):
+    tensors = {"m.weight": weights(64, 64), "m": numpy.ones(shape, numpy.float32), "other.weight": weights(64, 64)}
+    write(tmp_path / "source", {"model_type": "x"}, tensors)
+    stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", "m")
+
+
 @pytest.mark.parametrize("part", ["channel_scales", "svd_s", "sidecar_indices"])
 def test_names_that_compression_would_take_from_a_known_architecture(hxq, model_copy, tmp_path, part):
     module = "backbone.layers.0.mixer.in_proj"
