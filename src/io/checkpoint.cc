@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <regex>
 #include <set>
 
 #include "io/cdnav3.h"
@@ -85,6 +86,17 @@ fs::path only_file(const fs::path& dir, std::string_view ending) {
   return files.size() == 1 ? files.front() : fs::path();
 }
 
+/// A shard without the index that lists the others is part of a model.
+void check_is_whole(const fs::path& file) {
+  static const std::regex kShard(R"((.*)-\d+-of-\d+\.safetensors)");
+  const std::string name = file.filename().string();
+  std::smatch match;
+  if (!std::regex_match(name, match, kShard)) return;
+  throw Error(fmt::format("is one shard of a model, but {}{}, which lists all of them, is missing", match[1].str(),
+                          kIndexSuffix),
+              {.file = file.string()});
+}
+
 void read_folder(const fs::path& dir, CheckpointContents& contents) {
   if (fs::exists(dir / "config.json")) contents.config = load_json(dir / "config.json");
   if (fs::exists(dir / kSingleFile)) {
@@ -98,6 +110,7 @@ void read_folder(const fs::path& dir, CheckpointContents& contents) {
   } else if (const fs::path index = only_file(dir, kIndexSuffix); !index.empty()) {
     read_sharded(index, contents);
   } else if (const fs::path file = only_file(dir, kFileSuffix); !file.empty()) {
+    check_is_whole(file);
     add_file(SafetensorsFile::open(file), contents);
   } else {
     throw Error(fmt::format("holds no model: expected {}, {}, one other {} file or a .cdnav3 tree", kSingleFile,

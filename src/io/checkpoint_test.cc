@@ -126,6 +126,16 @@ TEST(Checkpoint, RefusesAFolderWithoutAModel) {
   EXPECT_REFUSED(dir.path() / "fifo", "not a regular file");
 }
 
+TEST(Checkpoint, RefusesAShardWithoutItsIndex) {
+  const testing::TempDir dir;
+  dir.write("model-00001-of-00002.safetensors", safetensors({{"a", "12"}}));
+  EXPECT_REFUSED(dir.path(), "model-00001-of-00002.safetensors: is one shard");
+  EXPECT_REFUSED(dir.path(), "model.safetensors.index.json, which lists all of them, is missing");
+  const testing::TempDir other;
+  other.write("best-of-5.safetensors", safetensors({{"a", "12"}}));
+  EXPECT_EQ(Checkpoint::open(other.path()).tensors().size(), 1u);
+}
+
 std::string index_of(const std::map<std::string, std::string>& weight_map) {
   return nlohmann::json{{"weight_map", weight_map}}.dump();
 }
