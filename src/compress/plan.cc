@@ -66,12 +66,17 @@ std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& 
 /// Compressing what another method has quantized would lose twice, and its configuration.
 void check_not_quantized(const Checkpoint& source) {
   const nlohmann::json& config = source.config();
-  if (!config.is_object() || !config.contains("quantization_config")) return;
-  const nlohmann::json& quantization = config["quantization_config"];
-  const std::string method = quantization.is_object() ? quantization.value("quant_method", "") : "";
+  const auto field = [](const nlohmann::json& json, const char* key) {
+    return json.is_object() && json.contains(key) ? json[key] : nlohmann::json();
+  };
+  const nlohmann::json quantization = field(config, "quantization_config");
+  if (quantization.is_null()) return;
+  const nlohmann::json method = field(quantization, "quant_method");
   if (method == "hxq" || method == "helix" || method == "cdna_v3") return;
-  throw Error(fmt::format("quant_method is '{}': expected a model that is not quantized", method),
-              {.file = (source.path() / "config.json").string()});
+  const std::string found =
+      method.is_string() ? fmt::format("quant_method is '{}'", method.get_ref<const std::string&>())
+                         : fmt::format("quantization_config names no method (quant_method is {})", method.dump());
+  throw Error(found + ": expected a model that is not quantized", {.file = (source.path() / "config.json").string()});
 }
 
 std::string shape_rule_notice(const Checkpoint& source) {

@@ -186,7 +186,7 @@ PARTS = ["codebook", "indices", "sidecar_positions", "sidecar_indices", "sidecar
 
 def stays_exact(hxq, source, tmp_path, name, key):
     """`name` is not compressed, and nothing of the source is lost, because of the source's tensor `key`."""
-    out, dense = tmp_path / "out", tmp_path / "dense"
+    out, dense = tmp_path / "out", tmp_path / "back"
     result = hxq("compress", source, out)
     assert result.code == 0, result.err
     before, stored = (SafetensorsFile(folder / "model.safetensors") for folder in (source, out))
@@ -236,6 +236,21 @@ def test_quantized_source_is_refused(hxq, tmp_path):
     config, tensors, _ = bert()
     write(tmp_path / "source", config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, tensors)
     hxq("compress", tmp_path / "source", tmp_path / "out").fails_with("config.json", "gptq", "not quantized")
+
+
+@pytest.mark.parametrize("method", ["null", "4", "[1]", '"awq"'])
+def test_quantization_by_a_method_of_any_type_is_refused(hxq, tmp_path, method):
+    config, tensors, _ = bert()
+    write(tmp_path / "source", config | {"quantization_config": {"quant_method": json.loads(method)}}, tensors)
+    hxq("compress", tmp_path / "source", tmp_path / "out").fails_with("config.json", method.strip('"'), "not quantized")
+
+
+def test_null_for_quantization_is_none(hxq, tmp_path):
+    config, tensors, _ = bert()
+    write(tmp_path / "source", config | {"quantization_config": None}, tensors)
+    assert hxq("compress", tmp_path / "source", tmp_path / "out").code == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == "hxq"
 
 
 def test_runtime_says_which_architectures_it_runs(hxq, tmp_path):
