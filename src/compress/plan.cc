@@ -83,7 +83,11 @@ std::string shape_rule_notice(const Checkpoint& source) {
   const nlohmann::json& config = source.config();
   std::string architecture = "there is no config.json";
   if (config.is_object() && config.contains("model_type")) {
-    architecture = fmt::format("model_type is {}", config["model_type"].dump());
+    const std::vector<std::string> known = known_architectures();
+    const nlohmann::json& type = config["model_type"];
+    const bool is_listed = std::ranges::any_of(known, [&](const std::string& name) { return type == name; });
+    const char* field = is_listed ? "architectures" : "model_type";
+    architecture = fmt::format("{} is {}", field, config[field].dump());
   } else if (!config.is_null()) {
     architecture = "config.json has no model_type";
   }

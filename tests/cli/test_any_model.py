@@ -173,7 +173,9 @@ def test_known_layers_of_another_kind_of_model(hxq, tmp_path):
     tensors = {"model.embed_tokens.weight": weights(64, 64), "score.weight": weights(2, 64)}
     config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
     write(tmp_path / "source", config, tensors)
-    assert hxq("compress", tmp_path / "source", tmp_path / "out").code == 0
+    result = hxq("compress", tmp_path / "source", tmp_path / "out")
+    assert result.code == 0
+    assert 'architectures is ["LlamaForSequenceClassification"]' in result.err and "model_type" not in result.err
     assert hxq("verify", tmp_path / "out", "--source", tmp_path / "source").code == 0
     write(tmp_path / "decoder", config | {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64,
                                           "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1}, tensors)  # fmt: skip
