@@ -47,7 +47,7 @@ TEST(StoredTensors, LeavesOutDtypesThatNobodyReadsUnlessAModuleNeedsThem) {
   const auto open = [](const std::string& key) {
     const std::string header = R"({"m.codebook":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
                                R"("m.indices":{"dtype":"U8","shape":[1,1],"data_offsets":[4,5]},")" +
-                               key + R"(":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[5,6]}})";
+                               key + R"(":{"dtype":"F6_E2M3","shape":[1],"data_offsets":[5,6]}})";
     const auto length = static_cast<char>(header.size());
     const testing::TempDir dir;
     return Checkpoint::open(

@@ -209,6 +209,18 @@ def test_names_that_compression_would_take(hxq, tmp_path, part):
     stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", f"m.{part}")
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("U64", 8), ("U32", 4), ("I8", 1), ("F8_E4M3", 1), ("F8_E5M2", 1),
+                                             ("F8_E8M0", 1), ("F8_E4M3FNUZ", 1), ("F8_E5M2FNUZ", 1), ("C64", 8)])  # fmt: skip
+def test_other_dtypes_are_copied(hxq, tmp_path, dtype, size):
+    write(tmp_path / "source", {"model_type": "x"}, {"m.weight": weights(64, 64), "e.weight": weights(2, 2)})
+    file = SafetensorsFile(tmp_path / "source" / "model.safetensors")
+    file.append("q.weight", dtype, [40, 40], RANDOM.bytes(40 * 40 * size))
+    file.save()
+    stays_exact(hxq, tmp_path / "source", tmp_path, "e.weight", "q.weight")
+    stored = SafetensorsFile(tmp_path / "out" / "model.safetensors").header["q.weight"]
+    assert (stored["dtype"], stored["shape"]) == (dtype, [40, 40])
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (64,), (0,)])
 def test_tensor_named_like_a_module(hxq, tmp_path, shape):
     tensors = {"m.weight": weights(64, 64), "m": numpy.ones(shape, numpy.float32), "other.weight": weights(64, 64)}

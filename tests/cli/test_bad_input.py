@@ -188,20 +188,20 @@ def test_disk_full_keeps_the_earlier_result(hxq, tmp_path):
 def test_dtype_that_nobody_reads(hxq, compressed_copy, model_copy, tmp_path):
     """Refused where the architecture names the tensor; otherwise ignored."""
     stored = SafetensorsFile(compressed_copy / "model.safetensors")
-    stored.append("junk", "F8_E4M3", [3], b"abc")
+    stored.append("junk", "F6_E2M3", [3], b"abc")
     stored.save()
     assert hxq("generate", compressed_copy, "--prompt", "x", "--max-tokens", 1).code == 0
     assert hxq("inspect", compressed_copy, "--json").json()["other_keys"] == ["junk"]
     assert hxq("decompress", compressed_copy, tmp_path / "back").code == 0
     stored = SafetensorsFile(model_copy / "model.safetensors")
     key = "backbone.norm_f.weight"
-    stored.header[key] |= {"dtype": "F8_E4M3", "shape": [512]}
+    stored.header[key] |= {"dtype": "F6_E2M3", "shape": [512]}
     stored.save()
     before = model_copy.joinpath("model.safetensors").read_bytes()
     for verb in (["generate", model_copy, "--prompt", "x"], ["compress", model_copy, tmp_path / "out"],
                  ["decompress", model_copy, tmp_path / "out"], ["verify", model_copy]):
         result = hxq(*verb)
-        assert result.code == 1 and f"{key}': dtype is F8_E4M3" in result.err.splitlines()[0], result.err
+        assert result.code == 1 and f"{key}': dtype is F6_E2M3" in result.err.splitlines()[0], result.err
     assert not (tmp_path / "out").exists() and model_copy.joinpath("model.safetensors").read_bytes() == before
 
 
