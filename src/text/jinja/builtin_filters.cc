@@ -18,6 +18,7 @@ Value attribute_of(const Value& item, const Value& path) {
   Value value = item;
   std::string_view rest = *path.text();
   while (true) {
+    charge(1);
     const size_t dot = std::min(rest.find('.'), rest.size());
     const std::string name(rest.substr(0, dot));
     int64_t index = 0;
@@ -39,6 +40,7 @@ Value join(const Value& value, const Given& given) {
   std::string out;
   bool first = true;
   for (const Value& item : items_of(value)) {
+    charge_text(between.size());
     if (!std::exchange(first, false)) out += between;
     out += to_text(arguments[1] ? attribute_of(item, *arguments[1]) : item);
     if (out.size() > kMaxTextBytes) break;  // Value refuses it
@@ -82,6 +84,7 @@ Value indented(const Value& value, const Given& given) {
     const std::string line = text.substr(begin, end - begin);
     if (begin > 0) out += '\n';
     const bool wanted = begin == 0 ? arguments.flag(1, false) : !line.empty() || arguments.flag(2, false);
+    charge_text(margin.size());
     out += (wanted ? margin : "") + line;
     begin = end + 1;
     if (out.size() > kMaxTextBytes) break;  // Value refuses it
@@ -189,9 +192,13 @@ Value extreme(const Value& value, const Given& given, bool largest) {
     return lower_if_text(arguments[1] ? attribute_of(item, *arguments[1]) : item, arguments.flag(0, false));
   };
   const Value* best = &items.front();
-  for (const Value& item : items) {
-    const int order = compare(key(item), key(*best));
-    if (largest ? order > 0 : order < 0) best = &item;
+  Value best_key = key(*best);
+  for (size_t i = 1; i < items.size(); ++i) {
+    Value other_key = key(items[i]);
+    const int order = compare(other_key, best_key);
+    if (largest ? order <= 0 : order >= 0) continue;
+    best = &items[i];
+    best_key = std::move(other_key);
   }
   return *best;
 }
@@ -235,7 +242,10 @@ Value mapped(const Value& value, const Given& given) {
     }
   } else {
     const std::string& name = given.values[0].text("the filter of 'map'");
-    for (const Value& item : items_of(value)) items.push_back(apply_filter(name, item, after(given, 1)));
+    constexpr size_t kMost = 16;  // 'map' can be the filter of 'map'
+    if (given.values.size() > kMost) throw Fault(fmt::format("'map' with more than {} arguments", kMost));
+    const Given rest = after(given, 1);
+    for (const Value& item : items_of(value)) items.push_back(apply_filter(name, item, rest));
   }
   return Value::list(std::move(items));
 }
@@ -331,6 +341,8 @@ const std::map<std::string, FilterFunction, std::less<>>& filters() {
 }  // namespace
 
 Value apply_filter(const std::string& name, const Value& value, const Given& given) {
+  charge(1);
+  if (value.text()) charge_text(value.text()->size());
   const auto filter = filters().find(name);
   if (filter == filters().end()) throw Fault(fmt::format("the filter '{}' is not known here", name));
   return filter->second(value, given);

@@ -47,6 +47,7 @@ std::string formatted_time(const std::string& format) {
 
 Bound::Bound(const Given& given, std::string_view called, std::initializer_list<std::string_view> parameters)
     : called_(called), values_(parameters.size(), nullptr) {
+  charge(static_cast<int64_t>(given.values.size() + given.named.size()));
   if (given.values.size() > values_.size()) {
     throw Fault(fmt::format("'{}' has {} arguments, expected at most {}", called, given.values.size(), values_.size()));
   }
@@ -72,7 +73,10 @@ int64_t Bound::integer(size_t parameter, int64_t otherwise) const {
 }
 
 std::string Bound::text(size_t parameter, std::string_view otherwise) const {
-  return values_[parameter] ? values_[parameter]->text(called_.c_str()) : std::string(otherwise);
+  if (!values_[parameter]) return std::string(otherwise);
+  const std::string& text = values_[parameter]->text(called_.c_str());
+  charge_text(text.size());
+  return text;
 }
 
 bool is_function(std::string_view name) { return std::ranges::find(kFunctions, name) != kFunctions.end(); }

@@ -18,7 +18,7 @@ std::vector<Value> split_at(const std::string& text, const std::string& separato
   std::vector<Value> parts;
   size_t begin = 0;
   while (most < 0 || static_cast<int64_t>(parts.size()) < most) {
-    const size_t end = text.find(separator, begin);
+    const size_t end = find_text(text, separator, begin);
     if (end == std::string::npos) break;
     if (parts.size() == kMaxItems) throw Fault(fmt::format("a list of more than {} items", kMaxItems));
     parts.emplace_back(text.substr(begin, end - begin));
@@ -63,11 +63,13 @@ bool has_end(const std::string& text, const Value& affix, bool at_start) {
     return std::ranges::any_of(affix.list()->items, [&](const Value& one) { return has_end(text, one, at_start); });
   }
   const std::string& wanted = affix.text("what a text starts or ends with");
+  charge(1);
+  charge_text(wanted.size());
   return at_start ? text.starts_with(wanted) : text.ends_with(wanted);
 }
 
 int64_t find_in(const std::string& text, const std::string& wanted, bool from_end) {
-  const size_t at = from_end ? text.rfind(wanted) : text.find(wanted);
+  const size_t at = from_end ? find_last_text(text, wanted) : find_text(text, wanted);
   return at == std::string::npos ? -1
                                  : static_cast<int64_t>(characters_of(std::string_view(text).substr(0, at)).size());
 }
@@ -92,7 +94,9 @@ Value join_method(const std::string& text, const Value& items) {
   bool first = true;
   for (const Value& item : items_of(items)) {
     if (!std::exchange(first, false)) out += text;
-    out += item.text("an item to join");
+    const std::string& item_text = item.text("an item to join");
+    charge_text(text.size() + item_text.size());
+    out += item_text;
     if (out.size() > kMaxTextBytes) break;  // Value refuses it
   }
   return out;
@@ -176,6 +180,7 @@ Value list_method(const List& list, const std::string& name, const Given& given)
 bool is_dict_method(std::string_view name) { return std::ranges::find(kDictMethods, name) != kDictMethods.end(); }
 
 Value call_method(const Value& object, const std::string& name, const Given& given) {
+  if (object.text()) charge_text(object.text()->size());
   if (object.text()) return text_method(*object.text(), name, given);
   if (object.dict()) return dict_method(*object.dict(), name, given);
   if (object.list()) return list_method(*object.list(), name, given);

@@ -76,6 +76,7 @@ bool same(const Value& left, const Value& right) {
 }  // namespace
 
 bool apply_test(const std::string& name, const Value& value, const Given& given) {
+  charge(1);
   if (const auto test = unary_tests().find(name); test != unary_tests().end()) {
     const Bound none(given, name, {});
     return test->second(value);

@@ -25,23 +25,13 @@ Interpreter::Interpreter(const Value& context) : scopes_(1) {
 }
 
 std::string Interpreter::run(const Body& body) {
+  const Budget budget(kBudget);
   execute(body);
   return std::move(out_);
 }
 
-void Interpreter::spend(int64_t work) {
-  budget_ -= work;
-  if (budget_ < 0) throw Fault("the template does not end within the work it may do");
-}
-
-/// What making a value cost, and keeping it takes.
-void Interpreter::spend_on(const Value& made) {
-  if (made.text()) spend(static_cast<int64_t>(made.text()->size() / 128));
-  if (made.list()) spend(static_cast<int64_t>(made.list()->items.size()));
-}
-
 void Interpreter::print(std::string_view text) {
-  spend(static_cast<int64_t>(text.size() / 128));
+  charge_text(text.size());
   out_ += text;
   if (out_.size() > kMaxTextBytes) throw Fault(fmt::format("it prints more than {} MiB", kMaxTextBytes >> 20));
 }
@@ -55,6 +45,7 @@ std::string Interpreter::captured(Run&& run) {
 }
 
 Value Interpreter::variable(const std::string& name) const {
+  charge_text(name.size());
   for (size_t i = scopes_.size(); i > 0; --i) {
     if (i - 1 < visible_from_ && i > 1) continue;
     const auto found = scopes_[i - 1].find(name);
@@ -69,7 +60,7 @@ Value Interpreter::variable(const std::string& name) const {
 Interpreter::Flow Interpreter::execute(const Body& body) {
   for (const Statement& statement : body) {
     line_ = statement.line;
-    spend(1);
+    charge(1);
     const Flow flow = std::visit([this](const auto& node) { return execute(node); }, statement.node);
     if (flow != Flow::normal) return flow;
   }
@@ -95,7 +86,6 @@ Interpreter::Flow Interpreter::execute(const If& node) {
 
 std::vector<Value> Interpreter::filtered_items(const For& node) {
   std::vector<Value> items = items_of(evaluate(node.items));
-  spend(static_cast<int64_t>(items.size()));
   if (!node.condition) return items;
   std::vector<Value> kept;
   for (Value& item : items) {
@@ -126,6 +116,7 @@ Interpreter::Flow Interpreter::execute(const For& node) {
 void Interpreter::assign(const Target& target, const Value& value) {
   const auto set = [this](const Target::Variable& variable_named, const Value& item) {
     const auto& [name, attribute] = variable_named;
+    charge_text(name.size() + attribute.size());
     if (attribute.empty()) {
       scopes_.back().insert_or_assign(name, item);
       return;
@@ -164,6 +155,7 @@ Interpreter::Flow Interpreter::execute(const Set& node) {
 }
 
 Interpreter::Flow Interpreter::execute(const MacroStatement& node) {
+  charge_text(node.name.size());
   scopes_.back().insert_or_assign(node.name, Function{node.name, &node});
   return Flow::normal;
 }
@@ -188,7 +180,7 @@ Interpreter::Flow Interpreter::execute(const Generation& node) {
 Value Interpreter::evaluate(const Expression& expression) {
   const Deeper deeper(*this);
   line_ = expression.line;
-  spend(1);
+  charge(1);
   return std::visit([this](const auto& node) { return evaluate(node); }, expression.node);
 }
 
@@ -202,7 +194,9 @@ Value Interpreter::evaluate(const DictLiteral& node) {
   std::vector<std::pair<std::string, Value>> entries;
   for (const auto& [key_node, item_node] : node.entries) {
     const Value key = evaluate(key_node);
-    entries.emplace_back(key.text("the key of a dict"), evaluate(item_node));
+    const std::string& name = key.text("the key of a dict");
+    charge_text(name.size());
+    entries.emplace_back(name, evaluate(item_node));
   }
   return Value::dict(std::move(entries));
 }
@@ -214,9 +208,7 @@ Value Interpreter::evaluate(const Item& node) {
 
 Value Interpreter::evaluate(const Slice& node) {
   const Value object = evaluate(node.object), begin = evaluate(node.begin), end = evaluate(node.end);
-  const Value slice = get_slice(object, begin, end, evaluate(node.step));
-  spend_on(slice);
-  return slice;
+  return get_slice(object, begin, end, evaluate(node.step));
 }
 
 Value Interpreter::evaluate(const Call& node) {
@@ -238,7 +230,6 @@ Value Interpreter::evaluate(const Call& node) {
       throw Fault(fmt::format("'{}' cannot be called like this", function->name));
     result = function->macro ? call_macro(*function->macro, given) : call_function(function->name, given);
   }
-  spend_on(result);
   return result;
 }
 
@@ -248,11 +239,13 @@ Value Interpreter::call_macro(const MacroStatement& macro, const Given& given) {
     throw Fault(fmt::format("the macro '{}' has {} arguments, expected at most {}", macro.name, given.values.size(),
                             macro.parameters.size()));
   }
+  charge(static_cast<int64_t>(macro.parameters.size() * (1 + given.named.size() / 8)));
   const size_t outer_visible = std::exchange(visible_from_, scopes_.size());
   scopes_.emplace_back();
   std::vector<bool> used(given.named.size());
   for (size_t i = 0; i < macro.parameters.size(); ++i) {
     const auto& [name, otherwise] = macro.parameters[i];
+    charge_text(name.size());
     Value value = i < given.values.size() ? given.values[i] : Value(Undefined{name});
     bool found = i < given.values.size();
     for (size_t n = 0; n < given.named.size(); ++n) {
@@ -274,9 +267,7 @@ Value Interpreter::call_macro(const MacroStatement& macro, const Given& given) {
 
 Value Interpreter::evaluate(const Filter& node) {
   const Value value = evaluate(node.value);
-  const Value result = apply_filter(node.name, value, evaluate(node.arguments));
-  spend_on(result);
-  return result;
+  return apply_filter(node.name, value, evaluate(node.arguments));
 }
 
 Value Interpreter::evaluate(const Test& node) {
@@ -292,7 +283,6 @@ Value Interpreter::evaluate(const Chain& node) {
       value = evaluate(operand);
     } else if (node.kind == Chain::Kind::arithmetic) {
       value = operate(op, value, evaluate(operand));
-      spend_on(value);
     } else {
       Value right = evaluate(operand);
       if (!relates(op, value, right)) return false;
@@ -316,7 +306,10 @@ Value Interpreter::evaluate(const Conditional& node) {
 Given Interpreter::evaluate(const Arguments& arguments) {
   Given given;
   for (const ExpressionPtr& value : arguments.values) given.values.push_back(evaluate(value));
-  for (const auto& [name, value] : arguments.named) given.named.emplace_back(name, evaluate(value));
+  for (const auto& [name, value] : arguments.named) {
+    charge_text(name.size());
+    given.named.emplace_back(name, evaluate(value));
+  }
   return given;
 }
 

@@ -23,14 +23,12 @@ class Interpreter {
   enum class Flow : uint8_t { normal, broken, continued };
   using Scope = std::map<std::string, Value, std::less<>>;
 
-  /// What it may do in all, about a second's work.
+  /// What it may do and make in all: about a second's work, and less than 1 GB.
   static constexpr int64_t kBudget = 5'000'000;
   static constexpr int kMaxDepth = 400;
   /// Counts the nesting of evaluations and macros, which each take stack.
   class Deeper;
 
-  void spend(int64_t work);
-  void spend_on(const Value& made);
   void print(std::string_view text);
   template <class Run>
   std::string captured(Run&& run);
@@ -73,7 +71,6 @@ class Interpreter {
   std::vector<Scope> scopes_;  // the template's own, then those of macros and loops under way
   size_t visible_from_ = 1;    // a macro sees the first scope, and those from here on
   std::string out_;
-  int64_t budget_ = kBudget;
   int depth_ = 0;
   int64_t loops_ = 0;
   int line_ = 1;

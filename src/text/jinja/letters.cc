@@ -73,6 +73,7 @@ std::string replace_all(std::string_view text, std::string_view old, std::string
     check();
     if (old.empty()) {
       // Python puts the text before every character and at the end.
+      charge(1);
       out += with;
       if (at == text.size()) return out;
       const size_t size = text::first_code_point(text.substr(at)).size;
@@ -80,7 +81,7 @@ std::string replace_all(std::string_view text, std::string_view old, std::string
       at += size;
       continue;
     }
-    const size_t found = text.find(old, at);
+    const size_t found = find_text(text, old, at);
     if (found == text.npos) break;
     out += text.substr(at, found - at);
     out += with;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "text/jinja/builtins.h"
+#include "text/utf8.h"
 
 namespace hxq::jinja {
 namespace {
@@ -113,7 +114,8 @@ Value divide(Operator op, std::string_view sign, const Value& left, const Value&
 }
 
 bool contains(const Value& container, const Value& item) {
-  if (container.text()) return container.text()->find(item.text("what is looked for in a text")) != std::string::npos;
+  if (container.text())
+    return find_text(*container.text(), item.text("what is looked for in a text")) != std::string::npos;
   if (container.dict()) return item.text() && container.dict()->find(*item.text());
   if (container.list()) {
     return std::ranges::any_of(container.list()->items, [&](const Value& other) { return equal(item, other); });
@@ -189,6 +191,7 @@ Value negative(const Value& value) {
 }
 
 Value get_attribute(const Value& object, const std::string& name) {
+  charge_text(name.size());
   if (object.is_undefined()) throw Fault(fmt::format("'{}' is undefined", object.undefined_name()));
   if (object.dict()) {
     if (is_dict_method(name)) return Function{name};
@@ -204,6 +207,7 @@ Value get_attribute(const Value& object, const std::string& name) {
 }
 
 Value get_item(const Value& object, const Value& index) {
+  if (index.text()) charge_text(index.text()->size());
   if (object.is_undefined()) throw Fault(fmt::format("'{}' is undefined", object.undefined_name()));
   if (object.dict() && index.text()) {
     const Value* found = object.dict()->find(*index.text());
@@ -212,11 +216,19 @@ Value get_item(const Value& object, const Value& index) {
   if (index.text()) return get_attribute(object, *index.text());
   if (!index.is_number() || index.is_float() || (!object.list() && !object.text())) return Undefined{"item"};
   int64_t at = index.integer("");
-  const int64_t length = length_of(object);
-  if (at < 0) at += length;
-  if (at < 0 || at >= length) return Undefined{fmt::format("item {}", index.integer(""))};
-  if (object.list()) return object.list()->items[static_cast<size_t>(at)];
-  return std::string(characters_of(*object.text())[static_cast<size_t>(at)]);
+  if (at < 0) at += length_of(object);
+  if (object.text() && at >= 0) {
+    std::string_view rest = *object.text();
+    charge(std::min(at, static_cast<int64_t>(rest.size())) / 16);
+    for (; !rest.empty(); --at) {
+      const size_t size = text::first_code_point(rest).size;
+      if (at == 0) return std::string(rest.substr(0, size));
+      rest.remove_prefix(size);
+    }
+  } else if (at >= 0 && at < length_of(object)) {
+    return object.list()->items[static_cast<size_t>(at)];
+  }
+  return Undefined{fmt::format("item {}", index.integer(""))};
 }
 
 Value get_slice(const Value& object, const Value& begin, const Value& end, const Value& step_value) {
@@ -228,6 +240,7 @@ Value get_slice(const Value& object, const Value& begin, const Value& end, const
   const int64_t step = absent(step_value) ? 1 : step_value.integer("a slice's step");
   if (step == 0) throw Fault("a slice's step is 0");
   const int64_t length = length_of(object);
+  charge(1);
   const int64_t lowest = step > 0 ? 0 : -1, highest = step > 0 ? length : length - 1;
   const auto bound = [&](const Value& value, int64_t otherwise) {
     if (absent(value)) return otherwise;
@@ -240,6 +253,7 @@ Value get_slice(const Value& object, const Value& begin, const Value& end, const
   // The step is clamped so that the index cannot overflow.
   const int64_t stride = std::clamp(step, -length - 1, length + 1);
   for (int64_t at = first; stride > 0 ? at < last : at > last; at += stride) indices.push_back(static_cast<size_t>(at));
+  charge(static_cast<int64_t>(indices.size() / 8));
   if (object.list()) {
     std::vector<Value> items;
     for (const size_t i : indices) items.push_back(object.list()->items[i]);

@@ -92,6 +92,25 @@ TEST(Template, HostileTemplatesEnd) {
       "{{ 'a' | indent(1000000000) | indent(1000000000, true) * 100000 }}",
       "{% set x %}" + repeated("y", 100000) + "{% endset %}{% for i in range(100000) %}{{ x }}{% endfor %}",
       "{% for i in range(100000) %}{% set y = range(100000) | list %}{% endfor %}",
+      "{{ (['x' * 160] * 100000) | sum(start='') | length }}",
+      "{{ ([[1]] * 100000) | sum(start=[]) | length }}",
+      "{{ (['x' * 4000000] * 1000) | map('upper') | list | length }}",
+      "{{ (['x' * 4000000] * 1000) | sort | length }}",
+      "{{ (['x' * 4000000] * 1000) | unique | length }}",
+      "{{ (['x' * 4000000] * 1000) | max | length }}",
+      "{{ (['x' * 4000000] * 1000) | map('int') | list | length }}",
+      "{% set s = 'x' * 4000000 %}{% for i in range(1000) %}{% if s[-1] %}{% endif %}{% endfor %}",
+      "{% set s = 'x' * 4000000 %}{% for i in range(1000) %}{% if s[1:] %}{% endif %}{% endfor %}",
+      "{% set a = ['x' * 4000000] * 1000 %}{% set b = ['x' * 4000000] * 1000 %}{{ a == b }}",
+      "{% set n = 'x' * 4000000 %}{% for i in range(1000) %}{{ [{}[n]] * 1000 }}{% endfor %}",
+      "{% set n = 'x' * 4000000 %}{{ dict(a=1) | list | map(attribute=n) | list }}{% for i in range(9999) %}{{ {n: 1} "
+      "}}{% endfor %}",
+      "{% set s = 'x' * 4000000 %}{% set t = 'x' * 2000000 ~ 'y' %}{% for i in range(1000) %}{{ t in s }}{{ "
+      "s.rfind('y' ~ t) }}{% endfor %}",
+      "{% set s = 'x' * 4000000 %}{% set t = 'y' * 4000000 ~ 'x' %}{{ s.strip(t) }}",
+      "{{ 'x' | map(" + repeated("'map',", 10000) + "'upper') }}",
+      "{{ [1] | map('default'," + repeated("default_value=1,", 1000) + ") }}{% for i in range(100000) %}{{ ([1] * 1000) | "
+      "map('default', " + repeated("boolean=1,", 1000) + ") }}{% endfor %}",
       "{{ " + repeated("(", 100000) + "1" + repeated(")", 100000) + " }}",
       "{{ " + repeated("[", 100000) + " }}",
       "{{ " + repeated("-", 100000) + "1 }}",
@@ -110,6 +129,25 @@ TEST(Template, HostileTemplatesEnd) {
     // A bound against hanging, not on speed.
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60)) << source.substr(0, 200);
   }
+}
+
+/// A long conversation is far from what templates may do.
+TEST(Template, LongConversationsAreFine) {
+  ordered_json messages = ordered_json::array();
+  for (int i = 0; i < 1000; ++i) messages.push_back({{"role", "user"}, {"content", " </t>" + repeated("word ", 600)}});
+  const std::string out = rendered(
+      "{% for m in messages %}{% set c = m['content'] | trim %}{% if '</t>' in c %}{% set c = c.split('</t>')[-1] %}"
+      "{% endif %}{{ '<' + m.role + '>' + c.strip() + '\n' }}{% if messages[loop.index0:] | length > 1000 %}x{% endif %}"
+      "{% endfor %}",
+      {{"messages", messages}});
+  EXPECT_EQ(out.size(), 1000u * (6 + 2999 + 1));
+}
+
+TEST(Template, IndicesCountCharacters) {
+  EXPECT_EQ(rendered("{% set s = 'a\xC3\xA9\xE2\x82\xAC' %}{{ s[0] }}{{ s[1] }}{{ s[-1] }}{{ s[3] }}{{ s[-4] }}{{ s | length }}"),
+            "a\xC3\xA9\xE2\x82\xAC" "3");
+  EXPECT_EQ(rendered("{{ 'aXbXc'.rfind('X') }}{{ 'abc'.rfind('z') }}{{ 'abc'.rfind('') }}{{ 'abc'.find('') }}{{ 'aab' in 'aaab' }}"),
+            "3-130True");
 }
 
 TEST(Template, LongTemplatesThatNestLittleAreFine) {

@@ -21,9 +21,28 @@ class Fault : public std::runtime_error {
 };
 
 // What a template may make, so that none can take memory or stack out of proportion.
-inline constexpr size_t kMaxTextBytes = size_t{16} << 20;
+inline constexpr size_t kMaxTextBytes = size_t{4} << 20;
 inline constexpr size_t kMaxItems = 100'000;  // of a list or a range, as in Jinja's sandbox
 inline constexpr int kMaxValueDepth = 150;    // lists within lists
+
+/// What a rendering may still do and make. While one is alive, whatever reads or makes values on its thread pays to it.
+class Budget {
+ public:
+  explicit Budget(int64_t work);
+  ~Budget();
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
+
+ private:
+  friend void charge(int64_t work);
+  int64_t work_;
+  Budget* outer_;
+};
+
+/// Pays for work: 1 is about a step of a template, or an item read or made. Throws `Fault` when none is left.
+void charge(int64_t work);
+/// Pays for a text of so many bytes that is read or made.
+inline void charge_text(size_t bytes) { charge(static_cast<int64_t>(bytes / 64)); }
 
 class Value;
 struct List;
@@ -50,7 +69,7 @@ class Value {
                             std::shared_ptr<const Loop>, Function>;
 
   Value() = default;
-  Value(Undefined undefined) : data_(std::move(undefined)) {}
+  Value(Undefined undefined);  ///< Keeps the beginning of a long name
   Value(None none) : data_(none) {}
   Value(std::same_as<bool> auto flag) : data_(flag) {}
   Value(int64_t number) : data_(number) {}
@@ -125,7 +144,7 @@ struct Loop {
   int64_t depth = 1;  // of nested loops
 };
 
-/// Python's ==. Throws `Fault` when the values are too large to compare.
+/// Python's ==.
 bool equal(const Value& left, const Value& right);
 /// Python's order: negative, zero or positive. Throws `Fault` for values that have none.
 int compare(const Value& left, const Value& right);
@@ -139,6 +158,11 @@ std::string to_json(const Value& value, int indent);
 std::vector<Value> items_of(const Value& value);
 /// len().
 int64_t length_of(const Value& value);
+
+/// Where `text` has `wanted` at or after `from`, or npos, in linear time.
+size_t find_text(std::string_view text, std::string_view wanted, size_t from = 0);
+/// The last such place in all of `text`.
+size_t find_last_text(std::string_view text, std::string_view wanted);
 
 /// The characters of valid UTF-8.
 std::vector<std::string_view> characters_of(std::string_view text);

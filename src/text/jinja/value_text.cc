@@ -47,6 +47,7 @@ void append_repr(std::string_view text, std::string& out) {
 
 void append_text(const Value& value, bool quoted, std::string& out) {
   check_size(out);
+  charge(1);
   if (value.text()) {
     quoted ? append_repr(*value.text(), out) : void(out += *value.text());
   } else if (value.is_bool()) {
@@ -124,6 +125,7 @@ class JsonWriter {
 
   void write(const Value& value, int level) {
     check_size(out);
+    charge(1);
     if (value.text()) {
       append_json_string(*value.text(), out);
     } else if (value.is_bool()) {
@@ -180,9 +182,13 @@ class JsonWriter {
 }  // namespace
 
 std::string to_text(const Value& value) {
-  if (value.text()) return *value.text();
+  if (value.text()) {
+    charge_text(value.text()->size());
+    return *value.text();
+  }
   std::string out;
   append_text(value, false, out);
+  charge_text(out.size());
   return out;
 }
 
@@ -190,6 +196,7 @@ std::string to_json(const Value& value, int indent) {
   constexpr int kMaxIndent = 64;
   JsonWriter writer(std::min(indent, kMaxIndent));
   writer.write(value, 0);
+  charge_text(writer.out.size());
   return std::move(writer.out);
 }
 
