@@ -69,9 +69,20 @@ class Parser {
     }
   }
 
+  /// A body whose variables end with it. A macro sees the variables of the template alone, so none is defined in it.
+  Body scoped_body(std::initializer_list<std::string_view> ends) {
+    ++scopes_;
+    Body statements = body(ends);
+    --scopes_;
+    return statements;
+  }
+
   Statement block() {
     const int line = tokens_.peek().line;
     const std::string name = tokens_.expect(Kind::name).text;
+    if (name == "macro" && scopes_ > 0) {
+      throw SyntaxFault{line, "'macro' inside of a for, a macro or a block with a scope of its own; known here: outside"};
+    }
     if (name == "if") return {line, if_block()};
     if (name == "for") return {line, for_block()};
     if (name == "set") return {line, set_block()};
@@ -79,7 +90,7 @@ class Parser {
     if (name == "filter") return {line, filter_block()};
     if (name == "generation") {
       end_tag();
-      Generation node{body({"endgeneration"})};
+      Generation node{scoped_body({"endgeneration"})};
       tokens_.next();
       end_tag();
       return {line, std::move(node)};
@@ -119,11 +130,11 @@ class Parser {
     if (tokens_.is_name("recursive")) tokens_.fail("recursive loops are not supported");
     end_tag();
     ++loops_;
-    node.body = body({"else", "endfor"});
+    node.body = scoped_body({"else", "endfor"});
     --loops_;
     if (tokens_.next().text == "else") {
       end_tag();
-      node.otherwise = body({"endfor"});
+      node.otherwise = scoped_body({"endfor"});
       tokens_.next();
     }
     end_tag();
@@ -154,7 +165,7 @@ class Parser {
     }
     if (tokens_.skip_sign("|")) node.filters = expressions_.filters();
     end_tag();
-    node.body = body({"endset"});
+    node.body = scoped_body({"endset"});
     tokens_.next();
     end_tag();
     return node;
@@ -174,7 +185,7 @@ class Parser {
     }
     end_tag();
     const int outer_loops = std::exchange(loops_, 0);
-    node.body = body({"endmacro"});
+    node.body = scoped_body({"endmacro"});
     loops_ = outer_loops;
     tokens_.next();
     skip_end_name(node.name);
@@ -187,7 +198,7 @@ class Parser {
   FilterBlock filter_block() {
     FilterBlock node{.filters = expressions_.filters(), .body = {}};
     end_tag();
-    node.body = body({"endfilter"});
+    node.body = scoped_body({"endfilter"});
     tokens_.next();
     end_tag();
     return node;
@@ -196,6 +207,7 @@ class Parser {
   TokenStream tokens_;
   ExpressionParser expressions_;
   int loops_ = 0;
+  int scopes_ = 0;
 };
 
 }  // namespace

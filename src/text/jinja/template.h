@@ -10,7 +10,8 @@ namespace hxq::jinja {
 
 /// A template of the part of Jinja that chat templates use, with the settings and functions that transformers gives
 /// them: trim_blocks, lstrip_blocks, loop controls, generation blocks, raise_exception, strftime_now, and a tojson that
-/// leaves characters as they are. Not there: inheritance and inclusion, call blocks, recursive loops, arguments with *.
+/// leaves characters as they are. Not there: inheritance and inclusion, call blocks, recursive loops, arguments with *,
+/// macros defined inside of loops, macros or blocks with a scope of their own.
 ///
 /// Safe to run whatever it says: nothing outside is reached, nothing passed in changes, and work, stack and memory are
 /// bounded.

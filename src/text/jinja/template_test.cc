@@ -46,6 +46,8 @@ TEST(Template, ComplaintsNameTheLine) {
       {"{{ 'a' }}\n\n{{ x.y }}", {"line 3", "'x' is undefined"}},
       {"\n{{ raise_exception('roles\\nmust alternate') }}", {"line 2", "roles must alternate"}},
       {"{% include 'x' %}", {"line 1", "'include'", "for"}},
+      {"{% for i in [1] %}\n{% macro q() %}{% endmacro %}{% endfor %}", {"line 2", "'macro' inside of a for"}},
+      {"{% macro q() %}{% if 1 %}{% macro r() %}{% endmacro %}{% endif %}{% endmacro %}", {"'macro' inside of"}},
       {"{{ 1 | nosuch }}", {"line 1", "'nosuch'"}},
       {"{{ 1 is nosuch }}", {"line 1", "'nosuch'"}},
       {"{{ f(*x) }}", {"line 1", "*"}},
@@ -56,6 +58,10 @@ TEST(Template, ComplaintsNameTheLine) {
     const std::string message = message_of(source);
     for (const char* part : parts) EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
   }
+}
+
+TEST(Template, MacrosSeeTheVariablesOfTheTemplate) {
+  EXPECT_EQ(rendered("{% if 1 %}{% macro q() %}{{ k }}{% endmacro %}{% endif %}{% set k = 1 %}{{ q() }}"), "1");
 }
 
 TEST(Template, DoesNotChangeWhatItIsGiven) {
