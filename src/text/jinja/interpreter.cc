@@ -147,8 +147,10 @@ Interpreter::Flow Interpreter::execute(const Set& node) {
   } else {
     // The body has a scope of its own.
     scopes_.emplace_back();
-    std::string text = captured([&] { execute(node.body); });
+    Flow flow = Flow::normal;
+    std::string text = captured([&] { flow = execute(node.body); });
     scopes_.pop_back();
+    if (flow != Flow::normal) return flow;
     assign(node.target, filtered(node.filters, std::move(text)));
   }
   return Flow::normal;
@@ -162,17 +164,19 @@ Interpreter::Flow Interpreter::execute(const MacroStatement& node) {
 
 Interpreter::Flow Interpreter::execute(const FilterBlock& node) {
   scopes_.emplace_back();
-  std::string text = captured([&] { execute(node.body); });
+  Flow flow = Flow::normal;
+  std::string text = captured([&] { flow = execute(node.body); });
   scopes_.pop_back();
+  if (flow != Flow::normal) return flow;
   print(filtered(node.filters, std::move(text)));
   return Flow::normal;
 }
 
 Interpreter::Flow Interpreter::execute(const Generation& node) {
   scopes_.emplace_back();
-  execute(node.body);
+  const Flow flow = execute(node.body);
   scopes_.pop_back();
-  return Flow::normal;
+  return flow;
 }
 
 // --- expressions ---

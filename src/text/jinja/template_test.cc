@@ -64,6 +64,14 @@ TEST(Template, MacrosSeeTheVariablesOfTheTemplate) {
   EXPECT_EQ(rendered("{% if 1 %}{% macro q() %}{{ k }}{% endmacro %}{% endif %}{% set k = 1 %}{{ q() }}"), "1");
 }
 
+TEST(Template, BlocksPassOnWhatEndsALoop) {
+  const auto loop = [](const std::string& body) { return rendered("{% for i in [1, 2, 3] %}" + body + "{% endfor %}"); };
+  EXPECT_EQ(loop("{% set x %}a{% break %}b{% endset %}[{{ x }}]"), "");
+  EXPECT_EQ(loop("{% set x %}a{% if i == 2 %}{% continue %}{% endif %}b{% endset %}[{{ x }}]"), "[ab][ab]");
+  EXPECT_EQ(loop("{{ i }}{% filter upper %}a{% if i == 2 %}{% break %}{% endif %}b{% endfilter %}"), "1AB2");
+  EXPECT_EQ(loop("{{ i }}{% generation %}a{% if i == 2 %}{% break %}{% endif %}b{% endgeneration %}"), "1ab2a");
+}
+
 TEST(Template, DoesNotChangeWhatItIsGiven) {
   EXPECT_NE(message_of("{% set a = [1] %}{{ a.append(2) }}").find("do not change"), std::string::npos);
   EXPECT_NE(message_of("{% set a = {'b': 1} %}{{ a.update({}) }}").find("update"), std::string::npos);
