@@ -9,7 +9,7 @@ namespace hxq::jinja {
 class Interpreter::Deeper {
  public:
   explicit Deeper(Interpreter& interpreter) : depth_(interpreter.depth_) {
-    if (depth_ >= kMaxDepth) throw Fault(fmt::format("expressions and macros nest deeper than {}", kMaxDepth));
+    if (depth_ >= kMaxDepth) throw Fault(fmt::format("statements, expressions and macros nest deeper than {}", kMaxDepth));
     ++depth_;
   }
   ~Deeper() { --depth_; }
@@ -58,6 +58,7 @@ Value Interpreter::variable(const std::string& name) const {
 // --- statements ---
 
 Interpreter::Flow Interpreter::execute(const Body& body) {
+  const Deeper deeper(*this);
   for (const Statement& statement : body) {
     line_ = statement.line;
     charge(1);

@@ -26,7 +26,7 @@ class Interpreter {
   /// What it may do and make in all: about a second's work, and less than 1 GB.
   static constexpr int64_t kBudget = 5'000'000;
   static constexpr int kMaxDepth = 400;
-  /// Counts the nesting of evaluations and macros, which each take stack.
+  /// Counts the nesting of bodies, evaluations and macros, which each take up to 2.5 KB of stack.
   class Deeper;
 
   void print(std::string_view text);

@@ -1,8 +1,10 @@
 #include "text/jinja/template.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <chrono>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
@@ -162,6 +164,46 @@ TEST(Template, IndicesCountCharacters) {
             "a\xC3\xA9\xE2\x82\xAC" "3");
   EXPECT_EQ(rendered("{{ 'aXbXc'.rfind('X') }}{{ 'abc'.rfind('z') }}{{ 'abc'.rfind('') }}{{ 'abc'.find('') }}{{ 'aab' in 'aaab' }}"),
             "3-130True");
+}
+
+/// Runs `run` on a thread with a stack of so many bytes.
+void run_with_stack(size_t bytes, const std::function<void()>& run) {
+  pthread_attr_t attributes;
+  ASSERT_EQ(pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, bytes), 0);
+  pthread_t thread;
+  const auto start = [](void* argument) -> void* {
+    (*static_cast<const std::function<void()>*>(argument))();
+    return nullptr;
+  };
+  ASSERT_EQ(pthread_create(&thread, &attributes, start, const_cast<std::function<void()>*>(&run)), 0);
+  pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+}
+
+TEST(Template, NestsWithinALittleStack) {
+#if defined(__SANITIZE_ADDRESS__) || !defined(NDEBUG)
+  constexpr size_t kStack = size_t{8} << 20;  // their frames are larger
+#else
+  constexpr size_t kStack = size_t{1} << 20;
+#endif
+  const auto nested = [](const std::string& begin, const std::string& end, const std::string& call) {
+    return "{% macro m() %}" + repeated(begin, 90) + call + repeated(end, 90) + "{% endmacro %}{{ m() }}";
+  };
+  const std::string cases[] = {
+      nested("{% for i in [1] %}", "{% endfor %}", "{{ m() }}"),
+      nested("{% if 1 %}", "{% endif %}", "{{ m() }}"),
+      nested("{% set x %}", "{% endset %}", "{{ m() }}"),
+      nested("{% filter upper %}", "{% endfilter %}", "{{ m() }}"),
+      nested("{% generation %}", "{% endgeneration %}", "{{ m() }}"),
+      nested("", "", "{{ [" + repeated("(", 40) + "m()" + repeated(")", 40) + "] }}"),
+      nested("", "", "{{ [[[[[[[[[[m() | upper]]]]]]]]]] }}"),
+      nested("", "", "{{ {'a': {'a': 1 + 2 * (m() if 1 else 0)}} }}"),
+      nested("", "", "{{ m() | map('map', 'map', 'map', 'upper') }}"),
+  };
+  for (const std::string& source : cases) {
+    run_with_stack(kStack, [&] { EXPECT_THROW(rendered(source), Error) << source.substr(0, 100); });
+  }
 }
 
 TEST(Template, LongTemplatesThatNestLittleAreFine) {
