@@ -9,7 +9,8 @@ namespace hxq::jinja {
 class Interpreter::Deeper {
  public:
   explicit Deeper(Interpreter& interpreter) : depth_(interpreter.depth_) {
-    if (depth_ >= kMaxDepth) throw Fault(fmt::format("statements, expressions and macros nest deeper than {}", kMaxDepth));
+    if (depth_ >= kMaxDepth)
+      throw Fault(fmt::format("statements, expressions and macros nest deeper than {}", kMaxDepth));
     ++depth_;
   }
   ~Deeper() { --depth_; }

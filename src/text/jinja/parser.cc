@@ -81,7 +81,8 @@ class Parser {
     const int line = tokens_.peek().line;
     const std::string name = tokens_.expect(Kind::name).text;
     if (name == "macro" && scopes_ > 0) {
-      throw SyntaxFault{line, "'macro' inside of a for, a macro or a block with a scope of its own; known here: outside"};
+      throw SyntaxFault{line,
+                        "'macro' inside of a for, a macro or a block with a scope of its own; known here: outside"};
     }
     if (name == "if") return {line, if_block()};
     if (name == "for") return {line, for_block()};

@@ -67,7 +67,9 @@ TEST(Template, MacrosSeeTheVariablesOfTheTemplate) {
 }
 
 TEST(Template, BlocksPassOnWhatEndsALoop) {
-  const auto loop = [](const std::string& body) { return rendered("{% for i in [1, 2, 3] %}" + body + "{% endfor %}"); };
+  const auto loop = [](const std::string& body) {
+    return rendered("{% for i in [1, 2, 3] %}" + body + "{% endfor %}");
+  };
   EXPECT_EQ(loop("{% set x %}a{% break %}b{% endset %}[{{ x }}]"), "");
   EXPECT_EQ(loop("{% set x %}a{% if i == 2 %}{% continue %}{% endif %}b{% endset %}[{{ x }}]"), "[ab][ab]");
   EXPECT_EQ(loop("{{ i }}{% filter upper %}a{% if i == 2 %}{% break %}{% endif %}b{% endfilter %}"), "1AB2");
@@ -125,8 +127,10 @@ TEST(Template, HostileTemplatesEnd) {
       "s.rfind('y' ~ t) }}{% endfor %}",
       "{% set s = 'x' * 4000000 %}{% set t = 'y' * 4000000 ~ 'x' %}{{ s.strip(t) }}",
       "{{ 'x' | map(" + repeated("'map',", 10000) + "'upper') }}",
-      "{{ [1] | map('default'," + repeated("default_value=1,", 1000) + ") }}{% for i in range(100000) %}{{ ([1] * 1000) | "
-      "map('default', " + repeated("boolean=1,", 1000) + ") }}{% endfor %}",
+      "{{ [1] | map('default'," + repeated("default_value=1,", 1000) +
+          ") }}{% for i in range(100000) %}{{ ([1] * 1000) | "
+          "map('default', " +
+          repeated("boolean=1,", 1000) + ") }}{% endfor %}",
       "{{ " + repeated("(", 100000) + "1" + repeated(")", 100000) + " }}",
       "{{ " + repeated("[", 100000) + " }}",
       "{{ " + repeated("-", 100000) + "1 }}",
@@ -153,16 +157,21 @@ TEST(Template, LongConversationsAreFine) {
   for (int i = 0; i < 1000; ++i) messages.push_back({{"role", "user"}, {"content", " </t>" + repeated("word ", 600)}});
   const std::string out = rendered(
       "{% for m in messages %}{% set c = m['content'] | trim %}{% if '</t>' in c %}{% set c = c.split('</t>')[-1] %}"
-      "{% endif %}{{ '<' + m.role + '>' + c.strip() + '\n' }}{% if messages[loop.index0:] | length > 1000 %}x{% endif %}"
+      "{% endif %}{{ '<' + m.role + '>' + c.strip() + '\n' }}{% if messages[loop.index0:] | length > 1000 %}x{% endif "
+      "%}"
       "{% endfor %}",
       {{"messages", messages}});
   EXPECT_EQ(out.size(), 1000u * (6 + 2999 + 1));
 }
 
 TEST(Template, IndicesCountCharacters) {
-  EXPECT_EQ(rendered("{% set s = 'a\xC3\xA9\xE2\x82\xAC' %}{{ s[0] }}{{ s[1] }}{{ s[-1] }}{{ s[3] }}{{ s[-4] }}{{ s | length }}"),
-            "a\xC3\xA9\xE2\x82\xAC" "3");
-  EXPECT_EQ(rendered("{{ 'aXbXc'.rfind('X') }}{{ 'abc'.rfind('z') }}{{ 'abc'.rfind('') }}{{ 'abc'.find('') }}{{ 'aab' in 'aaab' }}"),
+  EXPECT_EQ(
+      rendered(
+          "{% set s = 'a\xC3\xA9\xE2\x82\xAC' %}{{ s[0] }}{{ s[1] }}{{ s[-1] }}{{ s[3] }}{{ s[-4] }}{{ s | length }}"),
+      "a\xC3\xA9\xE2\x82\xAC"
+      "3");
+  EXPECT_EQ(rendered("{{ 'aXbXc'.rfind('X') }}{{ 'abc'.rfind('z') }}{{ 'abc'.rfind('') }}{{ 'abc'.find('') }}{{ 'aab' "
+                     "in 'aaab' }}"),
             "3-130True");
 }
 

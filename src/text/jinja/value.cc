@@ -27,8 +27,7 @@ int depth_around(const Value& item, int depth) {
 
 bool equal_items(const List& left, const List& right) {
   return left.tuple == right.tuple && left.items.size() == right.items.size() &&
-         std::ranges::equal(left.items, right.items,
-                            [](const Value& a, const Value& b) { return equal(a, b); });
+         std::ranges::equal(left.items, right.items, [](const Value& a, const Value& b) { return equal(a, b); });
 }
 
 bool equal_entries(const Dict& left, const Dict& right) {
@@ -62,10 +61,8 @@ bool equal(const Value& left, const Value& right) {
     if (left.text()->size() == right.text()->size()) charge_text(left.text()->size());
     return *left.text() == *right.text();
   }
-  if (left.list() && right.list())
-    return left.list() == right.list() || equal_items(*left.list(), *right.list());
-  if (left.dict() && right.dict())
-    return left.dict() == right.dict() || equal_entries(*left.dict(), *right.dict());
+  if (left.list() && right.list()) return left.list() == right.list() || equal_items(*left.list(), *right.list());
+  if (left.dict() && right.dict()) return left.dict() == right.dict() || equal_entries(*left.dict(), *right.dict());
   if (left.space() || right.space()) return left.space() == right.space();
   return (left.is_none() && right.is_none()) || (left.is_undefined() && right.is_undefined());
 }
@@ -232,8 +229,7 @@ size_t find_text(std::string_view text, std::string_view wanted, size_t from) {
 
 size_t find_last_text(std::string_view text, std::string_view wanted) {
   charge_text(text.size() + wanted.size());
-  const size_t at =
-      find_text(std::string(text.rbegin(), text.rend()), std::string(wanted.rbegin(), wanted.rend()));
+  const size_t at = find_text(std::string(text.rbegin(), text.rend()), std::string(wanted.rbegin(), wanted.rend()));
   return at == text.npos ? at : text.size() - at - wanted.size();
 }
 
