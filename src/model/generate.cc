@@ -73,8 +73,13 @@ void Session::reset() {
 }
 
 void Session::run(std::span<const int32_t> tokens) {
-  model_.forward(tokens, state_, Logits::last, logits_);
-  seen_.insert(seen_.end(), tokens.begin(), tokens.end());
+  try {
+    model_.forward(tokens, state_, Logits::last, logits_);
+    seen_.insert(seen_.end(), tokens.begin(), tokens.end());
+  } catch (...) {
+    reset();  // the state may have seen some of them
+    throw;
+  }
 }
 
 void Session::run_prompt(std::span<const int32_t> tokens, GenerateResult& result) {

@@ -2,11 +2,32 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
+#include <new>
 
 #include "hxq/chat.h"
 #include "hxq/error.h"
 #include "text/tokenizer_fixture.h"
+
+namespace {
+
+/// How many allocations of this thread succeed before one fails; < 0: all.
+thread_local int64_t allocations_left = -1;
+
+}  // namespace
+
+void* operator new(size_t size) {
+  if (allocations_left == 0) {
+    allocations_left = -1;
+    throw std::bad_alloc();
+  }
+  if (allocations_left > 0) --allocations_left;
+  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace hxq {
 namespace {
@@ -174,6 +195,28 @@ TEST(Session, RunsOnlyWhatIsNew) {
     EXPECT_EQ(other.tokens, Session(model, tokenizer).generate(text, options).tokens) << name;
     EXPECT_THROW(session.generate({}, options), Error);
   }
+}
+
+TEST(Session, IsAsNewAfterWhatFailed) {
+  const Tokenizer tokenizer = letters();
+  const Model model = Model::open(tiny("llama-bias"), {.threads = 1});
+  const GenerateOptions options = {.max_tokens = 2, .ignore_eos = true};
+  const std::vector<int32_t> text = tokenizer.encode("Once");
+  const GenerateResult expected = Session(model, tokenizer).generate(text, options);
+  int failures = 0;
+  for (bool failed = true; failed && failures < 10000;) {
+    Session session(model, tokenizer);
+    allocations_left = failures;
+    try {
+      session.generate(text, options);
+      failed = false;
+    } catch (const std::bad_alloc&) {
+      ++failures;
+    }
+    allocations_left = -1;
+    ASSERT_EQ(session.generate(text, options).tokens, expected.tokens) << "after allocation " << failures << " failed";
+  }
+  EXPECT_GT(failures, 0);
 }
 
 TEST(Chat, ContinuesAConversation) {
