@@ -65,6 +65,9 @@ def test_several_prompts_give_what_each_gives_alone(hxq, compressed, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
     lines = hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt", *options, "--json").json()
     assert [item["tokens"] for item in lines] == [item["tokens"] for item in alone if item["prompt"]]
+    (tmp_path / "prompts.txt").write_bytes("\r\n".join(prompts).encode() + b"\r\n")
+    crlf = hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt", *options, "--json").json()
+    assert [item["prompt"] for item in crlf] == [item["prompt"] for item in lines]
     (tmp_path / "prompts.txt").write_text("one\n")
     assert len(hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt", *options, "--json").json()) == 1
     (tmp_path / "prompts.txt").write_text("\n")

@@ -31,7 +31,9 @@ std::vector<std::string> lines_of(const std::string& path) {
   std::vector<std::string> lines;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
-    if (end > begin) lines.push_back(text.substr(begin, end - begin));
+    std::string line = text.substr(begin, end - begin);
+    if (line.ends_with('\r')) line.pop_back();
+    if (!line.empty()) lines.push_back(std::move(line));
     begin = end + 1;
   }
   if (lines.empty()) throw Error("has no line, expected a prompt on each", {.file = path});
