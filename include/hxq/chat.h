@@ -44,7 +44,10 @@ class ChatTemplate {
   std::unique_ptr<const Impl> impl_;
 };
 
-/// A conversation with a model. What the model has seen of it is not run again.
+/// A conversation with a model. Where a new rendering begins with the last one and the answer (with or without white
+/// space at the answer's ends), the answer's own tokens are kept and only what comes after them is run. Everything is
+/// run again where the template changes earlier text, after an answer that a stop text cut, and where the rest cannot
+/// be encoded by itself.
 class Chat {
  public:
   /// The references must outlive it. `system`: the first message, if not empty.
@@ -65,6 +68,13 @@ class Chat {
   Session session_;
   size_t system_messages_;
   std::vector<ChatMessage> messages_;
+
+  std::vector<int32_t> next_tokens(const std::string& rendering) const;
+
+  // Of the last turn: the rendering, the answer, and the tokens of both; no tokens: start anew.
+  std::string rendering_, answer_;
+  std::vector<int32_t> tokens_;
+  int64_t context_length_;
 };
 
 }  // namespace hxq

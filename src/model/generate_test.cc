@@ -42,11 +42,13 @@ const Model& llama() {
   return model;
 }
 
-/// A tokenizer whose 64 tokens are "<s>", "</s>" and 62 letters and digits; nothing is added around a text.
-Tokenizer letters(const std::string& config = R"({"bos_token": "<s>", "eos_token": "</s>"})") {
+/// A tokenizer whose 64 tokens are "<s>", "</s>" and 62 letters and digits; nothing is added around a text. `space`: a
+/// letter whose token is a space instead.
+Tokenizer letters(const std::string& config = R"({"bos_token": "<s>", "eos_token": "</s>"})", char space = '\0') {
   nlohmann::json vocab;
   for (const char c : std::string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")) {
-    vocab[std::string(1, c)] = vocab.size() + 2;
+    const size_t id = vocab.size() + 2;
+    vocab[std::string(1, c == space ? ' ' : c)] = id;
   }
   vocab["<s>"] = 0;
   vocab["</s>"] = 1;
@@ -240,6 +242,34 @@ TEST(Chat, ContinuesAConversation) {
   EXPECT_EQ(chat.messages().size(), 5u) << "the conversation is as before";
   chat.reset();
   EXPECT_EQ(chat.say("Hi", options).text, first.text);
+}
+
+TEST(Chat, KeepsTheTokensOfAnswersThatATemplateTrims) {
+  const TemporaryFolder folder;
+  const auto write = [&](const std::string& content) {
+    folder.write("chat_template.jinja", "{% for m in messages %}<s>{{ " + content + " }}</s>{% endfor %}<s>");
+    return ChatTemplate::load(folder.path());
+  };
+  const GenerateOptions options = {.max_tokens = 5, .ignore_eos = true};
+  const std::string began = generate(llama(), letters(), "<s>Q</s><s>", options).text;
+  ASSERT_GE(began.size(), 2u);
+  ASSERT_NE(began[0], 'Q');
+  const Tokenizer tokenizer = letters(R"({"bos_token": "<s>", "eos_token": "</s>"})", began[0]);
+
+  const auto trimming = write("m.content | trim");
+  Chat chat(llama(), tokenizer, *trimming);
+  const GenerateResult first = chat.say("Q", options);
+  ASSERT_EQ(first.text[0], ' ');
+  const GenerateResult second = chat.say("Q", options);
+  EXPECT_EQ(second.reused_tokens, static_cast<int64_t>(first.prompt_tokens.size()) + 4);
+  EXPECT_EQ(second.tokens, Session(llama(), tokenizer).generate(second.prompt_tokens, options).tokens);
+
+  const auto changing = write("m.content if loop.last else 'Z'");
+  Chat other(llama(), tokenizer, *changing);
+  other.say("Q", options);
+  const GenerateResult anew = other.say("Q", options);
+  EXPECT_EQ(anew.reused_tokens, 0);
+  EXPECT_EQ(anew.prompt_tokens, tokenizer.encode("<s>Z</s><s>Z</s><s>Q</s><s>"));
 }
 
 TEST(ChatTemplate, IsFoundWhereModelsHaveIt) {
