@@ -116,6 +116,24 @@ bool has_part_of(const Checkpoint& source, const std::string& name) {
                              [&](std::string_view part) { return is_key(fmt::format("{}.{}", module, part)); });
 }
 
+/// The model's description, or else a notice why there is none: then the choice is by shape.
+std::optional<ModelDesc> runnable_model(const Checkpoint& source, const CompressOptions& options) {
+  const std::optional<ModelDesc> model = known_model(source);
+  std::string notice;
+  if (!model) {
+    notice = shape_rule_notice(source);
+  } else {
+    try {
+      check_shared_copies(source, *model);
+      return model;
+    } catch (const Error& error) {
+      notice = fmt::format("{} by the runtime; the choice is by shape and dtype", error.what());
+    }
+  }
+  if (options.notice) options.notice(notice);
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOptions& options) {
@@ -130,10 +148,8 @@ std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOpti
   }
   check_not_quantized(source);
   check_dtypes(source, known_shapes(source));
-  const std::optional<ModelDesc> model = known_model(source);
-  if (model) check_shared_copies(source, *model);
+  const std::optional<ModelDesc> model = runnable_model(source, options);
   const std::map<std::string, Role> roles = model ? roles_of(source, *model) : std::map<std::string, Role>();
-  if (!model && options.notice) options.notice(shape_rule_notice(source));
   std::vector<PlanEntry> plan;
   for (const StoredTensor& tensor : tensors) {
     PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}, .codec = Codec::exact};

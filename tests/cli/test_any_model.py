@@ -1,10 +1,11 @@
 """Models that the runtime does not run: encoders, vision, experts. They are compressed by shape and dtype."""
 
 import json
+import shutil
 
 import numpy
 import pytest
-from conftest import MODEL
+from conftest import MODEL, ROOT
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors_file import SafetensorsFile
@@ -265,6 +266,20 @@ def test_null_for_quantization_is_none(hxq, tmp_path):
     assert hxq("compress", tmp_path / "source", tmp_path / "out").code == 0
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["quantization_config"]["quant_method"] == "hxq"
+
+
+def test_untied_blocks_are_compressed_by_shape(hxq, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "tests" / "e2e" / "zamba2-plain", source)
+    (source / "expected.safetensors").unlink()
+    file = SafetensorsFile(source / "model.safetensors")
+    name = "shared_transformer.self_attn.q_proj.weight"
+    file.append(f"model.layers.3.{name}", "BF16", [32, 32], bytes(2048))
+    file.append("more.weight", "F32", [64, 64], weights(64, 64).tobytes())
+    file.save()
+    stays_exact(hxq, source, tmp_path, "model.final_layernorm.weight", "model.layers.1.linear.weight")
+    assert "untied" in hxq("compress", source, tmp_path / "again").err
+    hxq("generate", tmp_path / "out", "--prompt", "x").fails_with("untied")
 
 
 def test_runtime_says_which_architectures_it_runs(hxq, tmp_path):
