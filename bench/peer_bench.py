@@ -2,10 +2,11 @@
 
     python bench/peer_bench.py [--build build] [--rounds 5] [mamba-130m] [tinyllama-1.1b]
 
-Needs helix_substrate[hf], gguf and llama-cpp-python (`pip install ./python[hf] gguf llama-cpp-python`), and `make bench`
-before, for the command and bench/make_model. A model of random weights is written as an HXQ folder, decompressed to bfloat16
-for transformers, and that is converted to Q8_0 for llama.cpp. All three must give nearly the same logits. Rounds are
-interleaved; figures are medians, ratios are medians of the rounds' ratios. Both use all cores.
+Needs helix_substrate[hf], gguf and llama-cpp-python (`pip install ./python[hf] gguf llama-cpp-python`), and
+`make bench` before, for the command and bench/make_model. A model of random weights is written as an HXQ folder,
+decompressed to bfloat16 for transformers (which computes in float32 for Mamba, in bfloat16 for Llama), and that is
+converted to Q8_0 for llama.cpp. All three must give nearly the same logits. Rounds are interleaved; figures are
+medians, ratios are medians of the rounds' ratios. All use all cores.
 """
 
 import argparse
@@ -163,7 +164,9 @@ class Transformers:
         start = time.perf_counter()
         out = self.model(torch.tensor([TOKENS]), use_cache=True, logits_to_keep=1)
         prompt = time.perf_counter() - start
-        cache = {"cache_params": out.cache_params} if "cache_params" in out else {"past_key_values": out.past_key_values}
+        cache = (
+            {"cache_params": out.cache_params} if "cache_params" in out else {"past_key_values": out.past_key_values}
+        )
         start = time.perf_counter()
         for i, token in enumerate(TOKENS[:4]):
             at = {"cache_position": torch.tensor([PROMPT + i])} if "cache_params" in cache else {}

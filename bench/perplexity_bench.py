@@ -2,10 +2,10 @@
 
     python bench/perplexity_bench.py --hxq build/hxq --models DIR --reference DIR --text FILE [--keep DIR] [NAME ...]
 
-For every NAME.json in the reference folder: compresses models/NAME with default options, scores the text with it and with the
-dense model, and compares the dense model's windows with the reference's. Minutes to a quarter of an hour a model on two cores.
-The exit code is 1 if a dense window differs by more than 1e-4 relative, or the compressed model by more than 0.10 % in
-perplexity or 0.0004 in mean KL divergence.
+For every NAME.json in the reference folder: compresses models/NAME with default options, scores the text with it and
+with the dense model, and compares the dense model's windows with the reference's. Minutes to a quarter of an hour a
+model on two cores. The exit code is 1 if a dense window differs by more than 1e-4 relative, or the compressed model by
+more than 0.10 % in perplexity or 0.0004 in mean KL divergence.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def compare(arguments: argparse.Namespace, name: str) -> bool:
     print(
         f"{'ok  ' if good else 'FAIL'} {name}: dense {math.exp(nll):.4f} (transformers {reference['ppl']:.4f}, "
         f"{len(windows)} windows, largest difference {worst:.1e}); compressed {found['perplexity']:.4f}, "
-        f"{found['delta_percent']:+.4f} %, mean KL {found['mean_kl']:.6f}, same top token {100 * found['same_top']:.2f} %",
+        f"{found['delta_percent']:+.4f} %, mean KL {found['mean_kl']:.6f}, "
+        f"same top token {100 * found['same_top']:.2f} %",
         flush=True,
     )
     return good
@@ -46,7 +47,9 @@ def main() -> int:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, default=Path("build/perplexity"), help="scores are kept here and not made again")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("build/perplexity"), help="scores are kept here and not made again"
+    )
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     arguments.keep.mkdir(parents=True, exist_ok=True)
