@@ -37,8 +37,14 @@ inline void prefetch_outliers(const CodebookView& weight, int64_t row) {
   }
 }
 
-/// Rows of each stream between which outliers are put in.
-constexpr int64_t kRowsAtOnce = 2;
+/// Asks for more of a stream of indices, `row` being the next, so that memory does not idle while outliers are put in.
+inline void prefetch_rows(const CodebookView& weight, int64_t row) {
+  const char* next = reinterpret_cast<const char*>(weight.indices + row * weight.cols) + kPrefetch;
+  for (int line = 0; line < 16; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
+}
+
+/// Rows of each stream between which outliers are put in: measured, few where rows are short.
+inline int64_t rows_at_once(int64_t cols) { return cols < 1536 ? 2 : kLanes; }
 
 /// Sums of up to 16 consecutive rows of each of kRows streams, before the lanes of a row are added.
 template <int kRows, int kTokens>
@@ -70,11 +76,12 @@ void stream_rows(const CodebookView& weight, const LinearArgs& args, const float
     RowTotals<kRows, kTokens> totals;
     if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
     float corrections[kRows][kTokens][HXQ_LANES] = {};
-    // Outliers are put in after few rows: what was asked for ahead lasts for a pause that short.
-    for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
-      const int64_t n = rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce;
+    const int64_t step = rows_at_once(weight.cols);
+    for (int64_t r = 0; r < rows; r += step) {
+      const int64_t n = rows - r < step ? rows - r : step;
       Kernel::template sum<kRows, kTokens>(weight, row + r, n, apart, arranged, totals, r);
       for (int i = 0; weight.outlier_row && i < kRows; ++i) {
+        prefetch_rows(weight, row + r + i * apart + n);
         correct_outliers<kTokens>(weight, args, row + r + i * apart, row + r + i * apart + n, corrections[i], r);
       }
     }
