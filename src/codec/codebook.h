@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codec/lookup_planes.h"
+#include "codec/outlier_changes.h"
 
 namespace hxq {
 
@@ -48,6 +49,7 @@ struct CodebookMatrix {
   std::vector<float> codebook = {};        // [k, d], row-major
   LookupPlanes planes = {};                ///< make_planes(codebook) when d is 1, else empty
   Sidecar sidecar = {};
+  OutlierChanges outlier_changes = {};     ///< of the sidecar
   LowRank low_rank = {};
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 };

@@ -96,19 +96,34 @@ void multiply_many(const CodebookView& weight, const LinearArgs& args, const Con
   whole ? multiply_whole(weight, args, context) : multiply(weight, args, context);
 }
 
+/// Puts the outliers of the rows in `mine` in place of the codebook's weights. One loop over the entries of all rows:
+/// loops over the few entries of each would mispredict most of the time.
+void add_outliers(const CodebookMatrix& weight, const LinearArgs& args, Range mine) {
+  const std::vector<uint32_t>& row_begin = weight.sidecar.row_begin;
+  if (row_begin.empty() || mine.begin == mine.end) return;
+  const uint32_t first = row_begin[static_cast<size_t>(mine.begin)], last = row_begin[static_cast<size_t>(mine.end)];
+  for (const OutlierChange& outlier : weight.outlier_changes.of(weight).subspan(first, last - first)) {
+    for (int64_t t = 0; t < args.tokens; ++t) {
+      args.y[t * args.y_stride + outlier.row] += outlier.change * args.x[t * args.x_stride + outlier.col];
+    }
+  }
+}
+
 /// Few tokens: weights are read once, straight from where they are.
-void multiply_few(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void multiply_few(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const int64_t floats = ops.arranged_floats(weight, args.tokens);
+  const CodebookView view = view_of(weight);
+  const int64_t floats = ops.arranged_floats(view, args.tokens);
   float* arranged = nullptr;
   if (floats > 0) {
     arranged = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
     for (int64_t t = 0; t < args.tokens; ++t) {
-      ops.arrange(weight, args.x + t * args.x_stride, args.tokens, arranged + t * floats);
+      ops.arrange(view, args.x + t * args.x_stride, args.tokens, arranged + t * floats);
     }
   }
   const Range mine = context.team.share(weight.rows);
-  ops.codebook_rows(weight, args, arranged, mine.begin, mine.end);
+  ops.codebook_rows(view, args, arranged, mine.begin, mine.end);
+  add_outliers(weight, args, mine);
   context.team.barrier();
 }
 
@@ -155,7 +170,7 @@ void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context&
     scaled.x_stride = weight.cols;
   }
   if (args.tokens <= Ops::kFewTokens) {
-    multiply_few(view_of(weight), scaled, context);
+    multiply_few(weight, scaled, context);
   } else {
     multiply_many(view_of(weight), scaled, context);
   }

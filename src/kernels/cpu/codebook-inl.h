@@ -49,7 +49,7 @@ inline void lookup_row(const CodebookView& weight, int64_t row, int64_t col, int
   }
 }
 
-/// Any layout: a piece of a row is decoded, then multiplied with every token.
+/// Any layout: a piece of a row is looked up, then multiplied with every token.
 void codebook_rows_by_pieces(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kPiece = 256;
   alignas(64) float piece[kPiece];
@@ -58,7 +58,6 @@ void codebook_rows_by_pieces(const CodebookView& weight, const LinearArgs& args,
     for (int64_t col = 0; col < weight.cols; col += kPiece) {
       const int64_t n = weight.cols - col < kPiece ? weight.cols - col : kPiece;
       lookup_row(weight, row, col, n, piece);
-      assign_outliers(weight, row, col, n, piece);
       for (int64_t t = 0; t < args.tokens; ++t) {
         const float* x = args.x + t * args.x_stride + col;
         int64_t j = 0;
@@ -72,18 +71,6 @@ void codebook_rows_by_pieces(const CodebookView& weight, const LinearArgs& args,
 
 /// Bytes ahead of its reading that a stream of indices is asked for; hardware prefetch alone reached half the rate.
 constexpr int64_t kPrefetch = 2048;
-
-/// What the outliers of a row change in its product with x: each replaces the codebook's weight.
-inline float outlier_correction(const CodebookView& weight, int64_t row, const float* x) {
-  float sum = 0;
-  if (!weight.outlier_row) return sum;
-  const uint8_t* index = weight.indices + row * weight.cols;
-  for (uint32_t i = weight.outlier_row[row]; i < weight.outlier_row[row + 1]; ++i) {
-    const uint32_t col = weight.outlier_col[i];
-    sum = sum + weight.outlier_value[i] * x[col] - weight.codebook[index[col]] * x[col];
-  }
-  return sum;
-}
 
 /// Byte indices, for kTokens tokens from `first` on: vectors of weights are looked up in memory. Two sums each, in
 /// turn.
@@ -110,8 +97,7 @@ void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, 
       for (int t = 0; t < kTokens; ++t) rest[t] += weight.codebook[index[col]] * x[t * args.x_stride + col];
     }
     for (int t = 0; t < kTokens; ++t) {
-      const float correction = outlier_correction(weight, row, x + t * args.x_stride);
-      put(args, first + t, row, sum_lanes(sum[t][0] + sum[t][1]) + rest[t] + correction);
+      put(args, first + t, row, sum_lanes(sum[t][0] + sum[t][1]) + rest[t]);
     }
   }
 }

@@ -124,7 +124,7 @@ template <class Table>
 struct FloatKernel {
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
-                                            const float* arranged, RowTotals<kRows, kTokens>& totals, int64_t first) {
+                                            const float* arranged, RowTotals<kRows, kTokens>& totals) {
     const Table table(weight.planes);
     const int64_t floats = blocks_of(weight.cols) * kBlock;
     const int64_t whole = weight.cols / kBlock * kBlock;
@@ -139,7 +139,7 @@ struct FloatKernel {
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) totals[t][i][first + r] = total[t][i];
+        for (int i = 0; i < kRows; ++i) totals[t][i][r] = total[t][i];
       }
     }
   }

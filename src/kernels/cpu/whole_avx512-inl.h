@@ -172,7 +172,7 @@ template <int kBytes>
 struct WholeKernel {
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
-                                            const float* arranged, RowTotals<kRows, kTokens>& totals, int64_t first) {
+                                            const float* arranged, RowTotals<kRows, kTokens>& totals) {
     const Plane low(weight.planes + 512), high(weight.planes + 768);
     const int64_t x_apart = whole_floats(weight.cols);
     for (int64_t r = 0; r < rows; ++r) {
@@ -182,7 +182,7 @@ struct WholeKernel {
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) totals[t][i][first + r] = total[t][i];
+        for (int i = 0; i < kRows; ++i) totals[t][i][r] = total[t][i];
       }
     }
   }
