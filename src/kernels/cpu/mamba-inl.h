@@ -59,65 +59,76 @@ void conv(const ConvArgs& args, int64_t channel_begin, int64_t channel_end) {
   }
 }
 
-/// One step of the recurrence that all state sizes share.
-struct ScanInput {
-  VecF delta;
-  VecF delta_u;
-  VecF skip;  // D * u
-  VecF gate;  // silu(z)
+/// What the recurrence of kLanes channels needs of up to kScanTokens tokens, and gives.
+constexpr int64_t kScanTokens = 16;
+struct ScanChunk {
+  VecF delta[kScanTokens];
+  VecF delta_u[kScanTokens];
+  VecF sum[kScanTokens];  // D * u at first
 };
 
-inline ScanInput scan_input(const ScanArgs& args, int64_t t, int64_t c, int64_t n) {
-  const int64_t at = t * args.channels + c;
-  const VecF u = load_lanes(args.u + at, n);
-  VecF dt = load_lanes(args.dt + at, n);
-  if (args.dt_bias) dt += load_lanes(args.dt_bias + c, n);
-  const VecF delta = vec_softplus(dt);
-  return {delta, delta * u, load_lanes(args.d + c, n) * u, vec_silu(load_lanes(args.z + t * args.z_stride + c, n))};
-}
-
-/// The state of kLanes channels stays in registers over all tokens.
-template <int kStateSize>
-void scan_fixed(const ScanArgs& args, int64_t c, int64_t n) {
-  VecF h[kStateSize];
-#pragma GCC unroll 16
-  for (int i = 0; i < kStateSize; ++i) h[i] = load_lanes(args.state + i * args.channels + c, n);
-  for (int64_t t = 0; t < args.tokens; ++t) {
-    const ScanInput in = scan_input(args, t, c, n);
-    const float* b = args.b + t * args.bc_stride;
-    const float* coefficient = args.c + t * args.bc_stride;
-    VecF sum = in.skip;
-#pragma GCC unroll 16
-    for (int i = 0; i < kStateSize; ++i) {
-      const VecF decay = vec_exp(in.delta * load_lanes(args.a + i * args.channels + c, n));
-      h[i] = decay * h[i] + in.delta_u * b[i];
+/// Runs kStates rows of the state, from `row` on, over the tokens of a chunk, the state in registers.
+template <int kStates>
+void scan_states(const ScanArgs& args, int64_t first, int64_t tokens, int64_t row, int64_t c, int64_t n,
+                 ScanChunk& chunk) {
+  VecF h[kStates], a[kStates];
+#pragma GCC unroll 8
+  for (int i = 0; i < kStates; ++i) {
+    h[i] = load_lanes(args.state + (row + i) * args.channels + c, n);
+    a[i] = load_lanes(args.a + (row + i) * args.channels + c, n);
+  }
+  const float* b = args.b + first * args.bc_stride + row;
+  const float* coefficient = args.c + first * args.bc_stride + row;
+  for (int64_t t = 0; t < tokens; ++t, b += args.bc_stride, coefficient += args.bc_stride) {
+    VecF sum = chunk.sum[t];
+#pragma GCC unroll 8
+    for (int i = 0; i < kStates; ++i) {
+      h[i] = vec_exp(chunk.delta[t] * a[i]) * h[i] + chunk.delta_u[t] * b[i];
       sum += h[i] * coefficient[i];
     }
-    store_lanes(args.y + t * args.channels + c, sum * in.gate, n);
+    chunk.sum[t] = sum;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kStateSize; ++i) store_lanes(args.state + i * args.channels + c, h[i], n);
+#pragma GCC unroll 8
+  for (int i = 0; i < kStates; ++i) store_lanes(args.state + (row + i) * args.channels + c, h[i], n);
 }
 
-void scan_any(const ScanArgs& args, int64_t c, int64_t n) {
-  for (int64_t t = 0; t < args.tokens; ++t) {
-    const ScanInput in = scan_input(args, t, c, n);
-    VecF sum = in.skip;
-    for (int64_t i = 0; i < args.state_size; ++i) {
-      float* state = args.state + i * args.channels + c;
-      const VecF decay = vec_exp(in.delta * load_lanes(args.a + i * args.channels + c, n));
-      const VecF h = decay * load_lanes(state, n) + in.delta_u * args.b[t * args.bc_stride + i];
-      store_lanes(state, h, n);
-      sum += h * args.c[t * args.bc_stride + i];
+/// n <= kLanes channels from c on. A sum runs over the state in order, whatever the number of tokens.
+void scan_channels(const ScanArgs& args, int64_t c, int64_t n) {
+  const VecF bias = args.dt_bias ? load_lanes(args.dt_bias + c, n) : VecF{};
+  const VecF d = load_lanes(args.d + c, n);
+  for (int64_t first = 0; first < args.tokens; first += kScanTokens) {
+    const int64_t tokens = args.tokens - first < kScanTokens ? args.tokens - first : kScanTokens;
+    ScanChunk chunk;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t at = (first + t) * args.channels + c;
+      const VecF u = load_lanes(args.u + at, n);
+      chunk.delta[t] = vec_softplus(load_lanes(args.dt + at, n) + bias);
+      chunk.delta_u[t] = chunk.delta[t] * u;
+      chunk.sum[t] = d * u;
     }
-    store_lanes(args.y + t * args.channels + c, sum * in.gate, n);
+    int64_t row = 0;
+    for (; row + 4 <= args.state_size; row += 4) scan_states<4>(args, first, tokens, row, c, n, chunk);
+    for (; row < args.state_size; ++row) scan_states<1>(args, first, tokens, row, c, n, chunk);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const VecF gate = vec_silu(load_lanes(args.z + (first + t) * args.z_stride + c, n));
+      store_lanes(args.y + (first + t) * args.channels + c, chunk.sum[t] * gate, n);
+    }
+  }
+}
+
+/// Asks for what a vector of channels needs from memory: rows are too far apart for the processor to foresee them.
+inline void prefetch_scan(const ScanArgs& args, int64_t c) {
+  for (int64_t row = 0; row < args.state_size; ++row) {
+    __builtin_prefetch(args.state + row * args.channels + c, 1);
+    __builtin_prefetch(args.a + row * args.channels + c);
   }
 }
 
 void scan(const ScanArgs& args, int64_t channel_begin, int64_t channel_end) {
+  constexpr int64_t kAhead = 2 * kLanes;
   for (int64_t c = channel_begin; c < channel_end; c += kLanes) {
-    const int64_t n = lanes_at(c, channel_end);
-    args.state_size == 16 ? scan_fixed<16>(args, c, n) : scan_any(args, c, n);
+    if (c + kAhead < channel_end) prefetch_scan(args, c + kAhead);
+    scan_channels(args, c, lanes_at(c, channel_end));
   }
 }
 
