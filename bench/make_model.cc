@@ -30,16 +30,36 @@ using namespace hxq;
 const std::map<std::string, nlohmann::ordered_json>& shapes() {
   static const std::map<std::string, nlohmann::ordered_json> all = {
       {"tinyllama-1.1b",
-       {{"model_type", "llama"}, {"vocab_size", 32000}, {"hidden_size", 2048}, {"num_hidden_layers", 22},
-        {"intermediate_size", 5632}, {"num_attention_heads", 32}, {"num_key_value_heads", 4},
-        {"max_position_embeddings", 2048}, {"rms_norm_eps", 1e-5}, {"rope_theta", 10000.0}}},
+       {{"model_type", "llama"},
+        {"vocab_size", 32000},
+        {"hidden_size", 2048},
+        {"num_hidden_layers", 22},
+        {"intermediate_size", 5632},
+        {"num_attention_heads", 32},
+        {"num_key_value_heads", 4},
+        {"max_position_embeddings", 2048},
+        {"rms_norm_eps", 1e-5},
+        {"rope_theta", 10000.0}}},
       {"qwen2-0.5b",
-       {{"model_type", "qwen2"}, {"vocab_size", 151936}, {"hidden_size", 896}, {"num_hidden_layers", 24},
-        {"intermediate_size", 4864}, {"num_attention_heads", 14}, {"num_key_value_heads", 2},
-        {"max_position_embeddings", 32768}, {"rope_theta", 1000000.0}, {"tie_word_embeddings", true}}},
+       {{"model_type", "qwen2"},
+        {"vocab_size", 151936},
+        {"hidden_size", 896},
+        {"num_hidden_layers", 24},
+        {"intermediate_size", 4864},
+        {"num_attention_heads", 14},
+        {"num_key_value_heads", 2},
+        {"max_position_embeddings", 32768},
+        {"rope_theta", 1000000.0},
+        {"tie_word_embeddings", true}}},
       {"mamba-130m",
-       {{"model_type", "mamba"}, {"vocab_size", 50280}, {"hidden_size", 768}, {"num_hidden_layers", 24},
-        {"state_size", 16}, {"intermediate_size", 1536}, {"time_step_rank", 48}, {"conv_kernel", 4}}},
+       {{"model_type", "mamba"},
+        {"vocab_size", 50280},
+        {"hidden_size", 768},
+        {"num_hidden_layers", 24},
+        {"state_size", 16},
+        {"intermediate_size", 1536},
+        {"time_step_rank", 48},
+        {"conv_kernel", 4}}},
   };
   return all;
 }
@@ -147,7 +167,8 @@ std::vector<std::byte> contents(const Part& part, Random& random) {
   if (part.kind == "sidecar_positions") {
     std::vector<int64_t> positions(count);
     for (size_t i = 0; i < count; ++i) {
-      positions[i] = static_cast<int64_t>(i) * kWeightsPerOutlier + static_cast<int64_t>(random.next() % kWeightsPerOutlier);
+      positions[i] =
+          static_cast<int64_t>(i) * kWeightsPerOutlier + static_cast<int64_t>(random.next() % kWeightsPerOutlier);
     }
     return bytes_of(positions);
   }

@@ -85,8 +85,8 @@ HXQ_API void hxq_context_destroy(hxq_context* context);
 
 /* A matrix over its parts as a checkpoint stores them: codebook, indices and, optionally, sidecar_positions (or
  * sidecar_indices), sidecar_values, svd_U, svd_s, svd_Vt, channel_scales; in any layout the format has. Everything is
- * checked. The indices stay the caller's and must outlive the matrix; all else is copied. rows and cols: the shape; 0, 0
- * where the indices tell it. name: for messages. */
+ * checked. The indices stay the caller's and must outlive the matrix; all else is copied. rows and cols: the shape; 0,
+ * 0 where the indices tell it. name: for messages. */
 HXQ_API hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t count, int64_t rows,
                                      int64_t cols, hxq_matrix** matrix);
 HXQ_API void hxq_matrix_destroy(hxq_matrix* matrix);
@@ -102,8 +102,8 @@ typedef struct hxq_matrix_info {
 } hxq_matrix_info;
 HXQ_API hxq_status hxq_matrix_get_info(const hxq_matrix* matrix, hxq_matrix_info* info);
 
-/* y = (x / channel_scales) W^T + bias. x [tokens, cols] and y [tokens, rows], each F32, F16 or BF16 with its row stride;
- * sums are in float. bias [rows] float, or null. */
+/* y = (x / channel_scales) W^T + bias. x [tokens, cols] and y [tokens, rows], each F32, F16 or BF16 with its row
+ * stride; sums are in float. bias [rows] float, or null. */
 HXQ_API hxq_status hxq_linear(hxq_context* context, const hxq_matrix* matrix, int64_t tokens, const void* x,
                               int32_t x_dtype, int64_t x_stride, const float* bias, void* y, int32_t y_dtype,
                               int64_t y_stride);
@@ -112,8 +112,8 @@ HXQ_API hxq_status hxq_linear(hxq_context* context, const hxq_matrix* matrix, in
 HXQ_API hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* matrix, int64_t tokens, const void* g,
                                          void* dx, int32_t dtype);
 
-/* gradient [codewords, vector_dim] of the codebook: the sum of g^T (x / channel_scales) over the elements that take each
- * entry. x [tokens, cols], g [tokens, rows], contiguous. */
+/* gradient [codewords, vector_dim] of the codebook: the sum of g^T (x / channel_scales) over the elements that take
+ * each entry. x [tokens, cols], g [tokens, rows], contiguous. */
 HXQ_API hxq_status hxq_codebook_gradient(hxq_context* context, const hxq_matrix* matrix, int64_t tokens, const float* x,
                                          const float* g, float* gradient);
 
@@ -214,13 +214,13 @@ HXQ_API hxq_status hxq_ssd_gradient(hxq_context* context, int64_t batch, int64_t
 HXQ_API hxq_status hxq_stored_modules(const char* const* paths, size_t count, char** json);
 
 typedef struct hxq_compress_options {
-  double sidecar_fraction;  /* 0 to 0.5 */
-  const char* const* keep;  /* shell patterns of tensor names to store exactly */
+  double sidecar_fraction; /* 0 to 0.5 */
+  const char* const* keep; /* shell patterns of tensor names to store exactly */
   size_t keep_count;
-  const char* const* only;  /* if any: compress only tensors that match one of these */
+  const char* const* only; /* if any: compress only tensors that match one of these */
   size_t only_count;
-  int32_t threads;          /* 0: the cores this process may run on */
-  int32_t force;            /* replace a folder that an earlier compression wrote */
+  int32_t threads; /* 0: the cores this process may run on */
+  int32_t force;   /* replace a folder that an earlier compression wrote */
 } hxq_compress_options;
 
 /* Compresses a model folder into a new one; the receipt as JSON. options and progress may be null. */
@@ -246,12 +246,11 @@ HXQ_API hxq_status hxq_inspect(const char* folder, char** json);
  * {"parameter": "….weight", "shape": [rows, cols]}. */
 HXQ_API hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** parts, char** json);
 
-/* Writes one tensor as `….cdnav3` folder (matrices, compressed) or as exact .npy with its meta file (anything else, or if
- * `exact` is not 0) into the tree `folder`, which is made if need be. source->name is the tensor's. The statistics as
- * JSON, the keys as in the tree's stats.json. */
+/* Writes one tensor as `….cdnav3` folder (matrices, compressed) or as exact .npy with its meta file (anything else, or
+ * if `exact` is not 0) into the tree `folder`, which is made if need be. source->name is the tensor's. The statistics
+ * as JSON, the keys as in the tree's stats.json. */
 HXQ_API hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_t exact,
-                                    double sidecar_fraction, int32_t max_codewords, int32_t threads,
-                                    char** stats_json);
+                                    double sidecar_fraction, int32_t max_codewords, int32_t threads, char** stats_json);
 
 /* One decoded tensor of a folder or .cdnav3 tree: find the shape first (out null), then decode to float.
  * shape has room for 4; *rank is set. */
@@ -259,8 +258,8 @@ HXQ_API hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t
 
 /* ---- Whole layers ---- */
 
-/* A Mamba mixer: in_proj, convolution, x_proj, dt_proj, selective scan with skip and gate, out_proj. inner is the number of
- * columns of out_proj. Biases that are not there are null. */
+/* A Mamba mixer: in_proj, convolution, x_proj, dt_proj, selective scan with skip and gate, out_proj. inner is the
+ * number of columns of out_proj. Biases that are not there are null. */
 typedef struct hxq_mamba_mixer {
   const hxq_matrix* in_proj;  /* [2 * inner, hidden] */
   const hxq_matrix* x_proj;   /* [rank + 2 * state_size, inner] */

@@ -11,11 +11,11 @@
 namespace hxq {
 
 struct CompressOptions {
-  double sidecar_fraction = 0.001;    ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
-  std::vector<std::string> keep = {}; ///< shell patterns (fnmatch) of tensor names to store exactly
-  std::vector<std::string> only = {}; ///< if not empty, compress nothing but tensors that match one of these
-  int threads = 0;                    ///< 0: the cores this process may run on
-  bool force = false;                 ///< replace a folder that an earlier compression wrote
+  double sidecar_fraction = 0.001;     ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
+  std::vector<std::string> keep = {};  ///< shell patterns (fnmatch) of tensor names to store exactly
+  std::vector<std::string> only = {};  ///< if not empty, compress nothing but tensors that match one of these
+  int threads = 0;                     ///< 0: the cores this process may run on
+  bool force = false;                  ///< replace a folder that an earlier compression wrote
   /// Called before each tensor with its name, and with the source bytes done and in all; at the end with an empty name.
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};
   /// Called with one line where the user should know how tensors were chosen: the architecture is not a known one.

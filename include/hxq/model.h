@@ -10,8 +10,8 @@
 namespace hxq {
 
 struct ModelOptions {
-  int threads = 0;          ///< 0: the cores this process may run on
-  std::string target = {};  ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has
+  int threads = 0;               ///< 0: the cores this process may run on
+  std::string target = {};       ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has
   std::string kv_cache = "f32";  ///< how attention keeps keys and values: "f32", or "f16" at half the memory
 };
 
@@ -25,7 +25,7 @@ struct ModelInfo {
   int64_t parameters = 0;           ///< distinct stored parameters
   int64_t compressed_matrices = 0;  ///< matrices that run in compressed form
   int64_t dense_matrices = 0;
-  int64_t bytes_per_token = 0;      ///< weight bytes that one decode step reads
+  int64_t bytes_per_token = 0;  ///< weight bytes that one decode step reads
   int threads = 0;
   std::string target;
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json

@@ -21,10 +21,10 @@ struct PerplexityOptions {
 };
 
 struct WindowScore {
-  int64_t begin = 0;   ///< first token of the window
-  int64_t end = 0;     ///< one past its last token
-  int64_t scored = 0;  ///< tokens whose probability counts: those no earlier window has seen
-  double nll = 0;      ///< sum of their negative log-likelihoods, in nats
+  int64_t begin = 0;                       ///< first token of the window
+  int64_t end = 0;                         ///< one past its last token
+  int64_t scored = 0;                      ///< tokens whose probability counts: those no earlier window has seen
+  double nll = 0;                          ///< sum of their negative log-likelihoods, in nats
   std::optional<double> against_nll = {};  ///< that of the other model
 };
 
@@ -34,8 +34,8 @@ struct PerplexityResult {
   int64_t tokens_scored = 0;
   std::vector<WindowScore> windows;
   std::optional<double> against_perplexity;  ///< of the other model, on the same tokens
-  std::optional<double> mean_kl;   ///< mean KL(against || model) over scored tokens, in nats
-  std::optional<double> same_top;  ///< share of scored tokens where both models rank the same token first
+  std::optional<double> mean_kl;             ///< mean KL(against || model) over scored tokens, in nats
+  std::optional<double> same_top;            ///< share of scored tokens where both models rank the same token first
 };
 
 /// Strided-window perplexity as in Hugging Face's "Perplexity of fixed-length models": each window is run from an empty

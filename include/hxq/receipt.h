@@ -26,8 +26,8 @@ struct StoredKey {
 struct TensorReceipt {
   std::string name;
   Shape shape;
-  std::string role;          ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
-  std::string codec;         ///< "codebook" or "exact"
+  std::string role;   ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
+  std::string codec;  ///< "codebook" or "exact"
   std::string source_dtype;
   int64_t source_bytes = 0;
   std::string source_sha256;
@@ -44,13 +44,13 @@ struct ReceiptTotals {
   int64_t parameters = 0;
   int64_t tensors_compressed = 0;
   int64_t tensors_exact = 0;
-  int64_t source_bytes = 0;  ///< of the tensors, as stored in the source
-  int64_t f32_bytes = 0;     ///< the same tensors at 4 bytes each
-  int64_t stored_bytes = 0;  ///< of the tensors, as written
+  int64_t source_bytes = 0;             ///< of the tensors, as stored in the source
+  int64_t f32_bytes = 0;                ///< the same tensors at 4 bytes each
+  int64_t stored_bytes = 0;             ///< of the tensors, as written
   int64_t compressed_f32_bytes = 0;     ///< of compressed tensors alone, at 4 bytes a weight
   int64_t compressed_stored_bytes = 0;  ///< of compressed tensors alone, as written
-  double ratio_to_source = 0;  ///< stored / source
-  double ratio_to_f32 = 0;     ///< stored / f32
+  double ratio_to_source = 0;           ///< stored / source
+  double ratio_to_f32 = 0;              ///< stored / f32
   double bits_per_weight = 0;
   double wall_seconds = 0;
   int64_t peak_memory_bytes = 0;  ///< largest resident set of the process so far

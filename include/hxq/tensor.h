@@ -13,8 +13,25 @@ namespace hxq {
 /// Element types of safetensors that the project reads. Little-endian in files and in memory.
 /// Those from u32 on are copied as they are; nothing computes with them.
 enum class DType : uint8_t {
-  f32, f16, bf16, f64, i64, i32, i16, u16, u8, i8, boolean,
-  u32, u64, f8_e4m3, f8_e5m2, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz, c64
+  f32,
+  f16,
+  bf16,
+  f64,
+  i64,
+  i32,
+  i16,
+  u16,
+  u8,
+  i8,
+  boolean,
+  u32,
+  u64,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  c64
 };
 
 /// Bytes per element.

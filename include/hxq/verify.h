@@ -28,7 +28,7 @@ struct VerifyResult {
   int64_t hashes_checked = 0;      ///< stored keys whose SHA-256 was recomputed
   int64_t fidelities_checked = 0;  ///< tensors compared with the source
   bool has_receipt = false;
-  std::vector<Problem> problems;   ///< empty: all is well
+  std::vector<Problem> problems;  ///< empty: all is well
 
   bool ok() const { return problems.empty(); }
 };
@@ -51,7 +51,7 @@ struct InspectedTensor {
   int64_t codewords = 0;
   int64_t vector_dim = 0;  ///< weights per codeword
   int64_t outliers = 0;
-  int64_t low_rank = 0;    ///< rank of the added factors
+  int64_t low_rank = 0;  ///< rank of the added factors
   int64_t stored_bytes = 0;
   double bits_per_weight = 0;
   std::optional<double> snr_db;  ///< from the receipt, where there is one

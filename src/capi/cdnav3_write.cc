@@ -62,7 +62,8 @@ void write_npz(const fs::path& path, const std::string& positions, const std::st
 
 /// A tensor's name as the name of a file.
 std::string safe_name(std::string name) {
-  std::ranges::replace_if(name, [](char c) { return c == '/' || c == '.' || c == '\0'; }, '_');
+  std::ranges::replace_if(
+      name, [](char c) { return c == '/' || c == '.' || c == '\0'; }, '_');
   return name;
 }
 
@@ -87,8 +88,8 @@ nlohmann::json write_exact(const fs::path& folder, const std::string& name, cons
   const nlohmann::json meta = {{"tensor_name", name}, {"shape", source.shape}, {"storage_mode", "exact"}};
   write_file(file.string() + ".meta.json", meta.dump(2));
   const int64_t bytes = 4 * source.size();
-  return {{"tensor_name", name}, {"shape", source.shape}, {"original_bytes", bytes}, {"compressed_bytes", bytes},
-          {"compression_ratio", 1.0}, {"num_outliers", 0}, {"storage_mode", "exact"}};
+  return {{"tensor_name", name},      {"shape", source.shape}, {"original_bytes", bytes}, {"compressed_bytes", bytes},
+          {"compression_ratio", 1.0}, {"num_outliers", 0},     {"storage_mode", "exact"}};
 }
 
 nlohmann::json write_compressed(const fs::path& tree, const std::string& name, const TensorView& source,
@@ -99,8 +100,7 @@ nlohmann::json write_compressed(const fs::path& tree, const std::string& name, c
   const Plane& codebook = *find_plane(encoded.packed, "codebook");
   const Plane& indices = *find_plane(encoded.packed, "indices");
   write_file(folder / "codebook.npy", npy(codebook.dtype, codebook.shape, codebook.bytes));
-  write_file(folder / "indices.bin",
-             {reinterpret_cast<const char*>(indices.bytes.data()), indices.bytes.size()});
+  write_file(folder / "indices.bin", {reinterpret_cast<const char*>(indices.bytes.data()), indices.bytes.size()});
   const Plane* positions = find_plane(encoded.packed, "sidecar_positions");
   if (positions != nullptr) {
     const Plane& values = *find_plane(encoded.packed, "sidecar_values");
@@ -149,9 +149,9 @@ hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_
       fs::create_directories(folder);
       const bool compressed = exact == 0 && view.shape.size() == 2 && view.size() > 0;
       const nlohmann::json stats =
-          compressed ? write_compressed(folder, source->name, view,
-                                        {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords,
-                                         .threads = threads})
+          compressed ? write_compressed(
+                           folder, source->name, view,
+                           {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads})
                      : write_exact(folder, source->name, view);
       *stats_json = copy_text(stats.dump());
     } catch (const fs::filesystem_error& error) {

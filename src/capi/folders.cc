@@ -19,8 +19,8 @@ using namespace hxq::capi;
 namespace {
 
 /// What a loader needs of a compressed module; the first of two names for the same part counts.
-constexpr std::array<std::string_view, 8> kParts = {"codebook", "indices", "sidecar_positions", "sidecar_values",
-                                                    "svd_U",    "svd_s",   "svd_Vt",            "channel_scales"};
+constexpr std::array<std::string_view, 8> kParts = {
+    "codebook", "indices", "sidecar_positions", "sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales"};
 
 std::function<void(std::string_view, int64_t, int64_t)> report_to(hxq_progress progress, void* user) {
   if (progress == nullptr) return {};
@@ -63,7 +63,8 @@ nlohmann::json stored_modules(const Checkpoint& checkpoint) {
     for (const std::string_view part : kParts) {
       if (!take(part) && part == "sidecar_positions") take("sidecar_indices");
     }
-    modules.push_back({{"module", stored.module}, {"parameter", stored.name}, {"shape", stored.shape}, {"parts", parts}});
+    modules.push_back(
+        {{"module", stored.module}, {"parameter", stored.name}, {"shape", stored.shape}, {"parts", parts}});
   }
   nlohmann::json ignored = nlohmann::json::array();
   for (const auto& [key, tensor] : checkpoint.tensors()) {

@@ -60,7 +60,8 @@ DType float_dtype_of(int32_t dtype) {
 }
 
 TensorView view_of(const hxq_tensor& tensor) {
-  if (tensor.rank < 0 || tensor.rank > 4) throw InvalidArgument(fmt::format("rank is {}, expected 0 to 4", tensor.rank));
+  if (tensor.rank < 0 || tensor.rank > 4)
+    throw InvalidArgument(fmt::format("rank is {}, expected 0 to 4", tensor.rank));
   TensorView view{dtype_of(tensor.dtype), Shape(tensor.shape, tensor.shape + tensor.rank), {}};
   const auto bytes = static_cast<size_t>(view.size()) * size_of(view.dtype);
   require(tensor.data != nullptr || bytes == 0, "a tensor with elements has no data");
@@ -104,7 +105,8 @@ hxq_status hxq_context_create(int32_t threads, const char* target, hxq_context**
     if (target != nullptr) {
       chosen = std::ranges::find(targets, std::string_view(target), kernels::name_of);
       if (chosen == targets.end()) {
-        throw InvalidArgument(fmt::format("this processor has no target '{}', only {}", target, hxq_supported_targets()));
+        throw InvalidArgument(
+            fmt::format("this processor has no target '{}', only {}", target, hxq_supported_targets()));
       }
     }
     *context = new hxq_context{threads, *chosen, kernels::Scratch(threads)};

@@ -18,7 +18,8 @@ using namespace hxq::capi;
 namespace {
 
 /// `count` numbers of `dtype`, rows of `cols` that are `stride` apart, as contiguous floats in `memory`.
-const float* widen(const void* from, DType dtype, int64_t rows, int64_t cols, int64_t stride, std::vector<float>& memory) {
+const float* widen(const void* from, DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                   std::vector<float>& memory) {
   memory.resize(static_cast<size_t>(rows * cols));
   const auto* bits = static_cast<const uint16_t*>(from);
   for (int64_t r = 0; r < rows; ++r) {
@@ -55,7 +56,8 @@ float* output_for(void* out, DType dtype, int64_t size, std::vector<float>& memo
 int64_t work_of(const CodebookMatrix& matrix, int64_t tokens) { return matrix.rows * matrix.cols * tokens; }
 
 /// The ids as kernels take them.
-const int32_t* checked_ids(const CodebookMatrix& matrix, int64_t count, const int64_t* ids, std::vector<int32_t>& memory) {
+const int32_t* checked_ids(const CodebookMatrix& matrix, int64_t count, const int64_t* ids,
+                           std::vector<int32_t>& memory) {
   memory.resize(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     if (ids[i] < 0 || ids[i] >= matrix.rows) {
@@ -100,10 +102,10 @@ hxq_status hxq_matrix_get_info(const hxq_matrix* handle, hxq_matrix_info* info) 
              .vector_dim = matrix.d,
              .outliers = static_cast<int64_t>(matrix.sidecar.value.size()),
              .rank = matrix.low_rank.rank,
-             .bytes = static_cast<int64_t>(
-                 matrix.indices.size() + 4 * (matrix.codebook.size() + matrix.sidecar.row_begin.size() +
-                                              2 * matrix.sidecar.value.size() + matrix.low_rank.u_scaled.size() +
-                                              matrix.low_rank.vt.size() + matrix.channel_scales.size()))};
+             .bytes = static_cast<int64_t>(matrix.indices.size() +
+                                           4 * (matrix.codebook.size() + matrix.sidecar.row_begin.size() +
+                                                2 * matrix.sidecar.value.size() + matrix.low_rank.u_scaled.size() +
+                                                matrix.low_rank.vt.size() + matrix.channel_scales.size()))};
   });
 }
 
@@ -195,9 +197,8 @@ hxq_status hxq_decode(hxq_context* context, const hxq_matrix* handle, void* out,
       } else {
         context->ids.resize(static_cast<size_t>(count));
         for (int64_t i = 0; i < count; ++i) context->ids[static_cast<size_t>(i)] = static_cast<int32_t>(first + i);
-        run(*context, count * matrix.cols, [&](const kernels::Context& c) {
-          kernels::gather_rows(matrix, context->ids.data(), count, floats, c);
-        });
+        run(*context, count * matrix.cols,
+            [&](const kernels::Context& c) { kernels::gather_rows(matrix, context->ids.data(), count, floats, c); });
       }
       if (type != DType::f32) narrow(floats, type, count, matrix.cols, at, matrix.cols);
     }
@@ -222,9 +223,9 @@ hxq_status hxq_encode(const hxq_tensor* source, double sidecar_fraction, int32_t
   return guard([&] {
     auto result = std::make_unique<hxq_encoded>();
     try {
-      result->value = encode_codebook(
-          capi::view_of(*source),
-          {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads});
+      result->value =
+          encode_codebook(capi::view_of(*source),
+                          {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads});
     } catch (const Error& error) {
       throw Error(error.what(), {.tensor = source->name == nullptr ? "" : source->name});
     }

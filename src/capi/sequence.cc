@@ -64,9 +64,15 @@ hxq_status hxq_causal_conv1d(hxq_context* context, int64_t batch, int64_t tokens
         kept += channels;
       }
       run(*context, 8 * tokens * channels * width, [&](const kernels::Context& c) {
-        kernels::causal_conv1d_silu({.x = sequence, .x_stride = x_stride, .y = y + s * tokens * channels,
-                                     .tokens = tokens, .channels = channels, .width = width, .weight = filter,
-                                     .bias = bias, .state = kept},
+        kernels::causal_conv1d_silu({.x = sequence,
+                                     .x_stride = x_stride,
+                                     .y = y + s * tokens * channels,
+                                     .tokens = tokens,
+                                     .channels = channels,
+                                     .width = width,
+                                     .weight = filter,
+                                     .bias = bias,
+                                     .state = kept},
                                     c);
       });
     }
@@ -84,11 +90,18 @@ hxq_status hxq_causal_conv1d_gradient(hxq_context* context, int64_t batch, int64
     for (int64_t s = 0; s < batch; ++s) {
       const int64_t at = s * tokens * channels;
       run(*context, 8 * tokens * channels * width, [&](const kernels::Context& c) {
-        kernels::causal_conv1d_silu_gradient(
-            {.x = x + s * tokens * x_stride, .x_stride = x_stride, .g = g + at, .tokens = tokens, .channels = channels,
-             .width = width, .weight = filter, .bias = bias, .dx = dx + at, .dweight = context->output.data(),
-             .dbias = dbias},
-            c);
+        kernels::causal_conv1d_silu_gradient({.x = x + s * tokens * x_stride,
+                                              .x_stride = x_stride,
+                                              .g = g + at,
+                                              .tokens = tokens,
+                                              .channels = channels,
+                                              .width = width,
+                                              .weight = filter,
+                                              .bias = bias,
+                                              .dx = dx + at,
+                                              .dweight = context->output.data(),
+                                              .dbias = dbias},
+                                             c);
       });
     }
     transpose(context->output.data(), width, channels, dweight);
@@ -112,11 +125,21 @@ hxq_status hxq_selective_scan(hxq_context* context, int64_t batch, int64_t token
     check_sizes({batch, tokens, channels, state_size});
     for (int64_t s = 0; s < batch; ++s) {
       const int64_t first = s * tokens;
-      const kernels::ScanArgs args{
-          .u = u + first * channels, .dt = dt + first * channels, .dt_bias = dt_bias, .b = b + first * bc_stride,
-          .c = c + first * bc_stride, .bc_stride = bc_stride, .z = z + first * z_stride, .z_stride = z_stride, .a = a,
-          .d = d, .state = state_or_zeros(*context, state, s, state_size * channels), .y = y + first * channels,
-          .tokens = tokens, .channels = channels, .state_size = state_size};
+      const kernels::ScanArgs args{.u = u + first * channels,
+                                   .dt = dt + first * channels,
+                                   .dt_bias = dt_bias,
+                                   .b = b + first * bc_stride,
+                                   .c = c + first * bc_stride,
+                                   .bc_stride = bc_stride,
+                                   .z = z + first * z_stride,
+                                   .z_stride = z_stride,
+                                   .a = a,
+                                   .d = d,
+                                   .state = state_or_zeros(*context, state, s, state_size * channels),
+                                   .y = y + first * channels,
+                                   .tokens = tokens,
+                                   .channels = channels,
+                                   .state_size = state_size};
       run(*context, 8 * tokens * channels * state_size,
           [&](const kernels::Context& team) { kernels::selective_scan(args, team); });
     }
@@ -137,13 +160,28 @@ hxq_status hxq_selective_scan_gradient(hxq_context* context, int64_t batch, int6
     for (int64_t s = 0; s < batch; ++s) {
       const int64_t first = s * tokens;
       const int64_t at = first * channels;
-      const kernels::ScanGradientArgs args{
-          .forward = {.u = u + at, .dt = dt + at, .dt_bias = dt_bias, .b = b + first * bc_stride,
-                      .c = c + first * bc_stride, .bc_stride = bc_stride, .z = z + first * z_stride,
-                      .z_stride = z_stride, .a = a, .d = d, .tokens = tokens, .channels = channels,
-                      .state_size = state_size},
-          .g = g + at, .du = du + at, .ddt = ddt + at, .dz = dz + at, .db = db + first * state_size,
-          .dc = dc + first * state_size, .da = context->output.data(), .dd = dd, .ddt_bias = ddt_bias};
+      const kernels::ScanGradientArgs args{.forward = {.u = u + at,
+                                                       .dt = dt + at,
+                                                       .dt_bias = dt_bias,
+                                                       .b = b + first * bc_stride,
+                                                       .c = c + first * bc_stride,
+                                                       .bc_stride = bc_stride,
+                                                       .z = z + first * z_stride,
+                                                       .z_stride = z_stride,
+                                                       .a = a,
+                                                       .d = d,
+                                                       .tokens = tokens,
+                                                       .channels = channels,
+                                                       .state_size = state_size},
+                                           .g = g + at,
+                                           .du = du + at,
+                                           .ddt = ddt + at,
+                                           .dz = dz + at,
+                                           .db = db + first * state_size,
+                                           .dc = dc + first * state_size,
+                                           .da = context->output.data(),
+                                           .dd = dd,
+                                           .ddt_bias = ddt_bias};
       run(*context, 16 * tokens * channels * state_size,
           [&](const kernels::Context& team) { kernels::selective_scan_gradient(args, team); });
     }
@@ -164,9 +202,23 @@ kernels::SsdArgs ssd_args(hxq_context& context, int64_t tokens, int64_t heads, i
   context.filter.resize(static_cast<size_t>(heads));
   for (int64_t h = 0; h < heads; ++h) context.filter[static_cast<size_t>(h)] = -std::exp(a_log[h]);
   const float* b = xbc + heads * head_dim;
-  return {.x = xbc, .b = b, .c = b + groups * state_size, .xbc_stride = xbc_stride, .dt = dt, .dt_stride = dt_stride,
-          .dt_bias = dt_bias, .dt_min = dt_min, .dt_max = dt_max, .a = context.filter.data(), .d = d, .z = z,
-          .z_stride = z_stride, .tokens = tokens, .heads = heads, .head_dim = head_dim, .groups = groups,
+  return {.x = xbc,
+          .b = b,
+          .c = b + groups * state_size,
+          .xbc_stride = xbc_stride,
+          .dt = dt,
+          .dt_stride = dt_stride,
+          .dt_bias = dt_bias,
+          .dt_min = dt_min,
+          .dt_max = dt_max,
+          .a = context.filter.data(),
+          .d = d,
+          .z = z,
+          .z_stride = z_stride,
+          .tokens = tokens,
+          .heads = heads,
+          .head_dim = head_dim,
+          .groups = groups,
           .state_size = state_size};
 }
 
@@ -206,7 +258,12 @@ hxq_status hxq_ssd_gradient(hxq_context* context, int64_t batch, int64_t tokens,
     kernels::SsdGradientArgs args{
         .forward = ssd_args(*context, tokens, heads, head_dim, groups, state_size, xbc, xbc_stride, dt, dt_stride,
                             dt_bias, dt_min, dt_max, a_log, d, z, z_stride),
-        .g = g, .ddt = ddt, .dz = dz, .da = da_log, .dd = dd, .ddt_bias = ddt_bias};
+        .g = g,
+        .ddt = ddt,
+        .dz = dz,
+        .da = da_log,
+        .dd = dd,
+        .ddt_bias = ddt_bias};
     const int64_t inner = heads * head_dim;
     const int64_t bc = groups * state_size;
     context->output.resize(static_cast<size_t>(tokens * (inner + 2 * bc)));

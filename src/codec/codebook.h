@@ -46,10 +46,10 @@ struct CodebookMatrix {
   int32_t d = 1;     ///< weights per codeword (1: scalar codebook)
   IndexLayout layout = IndexLayout::u8;
   std::span<const std::byte> indices = {};
-  std::vector<float> codebook = {};        // [k, d], row-major
-  LookupPlanes planes = {};                ///< make_planes(codebook) when d is 1, else empty
+  std::vector<float> codebook = {};  // [k, d], row-major
+  LookupPlanes planes = {};          ///< make_planes(codebook) when d is 1, else empty
   Sidecar sidecar = {};
-  OutlierChanges outlier_changes = {};     ///< of the sidecar
+  OutlierChanges outlier_changes = {};  ///< of the sidecar
   LowRank low_rank = {};
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 };

@@ -57,7 +57,8 @@ class Parts {
     }
     std::vector<float> values = to_float(tensor);
     for (size_t i = 0; i < values.size(); ++i) {
-      if (!std::isfinite(values[i])) fail(part, fmt::format("value {} is {}, expected a finite number", i, values[i]), i * size_of(tensor.dtype));
+      if (!std::isfinite(values[i]))
+        fail(part, fmt::format("value {} is {}, expected a finite number", i, values[i]), i * size_of(tensor.dtype));
     }
     return values;
   }

@@ -47,7 +47,8 @@ std::optional<StoredTensor> find_module(const Checkpoint& checkpoint, std::strin
 std::vector<StoredTensor> list_tensors(const Checkpoint& checkpoint) {
   std::vector<StoredTensor> listed;
   for (const auto& [name, dtype] : checkpoint.unsupported()) {
-    if (is_part_of_module(checkpoint, name, std::span(kModuleParts).first(kNeededParts))) checkpoint.find(name);  // throws
+    if (is_part_of_module(checkpoint, name, std::span(kModuleParts).first(kNeededParts)))
+      checkpoint.find(name);  // throws
   }
   for (const auto& [key, tensor] : checkpoint.tensors()) {
     if (is_part_of_module(checkpoint, key)) {

@@ -101,14 +101,14 @@ class Compressor {
       encode(entry, receipt);
     }
     const int64_t weights = entry.view.size();
-    receipt.bits_per_weight = weights == 0 ? 0 : 8.0 * static_cast<double>(receipt.stored_bytes) / static_cast<double>(weights);
+    receipt.bits_per_weight =
+        weights == 0 ? 0 : 8.0 * static_cast<double>(receipt.stored_bytes) / static_cast<double>(weights);
     return receipt;
   }
 
   void encode(const PlanEntry& entry, TensorReceipt& receipt) {
-    const CodebookOptions codec_options{.sidecar_fraction = options_.sidecar_fraction,
-                                        .max_codewords = kMaxCodewords,
-                                        .threads = options_.threads};
+    const CodebookOptions codec_options{
+        .sidecar_fraction = options_.sidecar_fraction, .max_codewords = kMaxCodewords, .threads = options_.threads};
     EncodedTensor encoded;
     try {
       encoded = encode_codebook(entry.view, codec_options);

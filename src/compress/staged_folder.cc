@@ -20,8 +20,17 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::array kSideFiles = {
-    "tokenizer*",      "special_tokens_map.json", "added_tokens.json", "vocab.*",  "merges.txt", "*.model",
-    "generation_config.json", "chat_template.*",  "*processor_config.json", "*.py", "LICENSE*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "generation_config.json",
+    "chat_template.*",
+    "*processor_config.json",
+    "*.py",
+    "LICENSE*",
 };
 
 void sync(const fs::path& path) {

@@ -28,7 +28,8 @@ bool close(double a, double b) { return std::abs(a - b) <= kRelativeTolerance * 
 
 TensorView rows_of(const TensorView& tensor, int64_t cols, int64_t begin, int64_t end) {
   const size_t row_bytes = static_cast<size_t>(cols) * size_of(tensor.dtype);
-  return {tensor.dtype, {end - begin, cols},
+  return {tensor.dtype,
+          {end - begin, cols},
           tensor.bytes.subspan(static_cast<size_t>(begin) * row_bytes, static_cast<size_t>(end - begin) * row_bytes)};
 }
 
@@ -173,7 +174,8 @@ class Verifier {
                                        receipt->snr_db ? fmt::format("{:.6f} dB", *receipt->snr_db) : "exact"));
     }
     if (!close(fidelity.cosine(), receipt->cosine)) {
-      problem(tensor.name, fmt::format("cosine is {:.9f}, the receipt says {:.9f}", fidelity.cosine(), receipt->cosine));
+      problem(tensor.name,
+              fmt::format("cosine is {:.9f}, the receipt says {:.9f}", fidelity.cosine(), receipt->cosine));
     }
     if (!close(fidelity.max_error, receipt->max_error)) {
       problem(tensor.name,

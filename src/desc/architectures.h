@@ -10,8 +10,8 @@ namespace hxq {
 /// Mamba (Gu & Dao 2023, arXiv 2312.00752) as transformers' MambaForCausalLM stores it.
 ModelDesc describe_mamba(const ConfigReader& config);
 
-/// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060) as transformers' Mamba2ForCausalLM stores it. With several groups the gated
-/// norm works group by group, as mamba_ssm trains it; transformers up to 5.17 takes all of them at once there.
+/// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060) as transformers' Mamba2ForCausalLM stores it. With several groups the
+/// gated norm works group by group, as mamba_ssm trains it; transformers up to 5.17 takes all of them at once there.
 ModelDesc describe_mamba2(const ConfigReader& config);
 
 /// Zamba2 (Glorioso et al. 2024, arXiv 2411.15242) as transformers' Zamba2ForCausalLM stores it.

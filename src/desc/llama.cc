@@ -64,7 +64,8 @@ GatedMlpDesc describe_mlp(ModelDesc& model, const ConfigReader& config, const st
   return mlp;
 }
 
-/// By layer: named one by one in `layer_types` (transformers 5), or the same from `max_window_layers` on (transformers 4).
+/// By layer: named one by one in `layer_types` (transformers 5), or the same from `max_window_layers` on (transformers
+/// 4).
 std::vector<int64_t> windows_of(const ConfigReader& config) {
   std::vector<int64_t> windows(static_cast<size_t>(config.layer_count()), 0);
   const std::vector<std::string> types = config.texts("layer_types");
@@ -110,9 +111,8 @@ ModelDesc describe_decoder(const ConfigReader& config, const Variant& variant) {
 
 ModelDesc describe_llama(const ConfigReader& config) {
   const bool attention_bias = config.flag_or("attention_bias", false);
-  return describe_decoder(config, {.qkv_bias = attention_bias,
-                                   .o_bias = attention_bias,
-                                   .mlp_bias = config.flag_or("mlp_bias", false)});
+  return describe_decoder(
+      config, {.qkv_bias = attention_bias, .o_bias = attention_bias, .mlp_bias = config.flag_or("mlp_bias", false)});
 }
 
 ModelDesc describe_qwen2(const ConfigReader& config) {

@@ -19,11 +19,21 @@ json tiny_llama() {
 }
 
 json qwen2_half_billion() {
-  return {{"model_type", "qwen2"},       {"vocab_size", 151936},      {"hidden_size", 896},
-          {"num_hidden_layers", 24},     {"intermediate_size", 4864}, {"num_attention_heads", 14},
-          {"num_key_value_heads", 2},    {"hidden_act", "silu"},      {"max_position_embeddings", 32768},
-          {"rms_norm_eps", 1e-6},        {"rope_theta", 1000000.0},   {"tie_word_embeddings", true},
-          {"use_sliding_window", false}, {"sliding_window", 32768},   {"max_window_layers", 21},
+  return {{"model_type", "qwen2"},
+          {"vocab_size", 151936},
+          {"hidden_size", 896},
+          {"num_hidden_layers", 24},
+          {"intermediate_size", 4864},
+          {"num_attention_heads", 14},
+          {"num_key_value_heads", 2},
+          {"hidden_act", "silu"},
+          {"max_position_embeddings", 32768},
+          {"rms_norm_eps", 1e-6},
+          {"rope_theta", 1000000.0},
+          {"tie_word_embeddings", true},
+          {"use_sliding_window", false},
+          {"sliding_window", 32768},
+          {"max_window_layers", 21},
           {"eos_token_id", {151645, 151643}}};
 }
 

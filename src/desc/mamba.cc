@@ -51,7 +51,8 @@ ModelDesc describe_mamba(const ConfigReader& config) {
   model.hidden_size = config.size("hidden_size");
   model.norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
   model.tied_head = config.flag_or("tie_word_embeddings", true);
-  if (const std::string act = config.text_or("hidden_act", "silu"); act != "silu") config.fail("hidden_act", "\"silu\"");
+  if (const std::string act = config.text_or("hidden_act", "silu"); act != "silu")
+    config.fail("hidden_act", "\"silu\"");
 
   model.embedding = model.add("backbone.embeddings.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
   const int64_t layers = config.layer_count();

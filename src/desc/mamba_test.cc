@@ -9,7 +9,7 @@ namespace hxq {
 namespace {
 
 nlohmann::json mamba_130m() {
-  return {{"model_type", "mamba"}, {"vocab_size", 50280}, {"hidden_size", 768},   {"num_hidden_layers", 24},
+  return {{"model_type", "mamba"}, {"vocab_size", 50280}, {"hidden_size", 768},        {"num_hidden_layers", 24},
           {"state_size", 16},      {"expand", 2},         {"intermediate_size", 1536}, {"time_step_rank", 48},
           {"conv_kernel", 4},      {"eos_token_id", 0}};
 }

@@ -19,24 +19,28 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
-    {"llama", describe_llama},
-    {"mamba", describe_mamba},
-    {"mamba2", describe_mamba2},
-    {"qwen2", describe_qwen2},
-    {"zamba2", describe_zamba2},
+    {"llama", describe_llama}, {"mamba", describe_mamba},   {"mamba2", describe_mamba2},
+    {"qwen2", describe_qwen2}, {"zamba2", describe_zamba2},
 };
 
 }  // namespace
 
 std::string_view name_of(Role role) noexcept {
   switch (role) {
-    case Role::embedding: return "embedding";
-    case Role::projection: return "projection";
-    case Role::head: return "head";
-    case Role::conv: return "conv";
-    case Role::norm: return "norm";
-    case Role::ssm_parameter: return "ssm_parameter";
-    case Role::bias: return "bias";
+    case Role::embedding:
+      return "embedding";
+    case Role::projection:
+      return "projection";
+    case Role::head:
+      return "head";
+    case Role::conv:
+      return "conv";
+    case Role::norm:
+      return "norm";
+    case Role::ssm_parameter:
+      return "ssm_parameter";
+    case Role::bias:
+      return "bias";
   }
   return "unknown";
 }

@@ -40,12 +40,12 @@ struct WeightDesc {
 
 /// A residual Mamba-1 block: x += out_proj(scan(conv(in_proj(norm(x))))).
 struct MambaBlockDesc {
-  int64_t inner = 0;       ///< channels of the scan (intermediate_size)
-  int64_t state_size = 0;  ///< states per channel (N)
-  int64_t conv_width = 0;  ///< taps of the causal convolution
-  int64_t dt_rank = 0;     ///< width of the low-rank projection of the time step
-  WeightId norm = kNoWeight;         // [hidden]
-  WeightId in_proj = kNoWeight;      // [2 * inner, hidden]: x, then the gate z
+  int64_t inner = 0;             ///< channels of the scan (intermediate_size)
+  int64_t state_size = 0;        ///< states per channel (N)
+  int64_t conv_width = 0;        ///< taps of the causal convolution
+  int64_t dt_rank = 0;           ///< width of the low-rank projection of the time step
+  WeightId norm = kNoWeight;     // [hidden]
+  WeightId in_proj = kNoWeight;  // [2 * inner, hidden]: x, then the gate z
   WeightId in_proj_bias = kNoWeight;
   WeightId conv_weight = kNoWeight;  // [inner, 1, conv_width]
   WeightId conv_bias = kNoWeight;    // [inner]
@@ -68,8 +68,8 @@ struct Mamba2BlockDesc {
   float dt_min = 0;        ///< bounds of the time step
   float dt_max = 0;
   float gate_norm_eps = 0;
-  WeightId norm = kNoWeight;         // [hidden]
-  WeightId in_proj = kNoWeight;      // [2 * inner + 2 * groups * state_size + heads, hidden]: z, x, B, C, dt
+  WeightId norm = kNoWeight;     // [hidden]
+  WeightId in_proj = kNoWeight;  // [2 * inner + 2 * groups * state_size + heads, hidden]: z, x, B, C, dt
   WeightId in_proj_bias = kNoWeight;
   WeightId conv_weight = kNoWeight;  // [conv_channels, 1, conv_width]
   WeightId conv_bias = kNoWeight;    // [conv_channels]
@@ -130,8 +130,8 @@ struct AdaptedWeight {
 };
 
 /// Zamba2's hybrid layer. Of the transformer all but the adapters and `linear` is shared with other layers:
-///     t = linear(down_proj(activation(gate) * up)),   gate, up = gate_up(mlp_norm(attention(input_norm([x, embedding]))))
-///     x += mamba(norm(x + t))
+///     t = linear(down_proj(activation(gate) * up)),   gate, up = gate_up(mlp_norm(attention(input_norm([x,
+///     embedding])))) x += mamba(norm(x + t))
 struct Zamba2BlockDesc {
   int64_t heads = 0;
   int64_t kv_heads = 0;
@@ -176,11 +176,11 @@ struct ModelDesc {
   std::vector<SharedPrefix> shared_prefixes;
   WeightId embedding = kNoWeight;
   WeightId final_norm = kNoWeight;
-  WeightId head = kNoWeight;         ///< an optional weight when the head is tied
+  WeightId head = kNoWeight;           ///< an optional weight when the head is tied
   bool blocks_read_embedding = false;  ///< blocks get the token embeddings beside their input (Zamba2)
-  bool tied_head = false;            ///< the embedding serves as head where the head's tensor is absent
-  std::vector<int32_t> eos_tokens;   ///< generation stops at any of these
-  int32_t bos_token = -1;            ///< -1: none
+  bool tied_head = false;              ///< the embedding serves as head where the head's tensor is absent
+  std::vector<int32_t> eos_tokens;     ///< generation stops at any of these
+  int32_t bos_token = -1;              ///< -1: none
 
   WeightId add(std::string name, Shape shape, Role role, bool optional = false);
 };

@@ -38,9 +38,10 @@ void expect_frequencies(const RopeDesc& rope, int64_t length, const std::vector<
 }
 
 TEST(Rope, DefaultInBothSpellings) {
-  const std::vector<float> expected = {1.0f,           0.663601279f,   0.128687382f,    0.0165604409f,  0.0021311196f,
-                                       0.00141421345f, 0.000938473851f, 0.000622772437f, 0.000274248188f,
-                                       3.52922762e-05f, 3.01385808e-06f};
+  const std::vector<float> expected = {
+      1.0f,           0.663601279f,    0.128687382f,    0.0165604409f,   0.0021311196f,
+      0.00141421345f, 0.000938473851f, 0.000622772437f, 0.000274248188f, 3.52922762e-05f,
+      3.01385808e-06f};
   expect_frequencies(read({{"rope_theta", 500000.0}}), 0, expected);
   expect_frequencies(read({{"rope_theta", 500000}, {"rope_scaling", nullptr}}), 0, expected);
   expect_frequencies(read({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 500000.0}}}}), 0, expected);
@@ -48,10 +49,11 @@ TEST(Rope, DefaultInBothSpellings) {
 }
 
 TEST(Rope, LinearInBothSpellings) {
-  const std::vector<float> expected = {0.25f,           0.18747355f,    0.0592843406f,    0.0140585322f,
-                                       0.00333380373f,  0.00249999994f, 0.00187473558f,   0.00140585331f,
+  const std::vector<float> expected = {0.25f,           0.18747355f,     0.0592843406f,  0.0140585322f,
+                                       0.00333380373f,  0.00249999994f,  0.00187473558f, 0.00140585331f,
                                        0.000790569466f, 0.000187473546f, 3.33380376e-05f};
-  const json old = {{"rope_theta", 10000.0}, {"max_position_embeddings", 2048},
+  const json old = {{"rope_theta", 10000.0},
+                    {"max_position_embeddings", 2048},
                     {"rope_scaling", {{"type", "linear"}, {"factor", 4}}}};
   const json current = {{"max_position_embeddings", 2048},
                         {"rope_parameters", {{"rope_type", "linear"}, {"factor", 4.0}, {"rope_theta", 10000.0}}}};
@@ -62,10 +64,11 @@ TEST(Rope, LinearInBothSpellings) {
 }
 
 TEST(Rope, DynamicGrowsBeyondTheTrainedContext) {
-  const json config = {{"max_position_embeddings", 2048}, {"rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}}};
+  const json config = {{"max_position_embeddings", 2048},
+                       {"rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}}};
   const RopeDesc rope = read(config);
-  const std::vector<float> within = {1.0f,          0.749894202f,  0.237137362f,  0.0562341288f,
-                                     0.0133352149f, 0.00999999978f, 0.00749894232f, 0.00562341325f,
+  const std::vector<float> within = {1.0f,           0.749894202f,    0.237137362f,   0.0562341288f,
+                                     0.0133352149f,  0.00999999978f,  0.00749894232f, 0.00562341325f,
                                      0.00316227786f, 0.000749894185f, 0.00013335215f};
   expect_frequencies(rope, 1, within);
   expect_frequencies(rope, 2048, within);
@@ -79,7 +82,10 @@ TEST(Rope, Llama3BlendsTheMiddleFrequencies) {
   json config = {{"max_position_embeddings", 131072},
                  {"rope_theta", 500000.0},
                  {"rope_scaling",
-                  {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+                  {{"rope_type", "llama3"},
+                   {"factor", 8.0},
+                   {"low_freq_factor", 1.0},
+                   {"high_freq_factor", 4.0},
                    {"original_max_position_embeddings", 8192}}}};
   expect_frequencies(read(config), 0,
                      {1.0f, 0.663601279f, 0.128687382f, 0.0165604409f, 0.00137189368f, 0.000524846022f, 0.000178507791f,
@@ -92,12 +98,14 @@ TEST(Rope, Llama3BlendsTheMiddleFrequencies) {
 }
 
 TEST(Rope, NamesTheFieldThatIsWrong) {
-  EXPECT_EQ(message_of({{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}}),
-            "config.json: \"rope_scaling.type\" is \"yarn\", expected \"default\", \"linear\", \"dynamic\" or \"llama3\"");
+  EXPECT_EQ(
+      message_of({{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}}),
+      "config.json: \"rope_scaling.type\" is \"yarn\", expected \"default\", \"linear\", \"dynamic\" or \"llama3\"");
   EXPECT_EQ(message_of({{"rope_parameters", {{"rope_type", "linear"}}}}),
             "config.json: \"rope_parameters.factor\" is nothing, expected a number of at least 1");
   EXPECT_EQ(message_of({{"rope_theta", -1}}), "config.json: \"rope_theta\" is -1, expected a positive number");
-  EXPECT_EQ(message_of({{"rope_scaling", "linear"}}), "config.json: \"rope_scaling\" is \"linear\", expected an object");
+  EXPECT_EQ(message_of({{"rope_scaling", "linear"}}),
+            "config.json: \"rope_scaling\" is \"linear\", expected an object");
   EXPECT_EQ(message_of({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}}),
             "config.json: \"rope_parameters.partial_rotary_factor\" is 0.5, expected 1");
   EXPECT_EQ(message_of({{"rope_scaling", {{"type", "dynamic"}, {"factor", 2}}}}),

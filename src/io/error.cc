@@ -14,7 +14,8 @@ std::string describe(const std::string& message, const ErrorPlace& place) {
   line += message;
   if (place.offset) line += fmt::format(" (at byte {})", *place.offset);
   // Names come from files: one must not be able to break the line or drive a terminal.
-  std::ranges::replace_if(line, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+  std::ranges::replace_if(
+      line, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
   return line;
 }
 

@@ -6,7 +6,9 @@
 namespace hxq {
 
 /// The float with these upper 16 bits.
-constexpr float float_from_bf16(uint16_t bits) noexcept { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+constexpr float float_from_bf16(uint16_t bits) noexcept {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 /// IEEE 754 binary16 to float; exact for every input.
 constexpr float float_from_f16(uint16_t bits) noexcept {

@@ -25,7 +25,7 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) throw_system_error(path, "open");
   const Descriptor file{fd};
-  struct stat status{};
+  struct stat status {};
   if (::fstat(fd, &status) != 0) throw_system_error(path, "read the size");
   if (!S_ISREG(status.st_mode)) throw Error("is not a regular file", {.file = path.string()});
   if (status.st_size == 0) return MappedFile(path, {});

@@ -20,13 +20,24 @@ struct DTypeInfo {
 };
 
 constexpr std::array kDTypes = {
-    DTypeInfo{DType::f32, "F32", 4}, DTypeInfo{DType::f16, "F16", 2},      DTypeInfo{DType::bf16, "BF16", 2},
-    DTypeInfo{DType::f64, "F64", 8}, DTypeInfo{DType::i64, "I64", 8},      DTypeInfo{DType::i32, "I32", 4},
-    DTypeInfo{DType::i16, "I16", 2}, DTypeInfo{DType::u16, "U16", 2},      DTypeInfo{DType::u8, "U8", 1},
-    DTypeInfo{DType::i8, "I8", 1},   DTypeInfo{DType::boolean, "BOOL", 1}, DTypeInfo{DType::u32, "U32", 4},
-    DTypeInfo{DType::u64, "U64", 8}, DTypeInfo{DType::f8_e4m3, "F8_E4M3", 1},
-    DTypeInfo{DType::f8_e5m2, "F8_E5M2", 1}, DTypeInfo{DType::f8_e8m0, "F8_E8M0", 1},
-    DTypeInfo{DType::f8_e4m3fnuz, "F8_E4M3FNUZ", 1}, DTypeInfo{DType::f8_e5m2fnuz, "F8_E5M2FNUZ", 1},
+    DTypeInfo{DType::f32, "F32", 4},
+    DTypeInfo{DType::f16, "F16", 2},
+    DTypeInfo{DType::bf16, "BF16", 2},
+    DTypeInfo{DType::f64, "F64", 8},
+    DTypeInfo{DType::i64, "I64", 8},
+    DTypeInfo{DType::i32, "I32", 4},
+    DTypeInfo{DType::i16, "I16", 2},
+    DTypeInfo{DType::u16, "U16", 2},
+    DTypeInfo{DType::u8, "U8", 1},
+    DTypeInfo{DType::i8, "I8", 1},
+    DTypeInfo{DType::boolean, "BOOL", 1},
+    DTypeInfo{DType::u32, "U32", 4},
+    DTypeInfo{DType::u64, "U64", 8},
+    DTypeInfo{DType::f8_e4m3, "F8_E4M3", 1},
+    DTypeInfo{DType::f8_e5m2, "F8_E5M2", 1},
+    DTypeInfo{DType::f8_e8m0, "F8_E8M0", 1},
+    DTypeInfo{DType::f8_e4m3fnuz, "F8_E4M3FNUZ", 1},
+    DTypeInfo{DType::f8_e5m2fnuz, "F8_E5M2FNUZ", 1},
     DTypeInfo{DType::c64, "C64", 8},
 };
 

@@ -46,11 +46,11 @@ void extend_cache(const ExtendCacheArgs& args, const Context& context) noexcept;
 struct AttentionArgs {
   const float* q = nullptr;  // [tokens, query_heads, head_dim], rows q_stride apart
   int64_t q_stride = 0;
-  float* y = nullptr;        // [tokens, query_heads, head_dim], rows y_stride apart; not q
+  float* y = nullptr;  // [tokens, query_heads, head_dim], rows y_stride apart; not q
   int64_t y_stride = 0;
-  int64_t query_heads = 0;   ///< a multiple of cache.heads
+  int64_t query_heads = 0;  ///< a multiple of cache.heads
   float scale = 0;
-  int64_t window = 0;        ///< positions a query sees, its own included; 0: all before it
+  int64_t window = 0;  ///< positions a query sees, its own included; 0: all before it
   int64_t position = 0;
   int64_t tokens = 0;
   KvCacheView cache;
@@ -62,7 +62,7 @@ struct GatedActivationArgs {
   const float* gate = nullptr;  // [tokens, dim], rows x_stride apart
   const float* up = nullptr;    // [tokens, dim], rows x_stride apart
   int64_t x_stride = 0;
-  float* y = nullptr;           // [tokens, dim], rows y_stride apart; may be gate with y_stride = x_stride
+  float* y = nullptr;  // [tokens, dim], rows y_stride apart; may be gate with y_stride = x_stride
   int64_t y_stride = 0;
   int64_t tokens = 0;
   int64_t dim = 0;

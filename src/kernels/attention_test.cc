@@ -46,7 +46,8 @@ struct Inputs {
         k(random_values(of.tokens * of.kv_stride(), 2, 2)),
         v(random_values(of.tokens * of.kv_stride(), 3)) {
     for (int64_t i = 0; i < of.head_dim / 2; ++i) {
-      frequency.push_back(static_cast<float>(std::pow(100.0, -2.0 * static_cast<double>(i) / static_cast<double>(of.head_dim))));
+      frequency.push_back(
+          static_cast<float>(std::pow(100.0, -2.0 * static_cast<double>(i) / static_cast<double>(of.head_dim))));
     }
   }
 
@@ -64,19 +65,34 @@ std::vector<float> run(const Case& of, Inputs in, const std::vector<int64_t>& ca
     cache.reserve(position + tokens);
     run_team(threads, [&](const Team& team) {
       const Context context{team, target, scratch};
-      rotary_table({.inverse_frequency = in.frequency.data(), .half = of.head_dim / 2, .position = position,
-                    .tokens = tokens, .table = table.data()},
+      rotary_table({.inverse_frequency = in.frequency.data(),
+                    .half = of.head_dim / 2,
+                    .position = position,
+                    .tokens = tokens,
+                    .table = table.data()},
                    context);
       team.barrier();
-      extend_cache({.q = in.q.data() + position * of.q_stride(), .k = in.k.data() + position * of.kv_stride(),
-                    .v = in.v.data() + position * of.kv_stride(), .q_stride = of.q_stride(), .kv_stride = of.kv_stride(),
-                    .query_heads = of.heads(), .rotary_table = of.rotary ? table.data() : nullptr, .position = position,
-                    .tokens = tokens, .cache = cache.view()},
+      extend_cache({.q = in.q.data() + position * of.q_stride(),
+                    .k = in.k.data() + position * of.kv_stride(),
+                    .v = in.v.data() + position * of.kv_stride(),
+                    .q_stride = of.q_stride(),
+                    .kv_stride = of.kv_stride(),
+                    .query_heads = of.heads(),
+                    .rotary_table = of.rotary ? table.data() : nullptr,
+                    .position = position,
+                    .tokens = tokens,
+                    .cache = cache.view()},
                    context);
-      attention({.q = in.q.data() + position * of.q_stride(), .q_stride = of.q_stride(),
-                 .y = y.data() + position * of.heads() * of.head_dim, .y_stride = of.heads() * of.head_dim,
-                 .query_heads = of.heads(), .scale = of.scale(), .window = of.window, .position = position,
-                 .tokens = tokens, .cache = cache.view()},
+      attention({.q = in.q.data() + position * of.q_stride(),
+                 .q_stride = of.q_stride(),
+                 .y = y.data() + position * of.heads() * of.head_dim,
+                 .y_stride = of.heads() * of.head_dim,
+                 .query_heads = of.heads(),
+                 .scale = of.scale(),
+                 .window = of.window,
+                 .position = position,
+                 .tokens = tokens,
+                 .cache = cache.view()},
                 context);
     });
     position += tokens;
@@ -173,7 +189,8 @@ TEST(Attention, CallsTeamsAndSplitsDoNotChangeABit) {
         const std::vector<float> whole = run(of, in, {of.tokens}, target, 1);
         EXPECT_EQ(run(of, in, {of.tokens}, target, 5), whole) << name_of(of);
         EXPECT_EQ(run(of, in, {1, 62, 3, 70, of.tokens - 136}, target, 2), whole) << name_of(of);
-        EXPECT_EQ(run(of, in, std::vector<int64_t>(static_cast<size_t>(of.tokens), 1), target, 1), whole) << name_of(of);
+        EXPECT_EQ(run(of, in, std::vector<int64_t>(static_cast<size_t>(of.tokens), 1), target, 1), whole)
+            << name_of(of);
       }
     }
   }
@@ -224,13 +241,20 @@ TEST(GatedActivation, EqualsItsDefinition) {
       std::vector<float> y(kTokens * kStride, -1);
       Scratch scratch(2);
       run_team(2, [&](const Team& team) {
-        gated_activation({.gate = gate.data(), .up = up.data(), .x_stride = kStride, .y = y.data(), .y_stride = kStride,
-                          .tokens = kTokens, .dim = kDim, .activation = activation},
+        gated_activation({.gate = gate.data(),
+                          .up = up.data(),
+                          .x_stride = kStride,
+                          .y = y.data(),
+                          .y_stride = kStride,
+                          .tokens = kTokens,
+                          .dim = kDim,
+                          .activation = activation},
                          {team, target, scratch});
       });
       for (size_t i = 0; i < y.size(); ++i) {
         const double g = gate[i];
-        const double f = activation == Activation::silu ? g / (1 + std::exp(-g)) : g * std::erfc(-g / std::sqrt(2.0)) / 2;
+        const double f =
+            activation == Activation::silu ? g / (1 + std::exp(-g)) : g * std::erfc(-g / std::sqrt(2.0)) / 2;
         const double expected = i % kStride < kDim ? f * static_cast<double>(up[i]) : -1;
         ASSERT_NEAR(y[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << kernels::name_of(target);
       }

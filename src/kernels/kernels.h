@@ -57,8 +57,10 @@ void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context&
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, decoded to float. ids are in range.
-void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept;
-void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out, const Context& context) noexcept;
+void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const Context& context) noexcept;
+void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const Context& context) noexcept;
 
 /// y[t, :] = x[t, :] / sqrt(mean(x[t, :]^2) + eps) * weight. x, y: [tokens, dim], may be the same. With several groups
 /// each row is cut into as many equal parts, and each part has a mean of its own.
@@ -79,7 +81,7 @@ void rms_norm(const RmsNormArgs& args, const Context& context) noexcept;
 struct ConvArgs {
   const float* x = nullptr;  // [tokens, channels], rows x_stride apart
   int64_t x_stride = 0;
-  float* y = nullptr;        // [tokens, channels], contiguous; not x
+  float* y = nullptr;  // [tokens, channels], contiguous; not x
   int64_t tokens = 0;
   int64_t channels = 0;
   int64_t width = 0;              ///< taps of the filter, >= 1
@@ -95,11 +97,11 @@ void causal_conv1d_silu(const ConvArgs& args, const Context& context) noexcept;
 ///     y[t, c] = (sum_n h[n, c] * C[t, n] + D[c] * u[t, c]) * silu(z[t, c])
 /// `state` is h, read and advanced.
 struct ScanArgs {
-  const float* u = nullptr;  // [tokens, channels], contiguous
-  const float* dt = nullptr;  // [tokens, channels], contiguous, before bias and softplus
+  const float* u = nullptr;        // [tokens, channels], contiguous
+  const float* dt = nullptr;       // [tokens, channels], contiguous, before bias and softplus
   const float* dt_bias = nullptr;  // [channels], or null
-  const float* b = nullptr;  // [tokens, state_size], rows bc_stride apart
-  const float* c = nullptr;  // [tokens, state_size], rows bc_stride apart
+  const float* b = nullptr;        // [tokens, state_size], rows bc_stride apart
+  const float* c = nullptr;        // [tokens, state_size], rows bc_stride apart
   int64_t bc_stride = 0;
   const float* z = nullptr;  // [tokens, channels], rows z_stride apart
   int64_t z_stride = 0;

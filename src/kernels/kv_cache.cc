@@ -37,7 +37,11 @@ void KvCache::reserve(int64_t positions) {
 }
 
 KvCacheView KvCache::view() const noexcept {
-  return {.heads = heads_, .head_dim = head_dim_, .padded_dim = padded_dim_, .dtype = dtype_, .keys = keys_.data(),
+  return {.heads = heads_,
+          .head_dim = head_dim_,
+          .padded_dim = padded_dim_,
+          .dtype = dtype_,
+          .keys = keys_.data(),
           .values = values_.data()};
 }
 

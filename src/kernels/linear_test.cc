@@ -31,9 +31,9 @@ struct Rounding {
 
 Rounding rounding_of(const CodebookMatrix& weight, Target target, int64_t tokens) {
   if (target != Target::avx512 || !weight.planes.whole || weight.layout != IndexLayout::u8) return {};
-  return {tokens <= 3                     ? Rounding::token
+  return {tokens <= 3                              ? Rounding::token
           : tokens >= cpu::Ops::Whole::kManyTokens ? Rounding::block
-                                          : Rounding::none,
+                                                   : Rounding::none,
           weight.planes.scale};
 }
 

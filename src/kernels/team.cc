@@ -41,9 +41,7 @@ void detail::run_team(int threads, void (*body)(const Team&, void*), void* argum
   }
   Barrier barrier;
 #pragma omp parallel num_threads(threads)
-  {
-    body(Team(omp_get_thread_num(), omp_get_num_threads(), &barrier), argument);
-  }
+  { body(Team(omp_get_thread_num(), omp_get_num_threads(), &barrier), argument); }
 }
 
 }  // namespace hxq

@@ -13,7 +13,9 @@ struct Maker {
 
   std::unique_ptr<Block> operator()(const MambaBlockDesc& desc) const { return make_mamba_block(desc, source); }
   std::unique_ptr<Block> operator()(const Mamba2BlockDesc& desc) const { return make_mamba2_block(desc, source); }
-  std::unique_ptr<Block> operator()(const TransformerBlockDesc& desc) const { return make_transformer_block(desc, source); }
+  std::unique_ptr<Block> operator()(const TransformerBlockDesc& desc) const {
+    return make_transformer_block(desc, source);
+  }
   std::unique_ptr<Block> operator()(const Zamba2BlockDesc& desc) const { return make_zamba2_block(desc, source); }
 };
 

@@ -36,8 +36,8 @@ struct BlockArgs {
   float* x = nullptr;                // [tokens, hidden], updated in place
   const float* embedding = nullptr;  // [tokens, hidden], what the first block got; null unless the model asks for it
   int64_t tokens = 0;
-  int64_t position = 0;              ///< of the first token
-  float* work = nullptr;             // work_size(tokens) floats, shared by the team
+  int64_t position = 0;   ///< of the first token
+  float* work = nullptr;  // work_size(tokens) floats, shared by the team
 };
 
 /// One residual block of a model: x += f(norm(x)). Immutable; everything that changes is in its state.

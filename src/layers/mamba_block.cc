@@ -48,37 +48,65 @@ class MambaBlock final : public Block {
     return tokens * (hidden_ + 4 * desc_.inner + desc_.dt_rank + 2 * desc_.state_size);
   }
 
-  void forward(const BlockArgs& args, BlockState& block_state, const kernels::Context& context) const noexcept override {
+  void forward(const BlockArgs& args, BlockState& block_state,
+               const kernels::Context& context) const noexcept override {
     auto& state = static_cast<MambaState&>(block_state);
     const int64_t tokens = args.tokens;
     const int64_t inner = desc_.inner;
     const int64_t dbc_size = desc_.dt_rank + 2 * desc_.state_size;
-    float* normed = args.work;                    // [tokens, hidden]
-    float* xz = normed + tokens * hidden_;    // [tokens, 2 * inner]: x, gate z
-    float* u = xz + tokens * 2 * inner;       // [tokens, inner], later the scan's output
-    float* dbc = u + tokens * inner;          // [tokens, dt_rank + 2 * state_size]: dt, B, C
-    float* dt = dbc + tokens * dbc_size;      // [tokens, inner]
+    float* normed = args.work;              // [tokens, hidden]
+    float* xz = normed + tokens * hidden_;  // [tokens, 2 * inner]: x, gate z
+    float* u = xz + tokens * 2 * inner;     // [tokens, inner], later the scan's output
+    float* dbc = u + tokens * inner;        // [tokens, dt_rank + 2 * state_size]: dt, B, C
+    float* dt = dbc + tokens * dbc_size;    // [tokens, inner]
 
     kernels::rms_norm(
-        {.x = args.x, .weight = norm_.data(), .y = normed, .tokens = tokens, .dim = hidden_, .eps = norm_eps_}, context);
+        {.x = args.x, .weight = norm_.data(), .y = normed, .tokens = tokens, .dim = hidden_, .eps = norm_eps_},
+        context);
     linear(*in_proj_,
-           {.x = normed, .x_stride = hidden_, .y = xz, .y_stride = 2 * inner, .tokens = tokens,
+           {.x = normed,
+            .x_stride = hidden_,
+            .y = xz,
+            .y_stride = 2 * inner,
+            .tokens = tokens,
             .bias = data_or_null(in_proj_bias_)},
            context);
-    kernels::causal_conv1d_silu({.x = xz, .x_stride = 2 * inner, .y = u, .tokens = tokens, .channels = inner,
-                                 .width = desc_.conv_width, .weight = conv_weight_.data(),
-                                 .bias = data_or_null(conv_bias_), .state = state.conv.data()},
+    kernels::causal_conv1d_silu({.x = xz,
+                                 .x_stride = 2 * inner,
+                                 .y = u,
+                                 .tokens = tokens,
+                                 .channels = inner,
+                                 .width = desc_.conv_width,
+                                 .weight = conv_weight_.data(),
+                                 .bias = data_or_null(conv_bias_),
+                                 .state = state.conv.data()},
                                 context);
     linear(*x_proj_, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size, .tokens = tokens}, context);
     linear(*dt_proj_, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner, .tokens = tokens}, context);
-    kernels::selective_scan({.u = u, .dt = dt, .dt_bias = dt_bias_.data(), .b = dbc + desc_.dt_rank,
-                             .c = dbc + desc_.dt_rank + desc_.state_size, .bc_stride = dbc_size, .z = xz + inner,
-                             .z_stride = 2 * inner, .a = a_.data(), .d = d_.data(), .state = state.ssm.data(), .y = u,
-                             .tokens = tokens, .channels = inner, .state_size = desc_.state_size},
+    kernels::selective_scan({.u = u,
+                             .dt = dt,
+                             .dt_bias = dt_bias_.data(),
+                             .b = dbc + desc_.dt_rank,
+                             .c = dbc + desc_.dt_rank + desc_.state_size,
+                             .bc_stride = dbc_size,
+                             .z = xz + inner,
+                             .z_stride = 2 * inner,
+                             .a = a_.data(),
+                             .d = d_.data(),
+                             .state = state.ssm.data(),
+                             .y = u,
+                             .tokens = tokens,
+                             .channels = inner,
+                             .state_size = desc_.state_size},
                             context);
     linear(*out_proj_,
-           {.x = u, .x_stride = inner, .y = args.x, .y_stride = hidden_, .tokens = tokens,
-            .bias = data_or_null(out_proj_bias_), .accumulate = true},
+           {.x = u,
+            .x_stride = inner,
+            .y = args.x,
+            .y_stride = hidden_,
+            .tokens = tokens,
+            .bias = data_or_null(out_proj_bias_),
+            .accumulate = true},
            context);
   }
 

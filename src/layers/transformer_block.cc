@@ -54,7 +54,8 @@ class TransformerBlock final : public Block {
     return tokens * (hidden_ + std::max(2 * q_size() + 2 * kv_size() + attention_.head_dim, 2 * mlp_.inner));
   }
 
-  void forward(const BlockArgs& args, BlockState& block_state, const kernels::Context& context) const noexcept override {
+  void forward(const BlockArgs& args, BlockState& block_state,
+               const kernels::Context& context) const noexcept override {
     attend(args, static_cast<TransformerState&>(block_state), context);
     feed_forward(args, context);
   }
@@ -65,57 +66,79 @@ class TransformerBlock final : public Block {
 
   void attend(const BlockArgs& args, TransformerState& state, const kernels::Context& context) const noexcept {
     const int64_t tokens = args.tokens;
-    float* normed = args.work;                  // [tokens, hidden]
-    float* q = normed + tokens * hidden_;       // [tokens, heads, head_dim]
-    float* k = q + tokens * q_size();           // [tokens, kv_heads, head_dim]
-    float* v = k + tokens * kv_size();          // [tokens, kv_heads, head_dim]
-    float* attended = v + tokens * kv_size();   // [tokens, heads, head_dim]
+    float* normed = args.work;                    // [tokens, hidden]
+    float* q = normed + tokens * hidden_;         // [tokens, heads, head_dim]
+    float* k = q + tokens * q_size();             // [tokens, kv_heads, head_dim]
+    float* v = k + tokens * kv_size();            // [tokens, kv_heads, head_dim]
+    float* attended = v + tokens * kv_size();     // [tokens, heads, head_dim]
     float* table = attended + tokens * q_size();  // [tokens, 2, head_dim / 2]
 
     norm(args, attention_norm_, normed, context);
-    kernels::rotary_table({.inverse_frequency = state.inverse_frequency.data(), .half = attention_.head_dim / 2,
-                           .position = args.position, .tokens = tokens, .table = table},
+    kernels::rotary_table({.inverse_frequency = state.inverse_frequency.data(),
+                           .half = attention_.head_dim / 2,
+                           .position = args.position,
+                           .tokens = tokens,
+                           .table = table},
                           context);
     q_proj_({.x = normed, .x_stride = hidden_, .y = q, .y_stride = q_size(), .tokens = tokens}, context);
     k_proj_({.x = normed, .x_stride = hidden_, .y = k, .y_stride = kv_size(), .tokens = tokens}, context);
     v_proj_({.x = normed, .x_stride = hidden_, .y = v, .y_stride = kv_size(), .tokens = tokens}, context);
     const kernels::KvCacheView cache = state.cache.view();
-    kernels::extend_cache({.q = q, .k = k, .v = v, .q_stride = q_size(), .kv_stride = kv_size(),
-                           .query_heads = attention_.heads, .rotary_table = table, .position = args.position,
-                           .tokens = tokens, .cache = cache},
+    kernels::extend_cache({.q = q,
+                           .k = k,
+                           .v = v,
+                           .q_stride = q_size(),
+                           .kv_stride = kv_size(),
+                           .query_heads = attention_.heads,
+                           .rotary_table = table,
+                           .position = args.position,
+                           .tokens = tokens,
+                           .cache = cache},
                           context);
-    kernels::attention({.q = q, .q_stride = q_size(), .y = attended, .y_stride = q_size(),
+    kernels::attention({.q = q,
+                        .q_stride = q_size(),
+                        .y = attended,
+                        .y_stride = q_size(),
                         .query_heads = attention_.heads,
                         .scale = 1.0f / std::sqrt(static_cast<float>(attention_.head_dim)),
-                        .window = attention_.window, .position = args.position, .tokens = tokens, .cache = cache},
+                        .window = attention_.window,
+                        .position = args.position,
+                        .tokens = tokens,
+                        .cache = cache},
                        context);
-    o_proj_({.x = attended, .x_stride = q_size(), .y = args.x, .y_stride = hidden_,
-             .tokens = tokens, .accumulate = true},
-            context);
+    o_proj_(
+        {.x = attended, .x_stride = q_size(), .y = args.x, .y_stride = hidden_, .tokens = tokens, .accumulate = true},
+        context);
   }
 
   void feed_forward(const BlockArgs& args, const kernels::Context& context) const noexcept {
     const int64_t tokens = args.tokens;
-    float* normed = args.work;               // [tokens, hidden]
+    float* normed = args.work;                // [tokens, hidden]
     float* gate = normed + tokens * hidden_;  // [tokens, inner], then the activated product
     float* up = gate + tokens * mlp_.inner;   // [tokens, inner]
 
     norm(args, mlp_norm_, normed, context);
     gate_proj_({.x = normed, .x_stride = hidden_, .y = gate, .y_stride = mlp_.inner, .tokens = tokens}, context);
     up_proj_({.x = normed, .x_stride = hidden_, .y = up, .y_stride = mlp_.inner, .tokens = tokens}, context);
-    kernels::gated_activation({.gate = gate, .up = up, .x_stride = mlp_.inner, .y = gate, .y_stride = mlp_.inner,
-                               .tokens = tokens, .dim = mlp_.inner, .activation = mlp_.activation},
+    kernels::gated_activation({.gate = gate,
+                               .up = up,
+                               .x_stride = mlp_.inner,
+                               .y = gate,
+                               .y_stride = mlp_.inner,
+                               .tokens = tokens,
+                               .dim = mlp_.inner,
+                               .activation = mlp_.activation},
                               context);
-    down_proj_({.x = gate, .x_stride = mlp_.inner, .y = args.x, .y_stride = hidden_,
-                .tokens = tokens, .accumulate = true},
-               context);
+    down_proj_(
+        {.x = gate, .x_stride = mlp_.inner, .y = args.x, .y_stride = hidden_, .tokens = tokens, .accumulate = true},
+        context);
   }
 
   void norm(const BlockArgs& args, const std::vector<float>& weight, float* y,
             const kernels::Context& context) const noexcept {
-    kernels::rms_norm({.x = args.x, .weight = weight.data(), .y = y, .tokens = args.tokens, .dim = hidden_,
-                       .eps = norm_eps_},
-                      context);
+    kernels::rms_norm(
+        {.x = args.x, .weight = weight.data(), .y = y, .tokens = args.tokens, .dim = hidden_, .eps = norm_eps_},
+        context);
   }
 
   AttentionDesc attention_;

@@ -170,7 +170,7 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
   Evaluation evaluation(model, options);
   Scores total;
   const auto window_count = static_cast<int64_t>(result.windows.size());
-  for (int64_t done = 0; WindowScore& window : result.windows) {
+  for (int64_t done = 0; WindowScore & window : result.windows) {
     const auto span = tokens.subspan(static_cast<size_t>(window.begin), static_cast<size_t>(window.end - window.begin));
     const Scores scores = evaluation.run(span, window.scored);
     if (!std::isfinite(scores.nll) || !std::isfinite(scores.reference_nll)) {

@@ -47,8 +47,8 @@ TEST(Perplexity, ScoresEachTokenOnceInItsFirstWindow) {
   for (const WindowScore& window : result.windows) {
     EXPECT_EQ(window.end - window.scored, scored_to);
     scored_to = window.end;
-    const auto span = std::span(tokens).subspan(static_cast<size_t>(window.begin),
-                                                static_cast<size_t>(window.end - window.begin));
+    const auto span =
+        std::span(tokens).subspan(static_cast<size_t>(window.begin), static_cast<size_t>(window.end - window.begin));
     EXPECT_NEAR(window.nll, nll_of(span, window.scored), 1e-4 * window.nll);
     total += window.nll;
   }

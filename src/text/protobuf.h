@@ -13,7 +13,7 @@ class ProtobufReader {
  public:
   struct Field {
     uint32_t number = 0;
-    uint64_t value = 0;      ///< of an integer or a fixed-size number, its bits
+    uint64_t value = 0;           ///< of an integer or a fixed-size number, its bits
     std::string_view bytes = {};  ///< of a text, bytes or a message
     bool has_bytes = false;
   };

@@ -13,8 +13,9 @@ int main(int argc, char** argv) {
     const hxq::Model model = hxq::Model::open(argv[2]);
     const std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
     const hxq::PerplexityResult result = hxq::perplexity(model, tokens);
-    std::printf("%lld tensors, %lld tokens, perplexity %.3f\n", static_cast<long long>(receipt.totals.tensors_compressed),
-                static_cast<long long>(result.tokens_scored), result.perplexity);
+    std::printf("%lld tensors, %lld tokens, perplexity %.3f\n",
+                static_cast<long long>(receipt.totals.tensors_compressed), static_cast<long long>(result.tokens_scored),
+                result.perplexity);
     return receipt.totals.tensors_compressed == 49 && result.tokens_scored == 7 ? 0 : 1;
   } catch (const hxq::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

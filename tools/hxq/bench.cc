@@ -143,8 +143,8 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Arg
 int run(const Arguments& arguments) {
   Figures figures;
   std::unique_ptr<Model> model;
-  figures.open_seconds = seconds_of(
-      [&] { model = std::make_unique<Model>(Model::open(arguments.dir, arguments.model.options())); });
+  figures.open_seconds =
+      seconds_of([&] { model = std::make_unique<Model>(Model::open(arguments.dir, arguments.model.options())); });
   figures.anonymous_bytes_open = memory_field("RssAnon");
   measure_prompt(*model, arguments, figures);
   figures.anonymous_bytes_run = memory_field("RssAnon");
@@ -170,8 +170,9 @@ RunVerb add_bench(CLI::App& app) {
       ->check(CLI::Range(1, 1000));
   app.add_flag("--json", arguments->json, "Print JSON");
   arguments->model.add_to(app);
-  app.footer("Example: hxq bench build/demo/wiki-mamba-7m-hxq\n"
-             "Read bandwidth is measured right before and after each burst of decoding, because it drifts.");
+  app.footer(
+      "Example: hxq bench build/demo/wiki-mamba-7m-hxq\n"
+      "Read bandwidth is measured right before and after each burst of decoding, because it drifts.");
   return [arguments] { return run(*arguments); };
 }
 

@@ -29,14 +29,22 @@ int show_plan(const Arguments& arguments) {
   if (arguments.json) {
     nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
     for (const PlannedTensor& tensor : plan) {
-      tensors.push_back({{"name", tensor.name}, {"shape", tensor.shape}, {"dtype", tensor.dtype},
-                         {"role", tensor.role}, {"codec", tensor.codec}, {"source_bytes", tensor.source_bytes}});
+      tensors.push_back({{"name", tensor.name},
+                         {"shape", tensor.shape},
+                         {"dtype", tensor.dtype},
+                         {"role", tensor.role},
+                         {"codec", tensor.codec},
+                         {"source_bytes", tensor.source_bytes}});
     }
     print(nlohmann::ordered_json{{"tensors", tensors}}.dump(2) + "\n");
     return 0;
   }
-  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"dtype", Align::left}, {"role", Align::left},
-               {"bytes", Align::right}, {"codec", Align::left}});
+  Table table({{"tensor", Align::left},
+               {"shape", Align::right},
+               {"dtype", Align::left},
+               {"role", Align::left},
+               {"bytes", Align::right},
+               {"codec", Align::left}});
   for (const PlannedTensor& tensor : plan) {
     table.add({tensor.name, to_string(tensor.shape), tensor.dtype, tensor.role, fmt::format("{}", tensor.source_bytes),
                tensor.codec});
@@ -46,8 +54,12 @@ int show_plan(const Arguments& arguments) {
 }
 
 void show_receipt(const Receipt& receipt, const std::string& destination) {
-  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"bits/weight", Align::right},
-               {"SNR dB", Align::right}, {"cosine", Align::right}, {"max error", Align::right},
+  Table table({{"tensor", Align::left},
+               {"shape", Align::right},
+               {"bits/weight", Align::right},
+               {"SNR dB", Align::right},
+               {"cosine", Align::right},
+               {"max error", Align::right},
                {"outliers", Align::right}});
   int64_t exact_bytes = 0;
   for (const TensorReceipt& tensor : receipt.tensors) {
@@ -63,7 +75,8 @@ void show_receipt(const Receipt& receipt, const std::string& destination) {
   print(table.text() +
         fmt::format("and {} tensors stored exactly, {}\n", totals.tensors_exact, bytes_text(exact_bytes)) +
         fmt::format("\n{} parameters: {} tensors compressed, {} exact\n{} -> {} ({:.1f} % of the source, {:.1f} % of "
-                    "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; receipt in {}\n",
+                    "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; "
+                    "receipt in {}\n",
                     totals.parameters, totals.tensors_compressed, totals.tensors_exact, bytes_text(totals.source_bytes),
                     bytes_text(totals.stored_bytes), 100 * totals.ratio_to_source, 100 * totals.ratio_to_f32,
                     totals.bits_per_weight,

@@ -16,8 +16,12 @@ struct Arguments {
 };
 
 std::string table_text(const Inspection& inspection) {
-  Table table({{"tensor", Align::left}, {"shape", Align::right}, {"stored as", Align::left},
-               {"bits/weight", Align::right}, {"SNR dB", Align::right}, {"outliers", Align::right},
+  Table table({{"tensor", Align::left},
+               {"shape", Align::right},
+               {"stored as", Align::left},
+               {"bits/weight", Align::right},
+               {"SNR dB", Align::right},
+               {"outliers", Align::right},
                {"bytes", Align::right}});
   for (const InspectedTensor& tensor : inspection.tensors) {
     std::string form = tensor.dtype;

@@ -90,7 +90,9 @@ RunVerb add_perplexity(CLI::App& app) {
   app.add_option("--against", arguments->against, "Another model folder to compare with: mean KL and same top token");
   app.add_flag("--json", arguments->json, "Print JSON, every window included");
   arguments->model.add_to(app);
-  app.footer("Example: hxq perplexity build/wiki-mamba-7m-hxq --text models/wikitext2-excerpt.txt --against models/wiki-mamba-7m");
+  app.footer(
+      "Example: hxq perplexity build/wiki-mamba-7m-hxq --text models/wikitext2-excerpt.txt --against "
+      "models/wiki-mamba-7m");
   return [arguments] { return run(*arguments); };
 }
 

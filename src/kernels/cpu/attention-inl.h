@@ -279,17 +279,30 @@ void attend_rows(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, 
     const int64_t base = tile * kKeys;
     const Element* keys = reinterpret_cast<const Element*>(cache.keys[tile]) + kv_head * cache.padded_dim * kKeys;
     const Element* values = reinterpret_cast<const Element*>(cache.values[tile]) + kv_head * cache.padded_dim * kKeys;
-    Product<Type>{.a = work.query, .a_stride = cache.head_dim, .b = keys, .b_stride = kKeys, .depth = cache.head_dim,
-                  .c = work.score, .c_stride = kKeys, .width = kKeys, .keep = nullptr}
+    Product<Type>{.a = work.query,
+                  .a_stride = cache.head_dim,
+                  .b = keys,
+                  .b_stride = kKeys,
+                  .depth = cache.head_dim,
+                  .c = work.score,
+                  .c_stride = kKeys,
+                  .width = kKeys,
+                  .keep = nullptr}
         .run(rows);
     for (int64_t r = 0; r < rows; ++r) {
       work.keep[r] = advance_softmax({work.score + r * kKeys, work.maximum + r, work.sum + r * kLanes},
                                      clamp_to_tile(source.window_begin(row_begin + r) - base),
                                      clamp_to_tile(source.position(row_begin + r) + 1 - base));
     }
-    Product<Type>{.a = work.score, .a_stride = kKeys, .b = values, .b_stride = cache.padded_dim,
-                  .depth = clamp_to_tile(end - base), .c = work.result, .c_stride = cache.padded_dim,
-                  .width = cache.padded_dim, .keep = work.keep}
+    Product<Type>{.a = work.score,
+                  .a_stride = kKeys,
+                  .b = values,
+                  .b_stride = cache.padded_dim,
+                  .depth = clamp_to_tile(end - base),
+                  .c = work.result,
+                  .c_stride = cache.padded_dim,
+                  .width = cache.padded_dim,
+                  .keep = work.keep}
         .run(rows);
   }
 

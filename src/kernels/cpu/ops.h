@@ -47,8 +47,8 @@ struct Ops {
   int64_t (*arranged_floats)(const CodebookView& weight, int64_t tokens);
   void (*arrange)(const CodebookView& weight, const float* x, int64_t tokens, float* arranged);
 
-  /// y for weight rows [begin, end) and up to kFewTokens tokens, without outliers. `arranged`: that of each token, arranged_floats apart,
-  /// 64-byte aligned.
+  /// y for weight rows [begin, end) and up to kFewTokens tokens, without outliers. `arranged`: that of each token,
+  /// arranged_floats apart, 64-byte aligned.
   void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
                         int64_t end);
   void (*dense_rows)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);

@@ -54,18 +54,18 @@ struct ConvGradientArgs {
 };
 void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const Context& context) noexcept;
 
-/// Of `selective_scan`, for a sequence that starts from a state of zeros. The states are computed again, a run of tokens
-/// at a time (checkpointing: Gu & Dao 2023, arXiv 2312.00752, section 3.3.2), so memory stays small.
+/// Of `selective_scan`, for a sequence that starts from a state of zeros. The states are computed again, a run of
+/// tokens at a time (checkpointing: Gu & Dao 2023, arXiv 2312.00752, section 3.3.2), so memory stays small.
 struct ScanGradientArgs {
-  ScanArgs forward;  ///< as given to `selective_scan`; y and state are not used
-  const float* g = nullptr;  // [tokens, channels], contiguous
-  float* du = nullptr;       // [tokens, channels]
-  float* ddt = nullptr;      // [tokens, channels]
-  float* dz = nullptr;       // [tokens, channels]
-  float* db = nullptr;       // [tokens, state_size]
-  float* dc = nullptr;       // [tokens, state_size]
-  float* da = nullptr;       // [state_size, channels], added to
-  float* dd = nullptr;       // [channels], added to
+  ScanArgs forward;           ///< as given to `selective_scan`; y and state are not used
+  const float* g = nullptr;   // [tokens, channels], contiguous
+  float* du = nullptr;        // [tokens, channels]
+  float* ddt = nullptr;       // [tokens, channels]
+  float* dz = nullptr;        // [tokens, channels]
+  float* db = nullptr;        // [tokens, state_size]
+  float* dc = nullptr;        // [tokens, state_size]
+  float* da = nullptr;        // [state_size, channels], added to
+  float* dd = nullptr;        // [channels], added to
   float* ddt_bias = nullptr;  // [channels], added to
 };
 void selective_scan_gradient(const ScanGradientArgs& args, const Context& context) noexcept;
@@ -73,15 +73,15 @@ void selective_scan_gradient(const ScanGradientArgs& args, const Context& contex
 /// Of `ssd`, for a sequence that starts from a state of zeros; states are computed again as above. Where delta is
 /// clamped, no gradient passes to dt.
 struct SsdGradientArgs {
-  SsdArgs forward;  ///< as given to `ssd`; y and state are not used
-  const float* g = nullptr;  // [tokens, heads, head_dim], contiguous
-  float* dx = nullptr;       // [tokens, heads, head_dim]
-  float* ddt = nullptr;      // [tokens, heads]
-  float* dz = nullptr;       // [tokens, heads, head_dim]
-  float* db = nullptr;       // [tokens, groups, state_size]
-  float* dc = nullptr;       // [tokens, groups, state_size]
-  float* da = nullptr;       // [heads], added to
-  float* dd = nullptr;       // [heads], added to
+  SsdArgs forward;            ///< as given to `ssd`; y and state are not used
+  const float* g = nullptr;   // [tokens, heads, head_dim], contiguous
+  float* dx = nullptr;        // [tokens, heads, head_dim]
+  float* ddt = nullptr;       // [tokens, heads]
+  float* dz = nullptr;        // [tokens, heads, head_dim]
+  float* db = nullptr;        // [tokens, groups, state_size]
+  float* dc = nullptr;        // [tokens, groups, state_size]
+  float* da = nullptr;        // [heads], added to
+  float* dd = nullptr;        // [heads], added to
   float* ddt_bias = nullptr;  // [heads], added to
 };
 void ssd_gradient(const SsdGradientArgs& args, const Context& context) noexcept;

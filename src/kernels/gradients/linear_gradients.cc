@@ -14,8 +14,8 @@ constexpr int64_t kParts = 16;
 /// g [tokens, rows] packed into panels of tokens, as for `linear`.
 const float* pack(const cpu::Ops& ops, const float* g, int64_t tokens, int64_t rows, const Context& context) {
   const int64_t panels = (tokens + ops.panel_tokens - 1) / ops.panel_tokens;
-  float* packed = context.scratch.shared(Scratch::kPackedInput,
-                                         static_cast<size_t>(panels * ops.panel_tokens * rows), context.team);
+  float* packed = context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * ops.panel_tokens * rows),
+                                         context.team);
   const Range mine = context.team.share(panels);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     const int64_t first = p * ops.panel_tokens;
@@ -55,7 +55,8 @@ void divide_by_scales(const std::vector<float>& scales, const LinearTransposedAr
 void add_row(const CodebookMatrix& weight, int64_t row, const float* product, double* sums) {
   const int64_t codes = weight.cols / weight.d;
   uint32_t outlier = weight.sidecar.row_begin.empty() ? 0 : weight.sidecar.row_begin[static_cast<size_t>(row)];
-  const uint32_t outlier_end = weight.sidecar.row_begin.empty() ? 0 : weight.sidecar.row_begin[static_cast<size_t>(row + 1)];
+  const uint32_t outlier_end =
+      weight.sidecar.row_begin.empty() ? 0 : weight.sidecar.row_begin[static_cast<size_t>(row + 1)];
   for (int64_t c = 0; c < weight.cols; ++c) {
     if (outlier < outlier_end && weight.sidecar.col[outlier] == c) {
       ++outlier;
@@ -90,7 +91,8 @@ void finish_sums(const CodebookMatrix& weight, const double* sums, float* gradie
 
 }  // namespace
 
-void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs& args, const Context& context) noexcept {
+void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs& args,
+                       const Context& context) noexcept {
   const cpu::Ops& ops = cpu::ops_of(context.target);
   const cpu::CodebookView view = view_of(weight);
   const float* packed = pack(ops, args.g, args.tokens, weight.rows, context);
@@ -114,7 +116,8 @@ void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs&
         part.accumulate = row > 0;
         const float* panel = packed + first * weight.rows + row * ops.panel_width(part.tokens);
         for (int64_t c = 0; c < cols; c += ops.tile_rows) {
-          ops.multiply_tile(tiles + c * cpu::kTileStride, panel, rows, part, col + c, std::min(ops.tile_rows, cols - c));
+          ops.multiply_tile(tiles + c * cpu::kTileStride, panel, rows, part, col + c,
+                            std::min(ops.tile_rows, cols - c));
         }
       }
     }
@@ -124,7 +127,8 @@ void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs&
   if (!weight.channel_scales.empty()) divide_by_scales(weight.channel_scales, args, context);
 }
 
-void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const Context& context) noexcept {
+void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args,
+                       const Context& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
   double* sums = clear_sums(weight, context);
   float* product = context.scratch.own(static_cast<size_t>(weight.cols), context.team);

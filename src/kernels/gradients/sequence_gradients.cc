@@ -24,11 +24,12 @@ void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const Context& co
 void selective_scan_gradient(const ScanGradientArgs& args, const Context& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
   const ScanArgs& in = args.forward;
-  const int64_t width = 2 * in.state_size;                // dB, dC of one token
+  const int64_t width = 2 * in.state_size;  // dB, dC of one token
   const int64_t partial_size = in.tokens * width * ops.lanes;
   const int64_t blocks = (in.channels + kChannelGranule - 1) / kChannelGranule;
   const int64_t groups = std::min(blocks, kGroups);
-  float* partial = context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(groups * partial_size), context.team);
+  float* partial =
+      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(groups * partial_size), context.team);
   float* memory = context.scratch.own(static_cast<size_t>(gradients::scan_floats(args, ops.lanes)), context.team);
   const Range mine = context.team.share(groups);
   for (int64_t group = mine.begin; group < mine.end; ++group) {
