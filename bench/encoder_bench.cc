@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "codec/codebook_encode.h"
+#include "decoded_snr.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
 #include "percentile_codebook.h"
@@ -27,27 +28,6 @@ double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t middle = values.size() / 2;
   return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
-template <class T>
-std::vector<T> values_of(const Plane& plane) {
-  std::vector<T> values(plane.bytes.size() / sizeof(T));
-  std::memcpy(values.data(), plane.bytes.data(), plane.bytes.size());
-  return values;
-}
-
-/// SNR of the planes, decoded element by element and compared with the source.
-double decoded_snr_db(const TensorView& source, const PackedTensor& packed) {
-  const auto codebook = values_of<float>(packed.planes[0]);
-  const auto indices = values_of<uint8_t>(packed.planes[1]);
-  std::vector<float> decoded(indices.size());
-  for (size_t i = 0; i < indices.size(); ++i) decoded[i] = codebook[indices[i]];
-  if (packed.planes.size() > 2) {
-    const auto positions = values_of<int64_t>(packed.planes[2]);
-    const auto values = values_of<float>(packed.planes[3]);
-    for (size_t i = 0; i < positions.size(); ++i) decoded[static_cast<size_t>(positions[i])] = values[i];
-  }
-  return compare(source, decoded).snr_db();
 }
 
 void measure_rate(DType dtype, const char* name) {
@@ -70,7 +50,7 @@ void measure_rate(DType dtype, const char* name) {
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     const double reported = encoded.fidelity.snr_db();
-    const double counted = decoded_snr_db(source, encoded.packed);
+    const double counted = testing::decoded_snr_db(source, encoded.packed);
     fmt::print("{} [{}, {}], {} thread(s): {:.0f} M weights/s, SNR {:.3f} dB, decoded and compared {:.3f} dB: {}\n",
                name, kRows, kCols, threads, kRows * kCols / median(seconds) / 1e6, reported, counted,
                std::abs(reported - counted) < 1e-6 ? "equal" : "NOT EQUAL");
@@ -93,7 +73,7 @@ void compare_with_baseline(const char* path) {
     const auto start = std::chrono::steady_clock::now();
     const EncodedTensor encoded = encode_codebook(tensor, {});
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double snr = decoded_snr_db(tensor, encoded.packed);
+    const double snr = testing::decoded_snr_db(tensor, encoded.packed);
     const double baseline = testing::percentile_codebook_snr_db(tensor, encoded.outliers);
     snrs.push_back(snr);
     gains.push_back(snr - baseline);

@@ -17,7 +17,8 @@ thread_local int64_t allocations_left = -1;
 
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inlined, or GCC pairs one's malloc with the other's caller and warns of a mismatch.
+__attribute__((noinline)) void* operator new(size_t size) {
   if (allocations_left == 0) {
     allocations_left = -1;
     throw std::bad_alloc();
@@ -26,8 +27,8 @@ void* operator new(size_t size) {
   if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace hxq {
 namespace {

@@ -11,6 +11,7 @@
 #include "codec/encode_test_data.h"
 #include "codec/policy.h"
 #include "compress/plan.h"
+#include "decoded_snr.h"
 #include "io/checkpoint.h"
 
 namespace hxq {
@@ -28,34 +29,6 @@ struct Row {
   std::string text() const { return fmt::format("{},{:.3f}", exact, snr_db); }
 };
 
-template <class T>
-std::vector<T> values_of(const Plane& plane) {
-  std::vector<T> values(plane.bytes.size() / sizeof(T));
-  std::memcpy(values.data(), plane.bytes.data(), plane.bytes.size());
-  return values;
-}
-
-/// SNR of what the planes decode to, by the definition.
-double decoded_snr_db(const TensorView& source, const PackedTensor& packed) {
-  const auto codebook = values_of<float>(packed.planes[0]);
-  const auto indices = values_of<uint8_t>(packed.planes[1]);
-  std::vector<float> decoded;
-  for (const uint8_t index : indices) decoded.push_back(codebook[index]);
-  if (packed.planes.size() > 2) {
-    const auto positions = values_of<int64_t>(packed.planes[2]);
-    const auto values = values_of<float>(packed.planes[3]);
-    for (size_t i = 0; i < positions.size(); ++i) decoded[static_cast<size_t>(positions[i])] = values[i];
-  }
-  const std::vector<float> weights = to_float(source);
-  double signal = 0, error = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const double w = weights[i], difference = w - static_cast<double>(decoded[i]);
-    signal += w * w;
-    error += difference * difference;
-  }
-  return 10 * std::log10(signal / error);
-}
-
 Row measure(const std::string& name, const TensorView& source) {
   const EncodedTensor encoded = encode_codebook(source, {.threads = 1});
   size_t bytes = 0;
@@ -64,7 +37,7 @@ Row measure(const std::string& name, const TensorView& source) {
   const double bits = 8 * static_cast<double>(bytes) / weights;
   return {fmt::format("{},{},{}x{},{},{},{:.4f},{:.4f}", name, name_of(source.dtype), source.shape[0], source.shape[1],
                       encoded.outliers, bytes, bits, bits / 32),
-          decoded_snr_db(source, encoded.packed)};
+          testing::decoded_snr_db(source, encoded.packed)};
 }
 
 std::vector<Row> results_now() {
