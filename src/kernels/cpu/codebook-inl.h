@@ -41,8 +41,9 @@ inline void lookup_row(const CodebookView& weight, int64_t row, int64_t col, int
   }
 }
 
-[[maybe_unused]] void decode_codebook(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                                      float* out, int64_t stride) {
+/// Any matrix.
+[[maybe_unused]] void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t rows, int64_t col,
+                                                int64_t cols, float* out, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     lookup_row(weight, row + i, col, cols, out + i * stride);
     assign_outliers(weight, row + i, col, cols, out + i * stride);

@@ -26,6 +26,11 @@ struct HalfTable {
     return part % 2 * 32 + lane / 8 * 16 + part / 2 * 8 + lane % 8;
   }
 
+  /// Indices put so that the weights of part p are those of columns 16 p to 16 p + 15.
+  HXQ_ALWAYS_INLINE static __m512i in_order(__m512i value) {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), value);
+  }
+
   /// In assembly, because the compiler would turn the load back into a permute.
   HXQ_ALWAYS_INLINE static VecF widen(const __m256i& codes) {
     VecF value;
@@ -54,6 +59,10 @@ struct FloatTable {
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
+  HXQ_ALWAYS_INLINE static __m512i in_order(__m512i value) {
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), value);
+  }
+
   template <bool kMasked>
   HXQ_ALWAYS_INLINE Weights look_up(__m512i value, __mmask64 keep) const {
     const Indices index = indices_of(value);
@@ -69,6 +78,33 @@ struct FloatTable {
             _mm512_castsi512_ps(_mm512_unpackhi_epi16(low1, high1))};
   }
 };
+
+/// W[row .. row + rows, col .. col + cols), without outliers.
+template <class Table>
+void decode_rows_by(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+                    int64_t stride) {
+  const Table table(weight.planes);
+  const VecF scale = splat(weight.planes_scale);
+  for (int64_t i = 0; i < rows; ++i) {
+    const uint8_t* index = weight.indices + (row + i) * weight.cols + col;
+    float* to = out + i * stride;
+    for (int64_t c = 0; c < cols; c += kBlock) {
+      const int64_t n = cols - c < kBlock ? cols - c : kBlock;
+      const __mmask64 keep = _bzhi_u64(~0ull, static_cast<unsigned>(n));
+      const Weights w = table.template look_up<false>(Table::in_order(_mm512_maskz_loadu_epi8(keep, index + c)), keep);
+      const VecF parts[] = {w.part0 * scale, w.part1 * scale, w.part2 * scale, w.part3 * scale};
+#pragma GCC unroll 4
+      for (int64_t part = 0; part < 4; ++part) {
+        const int64_t left = n - part * kLanes;
+        if (left >= kLanes) {
+          store(to + c + part * kLanes, parts[part]);
+        } else if (left > 0) {
+          store_first(to + c + part * kLanes, parts[part], left);
+        }
+      }
+    }
+  }
+}
 
 /// x times the scale of the codes, in the order in which weights come out of the table, zero past the last column:
 /// [blocks, 4, 16].
@@ -216,6 +252,16 @@ void arrange(const CodebookView& weight, const float* x, int64_t tokens, float* 
     default:
       return arrange_for<FloatTable>(x, weight.cols, weight.planes_scale, arranged);
   }
+}
+
+void decode_codebook(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+                     int64_t stride) {
+  if (weight.index_bits != 8 || weight.planes_kind == LookupPlanes::Kind::none) {
+    return decode_codebook_by_lookup(weight, row, rows, col, cols, out, stride);
+  }
+  const bool half = weight.planes_kind == LookupPlanes::Kind::half;
+  (half ? decode_rows_by<HalfTable> : decode_rows_by<FloatTable>)(weight, row, rows, col, cols, out, stride);
+  for (int64_t i = 0; i < rows; ++i) assign_outliers(weight, row + i, col, cols, out + i * stride);
 }
 
 void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
