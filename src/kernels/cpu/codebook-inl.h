@@ -42,8 +42,8 @@ inline void lookup_row(const CodebookView& weight, int64_t row, int64_t col, int
 }
 
 /// Any matrix.
-[[maybe_unused]] void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t rows, int64_t col,
-                                                int64_t cols, float* out, int64_t stride) {
+void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                               float* out, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     lookup_row(weight, row + i, col, cols, out + i * stride);
     assign_outliers(weight, row + i, col, cols, out + i * stride);
@@ -104,15 +104,15 @@ void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, 
 }
 
 /// Any matrix, up to kFewTokens tokens.
-[[maybe_unused]] void codebook_rows_by_lookup(const CodebookView& weight, const LinearArgs& args, const float*,
-                                              int64_t begin, int64_t end) {
+void codebook_rows_by_lookup(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin,
+                             int64_t end) {
   if (weight.index_bits != 8 || weight.d != 1) return codebook_rows_by_pieces(weight, args, begin, end);
   int64_t t = 0;
   for (; t + 4 <= args.tokens; t += 4) codebook_rows_by_lanes<4>(weight, args, t, begin, end);
   for (; t < args.tokens; ++t) codebook_rows_by_lanes<1>(weight, args, t, begin, end);
 }
 
-[[maybe_unused]] int64_t arranged_as_is(const CodebookView&, int64_t) { return 0; }
+int64_t arranged_as_is(const CodebookView&, int64_t) { return 0; }
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

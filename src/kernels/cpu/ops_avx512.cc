@@ -4,47 +4,25 @@
 #define HXQ_TILE_ROWS 14
 #define HXQ_PANEL_VECTORS 2
 
-#include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/codebook_avx512-inl.h"
-#include "kernels/cpu/dense-inl.h"
-#include "kernels/cpu/gemm-inl.h"
-#include "kernels/cpu/mamba-inl.h"
-#include "kernels/cpu/math-inl.h"
-#include "kernels/cpu/ops.h"
-#include "kernels/cpu/read-inl.h"
-#include "kernels/cpu/ssd-inl.h"
+#include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/whole_gemm_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
-const Ops kAvx512Ops = {
-    .target = Target::avx512,
-    .lanes = kLanes,
-    .arranged_floats = arranged_floats,
-    .arrange = arrange,
-    .codebook_rows = codebook_rows,
-    .dense_rows = dense_rows,
-    .decode_codebook = decode_codebook,
-    .decode_dense = decode_dense,
-    .tile_rows = kTileRows,
-    .panel_tokens = kPanelTokens,
-    .panel_width = panel_width,
-    .pack_panel = pack_panel,
-    .multiply_tile = multiply_tile,
-    .whole = {supports_whole, whole_panel_floats, pack_whole, whole_memory_floats, multiply_whole},
-    .rms_norm = rms_norm,
-    .conv = conv,
-    .scan = scan,
-    .ssd_floats = ssd_floats,
-    .ssd = ssd,
-    .read_bytes = read_bytes,
-    .extend_cache = extend_cache,
-    .attention_floats = attention_floats,
-    .attend = attend,
-    .gated_activation = gated_activation,
-    .exp = apply<vec_exp>,
-    .softplus = apply<vec_softplus>,
-    .silu = apply<vec_silu>,
-    .gelu = apply<vec_gelu>,
-};
+namespace {
+
+constexpr Ops avx512_ops() {
+  Ops ops = common_ops(Target::avx512);
+  ops.arranged_floats = arranged_floats;
+  ops.arrange = arrange;
+  ops.codebook_rows = codebook_rows;
+  ops.decode_codebook = decode_codebook;
+  ops.whole = {supports_whole, whole_panel_floats, pack_whole, whole_memory_floats, multiply_whole};
+  return ops;
+}
+
+}  // namespace
+
+constinit const Ops kAvx512Ops = avx512_ops();
 
 }  // namespace hxq::kernels::cpu

@@ -4,46 +4,10 @@
 #define HXQ_TILE_ROWS 3
 #define HXQ_PANEL_VECTORS 3
 
-#include "kernels/cpu/attention-inl.h"
-#include "kernels/cpu/codebook-inl.h"
-#include "kernels/cpu/dense-inl.h"
-#include "kernels/cpu/gemm-inl.h"
-#include "kernels/cpu/mamba-inl.h"
-#include "kernels/cpu/math-inl.h"
-#include "kernels/cpu/ops.h"
-#include "kernels/cpu/read-inl.h"
-#include "kernels/cpu/ssd-inl.h"
+#include "kernels/cpu/ops-inl.h"
 
 namespace hxq::kernels::cpu {
-const Ops kScalarOps = {
-    .target = Target::scalar,
-    .lanes = kLanes,
-    .arranged_floats = arranged_as_is,
-    .arrange = nullptr,
-    .codebook_rows = codebook_rows_by_lookup,
-    .dense_rows = dense_rows,
-    .decode_codebook = decode_codebook_by_lookup,
-    .decode_dense = decode_dense,
-    .tile_rows = kTileRows,
-    .panel_tokens = kPanelTokens,
-    .panel_width = panel_width,
-    .pack_panel = pack_panel,
-    .multiply_tile = multiply_tile,
-    .whole = {},
-    .rms_norm = rms_norm,
-    .conv = conv,
-    .scan = scan,
-    .ssd_floats = ssd_floats,
-    .ssd = ssd,
-    .read_bytes = read_bytes,
-    .extend_cache = extend_cache,
-    .attention_floats = attention_floats,
-    .attend = attend,
-    .gated_activation = gated_activation,
-    .exp = apply<vec_exp>,
-    .softplus = apply<vec_softplus>,
-    .silu = apply<vec_silu>,
-    .gelu = apply<vec_gelu>,
-};
+
+constinit const Ops kScalarOps = common_ops(Target::scalar);
 
 }  // namespace hxq::kernels::cpu
