@@ -69,9 +69,9 @@ int64_t bytes_read(const Weight& weight) noexcept {
   }
   const auto& coded = std::get<CodebookMatrix>(weight);
   const size_t floats = coded.codebook.size() + coded.low_rank.u_scaled.size() + coded.low_rank.vt.size() +
-                        coded.channel_scales.size() + coded.sidecar.value.size();
-  const size_t places = coded.sidecar.row_begin.size() + coded.sidecar.col.size();
-  return static_cast<int64_t>(coded.indices.size() + 4 * (floats + places));
+                        coded.channel_scales.size();
+  return static_cast<int64_t>(coded.indices.size() + sizeof(float) * floats +
+                              sizeof(OutlierChange) * coded.sidecar.value.size());
 }
 
 void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {
