@@ -1,6 +1,6 @@
 // Writes a random HXQ model folder of a well-known shape: config.json and model.safetensors, no tokenizer.
 //
-//     make_model --shape tinyllama-1.1b|qwen2-0.5b|mamba-130m DST
+//     make_model --shape tinyllama-1.1b|qwen2-0.5b|mamba-130m|mamba2-130m|zamba2-1.2b DST
 //
 // For measuring speed: the weights are about normal and mean nothing. The same bytes every time.
 
@@ -26,6 +26,13 @@
 namespace {
 
 using namespace hxq;
+
+/// Every sixth layer of Zamba2-1.2B has the shared transformer as well.
+std::vector<std::string> zamba2_layers() {
+  std::vector<std::string> layers(38, "mamba");
+  for (size_t i = 5; i < layers.size(); i += 6) layers[i] = "hybrid";
+  return layers;
+}
 
 const std::map<std::string, nlohmann::ordered_json>& shapes() {
   static const std::map<std::string, nlohmann::ordered_json> all = {
@@ -60,6 +67,40 @@ const std::map<std::string, nlohmann::ordered_json>& shapes() {
         {"intermediate_size", 1536},
         {"time_step_rank", 48},
         {"conv_kernel", 4}}},
+      {"mamba2-130m",
+       {{"model_type", "mamba2"},
+        {"vocab_size", 50288},
+        {"hidden_size", 768},
+        {"num_hidden_layers", 24},
+        {"state_size", 128},
+        {"num_heads", 24},
+        {"head_dim", 64},
+        {"n_groups", 1},
+        {"expand", 2},
+        {"conv_kernel", 4},
+        {"tie_word_embeddings", true}}},
+      {"zamba2-1.2b",
+       {{"model_type", "zamba2"},
+        {"vocab_size", 32000},
+        {"hidden_size", 2048},
+        {"num_hidden_layers", 38},
+        {"layers_block_type", zamba2_layers()},
+        {"num_mem_blocks", 1},
+        {"intermediate_size", 8192},
+        {"num_attention_heads", 32},
+        {"num_key_value_heads", 32},
+        {"attention_head_dim", 128},
+        {"adapter_rank", 128},
+        {"use_shared_mlp_adapter", true},
+        {"use_mem_rope", true},
+        {"mamba_d_state", 64},
+        {"mamba_d_conv", 4},
+        {"mamba_expand", 2},
+        {"mamba_headdim", 64},
+        {"n_mamba_heads", 64},
+        {"mamba_ngroups", 1},
+        {"max_position_embeddings", 4096},
+        {"tie_word_embeddings", true}}},
   };
   return all;
 }
