@@ -10,7 +10,7 @@
 namespace hxq {
 
 struct ModelOptions {
-  int threads = 0;               ///< 0: the cores this process may run on
+  int threads = 0;               ///< 0: the cores this process may run on, fewer while other programs hold them up
   std::string target = {};       ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has
   std::string kv_cache = "f32";  ///< how attention keeps keys and values: "f32", or "f16" at half the memory
 };
@@ -26,7 +26,7 @@ struct ModelInfo {
   int64_t compressed_matrices = 0;  ///< matrices that run in compressed form
   int64_t dense_matrices = 0;
   int64_t bytes_per_token = 0;  ///< weight bytes that one decode step reads
-  int threads = 0;
+  int threads = 0;              ///< at most
   std::string target;
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -15,6 +16,7 @@
 #include "io/json.h"
 #include "kernels/scratch.h"
 #include "layers/block.h"
+#include "model/step_threads.h"
 
 namespace hxq {
 namespace {
@@ -56,7 +58,7 @@ DType kv_cache_type(const std::string& name) {
 }  // namespace
 
 struct State::Parts {
-  Parts(const Model::Parts* made_by, int threads) : owner(made_by), scratch(threads) {}
+  Parts(const Model::Parts* made_by, int threads) : owner(made_by), scratch(threads), step_threads(threads) {}
 
   const Model::Parts* owner;  ///< the only one that can use the states of blocks
   std::vector<std::unique_ptr<BlockState>> blocks;
@@ -65,6 +67,7 @@ struct State::Parts {
   std::vector<float> embedding;  // [chunk, hidden]: x before the first block, where blocks read it
   std::vector<float> work;       // shared by the blocks, one after the other
   kernels::Scratch scratch;
+  StepThreads step_threads;
 };
 
 State::State(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
@@ -86,6 +89,7 @@ struct Model::Parts {
   ModelDesc desc;
   ModelInfo info;
   kernels::Target target = kernels::Target::scalar;
+  bool adapt_threads = false;    // of decode steps; the user did not say how many
   std::vector<Weight> matrices;  // by WeightId; empty views for what is not a matrix
   StateOptions state_options;
   std::vector<std::unique_ptr<Block>> blocks;
@@ -145,7 +149,9 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, int64_t end, State
   float* work = state.work.data();
   float* embedding = desc.blocks_read_embedding ? state.embedding.data() : nullptr;
 
-  run_team(info.threads, [&](const Team& team) {
+  const bool adapts = count == 1 && adapt_threads;
+  const auto start = std::chrono::steady_clock::now();
+  run_team(adapts ? state.step_threads.threads() : info.threads, [&](const Team& team) {
     const kernels::Context context{team, target, state.scratch};
     gather_rows(matrix(desc.embedding), tokens.data(), count, x, context);
     if (embedding) gather_rows(matrix(desc.embedding), tokens.data(), count, embedding, context);
@@ -164,6 +170,9 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, int64_t end, State
            {.x = work, .x_stride = desc.hidden_size, .y = out, .y_stride = desc.vocab_size, .tokens = count - first},
            context);
   });
+  if (adapts) {
+    state.step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
   state.position += count;
 }
 
@@ -192,6 +201,7 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   info.blocks = static_cast<int64_t>(parts->desc.blocks.size());
   info.context_length = parts->desc.max_positions;
   info.threads = options.threads == 0 ? default_thread_count() : options.threads;
+  parts->adapt_threads = options.threads == 0;
   info.target = kernels::name_of(parts->target);
   info.eos_tokens = eos_tokens(dir, parts->desc);
   info.bos_token = parts->desc.bos_token;

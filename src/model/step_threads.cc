@@ -1,0 +1,53 @@
+#include "model/step_threads.h"
+
+#include <algorithm>
+
+namespace hxq {
+namespace {
+
+constexpr int kWindow = 16;         ///< steps that are judged together, fewer if their time is up before
+constexpr double kDisturbed = 1.5;  ///< mean against the shortest step from which on fewer threads are tried
+constexpr double kGrowth = 1.001;   ///< of the shortest, a step: sequences get longer, and attention slower with them
+constexpr int kWaitAfterChange = 4;
+constexpr int kLongestWait = 64;
+
+}  // namespace
+
+void StepThreads::begin_window(int threads) noexcept {
+  threads_ = threads;
+  sum_ = 0;
+  steps_ = 0;
+}
+
+void StepThreads::end_usual_window() noexcept {
+  usual_mean_ = sum_ / steps_;
+  if (--wait_ > 0) return begin_window(usual_);
+  if (usual_ > 1 && usual_mean_ > kDisturbed * shortest_) return begin_window(usual_ / 2);
+  begin_window(std::min(2 * usual_, most_));
+}
+
+void StepThreads::end_trial(bool better) noexcept {
+  if (better) {
+    usual_ = threads_;
+    shortest_ = 0;
+    next_wait_ = kWaitAfterChange;
+  } else {
+    next_wait_ = std::min(2 * next_wait_, kLongestWait);
+  }
+  wait_ = next_wait_;
+  begin_window(usual_);
+}
+
+void StepThreads::took(double seconds) noexcept {
+  if (++steps_ == 0) return;
+  sum_ += seconds;
+  if (threads_ != usual_) {
+    const bool slower = sum_ > kWindow * usual_mean_;
+    if (slower || steps_ == kWindow) end_trial(!slower);
+    return;
+  }
+  shortest_ = shortest_ == 0 ? seconds : std::min(shortest_ * kGrowth, seconds);
+  if (steps_ == kWindow || sum_ > kWindow * kDisturbed * shortest_) end_usual_window();
+}
+
+}  // namespace hxq

@@ -1,0 +1,71 @@
+#include "model/step_threads.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+
+namespace hxq {
+namespace {
+
+/// Seconds that a step takes: of its number and its threads.
+using StepTime = std::function<double(int, int)>;
+
+/// Steps by number of threads.
+std::map<int, int> run(StepThreads& threads, int steps, const StepTime& time) {
+  std::map<int, int> count;
+  for (int i = 0; i < steps; ++i) {
+    ++count[threads.threads()];
+    threads.took(time(i, threads.threads()));
+  }
+  return count;
+}
+
+TEST(StepThreads, StaysAtAllThreadsWhereNothingDisturbs) {
+  StepThreads threads(8);
+  EXPECT_EQ(run(threads, 5000, [](int i, int n) { return (1.0 + i % 3 * 0.1) / n; }), (std::map<int, int>{{8, 5000}}));
+}
+
+TEST(StepThreads, FollowsSequencesThatGetSlower) {
+  StepThreads threads(2);
+  EXPECT_EQ(run(threads, 4000, [](int i, int n) { return (1 + i * 0.0005) / n; })[1], 0);
+}
+
+/// Two threads are held up for a time slice in most steps, one is not.
+double held_up(int i, int n) { return n == 1 ? 0.4e-3 : i % 4 == 0 ? 0.25e-3 : 3.6e-3; }
+
+TEST(StepThreads, TakesFewerWhereTheyAreHeldUp) {
+  StepThreads threads(2);
+  const std::map<int, int> count = run(threads, 2000, held_up);
+  EXPECT_GT(count.at(1), 1800);
+  EXPECT_EQ(threads.threads(), 1);
+}
+
+TEST(StepThreads, TakesAllAgainWhenTheDisturbanceIsOver) {
+  StepThreads threads(2);
+  run(threads, 2000, held_up);
+  run(threads, 2000, [](int, int n) { return 0.4e-3 / n; });
+  EXPECT_EQ(threads.threads(), 2);
+}
+
+TEST(StepThreads, FindsTheNumberThatIsLeftAlone) {
+  StepThreads threads(16);
+  const StepTime time = [](int i, int n) { return n > 4 && i % 32 < n ? 3.0 : 1.0 / n; };
+  run(threads, 3000, time);
+  EXPECT_GT(run(threads, 3000, time)[4], 2500);
+}
+
+TEST(StepThreads, TheFirstStepDoesNotCount) {
+  StepThreads threads(2);
+  EXPECT_EQ(run(threads, 500, [](int i, int n) { return i == 0 ? 100.0 : 1.0 / n; })[1], 0);
+}
+
+TEST(StepThreads, TrialsThatFailGetRare) {
+  StepThreads threads(2);
+  const StepTime noisy = [](int i, int n) { return n == 1 ? 9.0 : i % 4 == 0 ? 1.0 : 3.0; };
+  run(threads, 2000, noisy);
+  EXPECT_LT(run(threads, 5000, noisy)[1], 50);
+}
+
+}  // namespace
+}  // namespace hxq
