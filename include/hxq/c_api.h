@@ -220,7 +220,7 @@ typedef struct hxq_compress_options {
   const char* const* only; /* if any: compress only tensors that match one of these */
   size_t only_count;
   int32_t threads; /* 0: the cores this process may run on */
-  int32_t force;   /* replace a folder that an earlier compression wrote */
+  int32_t force;   /* replace a folder that an earlier compression wrote, if nothing was added to it */
 } hxq_compress_options;
 
 /* Compresses a model folder into a new one; the receipt as JSON. options and progress may be null. */

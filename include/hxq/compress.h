@@ -15,7 +15,7 @@ struct CompressOptions {
   std::vector<std::string> keep = {};  ///< shell patterns (fnmatch) of tensor names to store exactly
   std::vector<std::string> only = {};  ///< if not empty, compress nothing but tensors that match one of these
   int threads = 0;                     ///< 0: the cores this process may run on
-  bool force = false;                  ///< replace a folder that an earlier compression wrote
+  bool force = false;  ///< replace a folder that an earlier compression wrote, if nothing was added to it
   /// Called before each tensor with its name, and with the source bytes done and in all; at the end with an empty name.
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};
   /// Called with one line where the user should know how tensors were chosen: the architecture is not a known one.
@@ -43,8 +43,8 @@ std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source,
 ///
 /// The bytes written do not depend on `threads`. One tensor is in memory at a time. Everything is written to a folder
 /// beside `destination`, synced, then renamed: `destination` is complete or not there. Throws `Error`, leaving what was
-/// there before as it was, if `destination` exists (unless `force` and an earlier compression wrote it), for bad input,
-/// and when writing fails.
+/// there before as it was, if `destination` exists (unless `force` and an earlier compression wrote all that is in it),
+/// for bad input, and when writing fails.
 Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
                  const CompressOptions& options = {});
 

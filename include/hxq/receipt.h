@@ -63,6 +63,7 @@ struct Receipt {
   double sidecar_fraction = 0;
   std::vector<std::string> keep;
   std::vector<std::string> only;
+  std::vector<std::string> files;  ///< names of the folder's files, without the receipt's; empty in older receipts
   std::vector<TensorReceipt> tensors;
   ReceiptTotals totals;
 };

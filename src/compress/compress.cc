@@ -9,6 +9,7 @@
 
 #include "codec/codebook_encode.h"
 #include "compress/plan.h"
+#include "compress/replaceable.h"
 #include "compress/sha256.h"
 #include "compress/staged_folder.h"
 #include "hxq/error.h"
@@ -173,6 +174,15 @@ void check_apart(const std::filesystem::path& source, const std::filesystem::pat
   }
 }
 
+std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
 }  // namespace
 
 Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
@@ -181,7 +191,7 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   const Checkpoint checkpoint = Checkpoint::open(source);
   const std::vector<PlanEntry> plan = plan_entries(checkpoint, options);
   if (options.force) check_apart(source, destination);
-  StagedFolder folder(destination, options.force ? kReceiptFile : "");
+  StagedFolder folder(destination, options.force ? StagedFolder::Check(check_replaceable) : nullptr);
 
   SafetensorsWriter writer(folder.path() / "model.safetensors", header_plan(plan));
   Receipt receipt;
@@ -200,6 +210,7 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
     folder.write("config.json", json_text(config) + "\n");
   }
   if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
+  receipt.files = names_in(folder.path());
   receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   receipt.totals.peak_memory_bytes = peak_memory_bytes();
   folder.write(kReceiptFile, to_json(receipt));

@@ -83,7 +83,7 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
     total += element_count(tensor.shape) * static_cast<int64_t>(size_of(dtype));
   }
 
-  StagedFolder folder(destination, "");
+  StagedFolder folder(destination);
   SafetensorsWriter writer(folder.path() / "model.safetensors", plan);
   int64_t done = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {

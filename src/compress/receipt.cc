@@ -65,6 +65,7 @@ Receipt receipt_from(const nlohmann::json& json) {
   options.at("sidecar_fraction").get_to(receipt.sidecar_fraction);
   options.at("keep").get_to(receipt.keep);
   options.at("only").get_to(receipt.only);
+  if (json.contains("files")) json.at("files").get_to(receipt.files);
   const nlohmann::json& totals = json.at("totals");
   totals.at("parameters").get_to(receipt.totals.parameters);
   totals.at("tensors_compressed").get_to(receipt.totals.tensors_compressed);
@@ -94,6 +95,7 @@ std::string to_json(const Receipt& receipt) {
       {"tool", {{"name", "hxq"}, {"version", receipt.tool_version}}},
       {"source", receipt.source_name},
       {"options", {{"sidecar_fraction", receipt.sidecar_fraction}, {"keep", receipt.keep}, {"only", receipt.only}}},
+      {"files", receipt.files},
       {"totals",
        {{"parameters", totals.parameters},
         {"tensors_compressed", totals.tensors_compressed},

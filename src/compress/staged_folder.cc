@@ -10,6 +10,7 @@
 #include <array>
 #include <fstream>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "hxq/error.h"
@@ -63,8 +64,8 @@ fs::path make_folder_beside(const fs::path& destination) {
 
 }  // namespace
 
-StagedFolder::StagedFolder(const fs::path& destination, std::string_view replaceable_marker)
-    : destination_(named(destination)), replaceable_marker_(replaceable_marker) {
+StagedFolder::StagedFolder(const fs::path& destination, Check check_replaceable)
+    : destination_(named(destination)), check_replaceable_(std::move(check_replaceable)) {
   check_destination();
   std::error_code error;
   fs::create_directories(destination_.parent_path(), error);
@@ -73,13 +74,9 @@ StagedFolder::StagedFolder(const fs::path& destination, std::string_view replace
 }
 
 void StagedFolder::check_destination() const {
-  const fs::file_status status = fs::symlink_status(destination_);
-  if (!fs::exists(status)) return;
-  if (replaceable_marker_.empty()) throw Error("exists already, and is left as it is", {.file = destination_.string()});
-  if (!fs::is_directory(status) || !fs::exists(destination_ / replaceable_marker_)) {
-    throw Error(fmt::format("is not a folder that has {}, so it is not replaced", replaceable_marker_),
-                {.file = destination_.string()});
-  }
+  if (!fs::exists(fs::symlink_status(destination_))) return;
+  if (!check_replaceable_) throw Error("exists already, and is left as it is", {.file = destination_.string()});
+  check_replaceable_(destination_);
 }
 
 StagedFolder::~StagedFolder() {
@@ -113,7 +110,7 @@ void StagedFolder::commit() {
     staging_.clear();
   } else if (errno != ENOTEMPTY && errno != EEXIST) {
     throw_system_error(destination_, "move the finished folder there");
-  } else if (replaceable_marker_.empty()) {
+  } else if (!check_replaceable_) {
     throw Error("exists already, and is left as it is", {.file = destination_.string()});
   } else if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
     throw_system_error(destination_, "exchange it with the finished folder");
@@ -121,13 +118,16 @@ void StagedFolder::commit() {
   sync(destination_.parent_path());
 }
 
+bool is_side_file(std::string_view name) {
+  const std::string text(name);
+  return std::ranges::any_of(kSideFiles,
+                             [&](const char* pattern) { return fnmatch(pattern, text.c_str(), FNM_PERIOD) == 0; });
+}
+
 void copy_side_files(const fs::path& source, const StagedFolder& target) {
   std::vector<fs::path> files;
   for (const fs::directory_entry& entry : fs::directory_iterator(source)) {
-    const std::string name = entry.path().filename().string();
-    const bool wanted = std::ranges::any_of(
-        kSideFiles, [&](const char* pattern) { return fnmatch(pattern, name.c_str(), FNM_PERIOD) == 0; });
-    if (wanted && entry.is_regular_file()) files.push_back(entry.path());
+    if (is_side_file(entry.path().filename().string()) && entry.is_regular_file()) files.push_back(entry.path());
   }
   std::ranges::sort(files);
   for (const fs::path& file : files) target.copy(file);

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <filesystem>
-#include <string>
+#include <functional>
 #include <string_view>
 
 namespace hxq {
@@ -10,9 +10,12 @@ namespace hxq {
 /// destination is as it was; without `commit` nothing stays behind.
 class StagedFolder {
  public:
-  /// `replaceable_marker`: the destination may exist if it is a folder that has this file; empty: it must not exist.
-  /// Throws `Error` if it exists otherwise, or cannot be written.
-  StagedFolder(const std::filesystem::path& destination, std::string_view replaceable_marker);
+  /// Throws `Error` unless what is at the destination may be replaced.
+  using Check = std::function<void(const std::filesystem::path& destination)>;
+
+  /// Throws `Error` if the destination exists and `check_replaceable` (empty: nothing may be replaced) does not let it
+  /// be replaced, now or when committing, or if it cannot be written.
+  explicit StagedFolder(const std::filesystem::path& destination, Check check_replaceable = {});
   StagedFolder(const StagedFolder&) = delete;
   StagedFolder& operator=(const StagedFolder&) = delete;
   ~StagedFolder();
@@ -33,9 +36,12 @@ class StagedFolder {
   void check_destination() const;
 
   std::filesystem::path destination_;
-  std::string replaceable_marker_;
+  Check check_replaceable_;
   std::filesystem::path staging_;
 };
+
+/// Whether the file is one of those that `copy_side_files` copies.
+bool is_side_file(std::string_view name);
 
 /// Copies what a model folder holds beside weights and config.json: tokenizer, generation settings, chat template,
 /// processor settings, model code and licence.

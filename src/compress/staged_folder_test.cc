@@ -21,31 +21,35 @@ size_t entries_of(const fs::path& dir) {
   return static_cast<size_t>(std::distance(fs::directory_iterator(dir), fs::directory_iterator()));
 }
 
+void has_marker(const fs::path& folder) {
+  if (fs::is_symlink(folder) || !fs::exists(folder / "marker")) throw Error("has no marker");
+}
+
 TEST(StagedFolder, IsThereOnlyWhenCommitted) {
   const testing::TempDir dir;
   {
-    const StagedFolder folder(dir.path() / "out", "");
+    const StagedFolder folder(dir.path() / "out");
     folder.write("a", "1");
     EXPECT_FALSE(fs::exists(dir.path() / "out"));
   }
   EXPECT_EQ(entries_of(dir.path()), 0u);
-  StagedFolder folder(dir.path() / "new/out/", "");
+  StagedFolder folder(dir.path() / "new/out/");
   folder.write("a", "1");
   folder.commit();
   EXPECT_EQ(text_of(dir.path() / "new/out/a"), "1");
 }
 
-TEST(StagedFolder, ReplacesOnlyAFolderWithTheMarker) {
+TEST(StagedFolder, ReplacesOnlyWhatTheCheckAllows) {
   const testing::TempDir dir;
   dir.write("mine/notes", "precious");
   dir.write("old/marker", "old");
   fs::create_directory_symlink(dir.path() / "old", dir.path() / "link");
-  EXPECT_THROW(StagedFolder(dir.path() / "mine", "marker"), Error);
-  EXPECT_THROW(StagedFolder(dir.path() / "old", ""), Error);
-  EXPECT_THROW(StagedFolder(dir.path() / "link", "marker"), Error);
-  EXPECT_THROW(StagedFolder("", ""), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "mine", has_marker), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "old"), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "link", has_marker), Error);
+  EXPECT_THROW(StagedFolder(""), Error);
   {
-    StagedFolder folder(dir.path() / "old", "marker");
+    StagedFolder folder(dir.path() / "old", has_marker);
     folder.write("marker", "new");
     folder.commit();
   }
@@ -54,10 +58,10 @@ TEST(StagedFolder, ReplacesOnlyAFolderWithTheMarker) {
 }
 
 TEST(StagedFolder, LeavesWhatAnotherProcessMadeInTheMeantime) {
-  for (const char* marker : {"", "marker"}) {
+  for (const StagedFolder::Check& check : {StagedFolder::Check(), StagedFolder::Check(has_marker)}) {
     const testing::TempDir dir;
     {
-      StagedFolder folder(dir.path() / "out", marker);
+      StagedFolder folder(dir.path() / "out", check);
       folder.write("marker", "late");
       dir.write("out/notes", "precious");
       EXPECT_THROW(folder.commit(), Error);

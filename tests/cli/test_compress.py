@@ -144,6 +144,28 @@ def test_force_replaces_an_earlier_result(hxq, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("added", ["README.md", "adapters/lora.bin", "empty", "train.py", "tokenizer_notes.txt"])
+def test_force_never_removes_what_was_added(hxq, compressed_copy, added):
+    path = compressed_copy / added
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if added == "empty" else path.write_text("mine")
+    before = tree(compressed_copy)
+    hxq("compress", MODEL, compressed_copy, "--force").fails_with(compressed_copy, f"holds {added}, which no compression")
+    assert tree(compressed_copy) == before and path.exists() and leftovers(compressed_copy.parent) == []
+
+
+def test_force_with_a_receipt_that_lists_no_files(hxq, compressed_copy):
+    path = compressed_copy / "hxq_receipt.json"
+    receipt = json.loads(path.read_text())
+    assert sorted(receipt.pop("files") + [path.name]) == sorted(file.name for file in compressed_copy.iterdir())
+    path.write_text(json.dumps(receipt))
+    (compressed_copy / "notes").write_text("mine")
+    hxq("compress", MODEL, compressed_copy, "--force").fails_with("holds notes, which no compression wrote")
+    (compressed_copy / "notes").unlink()
+    assert hxq("compress", MODEL, compressed_copy, "--force").code == 0
+    assert "files" in json.loads(path.read_text())
+
+
 def test_force_never_replaces_the_source(hxq, tmp_path):
     """A folder that compression wrote can be a source again if all in it is exact, and can hold other sources."""
     out = tmp_path / "out"

@@ -120,7 +120,8 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("-t,--threads", arguments->options.threads, "Threads (0: all cores); the bytes written are the same")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
-  app.add_flag("-f,--force", arguments->options.force, "Replace DST if an earlier compression wrote it");
+  app.add_flag("-f,--force", arguments->options.force,
+               "Replace DST if an earlier compression wrote it and nothing was added to it since");
   app.add_flag("--json", arguments->json, "Print the receipt (or the plan) as JSON");
   app.footer("Example: hxq compress models/wiki-mamba-7m build/wiki-mamba-7m-hxq");
   return [arguments] { return run(*arguments); };
