@@ -33,7 +33,8 @@ struct VerifyResult {
   bool ok() const { return problems.empty(); }
 };
 
-/// Checks a model folder: every index, position and value of compressed tensors; against the receipt, if there is one,
+/// Checks a model folder: every index, position and value of compressed tensors; that the model is complete, as far as
+/// config.json tells; against the receipt, if there is one,
 /// the set of stored keys and the SHA-256 of each; with `source`, that exact tensors equal the source bit for bit and
 /// that every fidelity figure of the receipt is what the stored bytes give. Reports all problems, not only the first.
 /// Throws `Error` only if the folder cannot be opened at all.

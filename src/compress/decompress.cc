@@ -9,6 +9,7 @@
 #include "codec/codebook_read.h"
 #include "codec/decode_reference.h"
 #include "codec/stored_tensors.h"
+#include "compress/completeness.h"
 #include "compress/known_shapes.h"
 #include "compress/staged_folder.h"
 #include "hxq/compress.h"
@@ -71,6 +72,7 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   const Checkpoint checkpoint = Checkpoint::open(source);
   const std::map<std::string, Shape> shapes = known_shapes(checkpoint);
   check_dtypes(checkpoint, shapes);
+  if (const std::vector<Error> faults = completeness_faults(checkpoint); !faults.empty()) throw faults.front();
   std::vector<StoredTensor> tensors = list_tensors(checkpoint);
   std::vector<TensorPlan> plan;
   int64_t total = 0;

@@ -7,8 +7,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "codec/model_tensors.h"
 #include "codec/shared_copies.h"
-#include "codec/stored_tensors.h"
 #include "compress/known_shapes.h"
 #include "hxq/error.h"
 
@@ -43,21 +43,14 @@ void check_dtype(const Checkpoint& source, const WeightDesc& weight, const Tenso
 /// Roles of the tensors that the architecture names. Copies of shared tensors have the role of what they are copies of.
 std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& desc) {
   std::map<std::string, Role> roles;
+  check_layer_count(source, desc);
   for (const WeightDesc& weight : desc.weights) {
     roles.emplace(weight.name, weight.role);
     for (const SharedPrefix& shared : desc.shared_prefixes) {
       if (!weight.name.starts_with(shared.stored)) continue;
       roles.emplace(shared.prefix + weight.name.substr(shared.stored.size()), weight.role);
     }
-    const std::optional<StoredTensor> stored = find_tensor(source, weight.name);
-    if (!stored && !weight.optional) {
-      throw Error(fmt::format("missing; the configuration expects it with shape {}", to_string(weight.shape)),
-                  source.place(weight.name));
-    }
-    if (stored && stored->shape != weight.shape) {
-      throw Error(fmt::format("shape is {}, expected {}", to_string(stored->shape), to_string(weight.shape)),
-                  source.place(weight.name));
-    }
+    find_described(source, weight);
     if (const TensorView* view = source.find(weight.name)) check_dtype(source, weight, *view);
   }
   return roles;

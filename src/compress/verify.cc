@@ -11,6 +11,7 @@
 #include "codec/decode_reference.h"
 #include "codec/fidelity.h"
 #include "codec/stored_tensors.h"
+#include "compress/completeness.h"
 #include "compress/known_shapes.h"
 #include "compress/sha256.h"
 #include "hxq/error.h"
@@ -66,6 +67,7 @@ class Verifier {
     } catch (const Error& error) {
       problem(error.what());
     }
+    for (const Error& fault : completeness_faults(checkpoint_)) problem(fault.what());
     if (receipt_) check_keys();
     int64_t total = 0;
     for (const auto& [key, view] : checkpoint_.tensors()) total += static_cast<int64_t>(view.bytes.size());
@@ -87,7 +89,10 @@ class Verifier {
   }
 
  private:
-  void problem(std::string message) { result_.problems.push_back({std::move(message)}); }
+  void problem(std::string message) {
+    if (std::ranges::find(result_.problems, message, &Problem::message) != result_.problems.end()) return;
+    result_.problems.push_back({std::move(message)});
+  }
 
   void problem(std::string_view tensor, const std::string& message) {
     problem(Error(message, checkpoint_.place(tensor)).what());

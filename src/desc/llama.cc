@@ -88,13 +88,14 @@ ModelDesc describe_decoder(const ConfigReader& config, const Variant& variant) {
   ModelDesc model;
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
+  model.layer_prefix = "model.layers.";
   model.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-6));
   model.tied_head = config.flag_or("tie_word_embeddings", false);
   if (config.text_or("hidden_act", "silu") != "silu") config.fail("hidden_act", "\"silu\"");
 
   model.embedding = model.add("model.embed_tokens.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
   for (int64_t layer = 0; layer < config.layer_count(); ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    const std::string prefix = fmt::format("{}{}.", model.layer_prefix, layer);
     TransformerBlockDesc block;
     block.attention = describe_attention(model, config, prefix, variant);
     if (!variant.windows.empty()) block.attention.window = variant.windows[static_cast<size_t>(layer)];

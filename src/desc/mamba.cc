@@ -22,7 +22,7 @@ MambaBlockDesc describe_block(ModelDesc& model, const ConfigReader& config, int6
   block.conv_width = config.size_or("conv_kernel", 4);
   block.dt_rank = dt_rank_of(config, hidden);
 
-  const std::string prefix = fmt::format("backbone.layers.{}.", layer);
+  const std::string prefix = fmt::format("{}{}.", model.layer_prefix, layer);
   const auto add = [&](const char* name, Shape shape, Role role) {
     return model.add(prefix + name, std::move(shape), role);
   };
@@ -49,6 +49,7 @@ ModelDesc describe_mamba(const ConfigReader& config) {
   ModelDesc model;
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
+  model.layer_prefix = "backbone.layers.";
   model.norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
   model.tied_head = config.flag_or("tie_word_embeddings", true);
   if (const std::string act = config.text_or("hidden_act", "silu"); act != "silu")

@@ -73,6 +73,7 @@ ModelDesc describe_mamba2(const ConfigReader& config) {
   ModelDesc model;
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
+  model.layer_prefix = "backbone.layers.";
   model.norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
   model.tied_head = config.flag_or("tie_word_embeddings", false);
   if (config.text_or("hidden_act", "silu") != "silu") config.fail("hidden_act", "\"silu\"");
@@ -81,7 +82,7 @@ ModelDesc describe_mamba2(const ConfigReader& config) {
   model.embedding = model.add("backbone.embeddings.weight", {model.vocab_size, model.hidden_size}, Role::embedding);
   const int64_t layers = config.layer_count();
   for (int64_t layer = 0; layer < layers; ++layer) {
-    const std::string prefix = fmt::format("backbone.layers.{}.", layer);
+    const std::string prefix = fmt::format("{}{}.", model.layer_prefix, layer);
     Mamba2BlockDesc block = sizes;
     add_mamba2_weights(model,
                        {.norm = prefix + "norm.weight",

@@ -173,6 +173,7 @@ struct ModelDesc {
   int64_t max_positions = 0;  ///< tokens a sequence may have; 0: no limit
   std::vector<WeightDesc> weights;
   std::vector<BlockDesc> blocks;
+  std::string layer_prefix;  ///< before a layer's number in the names of its weights
   std::vector<SharedPrefix> shared_prefixes;
   WeightId embedding = kNoWeight;
   WeightId final_norm = kNoWeight;

@@ -82,23 +82,22 @@ class Describer {
         shared_blocks_(config.size_or("num_mem_blocks", 1)),
         bias_(config.flag_or("add_bias_linear", false)) {}
 
-  Mamba2BlockDesc mamba_layer(int64_t layer) { return mamba(fmt::format("model.layers.{}.", layer)); }
+  Mamba2BlockDesc mamba_layer(int64_t layer) { return mamba(layer_prefix(layer)); }
 
   Zamba2BlockDesc hybrid_layer(int64_t layer) {
     const int64_t use = uses_++;
     const int64_t shared = use % shared_blocks_;
     const auto [stored, first_use] = shared_.try_emplace(shared);
     if (first_use) {
-      stored->second.prefix = fmt::format("model.layers.{}.shared_transformer.", layer);
+      stored->second.prefix = layer_prefix(layer) + "shared_transformer.";
       add_shared(stored->second);
     } else {
       count_use(stored->second.block);
-      model_.shared_prefixes.push_back(
-          {fmt::format("model.layers.{}.shared_transformer.", layer), stored->second.prefix});
+      model_.shared_prefixes.push_back({layer_prefix(layer) + "shared_transformer.", stored->second.prefix});
     }
     Zamba2BlockDesc block = stored->second.block;
     add_adapters(stored->second.prefix, use, block);
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    const std::string prefix = layer_prefix(layer);
     block.linear = add(prefix + "linear.weight", {model_.hidden_size, model_.hidden_size});
     block.mamba = mamba(prefix + "mamba_decoder.");
     return block;
@@ -114,6 +113,8 @@ class Describer {
     std::string prefix;
     Zamba2BlockDesc block;
   };
+
+  std::string layer_prefix(int64_t layer) const { return fmt::format("{}{}.", model_.layer_prefix, layer); }
 
   WeightId add(const std::string& name, Shape shape, Role role = Role::projection) {
     return model_.add(name, std::move(shape), role);
@@ -185,6 +186,7 @@ ModelDesc describe_zamba2(const ConfigReader& config) {
   ModelDesc model;
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
+  model.layer_prefix = "model.layers.";
   model.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-5));
   model.tied_head = config.flag_or("tie_word_embeddings", true);
   model.blocks_read_embedding = true;

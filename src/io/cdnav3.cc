@@ -141,6 +141,7 @@ bool is_cdnav3_tree(const fs::path& root) {
 }
 
 void read_cdnav3_tree(const fs::path& root, CheckpointContents& contents) {
+  contents.is_tree = true;
   std::vector<fs::path> unnamed;
   for (const fs::path& entry : sorted_entries(root)) {
     if (entry.extension() == ".cdnav3") {

@@ -152,6 +152,7 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 const fs::path& Checkpoint::path() const { return contents_->path; }
+bool Checkpoint::is_tree() const { return contents_->is_tree; }
 const nlohmann::json& Checkpoint::config() const { return contents_->config; }
 const TensorMap& Checkpoint::tensors() const { return contents_->tensors; }
 const std::map<std::string, std::string, std::less<>>& Checkpoint::unsupported() const {

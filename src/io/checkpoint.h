@@ -40,6 +40,9 @@ class Checkpoint {
   /// The path given to `open`.
   const std::filesystem::path& path() const;
 
+  /// Whether the tensors are those of a `.cdnav3` tree, whose writers leave some out.
+  bool is_tree() const;
+
   /// config.json; null when there is none.
   const nlohmann::json& config() const;
 

@@ -22,6 +22,7 @@ struct InflatedFile {
 struct CheckpointContents {
   std::filesystem::path path;
   nlohmann::json config;
+  bool is_tree = false;
   TensorMap tensors = {};
   std::map<std::string, std::string, std::less<>> unsupported = {};      // name -> dtype as stored
   std::map<std::string, std::string, std::less<>> parameter_names = {};  // compressed module -> parameter

@@ -4,29 +4,12 @@
 
 #include "codec/codebook_read.h"
 #include "codec/decode_reference.h"
-#include "codec/stored_tensors.h"
+#include "codec/model_tensors.h"
 #include "hxq/error.h"
 
 namespace hxq {
-namespace {
-
-StoredTensor require(const Checkpoint& checkpoint, const WeightDesc& desc) {
-  std::optional<StoredTensor> stored = find_tensor(checkpoint, desc.name);
-  if (!stored) {
-    throw Error(fmt::format("missing; the configuration expects it with shape {}", to_string(desc.shape)),
-                checkpoint.place(desc.name));
-  }
-  if (!stored->compressed && stored->shape != desc.shape) {
-    throw Error(fmt::format("shape is {}, expected {}", to_string(stored->shape), to_string(desc.shape)),
-                checkpoint.place(desc.name));
-  }
-  return *std::move(stored);
-}
-
-}  // namespace
-
 Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc) {
-  const StoredTensor stored = require(checkpoint, desc);
+  const StoredTensor stored = find_described(checkpoint, desc).value();
   if (stored.compressed) return read_codebook_matrix(checkpoint, stored.module, desc.shape);
   const TensorView& view = *checkpoint.find(stored.name);
   if (view.dtype != DType::f32 && view.dtype != DType::f16 && view.dtype != DType::bf16) {
@@ -37,7 +20,7 @@ Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc) {
 }
 
 std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc) {
-  const StoredTensor stored = require(checkpoint, desc);
+  const StoredTensor stored = find_described(checkpoint, desc).value();
   if (stored.compressed) {
     std::vector<float> values(static_cast<size_t>(element_count(desc.shape)));
     const CodebookMatrix matrix = read_codebook_matrix(checkpoint, stored.module, desc.shape);
@@ -68,8 +51,8 @@ int64_t bytes_read(const Weight& weight) noexcept {
     return dense->rows * dense->cols * static_cast<int64_t>(size_of(dense->dtype));
   }
   const auto& coded = std::get<CodebookMatrix>(weight);
-  const size_t floats = coded.codebook.size() + coded.low_rank.u_scaled.size() + coded.low_rank.vt.size() +
-                        coded.channel_scales.size();
+  const size_t floats =
+      coded.codebook.size() + coded.low_rank.u_scaled.size() + coded.low_rank.vt.size() + coded.channel_scales.size();
   return static_cast<int64_t>(coded.indices.size() + sizeof(float) * floats +
                               sizeof(OutlierChange) * coded.sidecar.value.size());
 }

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "codec/model_tensors.h"
 #include "codec/shared_copies.h"
-#include "codec/stored_tensors.h"
 #include "desc/config_reader.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
@@ -111,10 +111,11 @@ bool is_matrix(const WeightDesc& weight) {
 
 void Model::Parts::load() {
   check_shared_copies(checkpoint, desc);
+  check_layer_count(checkpoint, desc);
   matrices.resize(desc.weights.size());
   for (size_t id = 0; id < desc.weights.size(); ++id) {
     const WeightDesc& weight = desc.weights[id];
-    if (weight.optional && !find_tensor(checkpoint, weight.name)) continue;
+    if (!find_described(checkpoint, weight)) continue;
     info.parameters += element_count(weight.shape);
     if (!is_matrix(weight)) continue;
     matrices[id] = load_matrix(checkpoint, weight);

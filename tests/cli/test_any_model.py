@@ -141,6 +141,22 @@ def test_any_folder_is_compressed_by_shape(hxq, tmp_path, make, shards):
         assert back[name].dtype == expected.dtype and (back[name] == expected).all(), name
 
 
+@pytest.mark.parametrize(("lost", "left"), [("codebook", "indices"), ("indices", "codebook")])
+def test_part_of_a_module_is_missing(hxq, tmp_path, lost, left):
+    config, tensors, _ = bert()
+    write(tmp_path / "source", config, tensors)
+    out = tmp_path / "out"
+    assert hxq("compress", tmp_path / "source", out).code == 0
+    stored = SafetensorsFile(out / "model.safetensors")
+    stored.header["other"] = stored.header.pop(f"pooler.dense.{lost}")
+    stored.save()
+    fault = [f"pooler.dense.{lost}", f"missing, but pooler.dense.{left} is stored"]
+    hxq("decompress", out, tmp_path / "dense").fails_with(*fault)
+    assert not (tmp_path / "dense").exists()
+    result = hxq("verify", out)
+    assert result.code == 1 and all(part in result.err.splitlines()[0] for part in fault)
+
+
 def test_keep_and_only_refine_the_rule(hxq, tmp_path):
     config, tensors, _ = bert()
     write(tmp_path / "source", config, tensors)

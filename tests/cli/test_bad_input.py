@@ -101,6 +101,8 @@ COMPRESSED_FAULTS = {
     "wrong dtype": (header(MODULE + ".indices", dtype="I8"), [MODULE + ".indices", "I8", "expected U8, U16 or I16"]),
     "wrong shape": (header(MODULE + ".indices", shape=[512, 512]), [MODULE + ".indices", "[512, 512]", "[1024, 256]"]),
     "missing codebook": (rename(MODULE + ".codebook", "other"), [WEIGHT, "missing", "shape [1024, 256]"]),
+    "missing indices": (rename(MODULE + ".indices", "other"), [WEIGHT, "missing", "shape [1024, 256]"]),
+    "missing norm": (rename("backbone.norm_f.weight", "other"), ["backbone.norm_f.weight", "missing", "shape [256]"]),
     "index beyond the codebook": (shorten_codebook, [MODULE + ".indices", "is 255, expected less than 255"]),
     "position before the matrix": (
         put_in("sidecar_positions", 0, struct.pack("<q", -1)), [MODULE + ".sidecar_positions", f"-1 is outside the matrix of {SIZE}"],
@@ -139,14 +141,34 @@ def test_fault_in_a_compressed_folder(hxq, compressed_copy, tmp_path, fault):
     before = contents(tmp_path)
     for verb in (["generate", compressed_copy, "--prompt", "x"], ["perplexity", compressed_copy, "--text", TEXT],
                  ["decompress", compressed_copy, tmp_path / "out"]):  # fmt: skip
-        if fault == "missing codebook" and verb[0] == "decompress":
-            continue  # what is left of the module is a tensor like others
-        hxq(*verb).fails_with(compressed_copy if fault == "missing codebook" else "model.safetensors", *parts)
+        hxq(*verb).fails_with(compressed_copy if fault.startswith("missing") else "model.safetensors", *parts)
         assert contents(tmp_path) == before, verb
     result = hxq("verify", compressed_copy)
     assert result.code == 1 and contents(tmp_path) == before
-    if fault != "missing codebook":
-        assert any(all(part in line for part in parts) for line in result.err.splitlines()), result.err
+    assert any(all(part in line for part in parts) for line in result.err.splitlines()), result.err
+
+
+def test_more_or_fewer_layers_than_the_configuration(hxq, model_copy, compressed_copy, tmp_path):
+    for layers, parts in ((6, ["backbone.layers.6.norm.weight", "beyond the 6 of the configuration"]),
+                          (13, ["backbone.layers.12.norm.weight", "missing"])):  # fmt: skip
+        for folder in (model_copy, compressed_copy):
+            edit_config(folder, num_hidden_layers=layers)
+        verbs = [(verb, folder, *rest) for folder in (model_copy, compressed_copy)
+                 for verb, *rest in (["generate", "--prompt", "x"], ["perplexity", "--text", TEXT])]  # fmt: skip
+        verbs += [("compress", model_copy, tmp_path / "out"), ("decompress", compressed_copy, tmp_path / "out")]
+        before = contents(tmp_path)
+        for verb in verbs:
+            hxq(*verb).fails_with(verb[1], *parts)
+        assert contents(tmp_path) == before
+        result = hxq("verify", compressed_copy)
+        assert result.code == 1 and any(all(part in line for part in parts) for line in result.err.splitlines())
+
+
+def test_keys_of_more_layers_that_no_layer_has(hxq, compressed_copy):
+    stored = SafetensorsFile(compressed_copy / "model.safetensors")
+    stored.append("backbone.layers.12.rotary_emb.inv_freq", "F32", [1], struct.pack("<f", 1))
+    stored.save()
+    assert hxq("generate", compressed_copy, "--prompt", "x", "--max-tokens", 1).code == 0
 
 
 #: Runs a command with a small disk of its own at $2: unmounted, with the namespace, when the command ends.
