@@ -1,13 +1,13 @@
 #include "hxq/compress.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "codec/codebook_encode.h"
+#include "compress/peak_memory.h"
 #include "compress/plan.h"
 #include "compress/replaceable.h"
 #include "compress/sha256.h"
@@ -21,12 +21,6 @@ namespace hxq {
 namespace {
 
 constexpr int32_t kMaxCodewords = 256;
-
-int64_t peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
 
 /// Every key that may be written, with shapes as large as they can get.
 std::vector<TensorPlan> header_plan(const std::vector<PlanEntry>& plan) {

@@ -308,6 +308,12 @@ def test_peak_memory_is_bounded(hxq, tmp_path, dtype, tensors, weights):
     assert totals["peak_memory_bytes"] <= int(peak)
 
 
+def test_peak_memory_is_that_of_the_command_alone(hxq, tmp_path):
+    ballast = b"x" * (500 << 20)
+    totals = hxq("compress", MODEL, tmp_path / "out", "--json").json()["totals"]
+    assert totals["peak_memory_bytes"] < len(ballast) / 2
+
+
 def test_sharded_source(hxq, compressed, model_copy, tmp_path):
     """The same tensors in two files give the same compressed tensors."""
     source = SafetensorsFile(model_copy / "model.safetensors")

@@ -1,0 +1,10 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hxq {
+
+/// The largest resident set of this process so far.
+int64_t peak_memory_bytes();
+
+}  // namespace hxq
