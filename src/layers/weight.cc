@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "codec/codebook_read.h"
 #include "codec/decode_reference.h"
 #include "codec/model_tensors.h"
@@ -27,11 +29,19 @@ std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& d
     decode_dense_rows(matrix, 0, matrix.rows, values);
     return values;
   }
+  const TensorView& view = *checkpoint.find(stored.name);
+  std::vector<float> values;
   try {
-    return to_float(*checkpoint.find(stored.name));
+    values = to_float(view);
   } catch (const Error& error) {
     throw Error(error.what(), checkpoint.place(stored.name));
   }
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    throw Error(fmt::format("value {} is {}, expected a finite number", i, values[i]),
+                checkpoint.place(stored.name, i * size_of(view.dtype)));
+  }
+  return values;
 }
 
 std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols) {

@@ -19,7 +19,7 @@ using Weight = std::variant<kernels::DenseMatrix, CodebookMatrix>;
 Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc);
 
 /// A small tensor (norm, bias, filter, SSM parameter) widened to float, decoded if it is stored compressed.
-/// Throws `Error` as `load_matrix` does.
+/// Throws `Error` as `load_matrix` does, and for a value that is not finite.
 std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc);
 
 /// [rows, cols] to [cols, rows].

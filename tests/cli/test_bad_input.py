@@ -298,8 +298,18 @@ def test_more_threads_than_a_system_has(hxq, compressed):
 @pytest.mark.parametrize("verb", [("generate", "--prompt", "x"), ("generate", "--prompt", "x", "--temperature", "1"),
                                   ("perplexity", "--text", TEXT, "--windows", 1)])
 def test_dense_weights_that_are_not_finite(hxq, model_copy, verb):
-    damage(model_copy, "backbone.norm_f.weight", put(0, b"\xff\xff" * 2))
+    damage(model_copy, "backbone.embeddings.weight", put(0, b"\xff\xff" * 8192 * 256))
     hxq(verb[0], model_copy, *verb[1:]).fails_with("not finite")
+
+
+@pytest.mark.parametrize("key", ["backbone.norm_f.weight", "backbone.layers.3.mixer.A_log", "backbone.layers.11.norm.weight"])
+@pytest.mark.parametrize("folder", ["model_copy", "compressed_copy"])
+def test_exact_values_that_are_not_finite(hxq, request, folder, key):
+    folder = request.getfixturevalue(folder)
+    stored = SafetensorsFile(folder / "model.safetensors")
+    nan = {"F32": NAN, "BF16": b"\xff\x7f"}[stored.header[key]["dtype"]]
+    damage(folder, key, put(2 * len(nan), nan))
+    hxq("generate", folder, "--prompt", "x").fails_with("model.safetensors", key, "value 2 is nan, expected a finite number")
 
 
 def test_folder_with_weights_under_another_name(hxq, model_copy):
