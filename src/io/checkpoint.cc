@@ -98,7 +98,10 @@ void check_is_whole(const fs::path& file) {
 }
 
 void read_folder(const fs::path& dir, CheckpointContents& contents) {
-  if (fs::exists(dir / "config.json")) contents.config = load_json(dir / "config.json");
+  if (const fs::path config = dir / "config.json"; fs::exists(config)) {
+    contents.config = load_json(config);
+    if (!contents.config.is_object()) throw Error("expected a JSON object", {.file = config.string()});
+  }
   if (fs::exists(dir / kSingleFile)) {
     add_file(SafetensorsFile::open(dir / kSingleFile), contents);
   } else if (fs::exists(dir / kIndexFile)) {
@@ -126,6 +129,7 @@ bool inside(std::span<const std::byte> part, std::span<const std::byte> whole) {
 }  // namespace
 
 Checkpoint Checkpoint::open(const fs::path& path) {
+  if (path.empty()) throw Error("the path of the model is empty");
   auto contents = std::make_unique<CheckpointContents>();
   contents->path = path;
   try {

@@ -76,17 +76,19 @@ Json read_header(std::span<const std::byte> bytes, const std::string& file, size
   uint64_t length = 0;
   std::memcpy(&length, bytes.data(), kLengthBytes);
   if (length > kMaxHeader) {
-    throw Error(fmt::format("header length is {}, expected at most {}", length, kMaxHeader),
+    throw Error(fmt::format("not a safetensors file: header length is {}, expected at most {}", length, kMaxHeader),
                 {.file = file, .offset = 0});
   }
   if (length > bytes.size() - kLengthBytes) {
-    throw Error(fmt::format("header length is {}, but only {} bytes follow", length, bytes.size() - kLengthBytes),
-                {.file = file, .offset = 0});
+    throw Error(
+        fmt::format("not a safetensors file, or one that was cut off: header length is {}, but only {} bytes follow",
+                    length, bytes.size() - kLengthBytes),
+        {.file = file, .offset = 0});
   }
   data_begin = kLengthBytes + length;
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length);
   if (!text.starts_with('{')) {
-    throw Error("header does not start with '{'", {.file = file, .offset = kLengthBytes});
+    throw Error("not a safetensors file: header does not start with '{'", {.file = file, .offset = kLengthBytes});
   }
   return parse_json(text, file, {.unique_keys = true, .base_offset = kLengthBytes});
 }

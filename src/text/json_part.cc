@@ -7,7 +7,9 @@
 
 namespace hxq::text {
 
-void JsonPart::fail(std::string_view what) const { throw Error(fmt::format("{}: {}", path_, what), {.file = file_}); }
+void JsonPart::fail(std::string_view what) const {
+  throw Error(path_.empty() ? std::string(what) : fmt::format("{}: {}", path_, what), {.file = file_});
+}
 
 void JsonPart::fail_unknown(std::string_view type, std::span<const std::string_view> known) const {
   fail(fmt::format("found the type '{}', expected one of {}", type, fmt::join(known, ", ")));

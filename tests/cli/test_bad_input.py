@@ -273,6 +273,36 @@ def test_unknown_architecture_and_bad_config(hxq, model_copy, tmp_path):
     hxq("generate", model_copy, "--prompt", "x").fails_with("config.json")
 
 
+@pytest.mark.parametrize("config", ["[]", "null", "3"])
+def test_config_that_is_not_an_object(hxq, model_copy, compressed_copy, tmp_path, config):
+    for folder in (model_copy, compressed_copy):
+        (folder / "config.json").write_text(config)
+    for verb in (["compress", model_copy, tmp_path / "out"], ["decompress", compressed_copy, tmp_path / "out"],
+                 ["inspect", model_copy], ["verify", compressed_copy], ["generate", model_copy, "--prompt", "x"]):  # fmt: skip
+        hxq(*verb).fails_with(f"{verb[1]}/config.json: expected a JSON object")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("tokenizer", "says"), [("{}", "expected a member '"), ("[]", "found array, expected an object")])
+def test_tokenizer_that_is_none(hxq, compressed_copy, tokenizer, says):
+    path = compressed_copy / "tokenizer.json"
+    path.write_text(tokenizer)
+    hxq("generate", compressed_copy, "--prompt", "x").fails_with(f"{path}: {says}")
+
+
+def test_file_that_is_no_safetensors(hxq, compressed_copy, tmp_path):
+    for text in ("#!/bin/sh\necho hello", "\x20\0\0\0\0\0\0\0x", "\x01\0\0\0\0\0\0\0[]"):
+        path = tmp_path / "model.bin"
+        path.write_text(text)
+        hxq("inspect", path).fails_with(f"{path}: not a safetensors file")
+
+
+def test_empty_path(hxq, tmp_path):
+    for verb in (["compress", "", tmp_path / "x"], ["inspect", ""], ["verify", ""]):
+        hxq(*verb).fails_with("the path of the model is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_tokenizer_model(hxq, compressed_copy):
     path = compressed_copy / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
