@@ -67,6 +67,7 @@ struct Inspection {
   std::vector<std::string> other_keys;
   int64_t parameters = 0;
   int64_t stored_bytes = 0;
+  std::string receipt_fault;  ///< why the receipt could not be read; empty if it could or there is none
 };
 
 /// Lists what a model folder (dense, HXQ or .cdnav3) stores, without reading the weights.

@@ -8,6 +8,7 @@
 
 #include "codec/stored_tensors.h"
 #include "compress/known_shapes.h"
+#include "hxq/error.h"
 #include "hxq/receipt.h"
 #include "hxq/verify.h"
 
@@ -101,8 +102,12 @@ Inspection inspect(const std::filesystem::path& dir) {
   }
   std::map<std::string, std::optional<double>> snr;
   if (std::filesystem::is_directory(dir)) {
-    if (const std::optional<Receipt> receipt = read_receipt(dir)) {
-      for (const TensorReceipt& tensor : receipt->tensors) snr.emplace(tensor.name, tensor.snr_db);
+    try {
+      if (const std::optional<Receipt> receipt = read_receipt(dir)) {
+        for (const TensorReceipt& tensor : receipt->tensors) snr.emplace(tensor.name, tensor.snr_db);
+      }
+    } catch (const Error& error) {
+      inspection.receipt_fault = error.what();
     }
   }
   Inspector inspector(checkpoint);

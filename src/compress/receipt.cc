@@ -1,5 +1,7 @@
 #include "hxq/receipt.h"
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
@@ -35,52 +37,106 @@ ordered_json json_of(const TensorReceipt& tensor) {
   };
 }
 
-TensorReceipt tensor_from(const nlohmann::json& json) {
-  TensorReceipt tensor;
-  json.at("name").get_to(tensor.name);
-  json.at("shape").get_to(tensor.shape);
-  json.at("role").get_to(tensor.role);
-  json.at("codec").get_to(tensor.codec);
-  const nlohmann::json& source = json.at("source");
-  source.at("dtype").get_to(tensor.source_dtype);
-  source.at("bytes").get_to(tensor.source_bytes);
-  source.at("sha256").get_to(tensor.source_sha256);
-  for (const nlohmann::json& key : json.at("stored")) {
-    tensor.stored.push_back({key.at("key"), key.at("dtype"), key.at("shape"), key.at("bytes"), key.at("sha256")});
+/// One object of a receipt, with where it is, so that complaints name the field.
+class Part {
+ public:
+  Part(const nlohmann::json& json, std::string path) : json_(json), path_(std::move(path)) {
+    if (!json_.is_object()) fail(path_.empty() ? "expected a JSON object" : path_ + " is not an object");
   }
-  json.at("stored_bytes").get_to(tensor.stored_bytes);
-  json.at("bits_per_weight").get_to(tensor.bits_per_weight);
-  if (!json.at("snr_db").is_null()) tensor.snr_db = json.at("snr_db").get<double>();
-  json.at("cosine").get_to(tensor.cosine);
-  json.at("max_error").get_to(tensor.max_error);
-  json.at("outliers").get_to(tensor.outliers);
+
+  bool has(const char* key) const { return json_.contains(key); }
+  bool is_null(const char* key) const { return field(key).is_null(); }
+  Part part(const char* key) const { return {field(key), path_of(key)}; }
+
+  std::vector<Part> parts(const char* key) const {
+    const nlohmann::json& list = field(key);
+    if (!list.is_array()) fail(path_of(key) + " is not a list");
+    std::vector<Part> parts;
+    for (const nlohmann::json& item : list) parts.emplace_back(item, fmt::format("{}[{}]", path_of(key), parts.size()));
+    return parts;
+  }
+
+  template <class T>
+  void get(const char* key, T& value) const {
+    try {
+      field(key).get_to(value);
+    } catch (const nlohmann::json::exception&) {
+      fail(fmt::format("{} is of another type than expected", path_of(key)));
+    }
+  }
+
+ private:
+  [[noreturn]] static void fail(const std::string& message) { throw Error("not a receipt: " + message); }
+
+  std::string path_of(const char* key) const { return path_.empty() ? key : fmt::format("{}.{}", path_, key); }
+
+  const nlohmann::json& field(const char* key) const {
+    const auto found = json_.find(key);
+    if (found == json_.end()) fail("no " + path_of(key));
+    return *found;
+  }
+
+  const nlohmann::json& json_;
+  std::string path_;
+};
+
+TensorReceipt tensor_from(const Part& json) {
+  TensorReceipt tensor;
+  json.get("name", tensor.name);
+  json.get("shape", tensor.shape);
+  json.get("role", tensor.role);
+  json.get("codec", tensor.codec);
+  const Part source = json.part("source");
+  source.get("dtype", tensor.source_dtype);
+  source.get("bytes", tensor.source_bytes);
+  source.get("sha256", tensor.source_sha256);
+  for (const Part& part : json.parts("stored")) {
+    StoredKey& key = tensor.stored.emplace_back();
+    part.get("key", key.key);
+    part.get("dtype", key.dtype);
+    part.get("shape", key.shape);
+    part.get("bytes", key.bytes);
+    part.get("sha256", key.sha256);
+  }
+  json.get("stored_bytes", tensor.stored_bytes);
+  json.get("bits_per_weight", tensor.bits_per_weight);
+  if (!json.is_null("snr_db")) json.get("snr_db", tensor.snr_db.emplace());
+  json.get("cosine", tensor.cosine);
+  json.get("max_error", tensor.max_error);
+  json.get("outliers", tensor.outliers);
   return tensor;
 }
 
-Receipt receipt_from(const nlohmann::json& json) {
+Receipt receipt_from(const Part& json) {
+  if (!json.has("receipt_version")) throw Error(fmt::format("no receipt_version, expected {}", kReceiptVersion));
+  int64_t version = 0;
+  json.get("receipt_version", version);
+  if (version != kReceiptVersion) {
+    throw Error(fmt::format("receipt_version is {}, expected {}", version, kReceiptVersion));
+  }
   Receipt receipt;
-  json.at("tool").at("version").get_to(receipt.tool_version);
-  json.at("source").get_to(receipt.source_name);
-  const nlohmann::json& options = json.at("options");
-  options.at("sidecar_fraction").get_to(receipt.sidecar_fraction);
-  options.at("keep").get_to(receipt.keep);
-  options.at("only").get_to(receipt.only);
-  if (json.contains("files")) json.at("files").get_to(receipt.files);
-  const nlohmann::json& totals = json.at("totals");
-  totals.at("parameters").get_to(receipt.totals.parameters);
-  totals.at("tensors_compressed").get_to(receipt.totals.tensors_compressed);
-  totals.at("tensors_exact").get_to(receipt.totals.tensors_exact);
-  totals.at("source_bytes").get_to(receipt.totals.source_bytes);
-  totals.at("f32_bytes").get_to(receipt.totals.f32_bytes);
-  totals.at("stored_bytes").get_to(receipt.totals.stored_bytes);
-  totals.at("compressed_f32_bytes").get_to(receipt.totals.compressed_f32_bytes);
-  totals.at("compressed_stored_bytes").get_to(receipt.totals.compressed_stored_bytes);
-  totals.at("ratio_to_source").get_to(receipt.totals.ratio_to_source);
-  totals.at("ratio_to_f32").get_to(receipt.totals.ratio_to_f32);
-  totals.at("bits_per_weight").get_to(receipt.totals.bits_per_weight);
-  totals.at("wall_seconds").get_to(receipt.totals.wall_seconds);
-  totals.at("peak_memory_bytes").get_to(receipt.totals.peak_memory_bytes);
-  for (const nlohmann::json& tensor : json.at("tensors")) receipt.tensors.push_back(tensor_from(tensor));
+  json.part("tool").get("version", receipt.tool_version);
+  json.get("source", receipt.source_name);
+  const Part options = json.part("options");
+  options.get("sidecar_fraction", receipt.sidecar_fraction);
+  options.get("keep", receipt.keep);
+  options.get("only", receipt.only);
+  if (json.has("files")) json.get("files", receipt.files);
+  const Part totals = json.part("totals");
+  totals.get("parameters", receipt.totals.parameters);
+  totals.get("tensors_compressed", receipt.totals.tensors_compressed);
+  totals.get("tensors_exact", receipt.totals.tensors_exact);
+  totals.get("source_bytes", receipt.totals.source_bytes);
+  totals.get("f32_bytes", receipt.totals.f32_bytes);
+  totals.get("stored_bytes", receipt.totals.stored_bytes);
+  totals.get("compressed_f32_bytes", receipt.totals.compressed_f32_bytes);
+  totals.get("compressed_stored_bytes", receipt.totals.compressed_stored_bytes);
+  totals.get("ratio_to_source", receipt.totals.ratio_to_source);
+  totals.get("ratio_to_f32", receipt.totals.ratio_to_f32);
+  totals.get("bits_per_weight", receipt.totals.bits_per_weight);
+  totals.get("wall_seconds", receipt.totals.wall_seconds);
+  totals.get("peak_memory_bytes", receipt.totals.peak_memory_bytes);
+  for (const Part& tensor : json.parts("tensors")) receipt.tensors.push_back(tensor_from(tensor));
   return receipt;
 }
 
@@ -120,13 +176,9 @@ std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {
   if (!std::filesystem::exists(path)) return std::nullopt;
   const nlohmann::json json = load_json(path);
   try {
-    if (const int version = json.at("receipt_version"); version != kReceiptVersion) {
-      throw Error("receipt_version is " + std::to_string(version) + ", expected " + std::to_string(kReceiptVersion),
-                  {.file = path.string()});
-    }
-    return receipt_from(json);
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(std::string("not a receipt: ") + error.what(), {.file = path.string()});
+    return receipt_from(Part(json, ""));
+  } catch (const Error& error) {
+    throw Error(error.what(), {.file = path.string()});
   }
 }
 

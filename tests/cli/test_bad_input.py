@@ -256,12 +256,26 @@ def test_verify_notices_other_source_and_missing_receipt(hxq, compressed_copy, m
 
 def test_damaged_receipt(hxq, compressed_copy):
     receipt = compressed_copy / "hxq_receipt.json"
-    receipt.write_text(receipt.read_text()[:1000])
+    text = receipt.read_text()
+    receipt.write_text(text[:1000])
     result = hxq("verify", compressed_copy)
     assert result.code == 1 and "hxq_receipt.json" in result.err
-    receipt.write_text("{}")
-    result = hxq("verify", compressed_copy)
-    assert result.code == 1 and "not a receipt" in result.err
+    whole = json.loads(text)
+    for damaged, says in (
+        ("{}", "no receipt_version, expected 1"),
+        ("[]", "not a receipt: expected a JSON object"),
+        (json.dumps(whole | {"receipt_version": 2}), "receipt_version is 2, expected 1"),
+        (json.dumps(whole | {"totals": {}}), "not a receipt: no totals.parameters"),
+        (json.dumps(whole | {"tensors": [{"name": 3}]}), "not a receipt: tensors[0].name is of another type"),
+        (json.dumps(whole | {"tensors": [[]]}), "not a receipt: tensors[0] is not an object"),
+    ):
+        receipt.write_text(damaged)
+        result = hxq("verify", compressed_copy)
+        assert result.code == 1 and f"{receipt}: {says}" in result.err
+        hxq("compress", MODEL, compressed_copy, "--force").fails_with(f"{receipt}: {says}")
+        result = hxq("inspect", compressed_copy)
+        assert result.code == 0 and f"{receipt}: {says}" in result.out.splitlines()[-1]
+        assert says in hxq("inspect", compressed_copy, "--json").json()["receipt_fault"]
 
 
 def test_unknown_architecture_and_bad_config(hxq, model_copy, tmp_path):

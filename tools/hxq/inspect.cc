@@ -43,6 +43,7 @@ std::string table_text(const Inspection& inspection) {
     text += fmt::format("{} stored keys belong to no tensor of the model and are ignored, the first is {}\n",
                         inspection.other_keys.size(), inspection.other_keys.front());
   }
+  if (!inspection.receipt_fault.empty()) text += fmt::format("no SNR: {}\n", inspection.receipt_fault);
   return text;
 }
 
