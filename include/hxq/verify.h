@@ -25,9 +25,16 @@ struct Problem {
 struct VerifyResult {
   int64_t tensors = 0;             ///< tensors of the model
   int64_t compressed = 0;          ///< of those, stored compressed
+  int64_t matrices_checked = 0;    ///< compressed tensors with valid indices, positions and values
   int64_t hashes_checked = 0;      ///< stored keys whose SHA-256 was recomputed
-  int64_t fidelities_checked = 0;  ///< tensors compared with the source
-  bool has_receipt = false;
+  int64_t fidelities_checked = 0;  ///< compressed tensors whose distance from the source was measured
+  int64_t exact_compared = 0;      ///< exact tensors compared with the source
+  bool has_receipt = false;        ///< also if it is malformed, which is a problem
+  bool has_source = false;
+  /// Of the measured tensors, infinite where the source's weights were reproduced exactly; empty if none was measured.
+  std::optional<double> worst_snr_db;
+  std::optional<double> median_snr_db;
+  std::string worst_tensor;
   std::vector<Problem> problems;  ///< empty: all is well
 
   bool ok() const { return problems.empty(); }
@@ -36,8 +43,10 @@ struct VerifyResult {
 /// Checks a model folder: every index, position and value of compressed tensors; that the model is complete, as far as
 /// config.json tells; against the receipt, if there is one,
 /// the set of stored keys and the SHA-256 of each; with `source`, that exact tensors equal the source bit for bit and
-/// that every fidelity figure of the receipt is what the stored bytes give. Reports all problems, not only the first.
-/// Throws `Error` only if the folder cannot be opened at all.
+/// that every fidelity figure of the receipt is what the stored bytes give; without a receipt, that no tensor is so far
+/// from the source that it must be another. Reports all problems, not only the first; a source that differs in most
+/// tensors is the first. A folder with nothing to check (dense, no receipt, no source) is a problem. Throws `Error`
+/// only if a folder cannot be opened at all, or the source is itself compressed.
 VerifyResult verify(const std::filesystem::path& dir, const VerifyOptions& options = {});
 
 /// The result as JSON text, two spaces of indentation; `ok` sums it up.

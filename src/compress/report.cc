@@ -1,3 +1,4 @@
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "hxq/verify.h"
@@ -17,6 +18,10 @@ nlohmann::ordered_json json_of(const InspectedTensor& tensor) {
           {"stored_bytes", tensor.stored_bytes},
           {"bits_per_weight", tensor.bits_per_weight},
           {"snr_db", tensor.snr_db ? nlohmann::ordered_json(*tensor.snr_db) : nlohmann::ordered_json()}};
+}
+
+nlohmann::ordered_json finite_or_null(const std::optional<double>& value) {
+  return value && std::isfinite(*value) ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
 }  // namespace
@@ -41,8 +46,13 @@ std::string to_json(const VerifyResult& result) {
                                        {"tensors", result.tensors},
                                        {"compressed", result.compressed},
                                        {"has_receipt", result.has_receipt},
+                                       {"matrices_checked", result.matrices_checked},
                                        {"hashes_checked", result.hashes_checked},
                                        {"fidelities_checked", result.fidelities_checked},
+                                       {"exact_compared", result.exact_compared},
+                                       {"worst_snr_db", finite_or_null(result.worst_snr_db)},
+                                       {"worst_tensor", result.worst_tensor},
+                                       {"median_snr_db", finite_or_null(result.median_snr_db)},
                                        {"problems", std::move(problems)}};
   return json.dump(2) + "\n";
 }

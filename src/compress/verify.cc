@@ -6,6 +6,8 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
+#include <utility>
 
 #include "codec/codebook_read.h"
 #include "codec/decode_reference.h"
@@ -22,6 +24,8 @@ namespace {
 
 /// Weights decoded at a time when a tensor is compared with its source.
 constexpr int64_t kBlockWeights = int64_t{1} << 20;
+/// A tensor that is further from the source was not made from it.
+constexpr double kLeastSnrDb = 10;
 /// Fidelity sums are accumulated in another order than when the receipt was written.
 constexpr double kRelativeTolerance = 1e-6;
 
@@ -51,10 +55,10 @@ class Verifier {
  public:
   Verifier(const std::filesystem::path& dir, const VerifyOptions& options)
       : options_(options), checkpoint_(Checkpoint::open(dir)), shapes_(known_shapes(checkpoint_)) {
-    if (!options.source.empty()) source_.emplace(Checkpoint::open(options.source));
+    if (!options.source.empty()) open_source();
     try {
-      if (std::filesystem::is_directory(dir)) receipt_ = read_receipt(dir);
-      result_.has_receipt = receipt_.has_value();
+      result_.has_receipt = std::filesystem::exists(dir / kReceiptFile);
+      if (result_.has_receipt) receipt_ = read_receipt(dir);
     } catch (const Error& error) {
       problem(error.what());
     }
@@ -83,12 +87,28 @@ class Verifier {
       }
       done += bytes_of(tensor);
     }
-    if (source_) check_source_is_covered(tensors);
+    if (source_) {
+      check_source_is_covered(tensors);
+      sum_up_source();
+    } else if (result_.compressed == 0 && !result_.has_receipt && result_.ok()) {
+      problem(Error("is dense and has no receipt: there is nothing to verify", {.file = checkpoint_.path().string()})
+                  .what());
+    }
     if (options_.progress) options_.progress({}, total, total);
     return std::move(result_);
   }
 
  private:
+  void open_source() {
+    source_.emplace(Checkpoint::open(options_.source));
+    result_.has_source = true;
+    const std::vector<StoredTensor> tensors = list_tensors(*source_);
+    if (std::ranges::any_of(tensors, &StoredTensor::compressed)) {
+      throw Error("is itself compressed, expected the dense folder that the model was made from",
+                  {.file = options_.source.string()});
+    }
+  }
+
   void problem(std::string message) {
     if (std::ranges::find(result_.problems, message, &Problem::message) != result_.problems.end()) return;
     result_.problems.push_back({std::move(message)});
@@ -96,6 +116,12 @@ class Verifier {
 
   void problem(std::string_view tensor, const std::string& message) {
     problem(Error(message, checkpoint_.place(tensor)).what());
+  }
+
+  /// A problem that may mean that the source is another model's.
+  void source_differs(std::string_view tensor, const std::string& message) {
+    differing_.emplace(tensor);
+    problem(tensor, message);
   }
 
   int64_t bytes_of(const StoredTensor& tensor) const {
@@ -129,14 +155,16 @@ class Verifier {
     const TensorView* source = source_ ? source_of(tensor) : nullptr;
     if (!tensor.compressed) {
       const TensorView& view = *checkpoint_.find(tensor.name);
+      result_.exact_compared += source != nullptr;
       if (source && (view.dtype != source->dtype || !std::ranges::equal(view.bytes, source->bytes))) {
-        problem(tensor.name, "is stored exactly but differs from the source");
+        source_differs(tensor.name, "is stored exactly but differs from the source");
       }
       return;
     }
     const auto known = shapes_.find(tensor.name);
     const CodebookMatrix matrix =
         read_codebook_matrix(checkpoint_, tensor.module, known == shapes_.end() ? tensor.shape : known->second);
+    ++result_.matrices_checked;
     if (source) check_fidelity(tensor, matrix, *source, receipt);
   }
 
@@ -156,23 +184,31 @@ class Verifier {
 
   const TensorView* source_of(const StoredTensor& tensor) {
     const TensorView* view = source_->find(tensor.name);
-    if (!view) problem(tensor.name, "is not in the source");
+    if (!view) source_differs(tensor.name, "is not in the source");
     return view;
   }
 
   void check_fidelity(const StoredTensor& tensor, const CodebookMatrix& matrix, const TensorView& source,
                       const TensorReceipt* receipt) {
     if (source.size() != matrix.rows * matrix.cols) {
-      problem(tensor.name, fmt::format("has {} weights, the source {}", matrix.rows * matrix.cols, source.size()));
+      source_differs(tensor.name,
+                     fmt::format("has {} weights, the source {}", matrix.rows * matrix.cols, source.size()));
       return;
     }
     if (receipt && sha256_hex(source.bytes) != receipt->source_sha256) {
-      problem(tensor.name, "the source's bytes do not have the receipt's SHA-256");
+      source_differs(tensor.name, "the source's bytes do not have the receipt's SHA-256");
       return;
     }
     const Fidelity fidelity = measure(matrix, source);
     ++result_.fidelities_checked;
-    if (!receipt) return;
+    if (!std::isnan(fidelity.snr_db())) measured_.emplace_back(fidelity.snr_db(), tensor.name);
+    if (!receipt) {
+      if (!(fidelity.snr_db() >= kLeastSnrDb)) {
+        source_differs(tensor.name, fmt::format("is {:.2f} dB from the source, expected at least {} dB",
+                                                fidelity.snr_db(), kLeastSnrDb));
+      }
+      return;
+    }
     const bool exact = fidelity.squared_error == 0;
     if (exact != !receipt->snr_db || (!exact && !close(fidelity.snr_db(), *receipt->snr_db))) {
       problem(tensor.name, fmt::format("SNR is {:.6f} dB, the receipt says {}", fidelity.snr_db(),
@@ -195,8 +231,23 @@ class Verifier {
     std::set<std::string_view> stored;
     for (const StoredTensor& tensor : tensors) stored.insert(tensor.name);
     for (const auto& [name, view] : source_->tensors()) {
-      if (!stored.contains(name)) problem(name, "is in the source but not stored");
+      if (!stored.contains(name)) source_differs(name, "is in the source but not stored");
     }
+  }
+
+  void sum_up_source() {
+    if (const auto all = std::max(result_.tensors, static_cast<int64_t>(source_->tensors().size()));
+        2 * static_cast<int64_t>(differing_.size()) > all) {
+      const Error fault(fmt::format("is not what {} was made from: {} tensors differ", checkpoint_.path().string(),
+                                    differing_.size()),
+                        {.file = options_.source.string()});
+      result_.problems.insert(result_.problems.begin(), {fault.what()});
+    }
+    if (measured_.empty()) return;
+    std::ranges::sort(measured_);
+    std::tie(result_.worst_snr_db, result_.worst_tensor) = measured_.front();
+    const size_t count = measured_.size();
+    result_.median_snr_db = (measured_[(count - 1) / 2].first + measured_[count / 2].first) / 2;
   }
 
   const VerifyOptions& options_;
@@ -204,6 +255,8 @@ class Verifier {
   std::optional<Checkpoint> source_;
   std::optional<Receipt> receipt_;
   std::map<std::string, Shape> shapes_;
+  std::set<std::string, std::less<>> differing_;          // tensors that are not the source's
+  std::vector<std::pair<double, std::string>> measured_;  // SNR in dB, tensor
   VerifyResult result_;
 };
 

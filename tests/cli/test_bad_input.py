@@ -249,9 +249,51 @@ def test_verify_notices_other_source_and_missing_receipt(hxq, compressed_copy, m
     damage(model_copy, MODULE + ".weight", put(0, b"\x00\x3f"))
     result = hxq("verify", compressed_copy, "--source", model_copy)
     assert result.code == 1 and MODULE + ".weight" in result.err
+    assert result.out.rstrip().endswith("; 1 problem")
+
+
+def test_verify_without_a_receipt(hxq, compressed, compressed_copy, model_copy):
+    expected = hxq("verify", compressed, "--source", MODEL, "--json").json()
     (compressed_copy / "hxq_receipt.json").unlink()
     result = hxq("verify", compressed_copy)
-    assert result.code == 0 and "no receipt" in result.out
+    assert result.code == 0 and result.err == "" and "all is well" not in result.out
+    for part in ("values of 49 checked", "there is no receipt, so no hash was checked", "not compared with a source"):
+        assert part in result.out
+    report = hxq("verify", compressed_copy, "--source", MODEL, "--json").json()
+    snr = ("worst_snr_db", "worst_tensor", "median_snr_db", "fidelities_checked", "exact_compared")
+    assert [report[key] for key in snr] == [expected[key] for key in snr]
+    assert report["worst_snr_db"] > 40 and report["fidelities_checked"] == 49 and report["exact_compared"] == 73
+    result = hxq("verify", compressed_copy, "--source", MODEL)
+    text = f"SNR: worst {report['worst_snr_db']:.2f} dB ({report['worst_tensor']}), median {report['median_snr_db']:.2f} dB"
+    assert result.code == 0 and text in result.out and text in hxq("verify", compressed, "--source", MODEL).out
+    damage(model_copy, MODULE + ".weight", lambda body: bytes(reversed(body)))
+    result = hxq("verify", compressed_copy, "--source", model_copy)
+    result.fails_with(MODULE + ".weight", "dB from the source, expected at least 10 dB")
+
+
+def test_verify_of_a_dense_folder(hxq):
+    result = hxq("verify", MODEL)
+    result.fails_with(MODEL, "is dense and has no receipt: there is nothing to verify")
+    assert "all is well" not in result.out and "none compressed" in result.out
+    result = hxq("verify", MODEL, "--source", MODEL)
+    assert result.code == 0 and "122 exact tensors compared" in result.out and "no fault found" in result.out
+
+
+@pytest.mark.parametrize("receipt", [True, False])
+def test_verify_against_another_model(hxq, compressed_copy, model_copy, receipt):
+    if not receipt:
+        (compressed_copy / "hxq_receipt.json").unlink()
+    stored = SafetensorsFile(model_copy / "model.safetensors")
+    stored.body[:] = bytes(byte ^ 0x80 for byte in stored.body)
+    stored.save()
+    result = hxq("verify", compressed_copy, "--source", model_copy)
+    lines = result.err.splitlines()
+    assert result.code == 1 and lines[0].endswith(
+        f"{model_copy}: is not what {compressed_copy} was made from: 122 tensors differ"
+    )
+    assert len(lines) == 11 and lines[-1].endswith("and 113 more; --json lists all")
+    assert result.out.rstrip().endswith("; 123 problems")
+    hxq("verify", compressed_copy, "--source", compressed_copy).fails_with(compressed_copy, "is itself compressed")
 
 
 def test_damaged_receipt(hxq, compressed_copy):

@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
+#include <span>
+#include <string_view>
 
 #include "console.h"
 #include "verbs.h"
@@ -16,6 +20,45 @@ struct Arguments {
   bool json = false;
 };
 
+/// Lines of problems that are printed.
+constexpr size_t kShown = 10;
+
+std::string counted(int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
+void show_problems(const VerifyResult& result) {
+  const auto shown = std::span(result.problems).first(std::min(kShown, result.problems.size()));
+  for (const Problem& problem : shown) fmt::print(stderr, "hxq: {}\n", problem.message);
+  if (const size_t rest = result.problems.size() - shown.size(); rest > 0) {
+    fmt::print(stderr, "hxq: and {} more; --json lists all\n", rest);
+  }
+}
+
+std::string snr_text(double snr_db) { return std::isinf(snr_db) ? "exact" : fmt::format("{:.2f} dB", snr_db); }
+
+/// What was checked, what was not, and what came of it.
+std::string summary(const std::string& dir, const VerifyResult& result) {
+  std::string text = fmt::format("{}: {}, ", dir, counted(result.tensors, "tensor"));
+  text += result.compressed == 0 ? "none compressed"
+                                 : fmt::format("{} compressed; indices, positions and values of {} checked",
+                                               result.compressed, result.matrices_checked);
+  text += result.has_receipt ? fmt::format("; {} hashes checked", result.hashes_checked)
+                             : "; there is no receipt, so no hash was checked";
+  if (result.has_source) {
+    text += fmt::format("; {} fidelities measured and {} exact tensors compared with the source",
+                        result.fidelities_checked, result.exact_compared);
+  } else {
+    text += "; not compared with a source";
+  }
+  if (result.worst_snr_db) {
+    text += fmt::format("; SNR: worst {} ({}), median {}", snr_text(*result.worst_snr_db), result.worst_tensor,
+                        snr_text(*result.median_snr_db));
+  }
+  if (!result.ok()) return text + "; " + counted(std::ssize(result.problems), "problem");
+  return text + (result.has_receipt ? "; all is well" : "; no fault found in what was checked");
+}
+
 int run(const Arguments& arguments) {
   VerifyResult result;
   {
@@ -28,11 +71,8 @@ int run(const Arguments& arguments) {
     print(to_json(result));
     return result.ok() ? 0 : 1;
   }
-  for (const Problem& problem : result.problems) fmt::print(stderr, "hxq: {}\n", problem.message);
-  print(fmt::format("{}: {} tensors, {} compressed; {} hashes and {} fidelities checked; {}\n", arguments.dir,
-                    result.tensors, result.compressed, result.hashes_checked, result.fidelities_checked,
-                    result.ok() ? (result.has_receipt ? "all is well" : "all is well, but there is no receipt")
-                                : fmt::format("{} problems", result.problems.size())));
+  show_problems(result);
+  print(summary(arguments.dir, result) + "\n");
   return result.ok() ? 0 : 1;
 }
 
@@ -41,7 +81,8 @@ int run(const Arguments& arguments) {
 RunVerb add_verify(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("DIR", arguments->dir, "Compressed model folder")->required();
-  app.add_option("--source", arguments->source, "The dense folder it was made from: also check every fidelity figure");
+  app.add_option("--source", arguments->source,
+                 "The dense folder it was made from: also measure the distance, and check every fidelity figure");
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq verify build/wiki-mamba-7m-hxq --source models/wiki-mamba-7m");
   return [arguments] { return run(*arguments); };
