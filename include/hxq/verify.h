@@ -76,6 +76,8 @@ struct Inspection {
   std::vector<std::string> other_keys;
   int64_t parameters = 0;
   int64_t stored_bytes = 0;
+  /// Where the tensors are not those that config.json describes. What is listed above is what is stored.
+  std::vector<std::string> faults;
   std::string receipt_fault;  ///< why the receipt could not be read; empty if it could or there is none
 };
 

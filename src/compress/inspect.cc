@@ -6,7 +6,9 @@
 #include <set>
 #include <span>
 
+#include "codec/model_tensors.h"
 #include "codec/stored_tensors.h"
+#include "compress/completeness.h"
 #include "compress/known_shapes.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
@@ -17,10 +19,18 @@ namespace {
 
 class Inspector {
  public:
-  explicit Inspector(const Checkpoint& checkpoint) : checkpoint_(checkpoint), shapes_(known_shapes(checkpoint)) {}
+  explicit Inspector(const Checkpoint& checkpoint) : checkpoint_(checkpoint), shapes_(known_shapes(checkpoint)) {
+    for (const Error& fault : completeness_faults(checkpoint)) faults_.emplace_back(fault.what());
+    if (const std::optional<ModelDesc> model = known_model(checkpoint)) {
+      for (std::string& name : tensors_of_more_layers(checkpoint, *model)) more_layers_.insert(std::move(name));
+    }
+  }
 
   /// Whether the tensor is one of the model: where the architecture is known, whether it names it.
-  bool belongs(const StoredTensor& stored) const { return shapes_.empty() || known_shape(stored) != nullptr; }
+  bool belongs(const StoredTensor& stored) const {
+    return shapes_.empty() || known_shape(stored) != nullptr || more_layers_.contains(stored.name) ||
+           more_layers_.contains(stored.module);
+  }
 
   InspectedTensor look_at(const StoredTensor& stored) {
     InspectedTensor tensor;
@@ -28,7 +38,7 @@ class Inspector {
     tensor.shape = stored.shape;
     tensor.codec = stored.compressed ? "codebook" : "exact";
     if (stored.compressed) {
-      if (const Shape* known = known_shape(stored)) tensor.shape = *known;
+      if (const Shape* known = known_shape(stored)) take_shape(*known, tensor);
       look_at_planes(stored.module, tensor);
     } else {
       tensor.stored_bytes = count(stored.name);
@@ -39,6 +49,8 @@ class Inspector {
     }
     return tensor;
   }
+
+  const std::vector<std::string>& faults() const { return faults_; }
 
   std::vector<std::string> other_keys() const {
     std::vector<std::string> others;
@@ -56,6 +68,17 @@ class Inspector {
     auto known = shapes_.find(stored.name);
     if (known == shapes_.end()) known = shapes_.find(stored.module);
     return known == shapes_.end() ? nullptr : &known->second;
+  }
+
+  /// The architecture's shape tells dimensions that the stored one does not, if it is for as many weights.
+  void take_shape(const Shape& known, InspectedTensor& tensor) {
+    if (element_count(known) == element_count(tensor.shape)) {
+      tensor.shape = known;
+      return;
+    }
+    const Error fault(fmt::format("is for a matrix {}, expected {}", to_string(tensor.shape), to_string(known)),
+                      checkpoint_.place(tensor.name));
+    faults_.emplace_back(fault.what());
   }
 
   int64_t count(const std::string& key) {
@@ -82,7 +105,9 @@ class Inspector {
 
   const Checkpoint& checkpoint_;
   std::map<std::string, Shape> shapes_;
+  std::set<std::string> more_layers_;  // names of tensors
   std::set<std::string> counted_;
+  std::vector<std::string> faults_;
 };
 
 std::string text_field(const nlohmann::json& json, const char* key) {
@@ -120,6 +145,7 @@ Inspection inspect(const std::filesystem::path& dir) {
     inspection.tensors.push_back(std::move(tensor));
   }
   inspection.other_keys = inspector.other_keys();
+  inspection.faults = inspector.faults();
   return inspection;
 }
 

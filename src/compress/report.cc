@@ -29,13 +29,11 @@ nlohmann::ordered_json finite_or_null(const std::optional<double>& value) {
 std::string to_json(const Inspection& inspection) {
   nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
   for (const InspectedTensor& tensor : inspection.tensors) tensors.push_back(json_of(tensor));
-  const nlohmann::ordered_json json = {{"model_type", inspection.model_type},
-                                       {"quant_method", inspection.quant_method},
-                                       {"parameters", inspection.parameters},
-                                       {"stored_bytes", inspection.stored_bytes},
-                                       {"tensors", std::move(tensors)},
-                                       {"other_keys", inspection.other_keys},
-                                       {"receipt_fault", inspection.receipt_fault}};
+  const nlohmann::ordered_json json = {
+      {"model_type", inspection.model_type}, {"quant_method", inspection.quant_method},
+      {"parameters", inspection.parameters}, {"stored_bytes", inspection.stored_bytes},
+      {"tensors", std::move(tensors)},       {"other_keys", inspection.other_keys},
+      {"faults", inspection.faults},         {"receipt_fault", inspection.receipt_fault}};
   return json.dump(2) + "\n";
 }
 

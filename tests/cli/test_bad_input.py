@@ -164,6 +164,21 @@ def test_more_or_fewer_layers_than_the_configuration(hxq, model_copy, compressed
         assert result.code == 1 and any(all(part in line for part in parts) for line in result.err.splitlines())
 
 
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 6}, {"num_hidden_layers": 13}, {"vocab_size": 4096},
+                                    {"intermediate_size": 256}])  # fmt: skip
+def test_inspect_tells_what_is_stored(hxq, model_copy, compressed_copy, fields):
+    for folder in (model_copy, compressed_copy):
+        expected = hxq("inspect", folder, "--json").json()
+        assert expected["faults"] == []
+        edit_config(folder, **fields)
+        found = hxq("inspect", folder, "--json").json()
+        faults = found.pop("faults")
+        assert found == {key: expected[key] for key in found} and faults
+        lines = hxq("inspect", folder).out.splitlines()
+        assert f"not the tensors that config.json describes: {faults[0]}" in lines
+        assert len(faults) == 1 or f"and {len(faults) - 1} more such" in lines
+
+
 def test_keys_of_more_layers_that_no_layer_has(hxq, compressed_copy):
     stored = SafetensorsFile(compressed_copy / "model.safetensors")
     stored.append("backbone.layers.12.rotary_emb.inv_freq", "F32", [1], struct.pack("<f", 1))

@@ -43,6 +43,10 @@ std::string table_text(const Inspection& inspection) {
     text += fmt::format("{} stored keys belong to no tensor of the model and are ignored, the first is {}\n",
                         inspection.other_keys.size(), inspection.other_keys.front());
   }
+  if (!inspection.faults.empty()) {
+    text += fmt::format("not the tensors that config.json describes: {}\n", inspection.faults.front());
+    if (const size_t rest = inspection.faults.size() - 1; rest > 0) text += fmt::format("and {} more such\n", rest);
+  }
   if (!inspection.receipt_fault.empty()) text += fmt::format("no SNR: {}\n", inspection.receipt_fault);
   return text;
 }
