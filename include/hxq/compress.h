@@ -33,8 +33,9 @@ struct PlannedTensor {
 };
 
 /// Decides how each tensor of the model folder `source` would be stored: from roles and shapes where the runtime knows
-/// the architecture, otherwise from shape and dtype alone. Throws `Error` for a tensor that a known architecture lacks,
-/// a source that is quantized already, or a pattern that matches no tensor.
+/// the architecture, otherwise from shape and dtype alone. Throws `Error` for a tensor that a known architecture lacks
+/// or has in a layer beyond the configuration's, a source that is quantized already, or a pattern that matches no
+/// tensor.
 std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source, const CompressOptions& options = {});
 
 /// Compresses the model folder (or safetensors file) `source` into the new folder `destination`: model.safetensors in

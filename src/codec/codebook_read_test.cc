@@ -109,6 +109,15 @@ TEST(ReadCodebookMatrix, SidecarValuesMayBeHalf) {
   EXPECT_EQ(decode(read_codebook_matrix(files.open(), "m"))[2], 1.5f);
 }
 
+TEST(ReadCodebookMatrix, CodebookMayBeHalf) {
+  for (const auto& [dtype, one] : {std::pair(DType::f16, uint16_t{0x3c00}), {DType::bf16, uint16_t{0x3f80}}}) {
+    TestCheckpoint files;
+    files.set("m.codebook", dtype, {2}, std::vector<uint16_t>{0, one});
+    files.set("m.indices", DType::u8, {1, 3}, std::vector<uint8_t>{1, 0, 1});
+    EXPECT_EQ(decode(read_codebook_matrix(files.open(), "m")), (std::vector<float>{1, 0, 1}));
+  }
+}
+
 TEST(ReadCodebookMatrix, LowRankIsAddedAfterTheSidecar) {
   TestCheckpoint files = scalar_module();
   files.set("m.sidecar_positions", DType::i64, {1}, std::vector<int64_t>{0});

@@ -110,8 +110,7 @@ class Verifier {
   }
 
   void problem(std::string message) {
-    if (std::ranges::find(result_.problems, message, &Problem::message) != result_.problems.end()) return;
-    result_.problems.push_back({std::move(message)});
+    if (messages_.insert(message).second) result_.problems.push_back({std::move(message)});
   }
 
   void problem(std::string_view tensor, const std::string& message) {
@@ -255,6 +254,7 @@ class Verifier {
   std::optional<Checkpoint> source_;
   std::optional<Receipt> receipt_;
   std::map<std::string, Shape> shapes_;
+  std::set<std::string> messages_;                        // of the problems so far: no line comes twice
   std::set<std::string, std::less<>> differing_;          // tensors that are not the source's
   std::vector<std::pair<double, std::string>> measured_;  // SNR in dB, tensor
   VerifyResult result_;
