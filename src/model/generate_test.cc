@@ -294,6 +294,11 @@ TEST(ChatTemplate, IsFoundWhereModelsHaveIt) {
   EXPECT_NE(message_of([&] { found(R"({"chat_template": "\n{% if %}"})"); }).find("line 2"), std::string::npos);
 }
 
+TEST(Model, RefusesMoreThreadsThanASystemHas) {
+  const std::string message = message_of([] { Model::open(tiny("llama-linear"), {.threads = 100000}); });
+  EXPECT_NE(message.find("100000 threads: expected 0 (all cores) to 1024"), std::string::npos) << message;
+}
+
 TEST(State, BelongsToItsModel) {
   const Model other = Model::open(tiny("llama-linear"));
   State state = other.new_state();

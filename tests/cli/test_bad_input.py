@@ -392,10 +392,6 @@ def test_config_is_a_hint_tensors_decide(hxq, compressed, compressed_copy):
     assert hxq("generate", compressed_copy, *arguments).json()["tokens"] == expected
 
 
-def test_more_threads_than_a_system_has(hxq, compressed):
-    hxq("generate", compressed, "--prompt", "x", "--threads", 100000).fails_with("100000 threads", "1024")
-
-
 @pytest.mark.parametrize("verb", [("generate", "--prompt", "x"), ("generate", "--prompt", "x", "--temperature", "1"),
                                   ("perplexity", "--text", TEXT, "--windows", 1)])
 def test_dense_weights_that_are_not_finite(hxq, model_copy, verb):

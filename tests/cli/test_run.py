@@ -160,10 +160,49 @@ def test_help_of_every_verb_has_an_example(hxq):
 
 
 def test_wrong_use(hxq, compressed):
-    assert hxq().code == 2
-    assert hxq("compres").code == 2
-    assert hxq("generate", compressed, "--no-such-option").code == 2
-    assert hxq("compress", MODEL).code == 2
+    hxq().fails_with("expected a verb", "hxq --help", code=2)
+    hxq("compres").fails_with("compres is no verb", code=2)
+    hxq("help", "compres").fails_with("compres is no verb", code=2)
+    hxq("--jsn").fails_with("unexpected argument: --jsn", code=2)
+    hxq("generate", compressed, "--no-such-option").fails_with("unexpected argument: --no-such-option", code=2)
+    hxq("inspect", compressed, "b", "a", "--x").fails_with("unexpected arguments: b a --x", code=2)
+    hxq("inspect", compressed, "--", "b", "a").fails_with("unexpected arguments: b a", code=2)
+    hxq("inspect", compressed, "a\nb").fails_with("unexpected argument: a b", code=2)
+    hxq("compress", MODEL).fails_with("DST is required", "hxq compress --help", code=2)
+    hxq("generate", compressed, "--temperature").fails_with("--temperature needs a value", code=2)
+
+
+@pytest.mark.parametrize("verb, option, values", [
+    ("generate", "--max-tokens", ["-1", "abc", "1.5", "010", "99999999999999999999"]),
+    ("generate", "--temperature", ["-1", "nan", "inf", "warm"]),
+    ("generate", "--top-p", ["2", "0", "-0.5"]),
+    ("generate", "--top-k", ["-3"]),
+    ("generate", "--repetition-penalty", ["0", "-1"]),
+    ("generate", "--seed", ["-1", "18446744073709551616"]),
+    ("generate", "--stop", [""]),
+    ("chat", "--stop", [""]),
+    ("generate", "--threads", ["-1", "100000", "1025"]),
+    ("compress", "--threads", ["-1", "1025"]),
+    ("compress", "--sidecar", ["-0.1", "2"]),
+    ("perplexity", "--windows", ["-1"]),
+    ("perplexity", "--window", ["1"]),
+    ("perplexity", "--stride", ["0"]),
+    ("bench", "--rounds", ["0", "1001"]),
+    ("decompress", "--dtype", ["0", "1", "2", "f64", ""]),
+])  # fmt: skip
+def test_values_that_an_option_does_not_take(hxq, verb, option, values):
+    for value in values:
+        result = hxq(verb, option, value, "x", "y")
+        result.fails_with(f"{option}: ", value or "nothing" if option != "--dtype" else "{f32,f16,bf16}", code=2)
+        assert f"(see hxq {verb} --help)" in result.err and len(result.err) < 150
+
+
+def test_version_and_help(hxq):
+    assert hxq("-V").out == hxq("--version").out != ""
+    assert hxq("help").out == hxq("--help").out
+    assert hxq("help", "bench").out == hxq("bench", "--help").out
+    decompress = hxq("decompress", "--help").out
+    assert "f32,f16,bf16" in decompress and decompress.replace("\n", "").isprintable()
 
 
 def test_output_that_cannot_be_written(hxq, compressed):

@@ -12,6 +12,7 @@
 #include "hxq/error.h"
 #include "hxq/model.h"
 #include "kernels/read_bandwidth.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -161,13 +162,13 @@ RunVerb add_bench(CLI::App& app) {
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--prompt-tokens", arguments->prompt_tokens, "Length of the prompt that is timed")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(whole_number(1, 1 << 20));
   app.add_option("--decode-tokens", arguments->decode_tokens, "Tokens decoded in a burst")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(whole_number(1, 1 << 20));
   app.add_option("--rounds", arguments->rounds, "Times each is repeated; medians are printed")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   app.add_flag("--json", arguments->json, "Print JSON");
   arguments->model.add_to(app);
   app.footer(

@@ -9,6 +9,7 @@
 
 #include "console.h"
 #include "tables.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -114,11 +115,10 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("DST", arguments->destination, "Folder to create")->required();
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.5));
+      ->check(number("a number from 0 to 0.5", [](double share) { return share >= 0 && share <= 0.5; }));
   app.add_option("--keep", arguments->options.keep, "Store tensors whose names match this shell pattern exactly");
   app.add_option("--only", arguments->options.only, "Compress nothing but tensors that match this shell pattern");
-  app.add_option("-t,--threads", arguments->options.threads, "Threads (0: all cores); the bytes written are the same")
-      ->check(CLI::NonNegativeNumber);
+  add_threads(app, arguments->options.threads, "Threads (0: all cores); the bytes written are the same");
   app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
   app.add_flag("-f,--force", arguments->options.force,
                "Replace DST if an earlier compression wrote it and nothing was added to it since");

@@ -12,6 +12,7 @@
 #include <iterator>
 
 #include "hxq/error.h"
+#include "usage.h"
 
 namespace hxq::tools {
 namespace {
@@ -67,9 +68,7 @@ void print(std::string_view text) {
   if (!written) throw Error("cannot write to standard output");
 }
 
-void ModelArguments::add_to(CLI::App& app) {
-  app.add_option("-t,--threads", threads, "Threads (0: all cores)")->check(CLI::NonNegativeNumber);
-}
+void ModelArguments::add_to(CLI::App& app) { add_threads(app, threads, "Threads (0: all cores)"); }
 
 ModelOptions ModelArguments::options() const {
   const char* target = std::getenv("HXQ_TARGET");

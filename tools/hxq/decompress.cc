@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -14,11 +13,18 @@ namespace {
 struct Arguments {
   std::string source;
   std::string destination;
+  std::string dtype = "f32";
   DecompressOptions options;
   bool json = false;
 };
 
+DType dtype_of(const std::string& name) {
+  if (name == "f16") return DType::f16;
+  return name == "bf16" ? DType::bf16 : DType::f32;
+}
+
 int run(Arguments& arguments) {
+  arguments.options.dtype = dtype_of(arguments.dtype);
   int64_t bytes = 0;
   {
     ProgressBar bar("decompressing");
@@ -38,13 +44,12 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_decompress(CLI::App& app) {
-  static const std::map<std::string, DType> kDTypes = {{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}};
   auto arguments = std::make_shared<Arguments>();
   app.add_option("DIR", arguments->source, "Compressed model folder (HXQ or .cdnav3)")->required();
   app.add_option("DST", arguments->destination, "Folder to create")->required();
-  app.add_option("--dtype", arguments->options.dtype, "Type of the decoded matrices: f32 (exact), f16 or bf16")
-      ->transform(CLI::CheckedTransformer(kDTypes, CLI::ignore_case))
-      ->default_str("f32");
+  app.add_option("--dtype", arguments->dtype, "Type of the decoded matrices; f32 is exact")
+      ->transform(CLI::IsMember({"f32", "f16", "bf16"}, CLI::ignore_case))
+      ->capture_default_str();
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq decompress build/wiki-mamba-7m-hxq build/wiki-mamba-7m-dense");
   return [arguments] { return run(*arguments); };

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "usage.h"
 
 namespace hxq::tools {
 namespace {
@@ -25,15 +28,27 @@ CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::
 
 void add_generation_options(CLI::App& app, GenerateOptions& options) {
   SamplingOptions& sampling = options.sampling;
-  app.add_option("-n,--max-tokens", options.max_tokens, "New tokens at most")->capture_default_str();
-  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")->capture_default_str();
-  app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")->capture_default_str();
+  app.add_option("-n,--max-tokens", options.max_tokens, "New tokens at most")
+      ->capture_default_str()
+      ->check(whole_number(0));
+  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")
+      ->capture_default_str()
+      ->check(number("a number, at least 0", [](double value) { return value >= 0 && std::isfinite(value); }));
+  app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")
+      ->capture_default_str()
+      ->check(whole_number(0));
   app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number("a number above 0 and at most 1", [](double value) { return value > 0 && value <= 1; }));
   app.add_option("--repetition-penalty", sampling.repetition_penalty, "> 1: tokens seen before are less likely")
-      ->capture_default_str();
-  app.add_option("--seed", sampling.seed, "The same seed gives the same text")->capture_default_str();
-  add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)");
+      ->capture_default_str()
+      ->check(number("a number above 0", [](double value) { return value > 0 && std::isfinite(value); }));
+  app.add_option("--seed", sampling.seed, "The same seed gives the same text")
+      ->capture_default_str()
+      ->check(whole_number<uint64_t>(0));
+  add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)")
+      ->check(CLI::Validator(
+          [](const std::string& text) { return text.empty() ? not_as_expected("a text", text) : ""; }, ""));
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
 }
 

@@ -2,14 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "console.h"
 #include "hxq/error.h"
 #include "hxq/version.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace {
@@ -18,9 +21,19 @@ constexpr int kFailed = 1;
 constexpr int kWrongUse = 2;
 constexpr int kInterrupted = 130;
 
+/// The arguments, `help VERB` turned into `VERB --help`.
+std::vector<std::string> arguments_of(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (!arguments.empty() && arguments[0] == "help") {
+    arguments.erase(arguments.begin());
+    arguments.emplace_back("--help");
+  }
+  return arguments;
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Compress neural networks to a codebook and one byte per weight, and run them in that form.", "hxq");
-  app.set_version_flag("--version", std::string("hxq ") + hxq::kVersion);
+  app.set_version_flag("-V,--version", std::string("hxq ") + hxq::kVersion);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   app.footer(
@@ -43,10 +56,19 @@ int run(int argc, char** argv) {
   add("perplexity", "Measure how well a model predicts a text", hxq::tools::add_perplexity);
   add("bench", "Measure speed against what this machine's memory allows", hxq::tools::add_bench);
 
+  std::vector<std::string> arguments = arguments_of(argc, argv);
+  const auto is_first = [&](const auto& verb) { return verb.first->get_name() == arguments[0]; };
+  if (!arguments.empty() && !arguments[0].starts_with('-') && std::ranges::none_of(verbs, is_first)) {
+    fmt::print(stderr, "hxq: {} is no verb (see hxq --help)\n", arguments[0]);
+    return kWrongUse;
+  }
+  std::ranges::reverse(arguments);  // as CLI11 takes them
   try {
-    app.parse(argc, argv);
+    app.parse(arguments);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kWrongUse;
+    if (error.get_exit_code() == 0) return app.exit(error);
+    fmt::print(stderr, "hxq: {}\n", hxq::tools::usage_text(app, error));
+    return kWrongUse;
   }
   for (const auto& [verb, run_verb] : verbs) {
     if (verb->parsed()) return run_verb();
@@ -66,6 +88,9 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "hxq: out of memory\n");
     return kFailed;
+  } catch (const hxq::tools::UsageError& error) {
+    fmt::print(stderr, "hxq: {}\n", error.what());
+    return kWrongUse;
   } catch (const std::exception& error) {
     fmt::print(stderr, "hxq: {}\n", error.what());
     return kFailed;

@@ -9,6 +9,7 @@
 
 #include "console.h"
 #include "hxq/tokenizer.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -84,9 +85,13 @@ RunVerb add_perplexity(CLI::App& app) {
   PerplexityOptions& options = arguments->options;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--text", arguments->text, "Text file (-: standard input)")->required();
-  app.add_option("--window", options.window, "Tokens a window holds")->capture_default_str();
-  app.add_option("--stride", options.stride, "Tokens from one window's start to the next")->capture_default_str();
-  app.add_option("--windows", options.max_windows, "Score only the first N windows (0: all)")->capture_default_str();
+  app.add_option("--window", options.window, "Tokens a window holds")->capture_default_str()->check(whole_number(2));
+  app.add_option("--stride", options.stride, "Tokens from one window's start to the next")
+      ->capture_default_str()
+      ->check(whole_number(1));
+  app.add_option("--windows", options.max_windows, "Score only the first N windows (0: all)")
+      ->capture_default_str()
+      ->check(whole_number(0));
   app.add_option("--against", arguments->against, "Another model folder to compare with: mean KL and same top token");
   app.add_flag("--json", arguments->json, "Print JSON, every window included");
   arguments->model.add_to(app);

@@ -1,0 +1,57 @@
+#include "usage.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <iterator>
+#include <vector>
+
+namespace hxq::tools {
+namespace {
+
+/// As many as a model runs with.
+constexpr int kMaxThreads = 1024;
+
+/// Arguments that belong to no option, in the order they were given.
+std::vector<std::string> unexpected(const CLI::App& app) {
+  std::vector<std::string> arguments = app.remaining();
+  std::erase(arguments, "--");
+  return arguments;
+}
+
+std::string fault_text(const CLI::App& app, const CLI::ParseError& error) {
+  std::vector<std::string> extra = unexpected(app);
+  const bool no_verb = app.get_parent() == nullptr;
+  // What follows "--" is left to the command itself.
+  if (!no_verb) std::ranges::copy(unexpected(*app.get_parent()), std::back_inserter(extra));
+  if (!extra.empty() && (no_verb || dynamic_cast<const CLI::ExtrasError*>(&error))) {
+    return fmt::format("unexpected argument{}: {}", extra.size() > 1 ? "s" : "", fmt::join(extra, " "));
+  }
+  if (no_verb && dynamic_cast<const CLI::RequiredError*>(&error)) return "expected a verb";
+  const std::string fault = error.what();
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) && fault.ends_with(" missing")) {
+    return fault.substr(0, fault.find(':')) + " needs a value";
+  }
+  return fault;
+}
+
+}  // namespace
+
+std::string not_as_expected(const std::string& expected, const std::string& found) {
+  return fmt::format("expected {}, found {}", expected, found.empty() ? "nothing" : found);
+}
+
+CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& description) {
+  return app.add_option("-t,--threads", threads, description)->check(whole_number(0, kMaxThreads));
+}
+
+std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<const CLI::App*> verbs = app.get_subcommands([](const CLI::App*) { return true; });
+  const auto verb = std::ranges::find_if(verbs, [](const CLI::App* any) { return any->parsed(); });
+  std::string fault = fault_text(verb == verbs.end() ? app : **verb, error);
+  std::ranges::replace_if(
+      fault, [](char c) { return static_cast<unsigned char>(c) < ' '; }, ' ');
+  return fmt::format("{} (see hxq {}--help)", fault, verb == verbs.end() ? "" : (*verb)->get_name() + " ");
+}
+
+}  // namespace hxq::tools
