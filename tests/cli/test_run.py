@@ -31,6 +31,17 @@ def test_sampling_follows_the_seed(hxq, compressed):
     assert text("--repetition-penalty", "1.5") != text()
 
 
+def test_sampling_options_without_a_temperature(hxq, compressed):
+    greedy = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 4)
+    assert greedy.err.count("\n") == 1 and "without effect" not in greedy.err
+    unused = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 4, "--seed", 3, "--top-k", 5)
+    assert unused.out == greedy.out
+    assert unused.err.splitlines()[0].startswith("hxq: --top-k, --seed without effect: --temperature is 0")
+    assert unused.err.count("\n") == 2
+    warm = hxq("generate", compressed, "--prompt", PROMPT, "--temperature", 1, "--seed", 3, "--max-tokens", 4)
+    assert "without effect" not in warm.err
+
+
 def test_stop_string_cuts_the_text(hxq, compressed):
     whole = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json").json()["text"]
     stop = whole[10:14]
