@@ -50,13 +50,15 @@ struct GenerateOptions {
   int64_t max_tokens = 128;            ///< new tokens at most
   std::vector<std::string> stop = {};  ///< text ends before the first of these
   bool ignore_eos = false;             ///< go on past end-of-sequence tokens: the model's and the tokenizer's
+  /// Asked after the prompt and after every token: true ends the text there.
+  std::function<bool()> interrupted = {};
 };
 
 struct GenerateResult {
   std::vector<int32_t> prompt_tokens;
   std::vector<int32_t> tokens;  ///< new ones, the final end-of-sequence token included
   std::string text;             ///< of the new tokens, cut before a stop string
-  std::string stop_reason;      ///< "length", "eos", "stop", or "context": the model's context is full
+  std::string stop_reason;      ///< "length", "eos", "stop", "interrupted", or "context": the model's is full
   int64_t reused_tokens = 0;    ///< of the prompt, that a session had seen before
   double prompt_seconds = 0;    ///< time for the prompt, up to the first new token's logits
   double decode_seconds = 0;    ///< time for the decode steps after it
@@ -75,7 +77,7 @@ GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::str
                         const GenerateOptions& options = {}, const OnText& on_text = {});
 
 /// Continues each prompt, one after the other, exactly as `generate` does each alone. All prompts are checked before
-/// any text. `on_text` also gets the index of the prompt.
+/// any text. `on_text` also gets the index of the prompt. An interrupted result is the last.
 std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& tokenizer,
                                          std::span<const std::string> prompts, const GenerateOptions& options = {},
                                          const std::function<void(size_t, std::string_view)>& on_text = {});

@@ -18,6 +18,8 @@ struct PerplexityOptions {
   const Model* against = nullptr;
   /// Called after every window with the number done and the total.
   std::function<void(int64_t done, int64_t total)> progress = {};
+  /// Asked every few hundred tokens: true ends the measurement with the windows finished so far.
+  std::function<bool()> interrupted = {};
 };
 
 struct WindowScore {
@@ -33,6 +35,7 @@ struct PerplexityResult {
   double nll = 0;         ///< mean negative log-likelihood of a scored token, in nats
   int64_t tokens_scored = 0;
   std::vector<WindowScore> windows;
+  bool interrupted = false;                  ///< `windows` are those finished before; without any, figures are 0
   std::optional<double> against_perplexity;  ///< of the other model, on the same tokens
   std::optional<double> mean_kl;             ///< mean KL(against || model) over scored tokens, in nats
   std::optional<double> same_top;            ///< share of scored tokens where both models rank the same token first

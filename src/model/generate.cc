@@ -110,6 +110,10 @@ GenerateResult Session::generate(std::span<const int32_t> tokens, const Generate
   const auto start = Clock::now();
   result.stop_reason = "length";
   while (static_cast<int64_t>(result.tokens.size()) < options.max_tokens) {
+    if (options.interrupted && options.interrupted()) {
+      result.stop_reason = "interrupted";
+      break;
+    }
     const int32_t token = sampler.choose(logits_);
     result.tokens.push_back(token);
     if (ends(token)) {
@@ -152,7 +156,7 @@ std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& to
   for (const std::string& prompt : prompts) tokens.push_back(prompt_tokens(model, tokenizer, prompt));
   Session session(model, tokenizer);
   std::vector<GenerateResult> results;
-  for (size_t i = 0; i < tokens.size(); ++i) {
+  for (size_t i = 0; i < tokens.size() && (i == 0 || results.back().stop_reason != "interrupted"); ++i) {
     session.reset();  // the whole prompt in one run, as alone
     results.push_back(session.generate(tokens[i], options, [&](std::string_view text) {
       if (on_text) on_text(i, text);

@@ -115,6 +115,21 @@ TEST(Generate, StopsWhereTheContextEnds) {
             "length");
 }
 
+TEST(Generate, EndsWhereItIsInterrupted) {
+  const Tokenizer tokenizer = letters();
+  const std::vector<std::string> prompts = {"Hello", "abc", "Hello"};
+  GenerateOptions options = {.max_tokens = 8, .ignore_eos = true};
+  const std::vector<GenerateResult> whole = generate_all(llama(), tokenizer, prompts, options);
+  options.interrupted = [asked = 0]() mutable { return ++asked > 11; };  // 8 times by the first
+  const std::vector<GenerateResult> results = generate_all(llama(), tokenizer, prompts, options);
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0].tokens, whole[0].tokens);
+  EXPECT_EQ(results[0].stop_reason, "length");
+  EXPECT_EQ(results[1].stop_reason, "interrupted");
+  ASSERT_EQ(results[1].tokens.size(), 3u);
+  EXPECT_EQ(results[1].text, whole[1].text.substr(0, 3));
+}
+
 TEST(Generate, LongPromptsAreTheSameInOnePieceAndTokenByToken) {
   const Model model = Model::open(tiny("mamba2-limit"), {.threads = 2});  // no limit to the context
   const Tokenizer tokenizer = letters();

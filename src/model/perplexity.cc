@@ -82,12 +82,15 @@ class Runner {
 class Evaluation {
  public:
   Evaluation(const Model& model, const PerplexityOptions& options)
-      : vocab_(model.info().vocab_size), threads_(model.info().threads), model_(model) {
+      : vocab_(model.info().vocab_size),
+        threads_(model.info().threads),
+        interrupted_(options.interrupted),
+        model_(model) {
     if (options.against) reference_.emplace(*options.against);
   }
 
-  /// Scores the last `scored` tokens of `window`.
-  Scores run(std::span<const int32_t> window, int64_t scored) {
+  /// Scores the last `scored` tokens of `window`; nothing when interrupted.
+  std::optional<Scores> run(std::span<const int32_t> window, int64_t scored) {
     // The logits at a position predict the token after it.
     const auto first = static_cast<int64_t>(window.size()) - scored - 1;
     const auto inputs = window.first(window.size() - 1);
@@ -95,6 +98,7 @@ class Evaluation {
     if (reference_) reference_->start(inputs.first(static_cast<size_t>(first)));
     Scores total;
     for (int64_t begin = first; begin < static_cast<int64_t>(inputs.size()); begin += kChunk) {
+      if (interrupted_ && interrupted_()) return std::nullopt;
       const int64_t count = std::min(kChunk, static_cast<int64_t>(inputs.size()) - begin);
       const auto chunk = inputs.subspan(static_cast<size_t>(begin), static_cast<size_t>(count));
       total += score_chunk(chunk, window.subspan(static_cast<size_t>(begin) + 1, static_cast<size_t>(count)));
@@ -125,6 +129,7 @@ class Evaluation {
 
   int64_t vocab_;
   int threads_;
+  const std::function<bool()>& interrupted_;
   Runner model_;
   std::optional<Runner> reference_;
   std::vector<Scores> per_token_;
@@ -170,18 +175,24 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
   Evaluation evaluation(model, options);
   Scores total;
   const auto window_count = static_cast<int64_t>(result.windows.size());
-  for (int64_t done = 0; WindowScore & window : result.windows) {
+  int64_t done = 0;
+  for (WindowScore& window : result.windows) {
     const auto span = tokens.subspan(static_cast<size_t>(window.begin), static_cast<size_t>(window.end - window.begin));
-    const Scores scores = evaluation.run(span, window.scored);
-    if (!std::isfinite(scores.nll) || !std::isfinite(scores.reference_nll)) {
+    const std::optional<Scores> scores = evaluation.run(span, window.scored);
+    result.interrupted = !scores;
+    if (!scores) break;
+    if (!std::isfinite(scores->nll) || !std::isfinite(scores->reference_nll)) {
       throw Error(fmt::format("tokens {} to {}: the model's logits are not finite", window.begin, window.end));
     }
-    window.nll = scores.nll;
-    if (options.against) window.against_nll = scores.reference_nll;
-    total += scores;
+    window.nll = scores->nll;
+    if (options.against) window.against_nll = scores->reference_nll;
+    total += *scores;
     result.tokens_scored += window.scored;
-    if (options.progress) options.progress(++done, window_count);
+    ++done;
+    if (options.progress) options.progress(done, window_count);
   }
+  result.windows.resize(static_cast<size_t>(done));
+  if (done == 0) return result;
   const auto scored = static_cast<double>(result.tokens_scored);
   result.nll = total.nll / scored;
   result.perplexity = std::exp(result.nll);

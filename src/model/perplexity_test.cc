@@ -65,6 +65,24 @@ TEST(Perplexity, AModelAgainstItselfDoesNotDiffer) {
   EXPECT_EQ(result.same_top, 1);
 }
 
+TEST(Perplexity, IsThatOfTheFinishedWindowsWhenInterrupted) {
+  const std::vector<int32_t> tokens = some_tokens(70);
+  PerplexityOptions options = {.window = 32, .stride = 12, .max_windows = 2, .against = &tiny_model()};
+  const PerplexityResult two = perplexity(tiny_model(), tokens, options);
+  EXPECT_FALSE(two.interrupted);
+  options.max_windows = 0;
+  options.interrupted = [asked = 0]() mutable { return ++asked > 2; };
+  const PerplexityResult ended = perplexity(tiny_model(), tokens, options);
+  EXPECT_TRUE(ended.interrupted);
+  ASSERT_EQ(ended.windows.size(), 2u);
+  EXPECT_EQ(ended.tokens_scored, two.tokens_scored);
+  EXPECT_EQ(ended.perplexity, two.perplexity);
+  EXPECT_EQ(ended.mean_kl, two.mean_kl);
+  options.interrupted = [] { return true; };
+  const PerplexityResult none = perplexity(tiny_model(), tokens, options);
+  EXPECT_TRUE(none.interrupted && none.windows.empty() && none.tokens_scored == 0);
+}
+
 TEST(Perplexity, RefusesTokensOutsideTheVocabularyWhereverTheyAre) {
   const auto vocab = static_cast<int32_t>(tiny_model().info().vocab_size);
   for (const int32_t bad : {vocab, -1}) {

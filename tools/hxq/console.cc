@@ -17,9 +17,9 @@
 namespace hxq::tools {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
+volatile std::sig_atomic_t noted_signal = 0;
 
-void note_interrupt(int) { interrupted = 1; }
+void note_interrupt(int signal) { noted_signal = signal; }
 
 }  // namespace
 
@@ -32,8 +32,10 @@ void catch_interrupts() {
 }
 
 void check_interrupt() {
-  if (interrupted) throw Interrupted{};
+  if (noted_signal) throw Interrupted{};
 }
+
+int interrupt_signal() { return noted_signal; }
 
 ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), shown_(isatty(STDERR_FILENO) == 1) {}
 
@@ -43,6 +45,10 @@ ProgressBar::~ProgressBar() {
 
 void ProgressBar::update(int64_t done, int64_t total, std::string_view note) {
   check_interrupt();
+  draw(done, total, note);
+}
+
+void ProgressBar::draw(int64_t done, int64_t total, std::string_view note) {
   if (!shown_) return;
   constexpr int kWidth = 30;
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1;

@@ -17,7 +17,10 @@ struct Interrupted {};
 void catch_interrupts();
 void check_interrupt();
 
-/// A progress bar on standard error; draws nothing when that is not a terminal. Updates also check for interrupts.
+/// The signal that was noted; 0: none.
+int interrupt_signal();
+
+/// A progress bar on standard error; draws nothing when that is not a terminal.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label);
@@ -25,6 +28,8 @@ class ProgressBar {
   ProgressBar& operator=(const ProgressBar&) = delete;
   ~ProgressBar();
 
+  void draw(int64_t done, int64_t total, std::string_view note = {});
+  /// `check_interrupt`, then `draw`.
   void update(int64_t done, int64_t total, std::string_view note = {});
 
  private:

@@ -83,14 +83,14 @@ class TextPrinter {
   size_t begun_ = 0;
 };
 
-int run(const Arguments& arguments) {
+int run(Arguments& arguments) {
+  arguments.options.interrupted = [] { return interrupt_signal() != 0; };
   const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   TextPrinter printer(arguments, prompts);
   const std::vector<GenerateResult> results =
       generate_all(model, tokenizer, prompts, arguments.options, [&](size_t prompt, std::string_view text) {
-        check_interrupt();
         if (!arguments.json) printer.add(prompt, text);
       });
   if (arguments.json) {
@@ -106,6 +106,7 @@ int run(const Arguments& arguments) {
     printer.finish(results);
   }
   print_speed(results);
+  if (results.back().stop_reason == "interrupted") throw Interrupted{};
   return 0;
 }
 
@@ -130,8 +131,9 @@ RunVerb add_generate(CLI::App& app) {
   app.footer(
       "Text ends at --max-tokens, at an end-of-text token of generation_config.json, config.json or the tokenizer, "
       "before\n"
-      "a --stop text, or where the model's context is full; --json says which: stop_reason is length, eos, stop or\n"
-      "context. An empty prompt starts from the beginning-of-text token. A prompt longer than the context is an "
+      "a --stop text, or where the model's context is full; --json says which: stop_reason is length, eos, stop,\n"
+      "context, or interrupted: ^C prints what there is. An empty prompt starts from the beginning-of-text token. A "
+      "prompt longer than the context is an "
       "error.\n"
       "Sampling settings of generation_config.json are not used: without options, the most likely token is taken.\n"
       "Example: hxq generate build/wiki-mamba-7m-hxq --prompt \"The city of London is\" --max-tokens 64 --stream");

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kFailed = 1;
 constexpr int kWrongUse = 2;
-constexpr int kInterrupted = 130;
+constexpr int kInterrupted = 128;  // plus the signal, as shells have it
 
 /// The arguments, `help VERB` turned into `VERB --help`.
 std::vector<std::string> arguments_of(int argc, char** argv) {
@@ -38,7 +38,7 @@ int run(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   app.footer(
       "`hxq VERB --help` shows a verb's options and an example.\n"
-      "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted.\n"
+      "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted (^C), 143 terminated.\n"
       "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
 
   using hxq::tools::RunVerb;
@@ -84,7 +84,7 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const hxq::tools::Interrupted&) {
     fmt::print(stderr, "hxq: interrupted\n");
-    return kInterrupted;
+    return kInterrupted + hxq::tools::interrupt_signal();
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "hxq: out of memory\n");
     return kFailed;

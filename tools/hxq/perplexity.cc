@@ -43,8 +43,21 @@ std::string json_text(const PerplexityResult& result) {
     json["mean_kl"] = *result.mean_kl;
     json["same_top"] = *result.same_top;
   }
+  json["interrupted"] = result.interrupted;
   json["windows"] = std::move(windows);
   return json.dump(2) + "\n";
+}
+
+std::string report_text(const PerplexityResult& result, const std::string& against) {
+  std::string text = fmt::format("perplexity {:.4f} (nll {:.6f}) over {} tokens in {} windows{}\n", result.perplexity,
+                                 result.nll, result.tokens_scored, result.windows.size(),
+                                 result.interrupted ? ", interrupted before the rest" : "");
+  if (result.against_perplexity) {
+    text += fmt::format("against {}: perplexity {:.4f}, delta {:+.3f} %; mean KL {:.6f}, same top token {:.2f} %\n",
+                        against, *result.against_perplexity, delta_percent(result), *result.mean_kl,
+                        100 * *result.same_top);
+  }
+  return text;
 }
 
 int run(Arguments& arguments) {
@@ -58,21 +71,15 @@ int run(Arguments& arguments) {
   {
     ProgressBar bar("scoring");
     arguments.options.progress = [&](int64_t done, int64_t total) {
-      bar.update(done, total, fmt::format("window {} of {}", done, total));
+      bar.draw(done, total, fmt::format("window {} of {}", done, total));
     };
+    arguments.options.interrupted = [] { return interrupt_signal() != 0; };
     result = perplexity(model, tokens, arguments.options);
   }
-  if (arguments.json) {
-    print(json_text(result));
-    return 0;
-  }
-  print(fmt::format("perplexity {:.4f} (nll {:.6f}) over {} tokens in {} windows\n", result.perplexity, result.nll,
-                    result.tokens_scored, result.windows.size()));
-  if (result.against_perplexity) {
-    print(fmt::format("against {}: perplexity {:.4f}, delta {:+.3f} %; mean KL {:.6f}, same top token {:.2f} %\n",
-                      arguments.against, *result.against_perplexity, delta_percent(result), *result.mean_kl,
-                      100 * *result.same_top));
-  }
+  if (result.windows.empty()) throw Interrupted{};
+  print(arguments.json ? json_text(result) : report_text(result, arguments.against));
+  if (result.interrupted) throw Interrupted{};
+  if (arguments.json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   fmt::print(stderr, "{:.1f} s\n", seconds.count());
   return 0;
