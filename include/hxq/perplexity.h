@@ -11,8 +11,8 @@
 namespace hxq {
 
 struct PerplexityOptions {
-  int64_t window = 2048;    ///< tokens a window holds at most
-  int64_t stride = 512;     ///< tokens from one window's start to the next; in [1, window]
+  int64_t window = 0;       ///< tokens a window holds at most; 0: 2048, or the models' context where that is less
+  int64_t stride = 0;       ///< tokens from one window's start to the next; in [1, window]; 0: a quarter of the window
   int64_t max_windows = 0;  ///< score only the first N windows; 0: all
   /// Compare against this model (the dense one, say) on the same tokens. Must have the same vocabulary.
   const Model* against = nullptr;
@@ -43,8 +43,8 @@ struct PerplexityResult {
 
 /// Strided-window perplexity as in Hugging Face's "Perplexity of fixed-length models": each window is run from an empty
 /// state, and only tokens that no earlier window has scored count; the very first token has no prediction.
-/// Throws `Error` if there are fewer than 2 tokens, one is outside the vocabulary, the options make no sense, or logits
-/// are not finite.
+/// Throws `Error` if there are fewer than 2 tokens, one is outside the vocabulary, the options make no sense, a
+/// model's context does not hold the window, or logits are not finite.
 PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options = {});
 
 }  // namespace hxq

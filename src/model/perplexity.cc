@@ -14,6 +14,8 @@ namespace {
 /// Tokens whose logits are held at a time.
 constexpr int64_t kChunk = 256;
 
+constexpr int64_t kDefaultWindow = 2048;
+
 struct Scores {
   double nll = 0;
   double reference_nll = 0;
@@ -135,13 +137,29 @@ class Evaluation {
   std::vector<Scores> per_token_;
 };
 
-void check(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options) {
+/// Tokens that a sequence may have in both models; 0: no limit.
+int64_t context_length(const Model& model, const Model* against) {
+  const int64_t own = model.info().context_length;
+  const int64_t other = against ? against->info().context_length : 0;
+  return own > 0 && other > 0 ? std::min(own, other) : std::max(own, other);
+}
+
+PerplexityOptions with_defaults(PerplexityOptions options, int64_t context) {
+  if (options.window == 0) options.window = context > 0 ? std::min(context, kDefaultWindow) : kDefaultWindow;
+  if (options.stride == 0) options.stride = std::max(options.window / 4, int64_t{1});
+  return options;
+}
+
+void check(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options, int64_t context) {
   if (tokens.size() < 2) throw Error(fmt::format("{} tokens: perplexity needs at least 2", tokens.size()));
   // A token is looked up among the logits before the model itself gets to see it.
   const int64_t vocab = model.info().vocab_size;
   const auto foreign = std::ranges::find_if(tokens, [&](int32_t token) { return token < 0 || token >= vocab; });
   if (foreign != tokens.end()) throw Error(fmt::format("token {} is outside the vocabulary of {}", *foreign, vocab));
   if (options.window < 2) throw Error(fmt::format("window of {} tokens: expected at least 2", options.window));
+  if (context > 0 && options.window > context) {
+    throw Error(fmt::format("window of {} tokens: the context holds {}", options.window, context));
+  }
   if (options.stride < 1 || options.stride > options.window) {
     throw Error(fmt::format("stride {}: expected 1 to the window's {}", options.stride, options.window));
   }
@@ -168,8 +186,10 @@ std::vector<WindowScore> plan_windows(int64_t tokens, const PerplexityOptions& o
 
 }  // namespace
 
-PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options) {
-  check(model, tokens, options);
+PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& given) {
+  const int64_t context = context_length(model, given.against);
+  const PerplexityOptions options = with_defaults(given, context);
+  check(model, tokens, options, context);
   PerplexityResult result;
   result.windows = plan_windows(static_cast<int64_t>(tokens.size()), options);
   Evaluation evaluation(model, options);

@@ -57,6 +57,17 @@ TEST(Perplexity, ScoresEachTokenOnceInItsFirstWindow) {
   EXPECT_DOUBLE_EQ(result.perplexity, std::exp(total / 69));
 }
 
+TEST(Perplexity, WindowsFitTheContextAndOverlapByThreeQuarters) {
+  const Model llama = Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "llama-bias");
+  const std::vector<int32_t> tokens(400, 7);
+  const PerplexityResult result = perplexity(llama, tokens);
+  EXPECT_EQ(result.windows[0].end, 160);
+  EXPECT_EQ(result.windows[1].begin, 40);
+  EXPECT_EQ(perplexity(llama, tokens, {.window = 10, .max_windows = 2}).windows[1].begin, 2);
+  EXPECT_EQ(perplexity(llama, tokens, {.window = 3, .max_windows = 2}).windows[1].begin, 1);
+  EXPECT_THROW(perplexity(llama, tokens, {.window = 161}), Error);
+}
+
 TEST(Perplexity, AModelAgainstItselfDoesNotDiffer) {
   const PerplexityResult result = perplexity(tiny_model(), some_tokens(40), {.against = &tiny_model()});
   EXPECT_EQ(result.against_perplexity, result.perplexity);

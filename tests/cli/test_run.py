@@ -140,9 +140,44 @@ def test_perplexity_options(hxq, compressed, tmp_path):
     assert len(short["windows"]) == 1 and short["tokens_scored"] >= 3
     small = hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 64, "--windows", 3, "--json").json()
     assert [window["scored"] for window in small["windows"]] == [63, 63, 63]
-    hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 65).fails_with("stride 65")
+    quarter = hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--windows", 3, "--json").json()
+    assert [window["begin"] for window in quarter["windows"]] == [0, 16, 32]
+    least = hxq("perplexity", compressed, "--text", TEXT, "--window", 3, "--windows", 3, "--json").json()
+    assert [window["begin"] for window in least["windows"]] == [0, 1, 2]
+    wide = hxq("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 65)
+    wide.fails_with("--stride", "65", "the window's 64", code=2)
+    wide = hxq("perplexity", compressed, "--text", tmp_path / "short.txt", "--stride", 2049)
+    wide.fails_with(compressed, "stride 2049", "the window's 2048")
     (tmp_path / "empty.txt").write_text("")
-    hxq("perplexity", compressed, "--text", tmp_path / "empty.txt").fails_with("at least 2")
+    hxq("perplexity", compressed, "--text", tmp_path / "empty.txt").fails_with("empty.txt", "0 tokens", "at least 2")
+    hxq("perplexity", compressed, "--text", "-").fails_with("standard input", "0 tokens")
+
+
+def test_perplexity_in_a_small_context(hxq, small_context, compressed, tmp_path):
+    text = tmp_path / "letters.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 10)
+    result = hxq("perplexity", small_context, "--text", text, "--json").json()
+    assert [(window["begin"], window["end"]) for window in result["windows"]][:2] == [(0, 160), (40, 200)]
+    against = hxq("perplexity", small_context, "--text", text, "--against", small_context, "--json").json()
+    assert against["perplexity"] == result["perplexity"] == against["against_perplexity"]
+    too_wide = hxq("perplexity", small_context, "--text", text, "--window", 161)
+    too_wide.fails_with("--window 161", small_context, "160", code=2)
+    other = hxq("perplexity", small_context, "--text", text, "--against", compressed)
+    other.fails_with(f"{compressed}: has a vocabulary of 8192 tokens", f"{small_context} one of 64")
+
+
+def test_byte_order_marks_are_no_text(hxq, compressed, tmp_path):
+    def tokens(text):
+        (tmp_path / "prompt.txt").write_bytes(text)
+        file = ("--prompt-file", tmp_path / "prompt.txt")
+        return hxq("generate", compressed, *file, "--max-tokens", 1, "--json").json()["prompt_tokens"]
+
+    assert tokens(b"\xef\xbb\xbf" + PROMPT.encode()) == tokens(PROMPT.encode()) != tokens(b"\xef" + PROMPT.encode())
+    scores = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "text.txt").write_bytes(mark + TEXT.read_bytes()[:2000])
+        scores.append(hxq("perplexity", compressed, "--text", tmp_path / "text.txt", "--json").json())
+    assert scores[0] == scores[1]
 
 
 def test_inspect(hxq, compressed):

@@ -21,6 +21,19 @@ volatile std::sig_atomic_t noted_signal = 0;
 
 void note_interrupt(int signal) { noted_signal = signal; }
 
+std::string bytes_of(const std::string& path) {
+  if (path == "-") {
+    std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+    check_interrupt();
+    return text;
+  }
+  if (std::filesystem::is_directory(path)) throw Error("is a folder, expected a text file", {.file = path});
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) throw Error("cannot read the file", {.file = path});
+  return text;
+}
+
 }  // namespace
 
 void catch_interrupts() {
@@ -82,12 +95,12 @@ ModelOptions ModelArguments::options() const {
 }
 
 std::string read_text(const std::string& path) {
-  if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
-  if (std::filesystem::is_directory(path)) throw Error("is a folder, expected a text file", {.file = path});
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw Error("cannot read the file", {.file = path});
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  std::string text = bytes_of(path);
+  if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   return text;
 }
+
+std::string name_of_text(const std::string& path) { return path == "-" ? "standard input" : path; }
 
 }  // namespace hxq::tools

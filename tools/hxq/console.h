@@ -52,7 +52,11 @@ struct ModelArguments {
   ModelOptions options() const;
 };
 
-/// Reads a whole file, or standard input for "-". Throws `Error`.
+/// Reads a whole file, or standard input for "-", without the byte-order mark that some editors put first. Throws
+/// `Error`.
 std::string read_text(const std::string& path);
+
+/// What messages call the file that `read_text` reads.
+std::string name_of_text(const std::string& path);
 
 }  // namespace hxq::tools

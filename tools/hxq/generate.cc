@@ -36,7 +36,7 @@ std::vector<std::string> lines_of(const std::string& path) {
     if (!line.empty()) lines.push_back(std::move(line));
     begin = end + 1;
   }
-  if (lines.empty()) throw Error("has no line, expected a prompt on each", {.file = path});
+  if (lines.empty()) throw Error("has no line, expected a prompt on each", {.file = name_of_text(path)});
   return lines;
 }
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "console.h"
+#include "hxq/error.h"
 #include "hxq/tokenizer.h"
 #include "usage.h"
 #include "verbs.h"
@@ -60,22 +61,49 @@ std::string report_text(const PerplexityResult& result, const std::string& again
   return text;
 }
 
+/// Refuses what the library would, by the names of options and files.
+void check(const Arguments& arguments, const Model& model, const std::optional<Model>& against, size_t tokens) {
+  const PerplexityOptions& options = arguments.options;
+  for (const auto& [dir, info] : {std::pair{arguments.dir, model.info()},
+                                  std::pair{arguments.against, against ? against->info() : ModelInfo()}}) {
+    if (info.context_length > 0 && options.window > info.context_length) {
+      throw UsageError(
+          fmt::format("--window {}: the context of {} holds {}", options.window, dir, info.context_length));
+    }
+  }
+  if (against && against->info().vocab_size != model.info().vocab_size) {
+    throw Error(fmt::format("has a vocabulary of {} tokens, {} one of {}", against->info().vocab_size, arguments.dir,
+                            model.info().vocab_size),
+                {.file = arguments.against});
+  }
+  if (tokens < 2) {
+    throw Error(fmt::format("has {} token{}, perplexity needs at least 2", tokens, tokens == 1 ? "" : "s"),
+                {.file = name_of_text(arguments.text)});
+  }
+}
+
+PerplexityResult measure(Arguments& arguments, const Model& model, const std::vector<int32_t>& tokens) {
+  ProgressBar bar("scoring");
+  arguments.options.progress = [&](int64_t done, int64_t total) {
+    bar.draw(done, total, fmt::format("window {} of {}", done, total));
+  };
+  arguments.options.interrupted = [] { return interrupt_signal() != 0; };
+  try {
+    return perplexity(model, tokens, arguments.options);
+  } catch (const Error& error) {
+    throw Error(error.what(), {.file = arguments.dir});
+  }
+}
+
 int run(Arguments& arguments) {
   const Model model = Model::open(arguments.dir, arguments.model.options());
   std::optional<Model> against;
   if (!arguments.against.empty()) against.emplace(Model::open(arguments.against, arguments.model.options()));
   const std::vector<int32_t> tokens = Tokenizer::load(arguments.dir).encode(read_text(arguments.text));
+  check(arguments, model, against, tokens.size());
   arguments.options.against = against ? &*against : nullptr;
   const auto start = std::chrono::steady_clock::now();
-  PerplexityResult result;
-  {
-    ProgressBar bar("scoring");
-    arguments.options.progress = [&](int64_t done, int64_t total) {
-      bar.draw(done, total, fmt::format("window {} of {}", done, total));
-    };
-    arguments.options.interrupted = [] { return interrupt_signal() != 0; };
-    result = perplexity(model, tokens, arguments.options);
-  }
+  const PerplexityResult result = measure(arguments, model, tokens);
   if (result.windows.empty()) throw Interrupted{};
   print(arguments.json ? json_text(result) : report_text(result, arguments.against));
   if (result.interrupted) throw Interrupted{};
@@ -92,9 +120,10 @@ RunVerb add_perplexity(CLI::App& app) {
   PerplexityOptions& options = arguments->options;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--text", arguments->text, "Text file (-: standard input)")->required();
-  app.add_option("--window", options.window, "Tokens a window holds")->capture_default_str()->check(whole_number(2));
-  app.add_option("--stride", options.stride, "Tokens from one window's start to the next")
-      ->capture_default_str()
+  app.add_option("--window", options.window, "Tokens a window holds (default: 2048, or the models' context if less)")
+      ->check(whole_number(2));
+  app.add_option("--stride", options.stride,
+                 "Tokens from one window's start to the next (default: a quarter of the window)")
       ->check(whole_number(1));
   app.add_option("--windows", options.max_windows, "Score only the first N windows (0: all)")
       ->capture_default_str()
@@ -105,6 +134,12 @@ RunVerb add_perplexity(CLI::App& app) {
   app.footer(
       "Example: hxq perplexity build/wiki-mamba-7m-hxq --text models/wikitext2-excerpt.txt --against "
       "models/wiki-mamba-7m");
+  app.final_callback([&options] {
+    if (options.window > 0 && options.stride > options.window) {
+      throw CLI::ValidationError("--stride", fmt::format("expected a whole number from 1 to the window's {}, found {}",
+                                                         options.window, options.stride));
+    }
+  });
   return [arguments] { return run(*arguments); };
 }
 
