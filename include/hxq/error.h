@@ -14,7 +14,7 @@ struct ErrorPlace {
   std::optional<uint64_t> offset = {};  ///< byte offset within `file`
 };
 
-/// The one exception type of the library: bad input, unsupported content, or an operating-system failure.
+/// The exception of the library: bad input, unsupported content, or an operating-system failure.
 ///
 /// `what()` is one line that names the file, the tensor and the byte offset where known, and says what was found and
 /// what was expected. Thrown at borders only (opening, parsing, writing); never from a kernel.
@@ -27,6 +27,11 @@ class Error : public std::runtime_error {
 
  private:
   ErrorPlace place_;
+};
+
+/// A prompt has more tokens than the model's context holds: a shorter one may do.
+struct ContextError : Error {
+  using Error::Error;
 };
 
 }  // namespace hxq

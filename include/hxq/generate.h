@@ -69,7 +69,8 @@ struct GenerateResult {
 using OnText = std::function<void(std::string_view)>;
 
 /// The tokens of a prompt as `generate` runs them. An empty prompt becomes the beginning-of-text token of the tokenizer
-/// or the model. Throws `Error` when there is none, and when the context does not hold the prompt.
+/// or the model. Throws `Error` when there is none, `ContextError` when the context does not hold the
+/// prompt.
 std::vector<int32_t> prompt_tokens(const Model& model, const Tokenizer& tokenizer, std::string_view prompt);
 
 /// Continues `prompt`. Throws `Error` as `prompt_tokens`, and for options out of range, before any text.
@@ -89,7 +90,7 @@ class Session {
   Session(const Model& model, const Tokenizer& tokenizer);
 
   /// Continues `tokens`. If they begin with all that was run before, only the rest is run; otherwise everything is.
-  /// Throws `Error` for no tokens, for more than the context holds, and for options out of range.
+  /// Throws `Error` for no tokens and for options out of range, `ContextError` for more tokens than the context holds.
   GenerateResult generate(std::span<const int32_t> tokens, const GenerateOptions& options = {},
                           const OnText& on_text = {});
 

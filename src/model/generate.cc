@@ -19,7 +19,7 @@ void check_length(const Model& model, size_t tokens) {
   const int64_t limit = model.info().context_length;
   if (tokens == 0) throw Error("the prompt has no tokens");
   if (limit > 0 && static_cast<int64_t>(tokens) > limit) {
-    throw Error(fmt::format("the prompt has {} tokens; the model's context holds {}", tokens, limit));
+    throw ContextError(fmt::format("the prompt has {} tokens; the model's context holds {}", tokens, limit));
   }
 }
 

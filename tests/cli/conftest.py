@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import string
 import subprocess
 
 import pytest
@@ -71,3 +72,14 @@ def compressed_copy(compressed, tmp_path):
     target = tmp_path / "compressed"
     shutil.copytree(compressed, target)
     return target
+
+
+@pytest.fixture
+def small_context(tmp_path):
+    """A Llama whose context holds 160 tokens, with a tokenizer of letters."""
+    folder = tmp_path / "llama"
+    shutil.copytree(ROOT / "tests" / "e2e" / "llama-bias", folder)
+    vocab = {letter: i for i, letter in enumerate(string.ascii_letters + string.digits + " .")}
+    spec = {"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    return folder

@@ -55,6 +55,30 @@ def test_commands_and_plain_output(hxq, compressed, template):
     assert warm[0] == warm[1] != warm[2]
 
 
+def test_a_message_that_the_context_does_not_hold_is_taken_back(hxq, small_context, template):
+    template.write_text("{% for message in messages %}{{ message.content }}.{% endfor %}")
+    options = (small_context, "--template", template, "--max-tokens", 4, "--ignore-eos", "--json")
+    first, second = answers(hxq, "Hello\nAnd you\n", *options)
+    code, out, err = talk(hxq, f"Hello\n{'x' * 200}\nAnd you\n", *options)
+    left = [json.loads(line) for line in out.splitlines()]
+    assert [answer["tokens"] for answer in left] == [first["tokens"], second["tokens"]]
+    assert left[1]["prompt_tokens"] == second["prompt_tokens"]
+    assert code == 1 and err.count("\n") == 1 and err.startswith("hxq: ") and "context holds 160" in err and "/reset" in err
+    # A conversation that has become too long, and what helps.
+    code, out, err = talk(hxq, f"{'x' * 150}\nAnd you\n/reset\nHello\n", *options)
+    assert [json.loads(line)["message"] for line in out.splitlines()] == ["x" * 150, "Hello"]
+    assert code == 1 and err.count("\n") == 1
+    assert json.loads(out.splitlines()[1])["tokens"] == first["tokens"]
+
+
+def test_what_is_no_command_is_no_message(hxq, compressed, template):
+    options = (compressed, "--template", template, "--max-tokens", 4, "--json")
+    code, out, err = talk(hxq, "/rest\n /rest\n", *options)
+    assert [json.loads(line)["message"] for line in out.splitlines()] == [" /rest"]
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("hxq: /rest is no command") and "/reset" in err and "/exit" in err
+
+
 def test_the_models_own_template(hxq, model_copy):
     code, out, err = talk(hxq, "Hello\n", model_copy)
     assert code == 1 and out == "" and "no chat template" in err and "generate" in err and "--template" in err

@@ -1,9 +1,7 @@
 import json
-import shutil
-import string
 
 import pytest
-from conftest import MODEL, ROOT, TEXT
+from conftest import MODEL, TEXT
 
 PROMPT = "The city of London is"
 
@@ -84,17 +82,6 @@ def test_several_prompts_give_what_each_gives_alone(hxq, compressed, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n")
     hxq("generate", compressed, "--prompts-file", tmp_path / "prompts.txt").fails_with("prompts.txt", "a prompt on each")
     assert hxq("generate", compressed, "--prompt", "a", "--prompts-file", tmp_path / "prompts.txt").code == 2
-
-
-@pytest.fixture
-def small_context(tmp_path):
-    """A Llama whose context holds 160 tokens, with a tokenizer of letters."""
-    folder = tmp_path / "llama"
-    shutil.copytree(ROOT / "tests" / "e2e" / "llama-bias", folder)
-    vocab = {letter: i for i, letter in enumerate(string.ascii_letters + string.digits + " .")}
-    spec = {"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
-    (folder / "tokenizer.json").write_text(json.dumps(spec))
-    return folder
 
 
 def test_the_end_of_the_context(hxq, small_context):

@@ -59,6 +59,25 @@ void answer(Chat& chat, const std::string& line, const Arguments& arguments) {
   print(dumped(json, -1));
 }
 
+/// False, and one line on standard error, for a message that gets no answer; the conversation is then as before.
+bool answered(Chat& chat, const std::string& line, const Arguments& arguments, bool terminal) {
+  if (line.starts_with('/')) {
+    fmt::print(stderr, "hxq: {} is no command: /reset begins anew, /exit ends (a message may begin with \" /\")\n",
+               line);
+    return false;
+  }
+  try {
+    answer(chat, line, arguments);
+    return true;
+  } catch (const ContextError& error) {
+    fmt::print(stderr, "hxq: {}: the message is taken back, /reset begins anew\n", error.what());
+  } catch (const Error& error) {
+    if (!terminal) throw;
+    fmt::print(stderr, "hxq: {}\n", error.what());
+  }
+  return false;
+}
+
 int run(const Arguments& arguments) {
   const ChatTemplate chat_template = template_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
@@ -66,20 +85,16 @@ int run(const Arguments& arguments) {
   Chat chat(model, tokenizer, chat_template, arguments.system);
   const bool terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
   if (terminal) fmt::print(stderr, "/reset begins anew, /exit or ^D ends.\n");
+  bool all_answered = true;
   for (std::string line; read_line(terminal, line);) {
     if (line == "/exit") break;
     if (line == "/reset") {
       chat.reset();
     } else if (!line.empty()) {
-      try {
-        answer(chat, line, arguments);
-      } catch (const Error& error) {
-        if (!terminal) throw;
-        fmt::print(stderr, "hxq: {}\n", error.what());
-      }
+      all_answered &= answered(chat, line, arguments, terminal);
     }
   }
-  return 0;
+  return terminal || all_answered ? 0 : 1;
 }
 
 }  // namespace
@@ -96,7 +111,8 @@ RunVerb add_chat(CLI::App& app) {
   app.footer(
       "Each line of standard input is a message. /reset begins the conversation anew, /exit or the end of input ends "
       "it;\n"
-      "empty lines are left out.\n"
+      "empty lines are left out. A message that the model's context does not hold is taken back. Messages that got no\n"
+      "answer make the exit code 1, except at a terminal.\n"
       "Example: hxq chat build/mine --system \"Answer in one sentence.\" --temperature 0.7 --top-p 0.9");
   return [arguments] { return run(*arguments); };
 }
