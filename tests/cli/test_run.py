@@ -1,4 +1,7 @@
 import json
+import os
+import pty
+import subprocess
 
 import pytest
 from conftest import MODEL, TEXT
@@ -58,6 +61,26 @@ def test_prompt_from_a_file_and_unusual_prompts(hxq, compressed, tmp_path):
     special = hxq("generate", compressed, "--prompt", "<|endoftext|>", "--max-tokens", 5, "--json").json()
     assert special["prompt_tokens"] == [0] and special["tokens"] == empty["tokens"]
     assert hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 0, "--json").json()["tokens"] == []
+
+
+def test_prompt_from_a_pipe(hxq, compressed, tmp_path):
+    def prompt(*arguments, **options):
+        command = [hxq.command, "generate", str(compressed), "--max-tokens", "0", "--json", *arguments]
+        return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60, **options).stdout)["prompt"]
+
+    assert prompt(input=PROMPT.encode() + b"\n") == PROMPT
+    assert prompt(input=b"\xef\xbb\xbfone\r\ntwo\n\r\n") == "one\r\ntwo\n"
+    assert prompt(input=b"") == ""
+    assert prompt("--prompt", "x", input=PROMPT.encode()) == "x"
+    (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
+    with open(tmp_path / "prompt.txt") as file:
+        assert prompt(stdin=file) == PROMPT
+    assert prompt(stdin=subprocess.DEVNULL) == ""
+    controller, terminal = pty.openpty()
+    assert prompt(stdin=terminal) == ""
+    os.close(controller)
+    os.close(terminal)
+    assert prompt("--prompt-file", "-", input=b"as it is\n") == "as it is\n"
 
 
 def test_several_prompts_give_what_each_gives_alone(hxq, compressed, tmp_path):
@@ -240,7 +263,5 @@ def test_version_and_help(hxq):
 
 def test_output_that_cannot_be_written(hxq, compressed):
     with open("/dev/full", "wb") as full:
-        import subprocess
-
         completed = subprocess.run([hxq.command, "inspect", compressed], stdout=full, stderr=subprocess.PIPE)
     assert completed.returncode == 1 and b"standard output" in completed.stderr

@@ -1,6 +1,7 @@
 #include "hxq/generate.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <memory>
@@ -40,10 +41,22 @@ std::vector<std::string> lines_of(const std::string& path) {
   return lines;
 }
 
+/// What is piped or redirected into the command, less the end of its last line, which `echo` adds. Nothing else is
+/// waited for.
+std::string piped_prompt() {
+  struct stat input {};
+  const bool piped = fstat(STDIN_FILENO, &input) == 0 && (S_ISFIFO(input.st_mode) || S_ISREG(input.st_mode));
+  std::string text = piped ? read_text("-") : "";
+  for (const std::string_view end : {"\r\n", "\n"}) {
+    if (text.ends_with(end)) return text.substr(0, text.size() - end.size());
+  }
+  return text;
+}
+
 std::vector<std::string> prompts_of(const Arguments& arguments) {
   if (!arguments.prompts_file.empty()) return lines_of(arguments.prompts_file);
   if (!arguments.prompt_file.empty()) return {read_text(arguments.prompt_file)};
-  if (arguments.prompts.empty()) return {""};
+  if (arguments.prompts.empty()) return {piped_prompt()};
   return arguments.prompts;
 }
 
@@ -129,12 +142,13 @@ RunVerb add_generate(CLI::App& app) {
   app.add_flag("--json", arguments->json, "Print JSON: an object, or a list of them for several prompts");
   arguments->model.add_to(app);
   app.footer(
-      "Text ends at --max-tokens, at an end-of-text token of generation_config.json, config.json or the tokenizer, "
-      "before\n"
-      "a --stop text, or where the model's context is full; --json says which: stop_reason is length, eos, stop,\n"
-      "context, or interrupted: ^C prints what there is. An empty prompt starts from the beginning-of-text token. A "
-      "prompt longer than the context is an "
-      "error.\n"
+      "Without a prompt option, what is piped or redirected into the command is read to its end and continued, less\n"
+      "one line end at its end. At a terminal and from /dev/null nothing is read, and the prompt is empty. An empty\n"
+      "prompt starts from the beginning-of-text token. A prompt longer than the context is an error.\n"
+      "Text ends at --max-tokens, at an end-of-text token of generation_config.json, config.json or the tokenizer,\n"
+      "before a --stop text, or where the model's context is full; --json says which: stop_reason is length, eos, "
+      "stop\n"
+      "or context; or interrupted, since what there is by then is printed after ^C, too.\n"
       "Sampling settings of generation_config.json are not used: without options, the most likely token is taken.\n"
       "Example: hxq generate build/wiki-mamba-7m-hxq --prompt \"The city of London is\" --max-tokens 64 --stream");
   return [arguments] { return run(*arguments); };
