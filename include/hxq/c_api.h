@@ -286,7 +286,8 @@ HXQ_API hxq_status hxq_mamba_mixer_forward(hxq_context* context, const hxq_mamba
 
 typedef struct hxq_model hxq_model; /* an opened language model and one sequence; used by one thread at a time */
 
-/* folder: dense or compressed. threads: 0 for all cores. target: as of hxq_context_create. */
+/* folder: dense or compressed. threads: 0 for all cores, fewer while other programs hold them up. target: as of
+ * hxq_context_create. */
 HXQ_API hxq_status hxq_model_open(const char* folder, int32_t threads, const char* target, hxq_model** model);
 HXQ_API void hxq_model_destroy(hxq_model* model);
 HXQ_API int64_t hxq_model_vocab_size(const hxq_model* model);

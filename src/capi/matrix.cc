@@ -102,10 +102,7 @@ hxq_status hxq_matrix_get_info(const hxq_matrix* handle, hxq_matrix_info* info) 
              .vector_dim = matrix.d,
              .outliers = static_cast<int64_t>(matrix.sidecar.value.size()),
              .rank = matrix.low_rank.rank,
-             .bytes = static_cast<int64_t>(matrix.indices.size() +
-                                           4 * (matrix.codebook.size() + matrix.sidecar.row_begin.size() +
-                                                2 * matrix.sidecar.value.size() + matrix.low_rank.u_scaled.size() +
-                                                matrix.low_rank.vt.size() + matrix.channel_scales.size()))};
+             .bytes = bytes_read(matrix)};
   });
 }
 

@@ -54,4 +54,7 @@ struct CodebookMatrix {
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 };
 
+/// Bytes that one matrix-vector product reads.
+int64_t bytes_read(const CodebookMatrix& matrix) noexcept;
+
 }  // namespace hxq

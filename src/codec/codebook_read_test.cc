@@ -232,6 +232,15 @@ TEST(ReadCodebookMatrix, ChecksIndicesOfEveryLayout) {
   }
 }
 
+TEST(ReadCodebookMatrix, ChecksBytesAgainstCodebooksOfLessThan256) {
+  TestCheckpoint files;
+  files.set("m.indices", DType::u8, {1, 2}, std::vector<uint8_t>{0, 254});
+  files.set("m.codebook", DType::f32, {255}, std::vector<float>(255, 1));
+  EXPECT_NO_THROW(read_codebook_matrix(files.open(), "m"));
+  files.set("m.indices", DType::u8, {1, 2}, std::vector<uint8_t>{0, 255});
+  EXPECT_THROW(read_codebook_matrix(files.open(), "m"), Error);
+}
+
 TEST(ReadCodebookMatrix, RefusesAnotherShapeThanExpected) {
   const Checkpoint checkpoint = scalar_module().open();
   EXPECT_NO_THROW(read_codebook_matrix(checkpoint, "m", {2, 3}));

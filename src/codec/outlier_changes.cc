@@ -31,7 +31,12 @@ struct OutlierChanges::Known {
   std::vector<OutlierChange> changes = {};
 };
 
-OutlierChanges::OutlierChanges() : known_(std::make_shared<Known>()) {}
+OutlierChanges::OutlierChanges() : known_(std::make_unique<Known>()) {}
+OutlierChanges::OutlierChanges(const OutlierChanges&) : OutlierChanges() {}
+OutlierChanges& OutlierChanges::operator=(const OutlierChanges&) { return *this = OutlierChanges(); }
+OutlierChanges::OutlierChanges(OutlierChanges&&) noexcept = default;
+OutlierChanges& OutlierChanges::operator=(OutlierChanges&&) noexcept = default;
+OutlierChanges::~OutlierChanges() = default;
 
 std::span<const OutlierChange> OutlierChanges::of(const CodebookMatrix& matrix) const noexcept {
   std::call_once(known_->once, [&] { known_->changes = changes_of(matrix); });

@@ -223,7 +223,7 @@ struct ScanCase {
 TEST_P(SequenceTest, ScanOfTokensInPieces) {
   for (const int64_t channels : {1, 16, 30, 200}) {
     for (const int64_t states : {1, 8, 16, 17}) {
-      for (const std::vector<int64_t>& pieces : {std::vector<int64_t>{1}, {7}, {3, 4}}) {
+      for (const std::vector<int64_t>& pieces : {std::vector<int64_t>{1}, {7}, {3, 4}, {16}, {40}, {15, 1, 20}}) {
         int64_t tokens = 0;
         for (const int64_t piece : pieces) tokens += piece;
         const bool with_bias = states != 8;

@@ -60,11 +60,7 @@ int64_t bytes_read(const Weight& weight) noexcept {
   if (const auto* dense = std::get_if<kernels::DenseMatrix>(&weight)) {
     return dense->rows * dense->cols * static_cast<int64_t>(size_of(dense->dtype));
   }
-  const auto& coded = std::get<CodebookMatrix>(weight);
-  const size_t floats =
-      coded.codebook.size() + coded.low_rank.u_scaled.size() + coded.low_rank.vt.size() + coded.channel_scales.size();
-  return static_cast<int64_t>(coded.indices.size() + sizeof(float) * floats +
-                              sizeof(OutlierChange) * coded.sidecar.value.size());
+  return bytes_read(std::get<CodebookMatrix>(weight));
 }
 
 void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {

@@ -26,8 +26,8 @@ class StepThreads {
   int usual_;    ///< what has proved best
   int threads_;  ///< of this window; differs from `usual_` in a trial
 
-  double sum_ = 0;  ///< over the steps of this window
-  int steps_ = -1;  ///< the very first step, in which memory is met for the first time, does not count
+  double sum_ = 0;         ///< over the steps of this window
+  int steps_ = -1;         ///< the very first step, in which memory is met for the first time, does not count
   double shortest_ = 0;    ///< step with `usual_` threads; 0: none yet
   double usual_mean_ = 0;  ///< of the last window with `usual_` threads
   int wait_ = 1;           ///< windows before the next trial

@@ -87,7 +87,9 @@ void print(std::string_view text) {
   if (!written) throw Error("cannot write to standard output");
 }
 
-void ModelArguments::add_to(CLI::App& app) { add_threads(app, threads, "Threads (0: all cores)"); }
+void ModelArguments::add_to(CLI::App& app) {
+  add_threads(app, threads, "Threads (0: all cores, fewer while other programs hold them up)");
+}
 
 ModelOptions ModelArguments::options() const {
   const char* target = std::getenv("HXQ_TARGET");

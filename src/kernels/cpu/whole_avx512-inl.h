@@ -4,8 +4,8 @@
 // Weights are exact. x is rounded to 16 bits below its largest |x|, as two signed bytes, or to 24 bits as three if the
 // largest |x| is far above the others. Of the products of bytes the least, low byte of the code times low byte of x, is
 // estimated with 128 for the code's byte. Where two bytes are taken the error of both is, in energy, at most -52 dB of
-// |x|^2 times the mean square of the weights; that of 256 levels for the weights is about -45 dB of it. The other sums
-// are exact integers until they are put together in float.
+// |x|^2 times the mean square of the weights (see kLargestSpread); that of 256 levels for the weights is about -45 dB.
+// The other sums are exact integers until they are put together in float.
 
 #pragma once
 
@@ -18,10 +18,9 @@ namespace {
 constexpr int64_t kWholeTokens = 3;
 constexpr int64_t kWholeCols = int64_t{1} << 19;
 
-/// With two bytes the largest x^2 is at most this many times the mean: then the error of the estimate, for every column
-/// 2^-27.5 of the squared product of the largest |w| and |x|, stays below -52 dB where the weights' mean square is 1/25
-/// of the largest.
-constexpr float kLargestSpread = 1024;
+/// With two bytes the largest x^2 is at most this many times the mean: measured, the error of the estimate then stays
+/// below -52 dB for codebooks whose largest level is at most 8 times the root of the weights' mean square.
+constexpr float kLargestSpread = 256;
 
 /// x of one token: x = (bytes[2] * 2^16 + bytes[1] * 2^8 + bytes[0]) / scale, the bytes of 64 columns next to each
 /// other.
@@ -66,6 +65,7 @@ void arrange_whole(const float* x, int64_t cols, float* arranged) {
   }
   const float largest = __builtin_bit_cast(float, _mm512_reduce_max_epi32(largest_bits));
   head->usable = largest <= __FLT_MAX__;
+  head->spread = false;
   if (!head->usable) return;
   const float energy = sum_lanes(squares);
   const bool in_range = largest > 1e-15f && energy <= __FLT_MAX__;  // of float, squared

@@ -129,7 +129,8 @@ void decode_codes(const CodebookView& weight, int64_t row, int64_t rows, int64_t
     }
   }
   for (int64_t i = rows; i % kTileRows != 0; ++i) {
-    for (int64_t c = 0; c < cols; c += 32) _mm512_storeu_si512(tiles.code + i * kCodeStride + c, __m512i{});
+    int16_t* code = tiles.code + i * kCodeStride;
+    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(code + c, __m512i{});
   }
 }
 
