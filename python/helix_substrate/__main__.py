@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="tensors to store exactly")
     verb.add_argument("--only", action="append", default=[], metavar="PATTERN", help="compress nothing but these")
     verb.add_argument("--threads", type=int, default=0)
-    verb.add_argument("--force", action="store_true", help="replace an earlier compression's folder, if nothing was added to it")
+    verb.add_argument(
+        "--force", action="store_true", help="replace an earlier compression's folder, if nothing was added to it"
+    )
     verb.set_defaults(run=_compress)
 
     verb = verbs.add_parser("verify", help="check a model folder")

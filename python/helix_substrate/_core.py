@@ -9,12 +9,17 @@ import threading
 import weakref
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Optional, Sequence, Union
 
 _ABI = 1
 
 #: Element types by their safetensors name, in the order of `hxq_dtype`.
 DTYPES = {name: code for code, name in enumerate("F32 F16 BF16 F64 I64 I32 I16 U16 U8 I8 BOOL".split())}
+
+
+Folder = Union[str, os.PathLike]
+#: Called with a tensor's name, and the bytes done and in all.
+Progress = Optional[Callable[[str, int, int], None]]
 
 
 class HxqError(RuntimeError):
@@ -323,8 +328,23 @@ def stored_modules(paths) -> dict:
 
 
 def compress(
-    source, destination, *, sidecar_fraction=0.001, keep=(), only=(), threads=0, force=False, progress=None
+    source: Folder,
+    destination: Folder,
+    *,
+    sidecar_fraction: float = 0.001,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress = None,
 ) -> dict:
+    """Compresses a model folder into a new one, as `hxq compress` does; returns the receipt.
+
+    keep: shell patterns of tensor names to store exactly. only: compress nothing but what matches one of these.
+    force: replace a folder that an earlier compression wrote. progress(tensor, done, total): called as bytes are done.
+    """
+    if isinstance(keep, str) or isinstance(only, str):
+        raise TypeError("keep and only are lists of patterns, not a string")
     keep_texts, keep_count = _texts(keep)
     only_texts, only_count = _texts(only)
     options = _CompressOptions(sidecar_fraction, keep_texts, keep_count, only_texts, only_count, threads, int(force))
@@ -334,19 +354,24 @@ def compress(
     return _take_json(text)
 
 
-def verify(folder, source=None, progress=None) -> dict:
+def verify(folder: Folder, source: Optional[Folder] = None, progress: Progress = None) -> dict:
+    """Checks a compressed folder against its receipt, and against the dense `source` if given; `ok` sums it up."""
     text = c_void_p()
     source = os.fsencode(source) if source is not None else None
     check(library.hxq_verify(os.fsencode(folder), source, _progress(progress), None, byref(text)))
     return _take_json(text)
 
 
-def decompress(source, destination, dtype: str = "F32", progress=None) -> None:
+def decompress(source: Folder, destination: Folder, dtype: str = "F32", progress: Progress = None) -> None:
+    """Writes a compressed folder as a dense one, matrices as dtype: F32 (exact), F16 or BF16."""
+    if dtype.upper() not in ("F32", "F16", "BF16"):
+        raise ValueError(f"dtype is {dtype}, expected F32, F16 or BF16")
     call = _progress(progress)
-    check(library.hxq_decompress(os.fsencode(source), os.fsencode(destination), DTYPES[dtype], call, None))
+    check(library.hxq_decompress(os.fsencode(source), os.fsencode(destination), DTYPES[dtype.upper()], call, None))
 
 
-def inspect(folder) -> dict:
+def inspect(folder: Folder) -> dict:
+    """Lists what a model folder stores, without reading the weights."""
     text = c_void_p()
     check(library.hxq_inspect(os.fsencode(folder), byref(text)))
     return _take_json(text)

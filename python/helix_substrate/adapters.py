@@ -73,15 +73,16 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
     delta and what is stored for it. With `destination` the model is saved there as a compressed folder.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    report = []
-    for path, module in list(inner.named_modules()):
-        if isinstance(module, HelixLinear) and "lora_A" in module._parameters:
-            report.append({"module": path, **module.merge_lora(sidecar_fraction)})
-        elif hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            report.append({"module": path, **_merge_layer(path, module, sidecar_fraction)})
-            replace_module(inner, module, module.base_layer)
-    if not report:
+    own = [(p, m) for p, m in inner.named_modules() if isinstance(m, HelixLinear) and "lora_A" in m._parameters]
+    adapted = [(p, m) for p, m in inner.named_modules() if hasattr(m, "get_delta_weight") and hasattr(m, "base_layer")]
+    if not own and not adapted:
         raise ValueError("the model has no LoRA adapter on a compressed layer")
+    for path, module in adapted:  # all, before the first is merged
+        _check_mergeable(path, module)
+    report = [{"module": path, **module.merge_lora(sidecar_fraction)} for path, module in own]
+    for path, module in adapted:
+        report.append({"module": path, **_merge_layer(module, sidecar_fraction)})
+        replace_module(inner, module, module.base_layer)
     for name in ("peft_config", "_hf_peft_config_loaded"):
         inner.__dict__.pop(name, None)
     if destination is not None:
@@ -89,12 +90,18 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
     return inner, report
 
 
-def _merge_layer(path: str, layer, sidecar_fraction: float) -> dict:
+def _check_mergeable(path: str, layer) -> None:
     base = layer.base_layer
     if not isinstance(base, HelixLinear):
         raise ValueError(f"{path} adapts a {type(base).__name__}; only adapters on compressed linear layers are merged")
+    if not hasattr(layer, "lora_A"):
+        raise ValueError(f"{path} is adapted by a {type(layer).__module__.split('.')[-2]} adapter; only LoRA is merged")
     if any(getattr(layer, "use_dora", {}).values()):
         raise ValueError(f"{path} is a DoRA adapter, which is more than a sum: it cannot be merged")
+
+
+def _merge_layer(layer, sidecar_fraction: float) -> dict:
+    base = layer.base_layer
     weight = base.merged_weight()
     for name in layer.active_adapters:
         if name in layer.lora_A:

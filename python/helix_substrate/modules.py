@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .ops import PART_NAMES, TORCH_DTYPES, Parts, version_of
+from .ops import PART_NAMES, TORCH_DTYPES, Parts, stamp_of
 
 
 class CompressedWeight(torch.Tensor):
@@ -40,9 +40,12 @@ class CompressedWeight(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is F.linear and type(args[0]) is not cls and len(args) > 1 and type(args[1]) is cls:
-            bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            return args[1]._module.multiply(args[0], bias)
+        if function is F.linear:
+            x, weight, bias = _linear_arguments(*args, **kwargs)
+            if type(x) is not cls and type(weight) is cls:
+                return weight._module.multiply(x, bias)
+        if function == torch.Tensor.data.__set__ and type(args[0]) is cls:
+            raise args[0]._unchangeable()
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
 
@@ -57,12 +60,23 @@ class CompressedWeight(torch.Tensor):
 
         if function is torch.ops.aten.detach.default:
             return args[0]
-        if function._schema.is_mutable and type(args[0]) is cls:
-            raise RuntimeError(
-                f"{args[0]._module.label} is compressed: its weight cannot be changed in place. To merge adapters use "
-                "helix_substrate.merge_adapter(model, folder)"
-            )
-        return function(*dense(args), **{key: dense(value) for key, value in (kwargs or {}).items()})
+        kwargs = kwargs or {}
+        if function._schema.is_mutable:
+            for written in (args[0] if args else None, kwargs.get("out")):
+                if type(written) is cls:
+                    raise written._unchangeable()
+        return function(*dense(args), **{key: dense(value) for key, value in kwargs.items()})
+
+    def _unchangeable(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self._module.label} is compressed: its weight cannot be changed in place. To merge adapters use "
+            "helix_substrate.merge_adapter(model, folder)"
+        )
+
+
+def _linear_arguments(input, weight, bias=None) -> tuple:
+    """Those of `F.linear`, however they are given."""
+    return input, weight, bias
 
 
 class _Compressed:
@@ -102,14 +116,14 @@ class _Compressed:
         last = self.__dict__.get("_last_matrix")
         if last is not None and last[0] is not None:
             buffers, parameters = self._buffers, self._parameters
-            for name, tensor, version in last[1]:
+            for name, tensor, stamp in last[1]:
                 held = buffers.get(name) is tensor or parameters.get(name) is tensor
-                if not held or version_of(tensor) != version:
+                if not held or stamp_of(tensor) != stamp:
                     break
             else:
                 return last[0]
         matrix = ops.matrix_of(self.parts, self.rows, self.cols, self.label)
-        used = [(name, tensor, version_of(tensor)) for name, tensor in self.stored_tensors().items()]
+        used = [(name, tensor, stamp_of(tensor)) for name, tensor in self.stored_tensors().items()]
         self.__dict__["_last_matrix"] = (matrix, used)
         return matrix
 

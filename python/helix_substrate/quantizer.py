@@ -99,8 +99,11 @@ class _Loader:
         paths = dict(model.named_modules())
         tied = tied_linears(model)
         ignored_modules = {key.rpartition(".")[0] for key in self.ignored}
+        renamings = _renamings(model)
         for entry in stored["modules"]:
-            path = _find(entry["module"], paths, model)
+            path = _find(entry["module"], paths, model, renamings)
+            if path is None and _is_of_another_head(entry["module"], model):
+                continue
             if path is None:
                 raise ValueError(
                     f"{entry['module']} is stored compressed, but {type(model).__name__} has no module of that name"
@@ -110,7 +113,9 @@ class _Loader:
                 )
             self._replace(model, path, paths[path], entry)
         for path in self.config.listed_modules:
-            found = _find(path, paths, model)
+            found = _find(path, paths, model, renamings)
+            if found is None and _is_of_another_head(path, model):
+                continue
             if found not in self.made and path not in ignored_modules:
                 raise ValueError(
                     f"{path} is listed in compressed_modules, but the folder does not store it compressed "
@@ -127,7 +132,14 @@ class _Loader:
     def _replace(self, model, path: str, module: nn.Module, entry: dict) -> None:
         tensors = empty_parts(entry["parts"])
         dtype = module.weight.dtype if isinstance(getattr(module, "weight", None), torch.Tensor) else None
-        if type(module) is nn.Linear or isinstance(module, nn.Linear):
+        for base in (nn.Linear, nn.Embedding):
+            own_forward = isinstance(module, base) and type(module).forward is not base.forward
+            if own_forward and type(module).__name__ not in _LIKE_LINEAR:
+                raise ValueError(
+                    f"{path} is a {type(module).__name__}, which does more than {base.__name__}: it cannot stay "
+                    "compressed; decompress the folder, or compress it anew and keep this module exact"
+                )
+        if isinstance(module, nn.Linear):
             shape = [module.out_features, module.in_features]
             made = HelixLinear(
                 module.in_features,
@@ -143,11 +155,6 @@ class _Loader:
                 module.num_embeddings, module.embedding_dim, padding_idx=module.padding_idx, tensor_name=path,
                 compute_dtype=dtype, **tensors,
             )  # fmt: skip
-            scale = getattr(module, "embed_scale", None)
-            if scale is not None:
-                raise ValueError(
-                    f"{path} is a scaled embedding ({type(module).__name__}), which cannot stay compressed"
-                )
         else:
             raise ValueError(
                 f"{path} is stored compressed, but is a {type(module).__name__} here; only Linear and Embedding can be"
@@ -201,13 +208,41 @@ class _Loader:
             accelerate_ssm(model)
 
 
-def _find(path: str, paths: dict, model) -> Optional[str]:
+#: Subclasses of Linear that compute the same with a forward of their own.
+_LIKE_LINEAR = ("FalconLinear",)
+
+
+def _renamings(model: nn.Module) -> list:
+    """transformers 5 gives modules of some architectures other names than their files do."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:
+        return []
+    return [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+
+
+def _find(path: str, paths: dict, model: nn.Module, renamings: list) -> Optional[str]:
     """The module of the model that a stored path means: base models are saved with and without their prefix."""
     prefix = getattr(model, "base_model_prefix", "")
-    for candidate in (path, f"{prefix}.{path}", path.removeprefix(f"{prefix}.")):
-        if candidate in paths:
-            return candidate
+    key = f"{path}.codebook"
+    for renaming in renamings:
+        key, _ = renaming.rename_source_key(key)
+    for name in (key.removesuffix(".codebook"), path):
+        for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            if candidate in paths:
+                return candidate
     return None
+
+
+def _is_of_another_head(path: str, model: nn.Module) -> bool:
+    """Whether a stored module stands beside the base model, as a head does: this model has another or none."""
+    first = path.partition(".")[0]
+    return first != getattr(model, "base_model_prefix", "") and first not in dict(model.named_children())
+
+
+#: What a device_map may say where there is only the CPU.
+_CPU_PLACES = (None, "cpu", "auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
 class _Common(HfQuantizer):
@@ -223,7 +258,9 @@ class _Common(HfQuantizer):
     def validate_environment(self, *args, **kwargs):
         device_map = kwargs.get("device_map")
         devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-        unsupported = [d for d in devices if d not in (None, "cpu", "auto", "disk") and torch.device(d).type != "cpu"]
+        unsupported = [
+            d for d in devices if d not in _CPU_PLACES and (isinstance(d, int) or torch.device(d).type != "cpu")
+        ]
         if unsupported:
             raise ValueError(
                 f"device_map puts modules on {unsupported[0]}; this build of helix_substrate computes on cpu"
@@ -355,7 +392,9 @@ def _note_resolved_files() -> None:
 #: The older package's name.
 CDNAv3Config = HxqConfig
 
-HelixHfQuantizer = type("HelixHfQuantizer", (_Hooks5 if _MAJOR >= 5 else _Hooks4,), {"__doc__": _Common.__doc__})
+
+class HelixHfQuantizer(_Hooks5 if _MAJOR >= 5 else _Hooks4):
+    """Lets `from_pretrained` load HXQ folders, and compress dense models with an `HxqConfig`."""
 
 
 def register() -> None:

@@ -194,9 +194,18 @@ def _served_class(original: type) -> Optional[type]:
             return y
         return original.forward(self, hidden_states, **{cache_name: cache}, attention_mask=attention_mask, **kwargs)
 
-    return type(
-        original.__name__, (original,), {"forward": forward, "__module__": original.__module__, "_helix_ssm": True}
-    )
+    def reduce(self, protocol):
+        state = {key: value for key, value in self.__dict__.items() if key != "_helix_plan"}
+        return _restored, (original,), state
+
+    members = {"forward": forward, "__module__": original.__module__, "__reduce_ex__": reduce, "_helix_ssm": True}
+    return type(original.__name__, (original,), members)
+
+
+def _restored(original: type) -> nn.Module:
+    """A mixer for pickle and copy to fill: the class that serves it cannot be found by name."""
+    served = _served_class(original)
+    return served.__new__(served)
 
 
 def accelerate_ssm(model: nn.Module) -> int:

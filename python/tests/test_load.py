@@ -1,8 +1,10 @@
 """`from_pretrained` and `save_pretrained` of compressed folders."""
 
+import copy
 import hashlib
 import json
 import logging
+import pickle
 import shutil
 
 import numpy
@@ -28,17 +30,17 @@ def tensors_of(folder):
 
 
 def copy_of(folder, tmp_path, change_config=None, change_tensors=None):
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
     if change_config:
-        config = json.loads((copy / "config.json").read_text())
+        config = json.loads((target / "config.json").read_text())
         change_config(config)
-        (copy / "config.json").write_text(json.dumps(config))
+        (target / "config.json").write_text(json.dumps(config))
     if change_tensors:
-        tensors = tensors_of(copy)
+        tensors = tensors_of(target)
         change_tensors(tensors)
-        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +270,97 @@ def test_published_layouts(peer, model, name):
         stated = torch.from_numpy(numpy.load(peer / name / "logits.npy"))
         with torch.no_grad():
             assert (other(torch.tensor([first])).logits[0, -16:] - stated).abs().max() < 1e-3
+
+
+def test_memory_that_is_replaced_is_noticed(hxq_folder):
+    """`.data =` and share_memory() keep tensors and their versions, but not where they lie."""
+    ids = torch.arange(5, 20)[None]
+    model = load(hxq_folder)
+    want = model(ids).logits
+    model.share_memory()
+    torch.testing.assert_close(model(ids).logits, want, rtol=0, atol=0)
+    layer = model.backbone.layers[0].mixer.in_proj
+    x = torch.ones(1, layer.in_features)
+    before = layer(x)
+    layer.codebook.data = layer.codebook.data * 2
+    layer.sidecar_values.data = layer.sidecar_values.data * 2
+    torch.testing.assert_close(layer(x), 2 * before)
+    mixer = model.backbone.layers[0].mixer
+    before = model(ids).logits
+    mixer.D.data = mixer.D.data * 3
+    assert (model(ids).logits - before).abs().max() > 1e-3
+
+
+def test_weights_are_not_replaced_in_silence(hxq_folder):
+    layer = load(hxq_folder).backbone.layers[0].mixer.in_proj
+    with pytest.raises(RuntimeError, match="is compressed: its weight cannot be changed"):
+        layer.weight.data = torch.zeros(layer.out_features, layer.in_features)
+    with pytest.raises(RuntimeError, match="is compressed: its weight cannot be changed"):
+        torch.add(torch.zeros(layer.out_features, layer.in_features), 1, out=layer.weight)
+    x = torch.ones(2, layer.in_features)
+    torch.testing.assert_close(torch.nn.functional.linear(input=x, weight=layer.weight), layer(x))
+
+
+def test_pickle_and_deepcopy(hxq_folder):
+    model = load(hxq_folder)
+    ids = torch.arange(5, 20)[None]
+    want = model(ids).logits
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        torch.testing.assert_close(other(ids).logits, want, rtol=0, atol=0)
+
+
+def test_models_without_the_head_of_the_folder(tmp_path):
+    """The head of an untied causal model is left out where the model has another, as with dense folders."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    dense, folder = tmp_path / "dense", tmp_path / "hxq"
+    torch.manual_seed(1)
+    LlamaForCausalLM(config).save_pretrained(dense)
+    helix_substrate.compress(dense, folder)
+    causal = load(folder)
+    ids = torch.arange(5, 20)[None]
+    base = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(base(ids).last_hidden_state, causal.model(ids).last_hidden_state)
+    config.pad_token_id = 0
+    assert AutoModelForSequenceClassification.from_pretrained(folder, config=config)(ids).logits.shape == (1, 2)
+
+
+def test_modules_with_other_names_than_in_files(tmp_path):
+    """transformers 5 renames the modules of ViT; its files keep the old names."""
+    from transformers import AutoModel, ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    dense, folder, again = tmp_path / "dense", tmp_path / "hxq", tmp_path / "again"
+    torch.manual_seed(1)
+    ViTModel(config).save_pretrained(dense)
+    helix_substrate.compress(dense, folder)
+    pixels = torch.randn(1, 3, 32, 32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    assert any(isinstance(module, helix_substrate.HelixLinear) for module in model.modules())
+    want = AutoModel.from_pretrained(dense, dtype=torch.float32).eval()(pixels).last_hidden_state
+    got = model(pixels).last_hidden_state
+    assert (got - want).norm() < 0.05 * want.norm()
+    model.save_pretrained(again)
+    saved = AutoModel.from_pretrained(again, dtype=torch.float32).eval()
+    torch.testing.assert_close(saved(pixels).last_hidden_state, got, rtol=0, atol=0)
+
+
+def test_modules_that_compute_something_else_are_refused(tmp_path):
+    """OPT's positions are an Embedding with a forward of its own."""
+    from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=256, hidden_size=64, ffn_dim=128, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=128, word_embed_proj_dim=64,
+    )  # fmt: skip
+    dense, folder = tmp_path / "dense", tmp_path / "hxq"
+    OPTForCausalLM(config).save_pretrained(dense)
+    helix_substrate.compress(dense, folder)
+    with pytest.raises(ValueError, match="embed_positions is a OPTLearnedPositionalEmbedding, which does more"):
+        AutoModelForCausalLM.from_pretrained(folder)

@@ -7,9 +7,9 @@ they stay as they are, so calling an operator costs no more than looking it up.
 from .linear import decode, embedding, gather_forward, linear, linear_forward
 from .mixer import MixerPlan
 from .sequence import causal_conv1d, selective_scan, ssd
-from .weights import DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, Parts, matrix_of, version_of, watched
+from .weights import DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, Parts, matrix_of, stamp_of, watched
 
 __all__ = [
     "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts", "causal_conv1d", "decode", "embedding",
-    "gather_forward", "linear", "linear_forward", "matrix_of", "selective_scan", "ssd", "version_of", "watched",
+    "gather_forward", "linear", "linear_forward", "matrix_of", "selective_scan", "ssd", "stamp_of", "watched",
 ]  # fmt: skip

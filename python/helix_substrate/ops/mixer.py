@@ -9,7 +9,7 @@ import torch
 
 from .. import _core
 from .sequence import decay_rates
-from .weights import address, check, context, library, plain, version_of
+from .weights import address, check, context, library, plain, stamp_of
 
 
 class MixerPlan:
@@ -22,7 +22,7 @@ class MixerPlan:
     def __init__(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]):
         self.matrices = matrices
         self.vectors = vectors
-        self._versions = [version_of(vector) for vector in vectors if vector is not None]
+        self._stamps = [stamp_of(vector) for vector in vectors if vector is not None]
         *most, a_log, d = vectors
         self._kept = [*map(plain, most), decay_rates(a_log), plain(d)]
         self._mixer = _core.MambaMixer(
@@ -33,7 +33,7 @@ class MixerPlan:
         return (
             all(a is b for a, b in zip(matrices, self.matrices))
             and all(a is b for a, b in zip(vectors, self.vectors))
-            and self._versions == [version_of(vector) for vector in vectors if vector is not None]
+            and self._stamps == [stamp_of(vector) for vector in vectors if vector is not None]
         )
 
     def __reduce__(self):

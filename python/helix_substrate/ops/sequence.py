@@ -7,7 +7,7 @@ import weakref
 import torch
 
 from .. import _core
-from .weights import address, check, context, define, library, plain, rows_of, version_of, watched
+from .weights import address, check, context, define, library, plain, rows_of, stamp_of, watched
 
 _hxq = torch.ops.hxq
 
@@ -49,7 +49,7 @@ _rates: dict[int, tuple] = {}
 
 def decay_rates(a_log: torch.Tensor) -> torch.Tensor:
     """-exp(A_log) as the core wants it, made again when A_log has changed."""
-    key, stamp = a_log.data_ptr(), (version_of(a_log), a_log.shape, a_log.dtype)
+    key, stamp = a_log.data_ptr(), (stamp_of(a_log), a_log.shape, a_log.dtype)
     entry = _rates.get(key)
     if entry is not None and entry[0] == stamp:
         return entry[1]

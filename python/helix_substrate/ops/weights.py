@@ -64,19 +64,15 @@ def context() -> int:
 _handles: dict[int, tuple] = {}
 
 
-def version_of(tensor: torch.Tensor) -> int:
-    """Changes when the tensor is written to."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _stamp(parts) -> tuple:
-    return tuple([(part.data_ptr(), version_of(part)) for part in parts if part is not None])
+def stamp_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written to, and when it gets other memory (`.data =`, `share_memory_`)."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def matrix_of(parts: Parts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
     """The core's matrix over these tensors, made at first use and when one of them has changed."""
     key = parts[1].data_ptr()
-    stamp = _stamp(parts)
+    stamp = tuple(stamp_of(part) for part in parts if part is not None)
     entry = _handles.get(key)
     if entry is not None and entry[0] == stamp and entry[1].rows == rows and entry[1].cols == cols:
         return entry[1]
