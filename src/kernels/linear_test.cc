@@ -178,7 +178,8 @@ TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
   for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
     for (const int64_t tokens : {1, 3, 130}) {
       Product product(kRows, kCols, {.tokens = tokens});
-      for (size_t i = 0; i < product.x.size(); i += 64) product.x[i] *= spike;
+      const size_t spiky = (tokens == 3 ? 1 : static_cast<size_t>(tokens)) * kCols;  // of three tokens the first
+      for (size_t i = 0; i < spiky; i += 64) product.x[i] *= spike;
       product.run(matrix.view, GetParam(), 1);
       double error = 0, inputs = 0;
       for (int64_t t = 0; t < tokens; ++t) {
@@ -279,6 +280,25 @@ TEST_P(LinearTest, WeightsAreExact) {
   }
 }
 
+// An outlier is the codebook's weight plus a difference: it comes out to within the rounding of both.
+TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
+  constexpr int64_t kRows = 20, kCols = 150;
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0.3});
+  for (int64_t col = 0; col < kCols; ++col) {
+    Product product(kRows, kCols, {.tokens = 1});
+    std::ranges::fill(product.x, 0.0f);
+    product.x[static_cast<size_t>(col)] = 1;
+    product.run(matrix.view, GetParam(), 1);
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float weight = matrix.weights[static_cast<size_t>(row * kCols + col)];
+      const float level =
+          matrix.view.codebook[static_cast<size_t>(matrix.view.indices[static_cast<size_t>(row * kCols + col)])];
+      EXPECT_NEAR(product.y[static_cast<size_t>(row)], weight,
+                  0x1p-24 * (std::fabs(weight - level) + std::fabs(weight)));
+    }
+  }
+}
+
 TEST_P(LinearTest, SameBitsForAnyTeam) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
     const TestMatrix matrix({.rows = 83, .cols = 840, .levels = levels, .rank = 2, .channel_scales = true});
@@ -301,8 +321,9 @@ TEST_P(LinearTest, ExtremeInputs) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
-    for (const float scale : {1e36f, 1e-28f, 0.0f})
-      for (const int64_t tokens : {1, 20, 130}) {
+    for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f})
+      for (const int64_t tokens : {1, 2, 3, 20, 130}) {
+        if (scale == 1e-36f && tokens == 130) continue;  // may count as 0 there
         Product product(9, 70, {.tokens = tokens});
         for (float& x : product.x) x *= scale;
         product.run(matrix.view, GetParam(), 1);
@@ -311,7 +332,7 @@ TEST_P(LinearTest, ExtremeInputs) {
             rounding_of(matrix.view, GetParam(), tokens));
       }
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
-      for (const int64_t tokens : {1, 20, 130}) {
+      for (const int64_t tokens : {1, 2, 3, 20, 130}) {
         Product product(9, 70, {.tokens = tokens});
         product.x[5] = bad;
         product.run(matrix.view, GetParam(), 1);

@@ -32,7 +32,7 @@ struct alignas(64) WholeBlock {
 /// each byte of x, takes that off again.
 struct alignas(64) WholeHead {
   float scale_power;  ///< x was multiplied by 2 to this
-  bool usable;        ///< false: x has an infinity or a NaN
+  bool usable;        ///< false: x has an infinity or a NaN, or is too small for its scale to be a float
   bool spread;        ///< two bytes are enough
   alignas(64) int32_t start[3][16];
 };
@@ -41,12 +41,14 @@ inline int64_t whole_floats(int64_t cols) {
   return (static_cast<int64_t>(sizeof(WholeHead)) + blocks_of(cols) * static_cast<int64_t>(sizeof(WholeBlock))) / 4;
 }
 
-/// The p for which the largest |x| 2^p, rounded, has three signed bytes, that is at most 127 * 0x10101; at most 127.
+/// Where 2 to the power of `whole_power` is a float.
+constexpr float kSmallestLargest = 0x1p-100f;
+
+/// The p for which the largest |x| 2^p, rounded, has three signed bytes, that is at most 127 * 0x10101.
 inline int whole_power(float largest) {
   if (largest == 0) return 0;
-  const int exponent = (__builtin_bit_cast(int32_t, largest) >> 23) - 127;  // -127 for subnormal numbers
+  const int exponent = (__builtin_bit_cast(int32_t, largest) >> 23) - 127;
   const int power = 22 - exponent;
-  if (power > 127) return 127;
   return largest * __builtin_bit_cast(float, (power + 127) << 23) > 127.0f * 0x10101 ? power - 1 : power;
 }
 
@@ -64,7 +66,7 @@ void arrange_whole(const float* x, int64_t cols, float* arranged) {
     squares += values * values;
   }
   const float largest = __builtin_bit_cast(float, _mm512_reduce_max_epi32(largest_bits));
-  head->usable = largest <= __FLT_MAX__;
+  head->usable = largest == 0 || (largest >= kSmallestLargest && largest <= __FLT_MAX__);
   head->spread = false;
   if (!head->usable) return;
   const float energy = sum_lanes(squares);
