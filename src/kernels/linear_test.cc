@@ -316,6 +316,24 @@ TEST_P(LinearTest, SameBitsForAnyTeam) {
   }
 }
 
+// Up to three tokens are multiplied together: what one of them is like makes no difference to the others.
+TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
+  constexpr int64_t kRows = 40, kCols = 800;
+  for (const Levels levels : {Levels::half, Levels::whole}) {
+    const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels});
+    Product together(kRows, kCols, {.tokens = 3});
+    together.x[kCols + 9] = 1000;     // in the second token far above the others
+    together.x[2 * kCols + 9] = NAN;  // in the third no number
+    together.run(matrix.view, GetParam(), 1);
+    for (int64_t t = 0; t < 3; ++t) {
+      Product alone(kRows, kCols, {.tokens = 1});
+      std::copy_n(together.x.begin() + t * kCols, kCols, alone.x.begin());
+      alone.run(matrix.view, GetParam(), 1);
+      EXPECT_EQ(std::memcmp(alone.y.data(), together.y.data() + t * kRows, kRows * sizeof(float)), 0) << "token " << t;
+    }
+  }
+}
+
 // x far out of the range that activations have: the largest and the smallest floats, zeros, and what is not finite.
 TEST_P(LinearTest, ExtremeInputs) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
