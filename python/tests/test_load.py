@@ -1,6 +1,8 @@
 """`from_pretrained` and `save_pretrained` of compressed folders."""
 
 import copy
+import ctypes
+import gc
 import hashlib
 import json
 import logging
@@ -63,6 +65,8 @@ def peak_of_running(folder):
         lines = open("/proc/self/status").read().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what is allocated would lie in memory that was freed before
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak is counted from here
     before = status("VmRSS")
