@@ -56,6 +56,8 @@ class HxqConfig(QuantizationConfigMixin):
     ):
         if quant_method not in QUANT_METHODS:
             raise ValueError(f"quant_method is '{quant_method}', expected one of {', '.join(QUANT_METHODS)}")
+        if isinstance(modules_to_not_convert, str):
+            raise TypeError(f"modules_to_not_convert is the string '{modules_to_not_convert}', expected a list")
         self.quant_method = quant_method
         self.sidecar_fraction = sidecar_fraction
         self.modules_to_not_convert = modules_to_not_convert

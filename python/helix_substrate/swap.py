@@ -74,6 +74,8 @@ def compress_model(
     subclasses of Linear, whose forward may mean something else. A module or weight that is used in several places stays
     shared. Returns {"modules": [{"module", "snr_db", ...}], "compressed_bytes", "dense_bytes"}.
     """
+    if isinstance(keep, str):
+        raise TypeError(f"keep is the string '{keep}', expected a list of patterns")
     tied = tied_linears(model)
     report, done = [], set()
     held = dense = 0

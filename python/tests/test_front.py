@@ -146,3 +146,13 @@ def test_older_names(peer, dense_folder, tmp_path):
     helix_substrate.accelerate_ssm(model)
     logits = model(IDS).logits
     assert (logits - dense).abs().max() < 0.05 * dense.abs().max()
+
+
+def test_a_string_is_no_list_of_patterns(dense_folder, tmp_path):
+    """It would be taken letter by letter."""
+    with pytest.raises(TypeError, match="not a string"):
+        helix_substrate.compress(dense_folder, tmp_path / "out", keep="lm_head")
+    with pytest.raises(TypeError, match="expected a list"):
+        helix_substrate.HxqConfig(modules_to_not_convert="lm_head")
+    with pytest.raises(TypeError, match="expected a list"):
+        helix_substrate.compress_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), keep="0")
