@@ -9,6 +9,9 @@
 
 namespace hxq {
 
+/// More than any machine's cores; tens of thousands exhaust what the system gives a process.
+inline constexpr int kMaxThreads = 1024;
+
 struct ModelOptions {
   int threads = 0;               ///< 0: the cores this process may run on, fewer while other programs hold them up
   std::string target = {};       ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has

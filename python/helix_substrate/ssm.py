@@ -195,8 +195,7 @@ def _served_class(original: type) -> Optional[type]:
         return original.forward(self, hidden_states, **{cache_name: cache}, attention_mask=attention_mask, **kwargs)
 
     def reduce(self, protocol):
-        state = {key: value for key, value in self.__dict__.items() if key != "_helix_plan"}
-        return _restored, (original,), state
+        return _restored, (original,), self.__dict__
 
     members = {"forward": forward, "__module__": original.__module__, "__reduce_ex__": reduce, "_helix_ssm": True}
     return type(original.__name__, (original,), members)

@@ -24,8 +24,6 @@ namespace {
 /// Tokens run through all layers at a time: enough to amortise decoding a tile of weights, while activations stay
 /// small.
 constexpr int64_t kChunk = 512;
-/// More than any machine's cores; tens of thousands exhaust what the system gives a process.
-constexpr int kMaxThreads = 1024;
 
 /// The tokens that end a sequence: those of the settings to generate with, or else of the model.
 std::vector<int32_t> eos_tokens(const std::filesystem::path& dir, const ModelDesc& desc) {

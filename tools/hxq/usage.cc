@@ -6,11 +6,10 @@
 #include <iterator>
 #include <vector>
 
+#include "hxq/model.h"
+
 namespace hxq::tools {
 namespace {
-
-/// As many as a model runs with.
-constexpr int kMaxThreads = 1024;
 
 /// Arguments that belong to no option, in the order they were given.
 std::vector<std::string> unexpected(const CLI::App& app) {
