@@ -54,10 +54,10 @@ std::vector<float> normal(size_t n, uint32_t seed, float scale = 1) {
 }
 
 /// Levels are any floats, binary16 numbers times a power of two, or whole ones of those.
-enum class Levels { whole, half, any };
+enum class Levels { integer, half, any };
 
 constexpr const char* name_of(Levels levels) {
-  return levels == Levels::whole ? "whole" : levels == Levels::half ? "half" : "any";
+  return levels == Levels::integer ? "integer" : levels == Levels::half ? "half" : "any";
 }
 
 /// A matrix of random indices.
@@ -77,7 +77,7 @@ struct RandomMatrix {
     std::sort(view.codebook.begin(), view.codebook.end());
     view.codebook[255] = 0.06f;
     for (float& level : view.codebook) {
-      if (levels == Levels::whole) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
+      if (levels == Levels::integer) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
       if (levels != Levels::any) level = float_from_f16(f16_from_float(level * 0x1p18f)) * 0x1p-18f;
     }
     view.planes = make_planes(view.codebook);
@@ -139,7 +139,7 @@ void bench_gemv(int threads, size_t mib) {
   Scratch scratch(threads);
   for (const int64_t cols : {768, 1536}) {
     const int64_t rows = static_cast<int64_t>(mib << 20) / cols;
-    for (const Levels levels : {Levels::whole, Levels::half, Levels::any}) {
+    for (const Levels levels : {Levels::integer, Levels::half, Levels::any}) {
       const RandomMatrix matrix(rows, cols, levels, 0.001);
       for (const Target target : supported_targets()) {
         for (const int64_t tokens : {1, 4}) {
@@ -175,7 +175,7 @@ void bench_gemm(int threads) {
     int64_t rows, cols;
   };
   for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {80, 1536}, {1536, 48}, {50280, 768}}) {
-    const RandomMatrix matrix(rows, cols, Levels::whole, 0.001);
+    const RandomMatrix matrix(rows, cols, Levels::integer, 0.001);
     const std::vector<float> x = normal(static_cast<size_t>(kTokens * cols), 3);
     const std::vector<float> dense = normal(static_cast<size_t>(rows * cols), 4);
     std::vector<float> y(static_cast<size_t>(kTokens * rows));

@@ -24,8 +24,8 @@ float half_scale(std::span<const float> codebook) {
   return scale >= FLT_MIN ? scale : 0;
 }
 
-void put_code(LookupPlanes& planes, size_t first_plane, size_t level, uint32_t code, size_t bytes) {
-  for (size_t b = 0; b < bytes; ++b) planes.plane[first_plane + b][level] = static_cast<uint8_t>(code >> (8 * b));
+void put_bytes(std::span<LookupPlanes::BytePlane> planes, size_t level, uint32_t value) {
+  for (size_t b = 0; b < planes.size(); ++b) planes[b][level] = static_cast<uint8_t>(value >> (8 * b));
 }
 
 }  // namespace
@@ -41,16 +41,16 @@ LookupPlanes make_planes(std::span<const float> codebook) {
   if (scale > 0 && std::all_of(codebook.begin(), codebook.end(), is_half)) {
     planes.kind = LookupPlanes::Kind::half;
     planes.scale = scale;
-    planes.whole = true;
+    planes.integer_levels = true;
     for (size_t i = 0; i < codebook.size(); ++i) {
-      const float code = codebook[i] / scale;
-      planes.whole = planes.whole && std::nearbyint(code) == code;
-      put_code(planes, 0, i, f16_from_float(code), 2);
-      put_code(planes, 2, i, static_cast<uint32_t>(static_cast<int>(code) + 0x8000), 2);
+      const float level = codebook[i] / scale;
+      planes.integer_levels = planes.integer_levels && std::nearbyint(level) == level;
+      put_bytes(planes.half, i, f16_from_float(level));
+      put_bytes(planes.integer, i, static_cast<uint32_t>(static_cast<int>(level) + 0x8000));
     }
   } else {
     planes.kind = LookupPlanes::Kind::float32;
-    for (size_t i = 0; i < codebook.size(); ++i) put_code(planes, 0, i, std::bit_cast<uint32_t>(codebook[i]), 4);
+    for (size_t i = 0; i < codebook.size(); ++i) put_bytes(planes.float32, i, std::bit_cast<uint32_t>(codebook[i]));
   }
   return planes;
 }

@@ -7,19 +7,25 @@
 namespace hxq {
 
 /// A scalar codebook of at most 256 levels cut into byte planes, so that a processor with byte permutes can keep the
-/// whole table in registers: plane[b][i] is byte b (little-endian) of the code of level i.
+/// whole table in registers: byte b (little-endian) of the number that stands for level i is [b][i] of its planes.
 struct LookupPlanes {
   enum class Kind : uint8_t {
     none,     ///< no planes: a vector codebook, or more than 256 levels
-    half,     ///< two planes: codes are IEEE binary16, level = scale * code, exactly
-    float32,  ///< four planes: codes are the levels themselves
+    half,     ///< every level is scale times a binary16 number, exactly
+    float32,  ///< any levels
   };
+  using BytePlane = std::array<uint8_t, 256>;
+
   Kind kind = Kind::none;
-  float scale = 1;  ///< a power of two
-  /// `half`, and codes are whole numbers n: plane[2] has their low bytes, plane[3] their high bytes + 128, so that
-  /// n = plane[2][i] + 256 * (plane[3][i] - 128). Integer dot products then take the place of conversions to float.
-  bool whole = false;
-  alignas(64) std::array<std::array<uint8_t, 256>, 4> plane = {};
+  float scale = 1;              ///< a power of two
+  bool integer_levels = false;  ///< `half`, and every level / scale is an integer
+  /// `half`: level / scale in binary16.
+  alignas(64) std::array<BytePlane, 2> half = {};
+  /// `integer_levels`: the integer level / scale is integer[0][i] + 256 * (integer[1][i] - 128). Integer dot products
+  /// then take the place of conversions to float.
+  std::array<BytePlane, 2> integer = {};
+  /// `float32`: the levels themselves.
+  std::array<BytePlane, 4> float32 = {};
 };
 
 /// The planes of a scalar codebook [k]; `half` whenever every level equals s * h with one power of two s and h in

@@ -36,7 +36,7 @@ void expect_complete(int64_t size, const Operation& operation) {
 
 class BarrierTest : public ::testing::Test {
  protected:
-  const TestMatrix matrix_{{.rows = kRows, .cols = kCols, .levels = Levels::whole}};
+  const TestMatrix matrix_{{.rows = kRows, .cols = kCols, .levels = Levels::integer}};
   const std::vector<float> x_ = normal_floats(kTokens * kCols, 1);
   const std::vector<float> weight_ = normal_floats(kRows * kCols, 2);
   const DenseMatrix dense_{kRows, kCols, DType::f32, reinterpret_cast<const std::byte*>(weight_.data())};

@@ -51,10 +51,10 @@ struct LinearArgs {
 
 /// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode (outliers as the codebook's weight plus a
 /// difference, rounded to float), sums are in float. So is x, but on AVX-512 with a
-/// codebook of whole numbers (LookupPlanes::whole) it is rounded: for up to 3 tokens to 16 or 24 bits below the largest
-/// |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most -52 dB of
-/// |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values of x
-/// below 2^-100 may then count as 0. No tokens: nothing is done.
+/// codebook of integer levels (LookupPlanes::integer_levels) it is rounded: for up to 3 tokens to 16 or 24 bits below
+/// the largest |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most
+/// -52 dB of |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values
+/// of x below 2^-100 may then count as 0. No tokens: nothing is done.
 void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 

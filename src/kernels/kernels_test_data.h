@@ -53,10 +53,10 @@ inline std::vector<float> normal_floats(int64_t n, uint32_t seed, float scale = 
 }
 
 /// What the levels of a codebook are: any floats, binary16 numbers times a power of two, or whole ones of those.
-enum class Levels { any, half, whole };
+enum class Levels { any, half, integer };
 
 inline const char* name_of(Levels levels) {
-  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "whole";
+  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "integer";
 }
 
 inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t seed) {
@@ -66,12 +66,12 @@ inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t see
   const float scale = std::ldexp(1.0f, std::ilogb(largest) - 14);
   for (float& level : codebook) {
     if (levels == Levels::any) break;
-    const float code = levels == Levels::whole ? std::nearbyint(level / scale) : level / scale;
+    const float code = levels == Levels::integer ? std::nearbyint(level / scale) : level / scale;
     level = float_from_f16(f16_from_float(code)) * scale;
   }
   // Small ones too, so that no narrower form fits.
   if (k > 2 && levels == Levels::half) codebook[1] = scale * 0x1.8p-3f;
-  if (k > 2 && levels == Levels::whole) codebook[1] = 0;
+  if (k > 2 && levels == Levels::integer) codebook[1] = 0;
   return codebook;
 }
 

@@ -30,10 +30,10 @@ struct Rounding {
 };
 
 Rounding rounding_of(const CodebookMatrix& weight, Target target, int64_t tokens) {
-  if (target != Target::avx512 || !weight.planes.whole || weight.layout != IndexLayout::u8) return {};
-  return {tokens <= 3                              ? Rounding::token
-          : tokens >= cpu::Ops::Whole::kManyTokens ? Rounding::block
-                                                   : Rounding::none,
+  if (target != Target::avx512 || !weight.planes.integer_levels || weight.layout != IndexLayout::u8) return {};
+  return {tokens <= 3                                    ? Rounding::token
+          : tokens >= cpu::Ops::IntegerGemm::kFastTokens ? Rounding::block
+                                                         : Rounding::none,
           weight.planes.scale};
 }
 
@@ -142,7 +142,7 @@ constexpr int64_t kColCounts[] = {1, 7, 48, 63, 64, 65, 127, 200, 769};
 constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 130};
 
 TEST_P(LinearTest, ProductsOfAllShapes) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     for (const int64_t rows : kRowCounts) {
       for (const int64_t cols : kColCounts) {
@@ -162,7 +162,7 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
 
 // Matrices that are decoded in several pieces, for many tokens.
 TEST_P(LinearTest, ProductsOfSeveralPieces) {
-  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::whole});
+  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::integer});
   for (const int threads : {1, 2}) {
     expect_product(matrix,
                    {.tokens = 131, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
@@ -172,7 +172,7 @@ TEST_P(LinearTest, ProductsOfSeveralPieces) {
 // What rounding x may cost at most, whatever x is: here one value in 64 is far above the others.
 TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
   constexpr int64_t kRows = 64, kCols = 1600;
-  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0});
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0});
   double weights = 0;
   for (const float weight : matrix.weights) weights += static_cast<double>(weight) * weight;
   for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
@@ -229,7 +229,7 @@ TEST_P(LinearTest, NoSidecar) {
 }
 
 TEST_P(LinearTest, EveryWeightAnOutlier) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = 37, .cols = 130, .levels = levels, .sidecar = 1});
     for (const int64_t tokens : {1, 4, 9, 130}) expect_product(matrix, {.tokens = tokens, .threads = 2});
   }
@@ -248,7 +248,7 @@ TEST_P(LinearTest, LowRankTermAndChannelScales) {
 // With x a unit vector the product is a weight: every one of them must come out exactly as it decodes, or with a scale
 // that is no power of two between, with float's rounding.
 TEST_P(LinearTest, WeightsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     constexpr int64_t kRows = 20, kCols = 150;
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels, .sidecar = 0});
@@ -283,7 +283,7 @@ TEST_P(LinearTest, WeightsAreExact) {
 // An outlier is the codebook's weight plus a difference: it comes out to within the rounding of both.
 TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
   constexpr int64_t kRows = 20, kCols = 150;
-  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0.3});
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0.3});
   for (int64_t col = 0; col < kCols; ++col) {
     Product product(kRows, kCols, {.tokens = 1});
     std::ranges::fill(product.x, 0.0f);
@@ -300,7 +300,7 @@ TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
 }
 
 TEST_P(LinearTest, SameBitsForAnyTeam) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = 83, .cols = 840, .levels = levels, .rank = 2, .channel_scales = true});
     for (const int64_t tokens : {1, 2, 5, 8, 9, 70, 130}) {
       const Call call{.tokens = tokens, .bias = true};
@@ -319,7 +319,7 @@ TEST_P(LinearTest, SameBitsForAnyTeam) {
 // Up to three tokens are multiplied together: what one of them is like makes no difference to the others.
 TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
   constexpr int64_t kRows = 40, kCols = 800;
-  for (const Levels levels : {Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels});
     Product together(kRows, kCols, {.tokens = 3});
     together.x[kCols + 9] = 1000;     // in the second token far above the others
@@ -336,7 +336,7 @@ TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
 
 // x far out of the range that activations have: the largest and the smallest floats, zeros, and what is not finite.
 TEST_P(LinearTest, ExtremeInputs) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
     for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f})
@@ -405,7 +405,7 @@ TEST_P(LinearTest, DenseProducts) {
 }
 
 TEST_P(LinearTest, GatheredRowsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     for (const int64_t cols : {1, 63, 130, 800}) {
       const TestMatrix matrix({.rows = 40, .cols = cols, .levels = levels});
       const std::vector<int32_t> ids = {39, 0, 7, 7, 38};

@@ -1,4 +1,4 @@
-// The product of a codebook of whole numbers with many tokens on AVX-512 VNNI. One vpdpwssd does 32 products of 16-bit
+// The product of a codebook of integer levels with many tokens on AVX-512 VNNI. One vpdpwssd does 32 products of 16-bit
 // numbers, twice what a float multiply-add does.
 //
 // Weights are exact. x is rounded to 11 bits (|x| <= 1023) with a scale for every token and 64 columns, so that the sum
@@ -26,9 +26,9 @@ constexpr int64_t kCodeStride = kCodeCols + 32;  // no multiple of 4 KB, or rows
 
 /// x of 64 columns in a panel of tokens: [kPairs, width] pairs of 16-bit numbers, then [width] scales of x, then
 /// [width] scales of products.
-inline int64_t whole_block_floats(int64_t width) { return (kPairs + 2) * width; }
+inline int64_t block_floats(int64_t width) { return (kPairs + 2) * width; }
 
-int64_t whole_panel_floats(int64_t cols) { return blocks_of(cols) * whole_block_floats(kPanelTokens); }
+int64_t integer_panel_floats(int64_t cols) { return blocks_of(cols) * block_floats(kPanelTokens); }
 
 /// 64 columns of one token as pairs, and the scale that restores x.
 struct RoundedX {
@@ -60,9 +60,9 @@ RoundedX round_block(const float* x, int64_t cols) {
           most / kLargestX};
 }
 
-void pack_whole(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
+void pack_integer_panel(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
   const int64_t width = panel_width(tokens);
-  for (int64_t col = 0; col < weight.cols; col += kBlock, panel += whole_block_floats(width)) {
+  for (int64_t col = 0; col < weight.cols; col += kBlock, panel += block_floats(width)) {
     for (int64_t first = 0; first < width; first += kLanes) {
       VecF pairs[2][HXQ_LANES] = {};
       float scale[HXQ_LANES] = {};
@@ -99,7 +99,7 @@ struct CodeTiles {
         outlier(reinterpret_cast<TileOutlier*>(begin + kCodeRows + 16)) {}
 };
 
-int64_t whole_memory_floats(const CodebookView& weight, int64_t begin, int64_t end) {
+int64_t integer_memory_floats(const CodebookView& weight, int64_t begin, int64_t end) {
   uint32_t most = 0;
   for (int64_t row = begin; weight.outlier_row && row < end; row += kCodeRows) {
     const int64_t row_end = row + kCodeRows < end ? row + kCodeRows : end;
@@ -112,7 +112,7 @@ int64_t whole_memory_floats(const CodebookView& weight, int64_t begin, int64_t e
 /// Codes of W[row .. row + rows, col .. col + cols); rows up to a multiple of kTileRows are filled with zeros.
 void decode_codes(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                   const CodeTiles& tiles) {
-  const Plane low(weight.planes + 512), high(weight.planes + 768);
+  const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
   // Bytes are interleaved within 128 bits; with the indices in this order codes come out in the order of columns.
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
@@ -220,7 +220,7 @@ void multiply_code_tile(const CodeTiles& tiles, int64_t first, const float* pane
 /// One decoded piece of the matrix, `rows` by `cols` at (row, col), with all panels.
 void multiply_piece(const CodebookView& weight, const LinearArgs& args, const float* packed, const CodeTiles& tiles,
                     int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  const int64_t panel_floats = whole_panel_floats(weight.cols);
+  const int64_t panel_floats = integer_panel_floats(weight.cols);
   for (int64_t first = 0; first < args.tokens; first += kPanelTokens, packed += panel_floats) {
     LinearArgs part = args;
     part.y += first * args.y_stride;
@@ -228,7 +228,7 @@ void multiply_piece(const CodebookView& weight, const LinearArgs& args, const fl
     part.bias = col == 0 ? args.bias : nullptr;
     part.accumulate = col > 0 || args.accumulate;
     const int64_t width = panel_width(part.tokens);
-    const float* panel = packed + col / kBlock * whole_block_floats(width);
+    const float* panel = packed + col / kBlock * block_floats(width);
     for (int64_t i = 0; i < rows; i += kTileRows) {
       const int64_t n = rows - i < kTileRows ? rows - i : kTileRows;
       if (width == kLanes) {
@@ -240,10 +240,10 @@ void multiply_piece(const CodebookView& weight, const LinearArgs& args, const fl
   }
 }
 
-bool supports_whole(const CodebookView& weight) { return weight.index_bits == 8 && weight.planes_whole; }
+bool supports_integer_gemm(const CodebookView& weight) { return weight.index_bits == 8 && weight.integer_levels; }
 
-void multiply_whole(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
-                    float* memory) {
+void integer_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
+                  float* memory) {
   const CodeTiles tiles(memory);
   for (int64_t row = begin; row < end; row += kCodeRows) {
     const int64_t rows = end - row < kCodeRows ? end - row : kCodeRows;

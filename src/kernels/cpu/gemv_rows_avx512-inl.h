@@ -29,16 +29,16 @@ inline void put_rows(const LinearArgs& args, int64_t t, int64_t row, int64_t row
 /// Rows [begin, end) for kTokens tokens, kRows streams `apart` rows from each other, [begin, end) being the first's.
 /// `Kernel::sum` adds up at most 16 rows of each stream, `Kernel::finish` makes numbers of what it found.
 template <class Kernel, int kRows, int kTokens>
-void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
                  int64_t apart, int64_t end) {
   for (int64_t row = begin; row < end; row += kLanes) {
     const int64_t rows = end - row < kLanes ? end - row : kLanes;
     RowTotals<kRows, kTokens> totals;
     if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
-    Kernel::template sum<kRows, kTokens>(weight, row, rows, apart, arranged, totals);
+    Kernel::template sum<kRows, kTokens>(weight, row, rows, apart, packed_x, totals);
     for (int i = 0; i < kRows; ++i) {
       for (int t = 0; t < kTokens; ++t) {
-        put_rows(args, t, row + i * apart, rows, Kernel::finish(weight, arranged, t, sum_lanes_of_16(totals[t][i])));
+        put_rows(args, t, row + i * apart, rows, Kernel::finish(weight, packed_x, t, sum_lanes_of_16(totals[t][i])));
       }
     }
   }
@@ -47,11 +47,10 @@ void stream_rows(const CodebookView& weight, const LinearArgs& args, const float
 /// kRows rows are taken at once, as far apart as possible: separate streams draw more bandwidth from one core than a
 /// single one.
 template <class Kernel, int kRows, int kTokens>
-void multiply_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
-                   int64_t end) {
+void gemv_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
   const int64_t apart = (end - begin) / kRows;
-  stream_rows<Kernel, kRows, kTokens>(weight, args, arranged, begin, apart, begin + apart);
-  stream_rows<Kernel, 1, kTokens>(weight, args, arranged, begin + apart * kRows, 0, end);  // fewer than kRows rows
+  stream_rows<Kernel, kRows, kTokens>(weight, args, packed_x, begin, apart, begin + apart);
+  stream_rows<Kernel, 1, kTokens>(weight, args, packed_x, begin + apart * kRows, 0, end);  // fewer than kRows rows
 }
 
 }  // namespace
