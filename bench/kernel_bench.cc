@@ -1,9 +1,10 @@
 // Speed of the CPU kernels, each figure with a check of the result it timed.
 //
-//     kernel_bench [--threads N] [--mib N] [gemv] [gemm] [sequence] [barrier]
+//     kernel_bench [--threads N] [--mib N] [gemv] [joint] [gemm] [sequence] [barrier]
 //
 // Matrix-vector products are given as a share of the read bandwidth measured right before and after each of them,
-// matrix products as a share of OpenBLAS sgemm on the same shape and threads.
+// products with several decode rows by the time and by the tokens per second against one at a time, matrix products as
+// a share of OpenBLAS sgemm on the same shape and threads.
 
 #include <cblas.h>
 #include <fmt/format.h>
@@ -124,10 +125,15 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
 }
 
 void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
-                int threads, Target target, Scratch& scratch) {
+                Phase phase, int threads, Target target, Scratch& scratch) {
   run_team(threads, [&](const Team& team) {
     linear(matrix.view,
-           {.x = x.data(), .x_stride = matrix.view.cols, .y = y.data(), .y_stride = matrix.view.rows, .tokens = tokens},
+           {.x = x.data(),
+            .x_stride = matrix.view.cols,
+            .y = y.data(),
+            .y_stride = matrix.view.rows,
+            .tokens = tokens,
+            .phase = phase},
            {team, target, scratch});
   });
 }
@@ -148,7 +154,8 @@ void bench_gemv(int threads, size_t mib) {
           std::vector<double> rates, reads, shares;
           for (int i = 0; i < (target == Target::scalar ? 5 : 15); ++i) {
             const double before = bandwidth.measure();
-            const double time = seconds_of([&] { run_linear(matrix, x, y, tokens, threads, target, scratch); });
+            const double time =
+                seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); });
             const double read = (before + bandwidth.measure()) / 2;
             rates.push_back(static_cast<double>(rows * cols) / time);
             reads.push_back(read);
@@ -161,6 +168,43 @@ void bench_gemv(int threads, size_t mib) {
               100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()),
               check(matrix, x, y, tokens, 1e-4));
         }
+      }
+    }
+  }
+}
+
+/// Decode rows of several sequences, in the shapes of mamba-130m: in_proj, out_proj, head. Copies of a matrix take
+/// turns, so that weights come from memory, as in a step of the model.
+void bench_joint(int threads, size_t mib) {
+  struct Shape {
+    int64_t rows, cols;
+  };
+  constexpr int64_t kMost = 64;
+  fmt::print("decode rows of several sequences, {} threads\n", threads);
+  Scratch scratch(threads);
+  for (const Levels levels : {Levels::integer, Levels::half, Levels::any}) {
+    for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {50280, 768}}) {
+      const auto copies = std::max<int64_t>(1, static_cast<int64_t>(mib << 20) / (rows * cols));
+      const RandomMatrix matrix(rows * copies, cols, levels, 0.001);
+      const std::vector<float> x = normal(static_cast<size_t>(kMost * cols), 3);
+      std::vector<float> y(static_cast<size_t>(kMost * rows * copies));
+      for (const Target target : supported_targets()) {
+        if (target == Target::scalar) continue;
+        fmt::print("  W {:5} x {:4} {:7} {:6}, ms a product of n tokens (tokens/s against one):\n   ", rows, cols,
+                   name_of(levels), kernels::name_of(target));
+        double one = 0;
+        for (int64_t tokens = 1; tokens <= kMost; ++tokens) {
+          std::vector<double> times;
+          for (int i = 0; i < 5; ++i) {
+            times.push_back(
+                seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); }));
+          }
+          const double time = smallest(times) / static_cast<double>(copies);
+          if (tokens == 1) one = time;
+          check(matrix, x, y, tokens, 1e-4);
+          fmt::print(" {}: {:.3f} ({:.1f})", tokens, time * 1e3, one * static_cast<double>(tokens) / time);
+        }
+        fmt::print("\n");
       }
     }
   }
@@ -200,7 +244,8 @@ void bench_gemm(int threads) {
       for (int round = 0; round < 3; ++round) {
         settle();
         for (int i = 0; i < repeats; ++i) {
-          times.push_back(seconds_of([&] { run_linear(matrix, x, y, kTokens, threads, target, scratch); }));
+          times.push_back(
+              seconds_of([&] { run_linear(matrix, x, y, kTokens, Phase::prefill, threads, target, scratch); }));
         }
       }
       const double error = check(matrix, x, y, kTokens, target == Target::avx512 ? 1e-3 : 1e-5);  // x of 11 bits
@@ -311,6 +356,7 @@ int main(int argc, char** argv) {
   };
   if (wants("barrier")) bench_barrier(threads);
   if (wants("gemv")) bench_gemv(threads, mib);
+  if (wants("joint")) bench_joint(threads, mib);
   if (wants("gemm")) bench_gemm(threads);
   if (wants("sequence")) bench_sequence(threads);
   return 0;

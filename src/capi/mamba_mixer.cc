@@ -27,6 +27,7 @@ struct MixerPass {
   int64_t inner() const { return mixer.out_proj->value.cols; }
   int64_t rank() const { return mixer.dt_proj->value.cols; }
   int64_t dbc_size() const { return rank() + 2 * mixer.state_size; }
+  kernels::Phase phase() const { return tokens == 1 ? kernels::Phase::decode : kernels::Phase::prefill; }
   int64_t work_size() const { return tokens * (4 * inner() + dbc_size()); }
 
   void operator()(const kernels::Context& context) const noexcept {
@@ -35,10 +36,15 @@ struct MixerPass {
     float* u = xz + tokens * 2 * n;  // [tokens, inner], later the scan's output
     float* dt = u + tokens * n;      // [tokens, inner]
     float* dbc = dt + tokens * n;    // [tokens, rank + 2 * state_size]: dt, B, C
-    kernels::linear(
-        mixer.in_proj->value,
-        {.x = x, .x_stride = hidden(), .y = xz, .y_stride = 2 * n, .tokens = tokens, .bias = mixer.in_proj_bias},
-        context);
+    kernels::linear(mixer.in_proj->value,
+                    {.x = x,
+                     .x_stride = hidden(),
+                     .y = xz,
+                     .y_stride = 2 * n,
+                     .tokens = tokens,
+                     .phase = phase(),
+                     .bias = mixer.in_proj_bias},
+                    context);
     // The kernel keeps one input less: the oldest is moved on here.
     if (context.team.rank() == 0) {
       const float* oldest = tokens < mixer.width ? conv_state + tokens * n : xz + (tokens - mixer.width) * 2 * n;
@@ -55,9 +61,11 @@ struct MixerPass {
                                  .bias = mixer.conv_bias,
                                  .state = conv_state + n},
                                 context);
-    kernels::linear(mixer.x_proj->value, {.x = u, .x_stride = n, .y = dbc, .y_stride = dbc_size(), .tokens = tokens},
+    kernels::linear(mixer.x_proj->value,
+                    {.x = u, .x_stride = n, .y = dbc, .y_stride = dbc_size(), .tokens = tokens, .phase = phase()},
                     context);
-    kernels::linear(mixer.dt_proj->value, {.x = dbc, .x_stride = dbc_size(), .y = dt, .y_stride = n, .tokens = tokens},
+    kernels::linear(mixer.dt_proj->value,
+                    {.x = dbc, .x_stride = dbc_size(), .y = dt, .y_stride = n, .tokens = tokens, .phase = phase()},
                     context);
     kernels::selective_scan({.u = u,
                              .dt = dt,
@@ -75,9 +83,15 @@ struct MixerPass {
                              .channels = n,
                              .state_size = mixer.state_size},
                             context);
-    kernels::linear(
-        mixer.out_proj->value,
-        {.x = u, .x_stride = n, .y = y, .y_stride = hidden(), .tokens = tokens, .bias = mixer.out_proj_bias}, context);
+    kernels::linear(mixer.out_proj->value,
+                    {.x = u,
+                     .x_stride = n,
+                     .y = y,
+                     .y_stride = hidden(),
+                     .tokens = tokens,
+                     .phase = phase(),
+                     .bias = mixer.out_proj_bias},
+                    context);
   }
 };
 

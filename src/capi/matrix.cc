@@ -116,7 +116,11 @@ hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, int64_t to
     if (tokens == 0) return;
     require(x_stride >= matrix.cols || tokens == 1, "rows of x overlap");
     require(y_stride >= matrix.rows || tokens == 1, "rows of y overlap");
-    kernels::LinearArgs args{.x = static_cast<const float*>(x), .x_stride = x_stride, .tokens = tokens, .bias = bias};
+    kernels::LinearArgs args{.x = static_cast<const float*>(x),
+                             .x_stride = x_stride,
+                             .tokens = tokens,
+                             .phase = tokens == 1 ? kernels::Phase::decode : kernels::Phase::prefill,
+                             .bias = bias};
     if (from != DType::f32) {
       args.x = widen(x, from, tokens, matrix.cols, x_stride, context->input);
       args.x_stride = matrix.cols;

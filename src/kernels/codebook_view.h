@@ -24,6 +24,7 @@ inline cpu::CodebookView view_of(const CodebookMatrix& weight) {
       .outlier_row = weight.sidecar.row_begin.empty() ? nullptr : weight.sidecar.row_begin.data(),
       .outlier_col = weight.sidecar.col.data(),
       .outlier_value = weight.sidecar.value.data(),
+      .outlier_change = nullptr,
   };
 }
 

@@ -24,10 +24,17 @@ std::vector<Target> supported_targets();
 /// Memory that operations share across calls. One per running model; grows on demand and is then reused.
 class Scratch;
 
+/// What a token's products may round, see activation_quantization.h.
+enum class Precision : uint8_t {
+  fast,   ///< x of prefill rows is rounded where integers are faster
+  exact,  ///< x of prefill rows stays as it is
+};
+
 struct Context {
   Team team;
   Target target;     ///< one of supported_targets()
   Scratch& scratch;  ///< the same object for the whole team
+  Precision precision = Precision::fast;
 };
 
 /// A dense matrix in the source's own type (F32, F16 or BF16), row-major, possibly unaligned.
@@ -38,6 +45,9 @@ struct DenseMatrix {
   const std::byte* data = nullptr;
 };
 
+/// What rows of x are: tokens of a prompt, or tokens that are generated one a step. It decides how they are computed.
+enum class Phase : uint8_t { prefill, decode };
+
 /// x: [tokens, cols] with rows x_stride floats apart; y: [tokens, rows] with rows y_stride floats apart.
 struct LinearArgs {
   const float* x = nullptr;
@@ -45,16 +55,15 @@ struct LinearArgs {
   float* y = nullptr;
   int64_t y_stride = 0;
   int64_t tokens = 0;
-  const float* bias = nullptr;  ///< [rows], or null
-  bool accumulate = false;      ///< add to y instead of overwriting it
+  Phase phase = Phase::prefill;  ///< of all tokens
+  const float* bias = nullptr;   ///< [rows], or null
+  bool accumulate = false;       ///< add to y instead of overwriting it
 };
 
 /// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode (outliers as the codebook's weight plus a
-/// difference, rounded to float), sums are in float. So is x, but on AVX-512 with a
-/// codebook of integer levels (LookupPlanes::integer_levels) it is rounded: for up to 3 tokens to 16 or 24 bits below
-/// the largest |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most
-/// -52 dB of |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values
-/// of x below 2^-100 may then count as 0. No tokens: nothing is done.
+/// difference, rounded to float), sums are in float, x is rounded as activation_quantization.h says. The result of a
+/// token is that of its phase, to the last bit: whatever other tokens are in the call. A decode call reads the weights
+/// once for any number of tokens. No tokens: nothing is done.
 void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 

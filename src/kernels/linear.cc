@@ -36,8 +36,8 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_fl
   return packed;
 }
 
-/// The product for many tokens. Tiles of weights are decoded once, into a buffer that stays in the second-level cache,
-/// and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
+/// The product with prefill rows. Tiles of weights are decoded once, into a buffer that stays in the second-level
+/// cache, and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
 template <class Matrix>
 void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
@@ -89,42 +89,44 @@ void integer_gemm(const CodebookView& weight, const LinearArgs& args, const Cont
   context.team.barrier();
 }
 
-/// Many tokens: the kernel that is best for the matrix.
+/// Prefill rows: the kernel that is best for the matrix.
 void choose_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
-  const Ops& ops = cpu::ops_of(context.target);
-  const bool integers =
-      args.tokens >= Ops::IntegerGemm::kFastTokens && ops.integer_gemm.supports && ops.integer_gemm.supports(weight);
+  const Ops::IntegerGemm& integer = cpu::ops_of(context.target).integer_gemm;
+  const bool integers = context.precision == Precision::fast && integer.supports && integer.supports(weight);
   integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
 }
 
-/// Puts the outliers of the rows in `mine` in place of the codebook's weights. One loop over the entries of all rows:
-/// loops over the few entries of each would mispredict most of the time.
-void add_outliers(const CodebookMatrix& weight, const LinearArgs& args, Range mine) {
-  const std::vector<uint32_t>& row_begin = weight.sidecar.row_begin;
-  if (row_begin.empty() || mine.begin == mine.end) return;
-  const uint32_t first = row_begin[static_cast<size_t>(mine.begin)], last = row_begin[static_cast<size_t>(mine.end)];
-  for (const OutlierChange& outlier : weight.outlier_changes.of(weight).subspan(first, last - first)) {
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      args.y[t * args.y_stride + outlier.row] += outlier.change * args.x[t * args.x_stride + outlier.col];
-    }
-  }
-}
-
-/// Few tokens: weights are read once, straight from where they are.
+/// Decode rows: weights are read once, straight from where they are. x is packed by the whole team, or by each thread
+/// for itself if it is of a single token, which takes less time than a barrier.
 void gemv(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const CodebookView view = view_of(weight);
-  const int64_t floats = ops.packed_x_floats(view, args.tokens);
-  float* packed_x = nullptr;
-  if (floats > 0) {
-    packed_x = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      ops.pack_x(view, args.x + t * args.x_stride, args.tokens, packed_x + t * floats);
+  CodebookView view = view_of(weight);
+  view.outlier_change = weight.outlier_changes.of(weight).data();
+  const cpu::CodebookGemv& kernel = ops.codebook_gemv(view);
+  const int64_t x_floats = kernel.packed_x_floats ? kernel.packed_x_floats(view) : 0;
+  const int64_t memory_floats = kernel.memory_floats(view, args.tokens);
+  const bool alone = args.tokens == 1;
+  float* memory = context.scratch.own(static_cast<size_t>(memory_floats + (alone ? x_floats : 0)), context.team);
+  float* packed_x = memory + memory_floats;
+  float* x_columns = nullptr;
+  if (alone) {
+    if (x_floats > 0) kernel.pack_x(view, args.x, packed_x);
+  } else {
+    const int64_t width = view.outlier_row ? cpu::x_columns_width(args.tokens) : 0;
+    packed_x = context.scratch.shared(Scratch::kPackedInput,
+                                      static_cast<size_t>(args.tokens * x_floats + weight.cols * width), context.team);
+    x_columns = packed_x + args.tokens * x_floats;
+    const Range tokens = context.team.share(x_floats > 0 ? args.tokens : 0);
+    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+      kernel.pack_x(view, args.x + t * args.x_stride, packed_x + t * x_floats);
     }
+    const Range cols = context.team.share(width > 0 ? weight.cols : 0, 16);
+    ops.pack_columns(args.x + cols.begin, args.x_stride, args.tokens, cols.end - cols.begin, width,
+                     x_columns + cols.begin * width);
+    context.team.barrier();
   }
   const Range mine = context.team.share(weight.rows);
-  ops.codebook_gemv(view, args, packed_x, mine.begin, mine.end);
-  add_outliers(weight, args, mine);
+  kernel.multiply(view, args, {.packed_x = packed_x, .x_columns = x_columns, .memory = memory}, mine.begin, mine.end);
   context.team.barrier();
 }
 
@@ -150,13 +152,20 @@ void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Co
   float* product =
       context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
   linear(dense(term.vt, term.rank, weight.cols),
-         {.x = args.x, .x_stride = args.x_stride, .y = product, .y_stride = term.rank, .tokens = args.tokens}, context);
+         {.x = args.x,
+          .x_stride = args.x_stride,
+          .y = product,
+          .y_stride = term.rank,
+          .tokens = args.tokens,
+          .phase = args.phase},
+         context);
   linear(dense(term.u_scaled, weight.rows, term.rank),
          {.x = product,
           .x_stride = term.rank,
           .y = args.y,
           .y_stride = args.y_stride,
           .tokens = args.tokens,
+          .phase = args.phase,
           .accumulate = true},
          context);
 }
@@ -170,7 +179,7 @@ void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context&
     scaled.x = scale_input(args, weight.channel_scales, context);
     scaled.x_stride = weight.cols;
   }
-  if (args.tokens <= Ops::kGemvTokens) {
+  if (args.phase == Phase::decode) {
     gemv(weight, scaled, context);
   } else {
     choose_gemm(view_of(weight), scaled, context);
@@ -179,7 +188,8 @@ void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context&
 }
 
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
-  if (args.tokens > Ops::kGemvTokens) return gemm(weight, args, context);
+  if (args.tokens == 0) return;
+  if (args.phase == Phase::prefill) return gemm(weight, args, context);
   const Range mine = context.team.share(weight.rows);
   cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
   context.team.barrier();

@@ -45,7 +45,8 @@ TEST(Targets, TheForcedOneRuns) {
     Scratch scratch(1);
     std::vector<float> y(kRows);
     run_team(1, [&](const Team& team) {
-      linear(matrix, {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1},
+      linear(matrix,
+             {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1, .phase = Phase::decode},
              {team, target, scratch});
     });
     for (size_t r = 0; r < kRows; ++r) {
@@ -104,7 +105,7 @@ TEST(LookupPlanes, IntegerLevels) {
   EXPECT_EQ(planes.scale, 0x1p-20f);
   const int codes[] = {-3, 0, 0x6000};
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ(planes.integer[0][i] + 256 * (planes.integer[1][i] - 128), codes[i]);
+    EXPECT_EQ(static_cast<int16_t>(planes.integer[0][i] | planes.integer[1][i] << 8), codes[i]);
     EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
               static_cast<float>(codes[i]));
   }

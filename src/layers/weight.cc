@@ -64,7 +64,9 @@ int64_t bytes_read(const Weight& weight) noexcept {
 }
 
 void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {
-  std::visit([&](const auto& matrix) { kernels::linear(matrix, args, context); }, weight);
+  kernels::LinearArgs of_phase = args;
+  of_phase.phase = args.tokens == 1 ? kernels::Phase::decode : kernels::Phase::prefill;
+  std::visit([&](const auto& matrix) { kernels::linear(matrix, of_phase, context); }, weight);
 }
 
 void gather_rows(const Weight& weight, const int32_t* ids, int64_t count, float* out,

@@ -31,28 +31,44 @@ struct CodebookView {
   const uint32_t* outlier_row;    // [rows + 1], null without sidecar
   const uint32_t* outlier_col;
   const float* outlier_value;
+  const OutlierChange* outlier_change;  // of every outlier; only for decode rows
 };
 
 /// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.
 inline constexpr int64_t kBlockCols = 768;
 inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB, or rows would share cache sets
 
+/// What a product with decode rows works on besides its arguments; all 64-byte aligned.
+struct GemvWork {
+  const float* packed_x;  // [tokens, packed_x_floats], null if x is taken as it is
+  const float*
+      x_columns;  // [cols, x_columns_width(tokens)], zero past the last token; for outliers, null for one token
+  float* memory;  // memory_floats, the thread's own
+};
+
+/// Floats of a column of x, in vectors of every target.
+constexpr int64_t x_columns_width(int64_t tokens) { return (tokens + 15) / 16 * 16; }
+
+/// A way to multiply a codebook matrix with decode rows. What a token's product is does not depend on the others.
+struct CodebookGemv {
+  /// Floats of one token's packed x, a multiple of 16; null: x is taken as it is.
+  int64_t (*packed_x_floats)(const CodebookView& weight);
+  void (*pack_x)(const CodebookView& weight, const float* x, float* packed_x);
+  int64_t (*memory_floats)(const CodebookView& weight, int64_t tokens);
+  /// y for weight rows [begin, end).
+  void (*multiply)(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                   int64_t end);
+};
+
 struct Ops {
   Target target;
   int64_t lanes;  ///< floats in a vector of this target
 
-  /// Tokens that `codebook_gemv` and `dense_gemv` take at once.
-  static constexpr int64_t kGemvTokens = 8;
-
-  /// Floats of one token's x in the form `codebook_gemv` wants beside it, a multiple of 16; 0: none. `tokens` are those
-  /// of the call.
-  int64_t (*packed_x_floats)(const CodebookView& weight, int64_t tokens);
-  void (*pack_x)(const CodebookView& weight, const float* x, int64_t tokens, float* packed_x);
-
-  /// y for weight rows [begin, end) and up to kGemvTokens tokens, without outliers. `packed_x`: that of each token,
-  /// packed_x_floats apart, 64-byte aligned.
-  void (*codebook_gemv)(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
-                        int64_t end);
+  /// The best for a matrix, the same for any number of tokens.
+  const CodebookGemv& (*codebook_gemv)(const CodebookView& weight);
+  /// x as [cols, width], width a multiple of `lanes`; lanes past `tokens` are zero.
+  void (*pack_columns)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t width, float* columns);
+  /// y for weight rows [begin, end).
   void (*dense_gemv)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
 
   /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
@@ -74,9 +90,6 @@ struct Ops {
 
   /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
   struct IntegerGemm {
-    /// From here on speed counts more than the last bits, which `supports` gives up.
-    static constexpr int64_t kFastTokens = 128;
-
     bool (*supports)(const CodebookView& weight);
     /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
     int64_t (*panel_floats)(int64_t cols);
