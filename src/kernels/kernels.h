@@ -4,7 +4,6 @@
 #include <string_view>
 #include <vector>
 
-#include "codec/codebook.h"
 #include "hxq/tensor.h"
 #include "kernels/team.h"
 
@@ -55,11 +54,11 @@ struct LinearArgs {
 /// the largest |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most
 /// -52 dB of |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values
 /// of x below 2^-100 may then count as 0. No tokens: nothing is done.
-void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
+void linear(const cpu::PreparedCodebook& weight, const LinearArgs& args, const Context& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, decoded to float. ids are in range.
-void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out,
+void gather_rows(const cpu::PreparedCodebook& weight, const int32_t* ids, int64_t count, float* out,
                  const Context& context) noexcept;
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
                  const Context& context) noexcept;

@@ -5,6 +5,9 @@
 namespace hxq::kernels::testing {
 namespace {
 
+using cpu::LookupPlanes;
+using cpu::make_planes;
+
 TEST(Targets, ScalarIsFirstAndAllAreDistinct) {
   const std::vector<Target> targets = supported_targets();
   ASSERT_FALSE(targets.empty());

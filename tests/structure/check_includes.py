@@ -5,7 +5,7 @@ import re
 import sys
 
 # A folder may include itself and everything before it. `text` needs `io` alone; nothing below `model` needs `text`.
-ORDER = ["io", "desc", "codec", "kernels", "layers", "text", "model", "compress", "capi"]
+ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "text", "model", "compress", "capi"]
 ALLOWED = {folder: set(ORDER[: i + 1]) for i, folder in enumerate(ORDER)}
 ALLOWED["text"] = {"io", "text"}
 ALLOWED["layers"] -= {"text"}

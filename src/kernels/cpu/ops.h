@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/codebook_lookup_planes.h"
 #include "kernels/kernels.h"
 #include "kernels/ssd.h"
 
