@@ -14,9 +14,9 @@
 #include "hxq/error.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/utf8.h"
 #include "text/json_part.h"
 #include "text/protobuf.h"
-#include "text/utf8.h"
 
 namespace hxq::text {
 namespace {

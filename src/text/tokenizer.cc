@@ -4,9 +4,9 @@
 
 #include "hxq/error.h"
 #include "io/json.h"
+#include "io/utf8.h"
 #include "text/sentencepiece_file.h"
 #include "text/tokenizer_impl.h"
-#include "text/utf8.h"
 
 namespace hxq {
 
@@ -137,8 +137,8 @@ Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
 
 std::vector<int32_t> Tokenizer::encode(std::string_view utf8, bool add_special_tokens) const {
   std::string repaired;
-  if (!text::is_valid_utf8(utf8)) {
-    repaired = text::to_valid_utf8(utf8);
+  if (!is_valid_utf8(utf8)) {
+    repaired = to_valid_utf8(utf8);
     utf8 = repaired;
   }
   std::vector<int32_t> ids;
