@@ -12,8 +12,8 @@
 #include "io/json.h"
 #include "io/npy.h"
 #include "io/safetensors.h"
+#include "jinja/template.h"
 #include "temp_dir.h"
-#include "text/jinja/template.h"
 
 namespace hxq::fuzz {
 namespace {

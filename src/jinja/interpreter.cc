@@ -1,4 +1,4 @@
-#include "text/jinja/interpreter.h"
+#include "jinja/interpreter.h"
 
 #include <fmt/format.h>
 

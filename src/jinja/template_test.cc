@@ -1,4 +1,4 @@
-#include "text/jinja/template.h"
+#include "jinja/template.h"
 
 #include <gtest/gtest.h>
 #include <pthread.h>

@@ -1,8 +1,8 @@
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 #include <gtest/gtest.h>
 
-namespace hxq::text {
+namespace hxq {
 namespace {
 
 // The examples of Unicode 15, 3.9 (tables 3-8 to 3-11) and the ends of the ranges; expected as Python's
@@ -54,4 +54,4 @@ TEST(Utf8, DecodesFromBothEnds) {
 }
 
 }  // namespace
-}  // namespace hxq::text
+}  // namespace hxq

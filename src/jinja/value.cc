@@ -1,4 +1,4 @@
-#include "text/jinja/value.h"
+#include "jinja/value.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::jinja {
 namespace {
@@ -237,25 +237,25 @@ std::vector<std::string_view> characters_of(std::string_view text) {
   charge(static_cast<int64_t>(text.size() / 16));
   std::vector<std::string_view> characters;
   for (size_t at = 0; at < text.size(); at += characters.back().size()) {
-    characters.push_back(text.substr(at, text::first_code_point(text.substr(at)).size));
+    characters.push_back(text.substr(at, first_code_point(text.substr(at)).size));
   }
   return characters;
 }
 
-bool is_space(char32_t c) { return (c >= 0x1C && c <= 0x1F) || text::is_white_space(c); }
+bool is_space(char32_t c) { return (c >= 0x1C && c <= 0x1F) || is_white_space(c); }
 
 std::string_view strip(std::string_view text, Side side, std::string_view characters) {
-  const auto goes = [&](text::CodePoint c, std::string_view spelling) {
+  const auto goes = [&](CodePoint c, std::string_view spelling) {
     charge_text(spelling.size() + characters.size() + 8);
     return characters.empty() ? is_space(c.value) : characters.find(spelling) != characters.npos;
   };
   while (side != Side::right && !text.empty()) {
-    const text::CodePoint c = text::first_code_point(text);
+    const CodePoint c = first_code_point(text);
     if (!goes(c, text.substr(0, c.size))) break;
     text.remove_prefix(c.size);
   }
   while (side != Side::left && !text.empty()) {
-    const text::CodePoint c = text::last_code_point(text);
+    const CodePoint c = last_code_point(text);
     if (!goes(c, text.substr(text.size() - c.size))) break;
     text.remove_suffix(c.size);
   }

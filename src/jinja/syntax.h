@@ -7,7 +7,7 @@
 #include <variant>
 #include <vector>
 
-#include "text/jinja/value.h"
+#include "jinja/value.h"
 
 // What the parser makes of a template.
 namespace hxq::jinja {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "text/jinja/builtins.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/builtins.h"
 
 namespace hxq::jinja {
 namespace {
@@ -221,7 +221,7 @@ Value get_item(const Value& object, const Value& index) {
     std::string_view rest = *object.text();
     charge(std::min(at, static_cast<int64_t>(rest.size())) / 16);
     for (; !rest.empty(); --at) {
-      const size_t size = text::first_code_point(rest).size;
+      const size_t size = first_code_point(rest).size;
       if (at == 0) return std::string(rest.substr(0, size));
       rest.remove_prefix(size);
     }

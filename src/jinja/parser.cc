@@ -1,4 +1,4 @@
-#include "text/jinja/parser.h"
+#include "jinja/parser.h"
 
 #include <fmt/format.h>
 

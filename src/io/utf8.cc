@@ -1,8 +1,6 @@
-#include "text/utf8.h"
+#include "io/utf8.h"
 
-#include <utf8proc.h>
-
-namespace hxq::text {
+namespace hxq {
 
 namespace {
 
@@ -35,9 +33,20 @@ CodePoint last_code_point(std::string_view utf8) {
 }
 
 void append_code_point(std::string& out, char32_t code_point) {
-  utf8proc_uint8_t bytes[4];
-  const auto size = utf8proc_encode_char(static_cast<utf8proc_int32_t>(code_point), bytes);
-  out.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(size));
+  const auto put = [&](char32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
+  const auto continuation = [&](int shift) { put(0x80 | (code_point >> shift & 0x3F)); };
+  if (code_point < 0x80) return put(code_point);
+  if (code_point < 0x800) {
+    put(0xC0 | code_point >> 6);
+  } else if (code_point < 0x10000) {
+    put(0xE0 | code_point >> 12);
+    continuation(6);
+  } else {
+    put(0xF0 | code_point >> 18);
+    continuation(12);
+    continuation(6);
+  }
+  continuation(0);
 }
 
 std::string to_utf8(char32_t code_point) {
@@ -96,4 +105,4 @@ bool is_white_space(char32_t code_point) {
          code_point == 0x2029 || code_point == 0x202F || code_point == 0x205F || code_point == 0x3000;
 }
 
-}  // namespace hxq::text
+}  // namespace hxq

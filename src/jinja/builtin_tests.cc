@@ -3,8 +3,8 @@
 #include <functional>
 #include <map>
 
-#include "text/jinja/builtins.h"
-#include "text/jinja/letters.h"
+#include "jinja/builtins.h"
+#include "jinja/letters.h"
 
 namespace hxq::jinja {
 namespace {

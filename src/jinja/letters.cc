@@ -1,10 +1,10 @@
-#include "text/jinja/letters.h"
+#include "jinja/letters.h"
 
 #include <fmt/format.h>
 #include <utf8proc.h>
 
-#include "text/jinja/value.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/value.h"
 
 namespace hxq::jinja {
 namespace {
@@ -23,7 +23,7 @@ void append(char32_t c, Case to, std::string& out) {
   const utf8proc_int32_t changed = to == Case::upper   ? utf8proc_toupper(value)
                                    : to == Case::lower ? utf8proc_tolower(value)
                                                        : utf8proc_totitle(value);
-  text::append_code_point(out, static_cast<char32_t>(changed));
+  append_code_point(out, static_cast<char32_t>(changed));
 }
 
 bool is_letter(char32_t c) {
@@ -33,7 +33,7 @@ bool is_letter(char32_t c) {
 
 std::string changed(std::string_view text, Case to) {
   std::string out;
-  for (const std::string_view c : characters_of(text)) append(text::first_code_point(c).value, to, out);
+  for (const std::string_view c : characters_of(text)) append(first_code_point(c).value, to, out);
   return out;
 }
 
@@ -46,7 +46,7 @@ std::string title(std::string_view text, bool filter) {
   std::string out;
   bool begins = true;
   for (const std::string_view c : characters_of(text)) {
-    const char32_t value = text::first_code_point(c).value;
+    const char32_t value = first_code_point(c).value;
     append(value, !begins ? Case::lower : filter ? Case::upper : Case::title, out);
     begins = filter ? is_space(value) || (value < 0x80 && std::string_view("-({[<").find(static_cast<char>(value)) !=
                                                               std::string_view::npos)
@@ -57,7 +57,7 @@ std::string title(std::string_view text, bool filter) {
 
 std::string capitalize(std::string_view text) {
   if (text.empty()) return {};
-  const text::CodePoint first = text::first_code_point(text);
+  const CodePoint first = first_code_point(text);
   std::string out;
   append(first.value, Case::title, out);
   return out + lower(text.substr(first.size));
@@ -76,7 +76,7 @@ std::string replace_all(std::string_view text, std::string_view old, std::string
       charge(1);
       out += with;
       if (at == text.size()) return out;
-      const size_t size = text::first_code_point(text.substr(at)).size;
+      const size_t size = first_code_point(text.substr(at)).size;
       out += text.substr(at, size);
       at += size;
       continue;

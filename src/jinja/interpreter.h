@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "text/jinja/builtins.h"
-#include "text/jinja/syntax.h"
+#include "jinja/builtins.h"
+#include "jinja/syntax.h"
 
 namespace hxq::jinja {
 

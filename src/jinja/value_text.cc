@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "text/jinja/value.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/value.h"
 
 namespace hxq::jinja {
 namespace {
@@ -26,7 +26,7 @@ void append_repr(std::string_view text, std::string& out) {
   const char quote = apostrophe ? '"' : '\'';
   out += quote;
   for (const std::string_view c : characters_of(text)) {
-    const char32_t value = text::first_code_point(c).value;
+    const char32_t value = first_code_point(c).value;
     if (c[0] == quote || c[0] == '\\') {
       out += '\\';
       out += c;

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace hxq::text {
+namespace hxq {
 
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";
 
@@ -27,6 +27,7 @@ inline CodePoint first_code_point(std::string_view utf8) {
 /// The code point that ends `utf8`, which must be valid and not empty.
 CodePoint last_code_point(std::string_view utf8);
 
+/// `code_point` is at most U+10FFFF.
 void append_code_point(std::string& out, char32_t code_point);
 std::string to_utf8(char32_t code_point);
 
@@ -50,4 +51,4 @@ void take_complete_utf8(std::string& bytes, std::string& out);
 /// The property White_Space, which is `\s` in Oniguruma and in Rust (PCRE2 has U+180E too).
 bool is_white_space(char32_t code_point);
 
-}  // namespace hxq::text
+}  // namespace hxq

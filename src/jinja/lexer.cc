@@ -1,4 +1,4 @@
-#include "text/jinja/lexer.h"
+#include "jinja/lexer.h"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <cctype>
 #include <charconv>
 
-#include "text/jinja/value.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/value.h"
 
 namespace hxq::jinja {
 namespace {
@@ -219,7 +219,7 @@ class Lexer {
   void sign(std::string& open) {
     const auto found = std::ranges::find_if(kSigns, [&](std::string_view s) { return rest_.starts_with(s); });
     if (found == kSigns.end() || *found == "!" || *found == "&") {
-      fail(fmt::format("unexpected character '{}'", rest_.substr(0, text::first_code_point(rest_).size)));
+      fail(fmt::format("unexpected character '{}'", rest_.substr(0, first_code_point(rest_).size)));
     }
     const char c = found->front();
     if (c == '(' || c == '[' || c == '{') open += c == '(' ? ')' : c == '[' ? ']' : '}';
@@ -276,7 +276,7 @@ class Lexer {
     if (!whole || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) {
       fail(fmt::format("'{}' is not the number of a character", digits));
     }
-    text::append_code_point(out, value);
+    append_code_point(out, value);
   }
 
   const std::string source_;

@@ -4,7 +4,7 @@
 #include <array>
 #include <ctime>
 
-#include "text/jinja/builtins.h"
+#include "jinja/builtins.h"
 
 namespace hxq::jinja {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <charconv>
 
-#include "text/jinja/parser.h"
+#include "jinja/parser.h"
 
 namespace hxq::jinja {
 namespace {

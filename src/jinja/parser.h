@@ -2,8 +2,8 @@
 
 #include <string_view>
 
-#include "text/jinja/lexer.h"
-#include "text/jinja/syntax.h"
+#include "jinja/lexer.h"
+#include "jinja/syntax.h"
 
 namespace hxq::jinja {
 

@@ -1,4 +1,4 @@
-#include "text/jinja/template.h"
+#include "jinja/template.h"
 
 #include <fmt/format.h>
 
@@ -6,9 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
-#include "text/jinja/interpreter.h"
-#include "text/jinja/parser.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/interpreter.h"
+#include "jinja/parser.h"
 
 namespace hxq::jinja {
 namespace {
@@ -24,7 +24,7 @@ Template::Template(std::string_view source, std::string file) : file_(std::move(
   constexpr size_t kMaxSource = size_t{1} << 20;
   if (source.size() > kMaxSource) fail(file_, 1, fmt::format("longer than {} KiB", kMaxSource >> 10));
   try {
-    body_ = parse(text::to_valid_utf8(source));
+    body_ = parse(to_valid_utf8(source));
   } catch (const SyntaxFault& fault) {
     fail(file_, fault.line, fault.what);
   } catch (const Fault& fault) {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 
-#include "text/jinja/builtins.h"
-#include "text/jinja/letters.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
+#include "jinja/builtins.h"
+#include "jinja/letters.h"
 
 namespace hxq::jinja {
 namespace {
@@ -36,7 +36,7 @@ std::vector<Value> split_at_space(std::string_view text, int64_t most) {
     const bool last = most >= 0 && static_cast<int64_t>(parts.size()) >= most;
     if (last) end = text.size();
     while (!last && end < text.size()) {
-      const text::CodePoint c = text::first_code_point(text.substr(end));
+      const CodePoint c = first_code_point(text.substr(end));
       if (is_space(c.value)) break;
       end += c.size;
     }

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "text/jinja/syntax.h"
-#include "text/jinja/value.h"
+#include "jinja/syntax.h"
+#include "jinja/value.h"
 
 // What the language has without a template's doing. All throw `Fault` for names and arguments they do not know.
 namespace hxq::jinja {
