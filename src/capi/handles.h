@@ -8,13 +8,12 @@
 #include "codec/encoder.h"
 #include "hxq/c_api.h"
 #include "hxq/error.h"
-#include "kernels/kernels.h"
-#include "kernels/prepared_matrix.h"
-#include "kernels/scratch.h"
+#include "kernels/cpu_matrix.h"
+#include "kernels/uniform_batch.h"
 
 struct hxq_context {
   int threads;
-  hxq::kernels::Target target;
+  hxq::Target target;
   hxq::kernels::Scratch scratch;
   // Arguments in the form that kernels want them. They keep their size, so calls of the same shape allocate nothing.
   std::vector<float> input = {};
@@ -25,7 +24,7 @@ struct hxq_context {
 };
 
 struct hxq_matrix {
-  std::unique_ptr<const hxq::kernels::PreparedMatrix> value;
+  std::unique_ptr<const hxq::kernels::CpuMatrix> value;
   hxq::StoredForm form;
 };
 
@@ -66,13 +65,13 @@ hxq_status guard(Body&& body) noexcept {
 /// Text for the caller to free with `hxq_free`.
 char* copy_text(const std::string& text);
 
-/// Runs `body(kernels::Context)` on the context's threads, or on one when `work` (multiplications, about) would not
+/// Runs `body(kernels::CpuContext)` on the context's threads, or on one when `work` (multiplications, about) would not
 /// repay waking the others.
 template <class Body>
 void run(hxq_context& context, int64_t work, Body&& body) {
   constexpr int64_t kWorthAThread = int64_t{1} << 18;
   const int threads = work < kWorthAThread ? 1 : context.threads;
-  run_team(threads, [&](const Team& team) { body(kernels::Context{team, context.target, context.scratch}); });
+  kernels::run_on_cpu(threads, context.target, context.scratch, std::forward<Body>(body));
 }
 
 DType dtype_of(int32_t dtype);

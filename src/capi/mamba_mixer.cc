@@ -29,7 +29,7 @@ struct MixerPass {
   int64_t dbc_size() const { return rank() + 2 * mixer.state_size; }
   int64_t work_size() const { return tokens * (4 * inner() + dbc_size()); }
 
-  void operator()(const kernels::Context& context) const noexcept {
+  void operator()(const kernels::CpuContext& context) const noexcept {
     const int64_t n = inner();
     float* xz = work;                // [tokens, 2 * inner]: x, gate z
     float* u = xz + tokens * 2 * n;  // [tokens, inner], later the scan's output

@@ -138,7 +138,7 @@ hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, int64_t to
     }
     args.y = output_for(y, to, tokens * matrix.rows(), context->output);
     args.y_stride = to == DType::f32 ? y_stride : matrix.rows();
-    run(*context, work_of(matrix, tokens), [&](const kernels::Context& c) { matrix.linear(args, c); });
+    run(*context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) { matrix.linear(args, c); });
     if (to != DType::f32) narrow(args.y, to, tokens, matrix.rows(), y, y_stride);
   });
 }
@@ -153,7 +153,7 @@ hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* handle,
     const float* gradient = type == DType::f32 ? static_cast<const float*>(g)
                                                : widen(g, type, tokens, matrix.rows(), matrix.rows(), context->input);
     float* out = output_for(dx, type, tokens * matrix.cols(), context->output);
-    run(*context, work_of(matrix, tokens), [&](const kernels::Context& c) {
+    run(*context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) {
       kernels::linear_transposed(matrix, {.g = gradient, .dx = out, .tokens = tokens}, c);
     });
     if (type != DType::f32) narrow(out, type, tokens, matrix.cols(), dx, matrix.cols());
@@ -165,7 +165,7 @@ hxq_status hxq_codebook_gradient(hxq_context* context, const hxq_matrix* handle,
   return guard([&] {
     check_tokens(tokens);
     const CodebookMatrix& matrix = codebook_of(handle);
-    run(*context, work_of(*handle->value, tokens), [&](const kernels::Context& c) {
+    run(*context, work_of(*handle->value, tokens), [&](const kernels::CpuContext& c) {
       kernels::codebook_gradient(matrix, {.x = x, .g = g, .tokens = tokens, .gradient = gradient}, c);
     });
   });
@@ -180,7 +180,7 @@ hxq_status hxq_gather_rows(hxq_context* context, const hxq_matrix* handle, int64
     const int32_t* rows = checked_ids(matrix, count, ids, context->ids);
     float* floats = output_for(out, type, count * matrix.cols(), context->output);
     run(*context, count * matrix.cols(),
-        [&](const kernels::Context& c) { matrix.gather_rows(rows, count, floats, c); });
+        [&](const kernels::CpuContext& c) { matrix.gather_rows(rows, count, floats, c); });
     if (type != DType::f32) narrow(floats, type, count, matrix.cols(), out, matrix.cols());
   });
 }
@@ -191,7 +191,7 @@ hxq_status hxq_gather_gradient(hxq_context* context, const hxq_matrix* handle, i
     check_tokens(count);
     const CodebookMatrix& matrix = codebook_of(handle);
     const int32_t* rows = checked_ids(*handle->value, count, ids, context->ids);
-    run(*context, count * matrix.cols, [&](const kernels::Context& c) {
+    run(*context, count * matrix.cols, [&](const kernels::CpuContext& c) {
       kernels::gather_codebook_gradient(matrix, {.ids = rows, .g = g, .count = count, .gradient = gradient}, c);
     });
   });
@@ -207,7 +207,7 @@ hxq_status hxq_decode(hxq_context* context, const hxq_matrix* handle, void* out,
       auto* at = static_cast<std::byte*>(out) + first * matrix.cols() * static_cast<int64_t>(size_of(type));
       float* floats = output_for(at, type, count * matrix.cols(), context->output);
       run(*context, count * matrix.cols(),
-          [&](const kernels::Context& c) { matrix.decode_rows(first, first + count, floats, c); });
+          [&](const kernels::CpuContext& c) { matrix.decode_rows(first, first + count, floats, c); });
       if (type != DType::f32) narrow(floats, type, count, matrix.cols(), at, matrix.cols());
     }
   });

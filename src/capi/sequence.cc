@@ -63,16 +63,16 @@ hxq_status hxq_causal_conv1d(hxq_context* context, int64_t batch, int64_t tokens
         keep_oldest(sequence, x_stride, tokens, channels, width, kept);
         kept += channels;
       }
-      run(*context, 8 * tokens * channels * width, [&](const kernels::Context& c) {
+      run(*context, 8 * tokens * channels * width, [&](const kernels::CpuContext& c) {
         kernels::causal_conv1d_silu({.x = sequence,
                                      .x_stride = x_stride,
                                      .y = y + s * tokens * channels,
-                                     .tokens = tokens,
+                                     .batch = one.view(),
                                      .channels = channels,
                                      .width = width,
                                      .weight = filter,
                                      .bias = bias,
-                                     .state = kept},
+                                     .state = &state_address},
                                     c);
       });
     }
@@ -89,7 +89,7 @@ hxq_status hxq_causal_conv1d_gradient(hxq_context* context, int64_t batch, int64
     std::fill_n(dbias, channels, 0.0f);
     for (int64_t s = 0; s < batch; ++s) {
       const int64_t at = s * tokens * channels;
-      run(*context, 8 * tokens * channels * width, [&](const kernels::Context& c) {
+      run(*context, 8 * tokens * channels * width, [&](const kernels::CpuContext& c) {
         kernels::causal_conv1d_silu_gradient({.x = x + s * tokens * x_stride,
                                               .x_stride = x_stride,
                                               .g = g + at,
@@ -141,7 +141,7 @@ hxq_status hxq_selective_scan(hxq_context* context, int64_t batch, int64_t token
                                    .channels = channels,
                                    .state_size = state_size};
       run(*context, 8 * tokens * channels * state_size,
-          [&](const kernels::Context& team) { kernels::selective_scan(args, team); });
+          [&](const kernels::CpuContext& team) { kernels::selective_scan(args, team); });
     }
   });
 }
@@ -183,7 +183,7 @@ hxq_status hxq_selective_scan_gradient(hxq_context* context, int64_t batch, int6
                                            .dd = dd,
                                            .ddt_bias = ddt_bias};
       run(*context, 16 * tokens * channels * state_size,
-          [&](const kernels::Context& team) { kernels::selective_scan_gradient(args, team); });
+          [&](const kernels::CpuContext& team) { kernels::selective_scan_gradient(args, team); });
     }
     through_log(a, context->output.data(), channels * state_size);
     transpose(context->output.data(), state_size, channels, da_log);
@@ -244,7 +244,7 @@ hxq_status hxq_ssd(hxq_context* context, int64_t batch, int64_t tokens, int64_t 
       args.state = state_or_zeros(*context, state, s, heads * head_dim * state_size);
       args.y = y + s * tokens * heads * head_dim;
       run(*context, 4 * tokens * heads * head_dim * state_size,
-          [&](const kernels::Context& team) { kernels::ssd(args, team); });
+          [&](const kernels::CpuContext& team) { kernels::ssd(args, team); });
     }
   });
 }
@@ -273,7 +273,7 @@ hxq_status hxq_ssd_gradient(hxq_context* context, int64_t batch, int64_t tokens,
     for (float* sum : {da_log, dd, ddt_bias}) std::fill_n(sum, heads, 0.0f);
     for (int64_t s = 0; s < batch; ++s, next_sequence(args.forward)) {
       run(*context, 8 * tokens * inner * state_size,
-          [&](const kernels::Context& team) { kernels::ssd_gradient(args, team); });
+          [&](const kernels::CpuContext& team) { kernels::ssd_gradient(args, team); });
       for (int64_t t = 0; t < tokens; ++t) {
         float* row = dxbc + (s * tokens + t) * (inner + 2 * bc);
         std::copy_n(args.dx + t * inner, inner, row);

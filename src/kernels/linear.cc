@@ -2,8 +2,8 @@
 
 #include "kernels/codebook_view.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu_matrix.h"
 #include "kernels/input_transform.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -25,11 +25,12 @@ void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows
 
 /// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.
 template <class Pack>
-const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const Context& context,
+const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const CpuContext& context,
                         Pack pack) {
   const int64_t panels = (args.tokens + ops.panel_tokens - 1) / ops.panel_tokens;
   float* packed =
-      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * panel_floats), context.team);
+      context.shared(Scratch::kPackedInput, panels * panel_floats);
+  if (context.measures) return packed;
   const Range mine = context.team.share(panels);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     const int64_t first = p * ops.panel_tokens;
@@ -42,7 +43,7 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_fl
 /// The product for many tokens. Tiles of weights are decoded once, into a buffer that stays in the second-level cache,
 /// and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
 template <class Matrix>
-void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) {
+void gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed =
       pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
@@ -50,7 +51,8 @@ void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) 
       });
   constexpr int64_t kTilesAtOnce = 6;
   const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
-  float* tiles = context.scratch.own(static_cast<size_t>(rows_at_once * cpu::kTileStride), context.team);
+  float* tiles = context.own(rows_at_once * cpu::kTileStride);
+  if (context.measures) return;
 
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
   for (int64_t row = mine.begin; row < mine.end; row += rows_at_once) {
@@ -79,21 +81,21 @@ void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) 
 }
 
 /// The same in integers.
-void integer_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed = pack_input(ops, args, ops.integer_gemm.panel_floats(weight.cols), context,
                                    [&](const float* x, int64_t tokens, float* panel) {
                                      ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
-  float* memory = context.scratch.own(static_cast<size_t>(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end)),
-                                      context.team);
+  float* memory = context.own(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end));
+  if (context.measures) return;
   ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
   context.team.barrier();
 }
 
 /// Many tokens: the kernel that is best for the matrix.
-void choose_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void choose_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const bool integers =
       args.tokens >= Ops::IntegerGemm::kFastTokens && ops.integer_gemm.supports && ops.integer_gemm.supports(weight);
@@ -114,13 +116,13 @@ void add_outliers(const PreparedCodebook& weight, const LinearArgs& args, Range 
 }
 
 /// Few tokens: weights are read once, straight from where they are.
-void gemv(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) {
+void gemv(const PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(weight);
   const int64_t floats = ops.packed_x_floats(view, args.tokens);
-  float* packed_x = nullptr;
+  float* packed_x = context.own(floats * args.tokens);
+  if (context.measures) return;
   if (floats > 0) {
-    packed_x = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
     for (int64_t t = 0; t < args.tokens; ++t) {
       ops.pack_x(view, args.x + t * args.x_stride, args.tokens, packed_x + t * floats);
     }
@@ -132,14 +134,14 @@ void gemv(const PreparedCodebook& weight, const LinearArgs& args, const Context&
 }
 
 /// y += U (Vt x).
-void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
+void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const CpuContext& context) {
   const LowRank& term = weight.low_rank;
   const auto dense = [](const std::vector<float>& values, int64_t rows, int64_t cols) {
     return DenseMatrix{
         .rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
   };
   float* product =
-      context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
+      context.shared(Scratch::kLowRankProduct, args.tokens * term.rank);
   linear(dense(term.vt, term.rank, weight.cols),
          {.x = args.x, .x_stride = args.x_stride, .y = product, .y_stride = term.rank, .tokens = args.tokens}, context);
   linear(dense(term.u_scaled, weight.rows, term.rank),
@@ -154,7 +156,7 @@ void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Co
 
 }  // namespace
 
-void linear(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) noexcept {
+void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens == 0) return;
   const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
   if (args.tokens <= Ops::kGemvTokens) {
@@ -165,15 +167,16 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const Contex
   if (weight.stored().low_rank.rank > 0) add_low_rank(weight.stored(), transformed, context);
 }
 
-void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens > Ops::kGemvTokens) return gemm(weight, args, context);
+  if (context.measures) return;
   const Range mine = context.team.share(weight.rows);
   cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
   context.team.barrier();
 }
 
 void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t count, float* out,
-                 const Context& context) noexcept {
+                 const CpuContext& context) noexcept {
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(prepared);
   const CodebookMatrix& weight = prepared.stored();
@@ -192,7 +195,7 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
 }
 
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
-                 const Context& context) noexcept {
+                 const CpuContext& context) noexcept {
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);

@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "kernels/prepared_matrix.h"
+#include "kernels/cpu_matrix.h"
 
 namespace hxq::kernels::cpu {
 
