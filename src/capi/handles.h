@@ -1,13 +1,12 @@
 #pragma once
 
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "capi/guard.h"
 #include "codec/encoder.h"
 #include "hxq/c_api.h"
-#include "hxq/error.h"
 #include "kernels/kernels.h"
 #include "kernels/prepared_matrix.h"
 #include "kernels/scratch.h"
@@ -35,49 +34,35 @@ struct hxq_encoded {
 
 namespace hxq::capi {
 
-/// A wrong call, as opposed to wrong data.
-class InvalidArgument : public std::exception {
- public:
-  explicit InvalidArgument(std::string message) : message_(std::move(message)) {}
-  const char* what() const noexcept override { return message_.c_str(); }
+/// The target of that name, or for null the best of this processor. A wrong name is an invalid argument.
+kernels::Target target_of(const char* name);
 
- private:
-  std::string message_;
-};
-
-inline void require(bool condition, const char* message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
-/// Remembers the exception being handled for `hxq_last_error`, and names it.
-hxq_status fail() noexcept;
-
-/// Runs the body of a function of the interface; nothing gets out of it.
-template <class Body>
-hxq_status guard(Body&& body) noexcept {
-  try {
-    body();
-    return HXQ_OK;
-  } catch (...) {
-    return fail();
-  }
-}
-
-/// Text for the caller to free with `hxq_free`.
-char* copy_text(const std::string& text);
+/// The target whose products have that precision: exact ones are those of a target that does not round x.
+kernels::Target target_for(kernels::Target target, int32_t precision);
 
 /// Runs `body(kernels::Context)` on the context's threads, or on one when `work` (multiplications, about) would not
 /// repay waking the others.
 template <class Body>
-void run(hxq_context& context, int64_t work, Body&& body) {
+void run(hxq_context& context, kernels::Target target, int64_t work, Body&& body) {
   constexpr int64_t kWorthAThread = int64_t{1} << 18;
   const int threads = work < kWorthAThread ? 1 : context.threads;
-  run_team(threads, [&](const Team& team) { body(kernels::Context{team, context.target, context.scratch}); });
+  run_team(threads, [&](const Team& team) { body(kernels::Context{team, target, context.scratch}); });
 }
 
-DType dtype_of(int32_t dtype);
-/// As `dtype_of`, but only F32, F16 and BF16.
-DType float_dtype_of(int32_t dtype);
-TensorView view_of(const hxq_tensor& tensor);
+template <class Body>
+void run(hxq_context& context, int64_t work, Body&& body) {
+  run(context, context.target, work, body);
+}
+
+/// Gives `memory` at least `count` elements; the error names what they are for.
+template <class T>
+T* reserve(std::vector<T>& memory, int64_t count, const char* purpose) {
+  try {
+    if (memory.size() < static_cast<size_t>(count)) memory.resize(static_cast<size_t>(count));
+  } catch (const std::exception&) {
+    throw OutOfMemory(count * static_cast<int64_t>(sizeof(T)), purpose);
+  }
+  return memory.data();
+}
 
 }  // namespace hxq::capi

@@ -1,15 +1,42 @@
-#include <algorithm>
-#include <cstring>
+#include <fmt/format.h>
 
-#include "capi/handles.h"
+#include "capi/sequence_arguments.h"
 
 using namespace hxq;
 using namespace hxq::capi;
 
 namespace {
 
-void check_shape(const hxq_matrix* matrix, int64_t rows, int64_t cols, const char* message) {
-  require(matrix->value->rows() == rows && matrix->value->cols() == cols, message);
+void check_shape(const char* name, const hxq_matrix* matrix, int64_t rows, int64_t cols) {
+  const kernels::PreparedMatrix& found = *matrix->value;
+  if (found.rows() == rows && found.cols() == cols) return;
+  throw InvalidArgument(
+      fmt::format("{} is [{}, {}], the others ask for [{}, {}]", name, found.rows(), found.cols(), rows, cols));
+}
+
+void check(const hxq_mamba_mixer& mixer, const hxq_mamba_mixer_args& args) {
+  require_pointers({{"in_proj", mixer.in_proj},
+                    {"x_proj", mixer.x_proj},
+                    {"dt_proj", mixer.dt_proj},
+                    {"out_proj", mixer.out_proj},
+                    {"conv_weight", mixer.conv_weight},
+                    {"a", mixer.a},
+                    {"d", mixer.d},
+                    {"x", args.x},
+                    {"conv_state", args.conv_state},
+                    {"ssm_state", args.ssm_state},
+                    {"y", args.y}});
+  require_sizes({{"batch", args.batch}, {"tokens", args.tokens}});
+  require_sizes({{"width", mixer.width}, {"state_size", mixer.state_size}});
+  require_phase(args.phase);
+  require_precision(args.precision);
+  const int64_t inner = mixer.out_proj->value->cols();
+  const int64_t hidden = mixer.in_proj->value->cols();
+  const int64_t rank = mixer.dt_proj->value->cols();
+  check_shape("in_proj", mixer.in_proj, 2 * inner, hidden);
+  check_shape("out_proj", mixer.out_proj, hidden, inner);
+  check_shape("x_proj", mixer.x_proj, rank + 2 * mixer.state_size, inner);
+  check_shape("dt_proj", mixer.dt_proj, inner, rank);
 }
 
 /// One sequence through the mixer, all operations in one parallel region.
@@ -38,11 +65,7 @@ struct MixerPass {
     mixer.in_proj->value->linear(
         {.x = x, .x_stride = hidden(), .y = xz, .y_stride = 2 * n, .tokens = tokens, .bias = mixer.in_proj_bias},
         context);
-    // The kernel keeps one input less: the oldest is moved on here.
-    if (context.team.rank() == 0) {
-      const float* oldest = tokens < mixer.width ? conv_state + tokens * n : xz + (tokens - mixer.width) * 2 * n;
-      std::memmove(conv_state, oldest, static_cast<size_t>(n) * sizeof(float));
-    }
+    if (context.team.rank() == 0) keep_oldest({xz, 2 * n}, tokens, n, mixer.width, conv_state);
     context.team.barrier();
     kernels::causal_conv1d_silu({.x = xz,
                                  .x_stride = 2 * n,
@@ -79,38 +102,30 @@ struct MixerPass {
 
 }  // namespace
 
-hxq_status hxq_mamba_mixer_forward(hxq_context* context, const hxq_mamba_mixer* mixer, int64_t batch, int64_t tokens,
-                                   const float* x, float* conv_state, float* ssm_state, float* y) {
-  return guard([&] {
-    require(batch >= 1 && tokens >= 1 && mixer->width >= 1 && mixer->state_size >= 1, "a size is less than 1");
+hxq_status hxq_mamba_mixer_forward(hxq_context* context, const hxq_mamba_mixer* mixer,
+                                   const hxq_mamba_mixer_args* given) {
+  return guard("running a Mamba mixer", [&] {
+    require_pointers({{"context", context}, {"mixer", mixer}, {"args", given}});
+    const hxq_mamba_mixer_args& args = *given;
+    check(*mixer, args);
     MixerPass pass{.mixer = *mixer,
-                   .tokens = tokens,
-                   .x = x,
-                   .y = y,
+                   .tokens = args.tokens,
+                   .x = args.x,
+                   .y = args.y,
                    .conv = nullptr,
-                   .conv_state = conv_state,
-                   .ssm_state = ssm_state,
+                   .conv_state = args.conv_state,
+                   .ssm_state = args.ssm_state,
                    .work = nullptr};
     const int64_t inner = pass.inner();
     const int64_t hidden = pass.hidden();
-    check_shape(mixer->in_proj, 2 * inner, hidden, "in_proj does not fit out_proj");
-    check_shape(mixer->out_proj, hidden, inner, "out_proj does not fit in_proj");
-    check_shape(mixer->x_proj, pass.dbc_size(), inner, "x_proj does not fit out_proj and dt_proj");
-    check_shape(mixer->dt_proj, inner, pass.rank(), "dt_proj does not fit out_proj");
-
-    context->filter.resize(static_cast<size_t>(mixer->width * inner));
-    for (int64_t c = 0; c < inner; ++c) {
-      for (int64_t j = 0; j < mixer->width; ++j) {
-        context->filter[static_cast<size_t>(j * inner + c)] = mixer->conv_weight[c * mixer->width + j];
-      }
-    }
-    pass.conv = context->filter.data();
-    context->output.resize(static_cast<size_t>(pass.work_size()));
-    pass.work = context->output.data();
-    for (int64_t s = 0; s < batch; ++s) {
-      run(*context, tokens * 3 * inner * hidden, pass);
-      pass.x += tokens * hidden;
-      pass.y += tokens * hidden;
+    require_sizes({{"batch", args.batch}, {"tokens", args.tokens}, {"the work", 4 * inner + pass.dbc_size()}});
+    pass.conv = filter_of(*context, mixer->conv_weight, inner, mixer->width);
+    pass.work = reserve(context->output, pass.work_size(), "the mixer's activations");
+    const kernels::Target target = target_for(context->target, args.precision);
+    for (int64_t s = 0; s < args.batch; ++s) {
+      run(*context, target, args.tokens * 3 * inner * hidden, pass);
+      pass.x += args.tokens * hidden;
+      pass.y += args.tokens * hidden;
       pass.conv_state += mixer->width * inner;
       pass.ssm_state += mixer->state_size * inner;
     }
