@@ -60,7 +60,8 @@ class _State:
             self.conv, self.ssm = zeros(conv_shape), zeros(ssm_shape)
 
     def keep(self) -> None:
-        conv, ssm = self.conv.transpose(-1, -2), self.ssm.transpose(-1, -2)
+        with torch.enable_grad():  # views made without may not be written to with
+            conv, ssm = self.conv.transpose(-1, -2), self.ssm.transpose(-1, -2)
         if hasattr(self._cache, "layers"):
             entry = self._cache.layers[self._layer]
             if not entry.is_conv_states_initialized[0]:

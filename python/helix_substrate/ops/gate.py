@@ -91,6 +91,12 @@ def row_stride(x: torch.Tensor) -> Optional[int]:
     return stride if stride >= x.shape[-1] else None
 
 
+def _float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} is {tensor.dtype}, expected a floating-point dtype")
+    return tensor.detach().to(torch.float32)
+
+
 class Arguments:
     """Tensors on their way into one call: converted where needed, checked, and held until the call is over."""
 
@@ -105,12 +111,12 @@ class Arguments:
         """The address of a tensor as contiguous float32; None stays None."""
         if tensor is None:
             return None
-        tensor = self._hold(tensor.detach().to(torch.float32).contiguous())
+        tensor = self._hold(_float32(name, tensor).contiguous())
         return address(tensor, name, torch.float32, shape)
 
     def rows(self, name: str, tensor: torch.Tensor, shape) -> _abi.FloatRows:
         """A tensor as rows of float32 a constant distance apart."""
-        tensor = tensor.detach().to(torch.float32)
+        tensor = _float32(name, tensor)
         stride = row_stride(tensor)
         if stride is None:
             tensor, stride = tensor.contiguous(), tensor.shape[-1]

@@ -195,6 +195,7 @@ class _LinearTransposed(torch.autograd.Function):
         g, *parts, ctx.rows, ctx.cols = inputs
         _refuse("linear_transposed", ctx, 1)
         ctx.save_for_backward(g, *parts)
+        ctx.save_for_forward(*parts)
 
     @staticmethod
     def backward(ctx, v):
@@ -203,6 +204,12 @@ class _LinearTransposed(torch.autograd.Function):
         dg = _hxq.linear(v, *parts, None, rows, cols, "exact") if ctx.needs_input_grad[0] else None
         dcodebook = _hxq.codebook_gradient(v, g, *parts, rows, cols) if ctx.needs_input_grad[1] else None
         return dg, dcodebook, *([None] * 9)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        if any(tangent is not None for tangent in tangents[1:9]):
+            raise NotImplementedError("hxq::linear_transposed has forward derivatives with respect to g alone")
+        return _hxq.linear_transposed(tangents[0], *ctx.saved_tensors, ctx.rows, ctx.cols)
 
 
 class _CodebookGradient(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 
 from .. import _abi, _core
 from .._abi import library
-from .define import define
+from .define import define, once
 from .gate import Arguments, direct
 from .weights import context
 
@@ -209,7 +209,6 @@ class _Ssd(torch.autograd.Function):
 # ---- Declarations ----
 
 _CONTINUES = "has no gradient when it continues from a state: use torch.no_grad(), or no cache"
-_ONCE = "has no gradient of its own: call backward without create_graph"
 
 _SCAN = "Tensor u, Tensor dt, Tensor b, Tensor c, Tensor z, Tensor a_log, Tensor d, Tensor? dt_bias"
 _SSD = "Tensor xbc, Tensor dt, Tensor z, Tensor dt_bias, Tensor a_log, Tensor d"
@@ -240,7 +239,7 @@ define(
     "causal_conv1d_gradient(Tensor x, Tensor weight, Tensor? bias, Tensor g) -> (Tensor, Tensor, Tensor)",
     _conv_gradient_cpu,
     lambda x, weight, bias, g: _fakes_like(x, weight, weight[:, 0]),
-    refusal=_ONCE,
+    once("hxq::causal_conv1d has no second derivative"),
 )
 define(
     f"selective_scan({_SCAN}) -> Tensor",
@@ -259,7 +258,7 @@ define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _scan_gradient_cpu,
     lambda u, dt, b, c, z, a_log, d, dt_bias, g: _fakes_like(u, dt, b, c, z, a_log, d, d),
-    refusal=_ONCE,
+    once("hxq::selective_scan has no second derivative"),
 )
 define(
     f"ssd({_SSD}, {_SSD_SIZES}) -> Tensor",
@@ -277,7 +276,7 @@ define(
     f"ssd_gradient({_SSD}, Tensor g, {_SSD_SIZES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _ssd_gradient_cpu,
     lambda xbc, dt, z, dt_bias, a_log, d, *rest: _fakes_like(xbc, dt, z, dt_bias, a_log, d),
-    refusal=_ONCE,
+    once("hxq::ssd has no second derivative"),
 )
 
 
