@@ -122,7 +122,6 @@ struct Cpu {
   template <class Args>
   static void nothing(const Args&, const Context&) noexcept {}
 
-  static void gather_nothing(const PreparedMatrix&, const int32_t*, int64_t, float*, const Context&) noexcept {}
 };
 
 }  // namespace
@@ -144,7 +143,7 @@ const Operations& cpu_operations() noexcept {
 
 const Operations& cpu_measuring_operations() noexcept {
   static constexpr Operations kOperations = {.linear = Cpu::linear,
-                                             .gather_rows = Cpu::gather_nothing,
+                                             .gather_rows = Cpu::gather_rows,
                                              .copy_rows = Cpu::nothing,
                                              .rms_norm = Cpu::nothing,
                                              .causal_conv1d_silu = Cpu::nothing,

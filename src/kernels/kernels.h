@@ -74,8 +74,9 @@ struct ConvArgs {
   int64_t width = 0;              ///< taps of the filter, >= 1
   const float* weight = nullptr;  // [width, channels]: the transpose of the checkpoint's [channels, 1, width]
   const float* bias = nullptr;    // [channels], or null
-  /// [segments]: float [width - 1, channels] of each, the inputs before its first, oldest first.
+  /// [segments]: float [state_rows, channels] of each, the inputs before its first, oldest first.
   void* const* state = nullptr;
+  int64_t state_rows = 0;  ///< width - 1 or more
 };
 void causal_conv1d_silu(const ConvArgs& args, const Context& context) noexcept;
 

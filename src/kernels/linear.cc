@@ -181,6 +181,7 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
   const CodebookView view = view_of(prepared);
   const CodebookMatrix& weight = prepared.stored();
   const LowRank& term = weight.low_rank;
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     float* row = out + i * weight.cols;
@@ -196,6 +197,7 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
 
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);

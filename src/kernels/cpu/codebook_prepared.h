@@ -47,6 +47,6 @@ class PreparedCodebook final : public CpuMatrix {
   mutable std::vector<OutlierChange> changes_ = {};
 };
 
-std::unique_ptr<const PreparedMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored);
+std::unique_ptr<const CpuMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored);
 
 }  // namespace hxq::kernels::cpu

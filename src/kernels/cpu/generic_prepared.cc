@@ -19,7 +19,7 @@ void GenericMatrix::linear(const LinearArgs& args, const CpuContext& context) co
   float* panel = context.shared(Scratch::kDecodedPanel, panel_rows * cols());
   for (int64_t begin = 0; begin < rows(); begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, rows());
-    if (!context.measures) decode_rows(begin, end, panel, context);
+    decode_rows(begin, end, panel, context);
     LinearArgs part = whole;
     part.y += begin;
     if (part.bias != nullptr) part.bias += begin;
@@ -30,6 +30,7 @@ void GenericMatrix::linear(const LinearArgs& args, const CpuContext& context) co
 }
 
 void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out, const CpuContext& context) const noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     decode_dense_rows(*stored_, ids[i], ids[i] + 1, {out + i * cols(), static_cast<size_t>(cols())});
@@ -38,6 +39,7 @@ void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out, c
 }
 
 void GenericMatrix::decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(end - begin);
   stored_->decode_rows(begin + mine.begin, begin + mine.end,
                        {out + mine.begin * cols(), static_cast<size_t>((mine.end - mine.begin) * cols())});

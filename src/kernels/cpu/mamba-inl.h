@@ -40,7 +40,7 @@ void conv(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t 
   float* state = static_cast<float*>(args.state[segment]);
   // Inputs of time t; those before the first token lie in the state.
   const auto input = [&](int64_t t) {
-    return t < 0 ? state + (t + past) * args.channels : args.x + (first + t) * args.x_stride;
+    return t < 0 ? state + (t + args.state_rows) * args.channels : args.x + (first + t) * args.x_stride;
   };
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = channel_begin; c < channel_end; c += kLanes) {
@@ -53,8 +53,8 @@ void conv(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t 
     }
   }
   // Oldest first: a row that comes from the state itself is read before it is overwritten.
-  for (int64_t i = 0; i < past; ++i) {
-    const float* from = input(tokens - past + i);
+  for (int64_t i = 0; i < args.state_rows; ++i) {
+    const float* from = input(tokens - args.state_rows + i);
     float* to = state + i * args.channels;
     if (from != to) {
       for (int64_t c = channel_begin; c < channel_end; ++c) to[c] = from[c];

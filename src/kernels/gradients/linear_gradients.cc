@@ -68,7 +68,7 @@ void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args
   float* decoded = context.shared(Scratch::kDecodedPanel, panel_rows * weight.cols());
   for (int64_t row = 0; row < weight.rows(); row += panel_rows) {
     const Range panel{row, std::min(row + panel_rows, weight.rows())};
-    if (!context.measures) weight.decode_rows(panel.begin, panel.end, decoded, context);
+    weight.decode_rows(panel.begin, panel.end, decoded, context);
     multiply_panel(decoded, panel, weight, packed, args, context);
     context.team.barrier();
   }
