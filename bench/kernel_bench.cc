@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "io/half.h"
+#include "kernels/cpu/codebook_prepared.h"
 #include "kernels/kernels.h"
 #include "kernels/read_bandwidth.h"
 #include "kernels/scratch.h"
@@ -65,6 +66,7 @@ constexpr const char* name_of(Levels levels) {
 struct RandomMatrix {
   std::vector<std::byte> indices;
   CodebookMatrix view;
+  std::unique_ptr<const cpu::PreparedCodebook> prepared;
 
   RandomMatrix(int64_t rows, int64_t cols, Levels levels, double sidecar_fraction) {
     std::mt19937_64 random(1);
@@ -81,7 +83,6 @@ struct RandomMatrix {
       if (levels == Levels::integer) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
       if (levels != Levels::any) level = float_from_f16(f16_from_float(level * 0x1p18f)) * 0x1p-18f;
     }
-    view.planes = make_planes(view.codebook);
     std::geometric_distribution<int64_t> gap(sidecar_fraction);
     view.sidecar.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
     for (int64_t at = gap(random); at < rows * cols; at += 1 + gap(random)) {
@@ -90,6 +91,7 @@ struct RandomMatrix {
       ++view.sidecar.row_begin[static_cast<size_t>(at / cols) + 1];
     }
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
+    prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
   }
 
   double weight(int64_t row, int64_t col) const {
@@ -126,15 +128,15 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
 
 void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
                 Phase phase, int threads, Target target, Scratch& scratch) {
-  run_team(threads, [&](const Team& team) {
-    linear(matrix.view,
+  run_on_cpu(threads, target, scratch, [&](const CpuContext& context) {
+    linear(*matrix.prepared,
            {.x = x.data(),
             .x_stride = matrix.view.cols,
             .y = y.data(),
             .y_stride = matrix.view.rows,
             .tokens = tokens,
             .phase = phase},
-           {team, target, scratch});
+           context);
   });
 }
 

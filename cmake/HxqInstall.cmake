@@ -1,7 +1,7 @@
 # `cmake --install`: libraries, headers, and a package that find_package(hxq) finds.
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/hxq)
-install(TARGETS hxq hxq_compressor EXPORT hxqTargets)
+install(TARGETS hxq hxq_text hxq_compressor EXPORT hxqTargets)
 if(NOT SKBUILD)
   install(TARGETS hxq_c EXPORT hxqTargets)
 endif()

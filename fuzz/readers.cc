@@ -4,18 +4,16 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "codec/codebook_read.h"
-#include "codec/decode_reference.h"
-#include "codec/shared_copies.h"
 #include "codec/stored_tensors.h"
 #include "desc/model_desc.h"
+#include "folder/shared_copies.h"
 #include "hxq/error.h"
 #include "hxq/tokenizer.h"
 #include "io/json.h"
 #include "io/npy.h"
 #include "io/safetensors.h"
+#include "jinja/template.h"
 #include "temp_dir.h"
-#include "text/jinja/template.h"
 
 namespace hxq::fuzz {
 namespace {
@@ -36,10 +34,10 @@ std::string_view text_of(std::span<const std::byte> bytes) {
 }
 
 void decode_module(const Checkpoint& checkpoint, const std::string& module) {
-  const CodebookMatrix matrix = read_codebook_matrix(checkpoint, module);
-  if (matrix.rows == 0 || matrix.cols > kMaxCols) return;
-  std::vector<float> row(static_cast<size_t>(matrix.cols));
-  for (const int64_t r : {int64_t{0}, matrix.rows / 2, matrix.rows - 1}) decode_dense_rows(matrix, r, r + 1, row);
+  const auto matrix = read_matrix(checkpoint, module);
+  if (matrix->rows == 0 || matrix->cols > kMaxCols) return;
+  std::vector<float> row(static_cast<size_t>(matrix->cols));
+  for (const int64_t r : {int64_t{0}, matrix->rows / 2, matrix->rows - 1}) decode_dense_rows(*matrix, r, r + 1, row);
 }
 
 void read_tensors(std::span<const std::byte> bytes) {
@@ -48,7 +46,7 @@ void read_tensors(std::span<const std::byte> bytes) {
     for (const StoredTensor& tensor : list_tensors(checkpoint)) {
       expect_error_at_most([&] {
         find_tensor(checkpoint, tensor.name);
-        if (tensor.compressed) decode_module(checkpoint, tensor.module);
+        if (tensor.codec) decode_module(checkpoint, tensor.module);
       });
     }
   });

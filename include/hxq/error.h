@@ -4,6 +4,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace hxq {
 
@@ -32,6 +33,22 @@ class Error : public std::runtime_error {
 /// A prompt has more tokens than the model's context holds: a shorter one may do.
 struct ContextError : Error {
   using Error::Error;
+};
+
+/// A folder to be compressed is compressed: its dense form may do.
+struct CompressedError : Error {
+  using Error::Error;
+};
+
+/// The runtime has no description of the model's architecture; compression needs none.
+struct UnknownArchitectureError : Error {
+  using Error::Error;
+};
+
+/// Memory that was asked for is not to be had. What was asked for is as it was before.
+struct OutOfMemory : Error {
+  /// "out of memory: `what` takes 1.5 GB".
+  OutOfMemory(std::string_view what, uint64_t bytes);
 };
 
 }  // namespace hxq

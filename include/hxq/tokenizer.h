@@ -21,11 +21,11 @@ class StreamDecoder;
 class Tokenizer {
  public:
   /// Reads `dir`/tokenizer.json, or where that is absent `dir`/tokenizer.model (SentencePiece, type BPE), and from
-  /// `dir`/tokenizer_config.json, if there, which tokens begin and end a text. A tokenizer.model is followed as
-  /// SentencePiece does, but control pieces in a text are found as such, and add_bos_token, add_eos_token and added
-  /// tokens count.
-  /// Throws `Error` naming the file and the part for a file that is missing or malformed, or for a type of model,
-  /// normalizer, pre-tokenizer, post-processor or decoder that is not known.
+  /// `dir`/tokenizer_config.json, special_tokens_map.json and added_tokens.json, where there, which tokens begin and
+  /// end a text and which are added to the vocabulary, with the ids that transformers gives them. A tokenizer.model is
+  /// followed as SentencePiece does, but control pieces in a text are found as such, and add_bos_token, add_eos_token
+  /// and added tokens count. Throws `Error` naming the file and the part for a file that is missing or malformed, or
+  /// for a type of model, normalizer, pre-tokenizer, post-processor or decoder that is not known.
   static Tokenizer load(const std::filesystem::path& dir);
 
   Tokenizer(Tokenizer&&) noexcept;

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "codec/codec.h"
 #include "hxq/error.h"
 #include "io/json.h"
 
@@ -86,6 +87,9 @@ TensorReceipt tensor_from(const Part& json) {
   json.get("shape", tensor.shape);
   json.get("role", tensor.role);
   json.get("codec", tensor.codec);
+  if (tensor.codec != kExact && find_codec(tensor.codec) == nullptr) {
+    throw Error(fmt::format("{} is stored with codec '{}', which is not known here", tensor.name, tensor.codec));
+  }
   const Part source = json.part("source");
   source.get("dtype", tensor.source_dtype);
   source.get("bytes", tensor.source_bytes);

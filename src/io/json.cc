@@ -17,6 +17,8 @@ namespace {
 
 constexpr size_t kMaxBytes = size_t{256} << 20;
 constexpr int kMaxDepth = 128;
+/// Members of a document whose order is kept: looking a key up in such an object takes as many steps as it has keys.
+constexpr ptrdiff_t kMaxOrdered = 10'000;
 
 /// A bare Infinity, -Infinity or NaN outside strings.
 struct Literal {
@@ -86,23 +88,26 @@ std::string replace_literals(std::string_view text, const std::vector<Literal>& 
 }
 
 /// Turns what stands for literals into numbers.
-void restore_literals(nlohmann::json& json) {
+template <class Json>
+void restore_literals(Json& json) {
   if (json.is_object() && json.size() == 1 && json.begin().key() == kLiteralKey && json.begin()->is_string()) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    const std::string text = json.begin()->get<std::string>();
+    const std::string text = json.begin()->template get<std::string>();
     json = text == "NaN" ? std::numeric_limits<double>::quiet_NaN() : text == "Infinity" ? kInfinity : -kInfinity;
   } else if (json.is_structured()) {
-    for (nlohmann::json& item : json) restore_literals(item);
+    for (Json& item : json) restore_literals(item);
   }
 }
 
-std::string scalar_text(const nlohmann::json& json) {
-  if (!json.is_number_float() || std::isfinite(json.get<double>())) return json.dump();
-  const auto value = json.get<double>();
+template <class Json>
+std::string scalar_text(const Json& json) {
+  if (!json.is_number_float() || std::isfinite(json.template get<double>())) return json.dump();
+  const auto value = json.template get<double>();
   return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
 }
 
-void append_text(const nlohmann::json& json, size_t indentation, std::string& out) {
+template <class Json>
+void append_text(const Json& json, size_t indentation, std::string& out) {
   if (!json.is_structured() || json.empty()) {
     out += scalar_text(json);
     return;
@@ -182,9 +187,10 @@ std::string reason(const nlohmann::json::exception& error) {
   return std::string(colon == message.npos ? message : message.substr(colon + 2));
 }
 
-}  // namespace
-
-nlohmann::json parse_json(std::string_view text, const std::string& file, const JsonOptions& options) {
+/// `parse_text(text)` parses the text that has no bare literals any more.
+template <class Parse>
+auto parse_with_literals(std::string_view text, const std::string& file, const JsonOptions& options,
+                         const Parse& parse_text) {
   if (text.size() > kMaxBytes) {
     throw Error(fmt::format("JSON of {} bytes, expected at most {}", text.size(), kMaxBytes), {.file = file});
   }
@@ -192,7 +198,7 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, const 
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
   try {
-    nlohmann::json json = parsed(text, file, options);
+    auto json = parse_text(text);
     if (!literals.empty()) restore_literals(json);
     return json;
   } catch (const nlohmann::json::parse_error& error) {
@@ -203,7 +209,29 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, const 
   }
 }
 
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+}  // namespace
+
+nlohmann::json parse_json(std::string_view text, const std::string& file, const JsonOptions& options) {
+  return parse_with_literals(text, file, options, [&](std::string_view plain) { return parsed(plain, file, options); });
+}
+
+nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file) {
+  if (std::ranges::count(text, ':') > kMaxOrdered) return nlohmann::ordered_json(parse_json(text, file));
+  return parse_with_literals(text, file, {},
+                             [](std::string_view plain) { return nlohmann::ordered_json::parse(plain); });
+}
+
 std::string json_text(const nlohmann::json& json) {
+  std::string text;
+  append_text(json, 0, text);
+  return text;
+}
+
+std::string json_text(const nlohmann::ordered_json& json) {
   std::string text;
   append_text(json, 0, text);
   return text;
@@ -211,8 +239,12 @@ std::string json_text(const nlohmann::json& json) {
 
 nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter) {
   const MappedFile file = MappedFile::open(path);
-  return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path.string(),
-                    {.filter = filter});
+  return parse_json(text_of(file), path.string(), {.filter = filter});
+}
+
+nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path) {
+  const MappedFile file = MappedFile::open(path);
+  return parse_ordered_json(text_of(file), path.string());
 }
 
 }  // namespace hxq

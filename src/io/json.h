@@ -32,11 +32,16 @@ struct JsonOptions {
 /// else is strict. Throws `Error` naming `file` and the byte offset.
 nlohmann::json parse_json(std::string_view text, const std::string& file, const JsonOptions& options = {});
 
+/// The same with members in the order of the text (by name in a document of more than some 10,000 members).
+nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file);
+
 /// The document as text, two spaces of indentation. Numbers that are not finite are spelled as Python spells them, so
 /// that what `parse_json` read is written back as it was.
 std::string json_text(const nlohmann::json& json);
+std::string json_text(const nlohmann::ordered_json& json);
 
 /// Parses the file. Throws `Error` also if it cannot be read.
 nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr);
+nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path);
 
 }  // namespace hxq

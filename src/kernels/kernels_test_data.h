@@ -13,8 +13,9 @@
 #include <vector>
 
 #include "io/half.h"
+#include "kernels/cpu/codebook_prepared.h"
+#include "kernels/cpu_context.h"
 #include "kernels/kernels.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels::testing {
 
@@ -91,7 +92,8 @@ struct MatrixOptions {
 /// A codebook matrix with its indices in guarded memory, and its weights as they must decode.
 struct TestMatrix {
   CodebookMatrix view;
-  std::vector<float> weights;  // [rows, cols], with sidecar, without low-rank term
+  std::unique_ptr<const cpu::PreparedCodebook> prepared;  // of the view
+  std::vector<float> weights;                             // [rows, cols], with sidecar, without low-rank term
   std::unique_ptr<GuardedBytes> memory;
 
   explicit TestMatrix(const MatrixOptions& options) {
@@ -102,7 +104,6 @@ struct TestMatrix {
     view.d = options.d;
     view.layout = options.layout;
     view.codebook = random_codebook(int64_t{options.k} * options.d, options.levels, options.seed + 1);
-    if (options.d == 1) view.planes = make_planes(view.codebook);
     std::vector<uint32_t> index(static_cast<size_t>(options.rows * options.cols / options.d));
     std::uniform_int_distribution<uint32_t> any_index(0, static_cast<uint32_t>(options.k) - 1);
     for (uint32_t& i : index) i = any_index(random);
@@ -123,6 +124,8 @@ struct TestMatrix {
     if (options.channel_scales) {
       for (const float x : normal_floats(options.cols, options.seed + 4)) view.channel_scales.push_back(std::exp(x));
     }
+    prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
+    prepared->finish();
   }
 
   /// The weight that multiplies x[col], all terms included.
@@ -170,7 +173,7 @@ struct TestMatrix {
 };
 
 inline std::string target_name(const ::testing::TestParamInfo<Target>& info) {
-  return std::string(kernels::name_of(info.param));
+  return std::string(name_of(info.param));
 }
 
 }  // namespace hxq::kernels::testing

@@ -30,8 +30,9 @@ struct Way {
 constexpr Way kWays[] = {{Phase::decode}, {Phase::prefill}, {Phase::prefill, Precision::exact}};
 
 /// How a kernel rounds x before it multiplies; nothing: not at all.
-std::optional<ActivationQuantization> rounding_of(const CodebookMatrix& weight, Target target, Way way) {
-  if (target != Target::avx512 || !weight.planes.integer_levels || weight.layout != IndexLayout::u8) return {};
+std::optional<ActivationQuantization> rounding_of(const TestMatrix& matrix, Target target, Way way) {
+  const bool integers = matrix.prepared->planes().integer_levels && matrix.view.layout == IndexLayout::u8;
+  if (target != Target::avx512 || !integers) return {};
   if (way.phase == Phase::decode) return kDecodeQuantization;
   if (way.precision == Precision::fast) return kPrefillQuantization;
   return {};
@@ -64,7 +65,8 @@ struct Product {
   template <class Matrix>
   void run(const Matrix& matrix, Target target, int threads = 1, Precision precision = Precision::fast) {
     Scratch scratch(threads);
-    run_team(threads, [&](const Team& team) { linear(matrix, args, {team, target, scratch, precision}); });
+    run_on_cpu(
+        threads, target, scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
   }
 
   /// What rounding x may change in a row of the product with xt: 8 standard deviations of as many errors, each
@@ -117,6 +119,9 @@ struct Product {
   }
 };
 
+std::pair<int64_t, int64_t> shape_of(const DenseMatrix& matrix) { return {matrix.rows, matrix.cols}; }
+std::pair<int64_t, int64_t> shape_of(const cpu::PreparedCodebook& matrix) { return {matrix.rows(), matrix.cols()}; }
+
 class LinearTest : public ::testing::TestWithParam<Target> {
  protected:
   void expect_product(const TestMatrix& matrix, Call call) {
@@ -125,10 +130,10 @@ class LinearTest : public ::testing::TestWithParam<Target> {
                                call.tokens, static_cast<int>(way.phase), static_cast<int>(way.precision)));
       call.phase = way.phase;
       Product product(matrix.view.rows, matrix.view.cols, call);
-      product.run(matrix.view, GetParam(), call.threads, way.precision);
+      product.run(*matrix.prepared, GetParam(), call.threads, way.precision);
       product.check(
           matrix.view.rows, matrix.view.cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
-          rounding_of(matrix.view, GetParam(), way));
+          rounding_of(matrix, GetParam(), way));
     }
   }
 
@@ -143,7 +148,8 @@ class LinearTest : public ::testing::TestWithParam<Target> {
       args.x += t * args.x_stride;
       args.y = y.data() + t * args.y_stride;
       args.tokens = std::min(piece, whole.args.tokens - t);
-      run_team(threads, [&](const Team& team) { linear(matrix, args, {team, GetParam(), scratch, precision}); });
+      run_on_cpu(
+          threads, GetParam(), scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
     }
     return y;
   }
@@ -151,21 +157,21 @@ class LinearTest : public ::testing::TestWithParam<Target> {
   /// Rows do not depend on which others are in the call, nor on the team.
   template <class Matrix>
   void expect_same_rows(const Matrix& matrix, const Call& call, std::initializer_list<int64_t> pieces) {
-    Product whole(matrix.rows, matrix.cols, call);
-    if (call.tokens >
-        7) {  // unlike the others: one far above its neighbours, no number, zeros, the smallest, the largest
+    const auto [rows, cols] = shape_of(matrix);
+    Product whole(rows, cols, call);
+    if (call.tokens > 7) {  // one far above its neighbours, no number, zeros, the smallest, the largest
       const auto x = [&](int64_t t) { return whole.x.begin() + t * whole.args.x_stride; };
-      x(1)[matrix.cols / 2] = 1000;
-      x(2)[matrix.cols - 1] = NAN;
-      std::fill_n(x(3), matrix.cols, 0.0f);
-      for (int64_t c = 0; c < matrix.cols; ++c) x(4)[c] *= 1e-36f, x(5)[c] *= 1e36f;
+      x(1)[cols / 2] = 1000;
+      x(2)[cols - 1] = NAN;
+      std::fill_n(x(3), cols, 0.0f);
+      for (int64_t c = 0; c < cols; ++c) x(4)[c] *= 1e-36f, x(5)[c] *= 1e36f;
     }
     whole.run(matrix, GetParam(), 1, call.precision);
-    const auto expect_same = [&](int64_t piece, int threads) {
+    const auto expect_same = [&, row_bytes = static_cast<size_t>(rows) * sizeof(float)](int64_t piece, int threads) {
       const std::vector<float> y = in_pieces(matrix, whole, piece, threads, call.precision);
       for (int64_t t = 0; t < call.tokens; ++t) {
         const int64_t at = t * whole.args.y_stride;
-        ASSERT_EQ(std::memcmp(y.data() + at, whole.y.data() + at, static_cast<size_t>(matrix.rows) * sizeof(float)), 0)
+        ASSERT_EQ(std::memcmp(y.data() + at, whole.y.data() + at, row_bytes), 0)
             << call.tokens << " tokens in pieces of " << piece << ", " << threads << " threads: token " << t;
       }
     };
@@ -215,22 +221,23 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
 TEST_P(LinearTest, RowsDependOnNothingButThemselves) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
-    expect_same_rows(TestMatrix({.rows = 41, .cols = 330, .levels = levels}).view);
+    expect_same_rows(*TestMatrix({.rows = 41, .cols = 330, .levels = levels}).prepared);
     expect_same_rows(
-        TestMatrix({.rows = 14, .cols = 64, .levels = levels, .sidecar = 0, .rank = 3, .channel_scales = true}).view);
-    expect_same_rows(TestMatrix({.rows = 3, .cols = 17, .levels = levels, .sidecar = 1}).view);
+        *TestMatrix({.rows = 14, .cols = 64, .levels = levels, .sidecar = 0, .rank = 3, .channel_scales = true})
+             .prepared);
+    expect_same_rows(*TestMatrix({.rows = 3, .cols = 17, .levels = levels, .sidecar = 1}).prepared);
     if (HasFatalFailure()) return;
   }
   // Decoded in several pieces, for prefill.
   const TestMatrix large({.rows = 59, .cols = 4230, .levels = Levels::integer});
-  expect_same_rows(large.view, {.tokens = 35, .phase = Phase::prefill, .accumulate = true}, {1, 7});
+  expect_same_rows(*large.prepared, {.tokens = 35, .phase = Phase::prefill, .accumulate = true}, {1, 7});
 }
 
 TEST_P(LinearTest, RowsOfOtherLayoutsDependOnNothingButThemselves) {
   for (const IndexLayout layout : {IndexLayout::u8, IndexLayout::u16, IndexLayout::packed12}) {
     for (const int32_t d : {1, 2}) {
       SCOPED_TRACE(fmt::format("layout {} d {}", static_cast<int>(layout), d));
-      expect_same_rows(TestMatrix({.rows = 10, .cols = 76, .k = 200, .d = d, .layout = layout}).view);
+      expect_same_rows(*TestMatrix({.rows = 10, .cols = 76, .k = 200, .d = d, .layout = layout}).prepared);
       if (HasFatalFailure()) return;
     }
   }
@@ -272,7 +279,7 @@ TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
       for (const Phase phase : {Phase::decode, Phase::prefill}) {
         Product product(kRows, kCols, {.tokens = kTokens, .phase = phase});
         for (size_t i = 0; i < product.x.size(); i += apart) product.x[i] *= spike;
-        product.run(matrix.view, GetParam());
+        product.run(*matrix.prepared, GetParam());
         double error = 0, inputs = 0;
         for (int64_t t = 0; t < kTokens; ++t) {
           const float* x = product.args.x + t * kCols;
@@ -353,21 +360,24 @@ TEST_P(LinearTest, WeightsAreExact) {
       Scratch scratch(1);
       for (int64_t t = 0; t < kCols; t += at_once) {
         const int64_t tokens = std::min(at_once, kCols - t);
-        run_team(1, [&](const Team& team) {
-          linear(matrix.view,
-                 {.x = unit.data() + t * kCols,
-                  .x_stride = kCols,
-                  .y = y.data() + t * kRows,
-                  .y_stride = kRows,
-                  .tokens = tokens,
-                  .phase = way.phase},
-                 {team, GetParam(), scratch, way.precision});
-        });
+        run_on_cpu(
+            1, GetParam(), scratch,
+            [&](const CpuContext& context) {
+              linear(*matrix.prepared,
+                     {.x = unit.data() + t * kCols,
+                      .x_stride = kCols,
+                      .y = y.data() + t * kRows,
+                      .y_stride = kRows,
+                      .tokens = tokens,
+                      .phase = way.phase},
+                     context);
+            },
+            way.precision);
       }
       for (int64_t c = 0; c < kCols; ++c) {
         for (int64_t r = 0; r < kRows; ++r) {
           const float weight = matrix.weights[static_cast<size_t>(r * kCols + c)];
-          const bool scaled = rounding_of(matrix.view, GetParam(), way).has_value();
+          const bool scaled = rounding_of(matrix, GetParam(), way).has_value();
           ASSERT_NEAR(y[static_cast<size_t>(c * kRows + r)], weight, scaled ? std::fabs(weight) * 0x1p-22 : 0)
               << "row " << r << " col " << c;
         }
@@ -385,7 +395,7 @@ TEST_P(LinearTest, OutliersComeOutToWithinRoundings) {
     Product product(kRows, kCols, {.tokens = 1});
     std::ranges::fill(product.x, 0.0f);
     product.x[static_cast<size_t>(col)] = 1;
-    product.run(matrix.view, GetParam(), 1);
+    product.run(*matrix.prepared, GetParam(), 1);
     for (int64_t row = 0; row < kRows; ++row) {
       const float weight = matrix.weights[static_cast<size_t>(row * kCols + col)];
       const float level =
@@ -402,20 +412,20 @@ TEST_P(LinearTest, ExtremeInputs) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
     for (const Way way : kWays) {
-      const auto rounding = rounding_of(matrix.view, GetParam(), way);
+      const auto rounding = rounding_of(matrix, GetParam(), way);
       for (const int64_t tokens : {1, 2, 3, 20, 130}) {
         for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f}) {
           if (scale == 1e-36f && rounding && way.phase == Phase::prefill) continue;  // may count as 0 there
           Product product(9, 70, {.tokens = tokens, .phase = way.phase});
           for (float& x : product.x) x *= scale;
-          product.run(matrix.view, GetParam(), 1, way.precision);
+          product.run(*matrix.prepared, GetParam(), 1, way.precision);
           product.check(
               9, 70, [&](int64_t r, int64_t c) { return matrix.effective(r, c); }, rounding);
         }
         for (const float bad : {INFINITY, -INFINITY, NAN}) {
           Product product(9, 70, {.tokens = tokens, .phase = way.phase});
           product.x[5] = bad;
-          product.run(matrix.view, GetParam(), 1, way.precision);
+          product.run(*matrix.prepared, GetParam(), 1, way.precision);
           for (size_t i = 0; i < product.y.size(); ++i) EXPECT_EQ(std::isfinite(product.y[i]), i >= 9);
         }
       }
@@ -462,9 +472,8 @@ TEST_P(LinearTest, DenseProducts) {
         std::vector<float> gathered(static_cast<size_t>(cols * 2));
         const int32_t ids[] = {static_cast<int32_t>(rows - 1), 0};
         Scratch scratch(1);
-        run_team(1, [&](const Team& team) {
-          gather_rows(matrix, ids, 2, gathered.data(), {team, GetParam(), scratch});
-        });
+        run_on_cpu(1, GetParam(), scratch,
+                   [&](const CpuContext& context) { gather_rows(matrix, ids, 2, gathered.data(), context); });
         for (size_t c = 0; c < static_cast<size_t>(cols); ++c) {
           ASSERT_EQ(gathered[c], weights[static_cast<size_t>((rows - 1) * cols) + c]);
           ASSERT_EQ(gathered[static_cast<size_t>(cols) + c], weights[c]);
@@ -481,8 +490,8 @@ TEST_P(LinearTest, GatheredRowsAreExact) {
       const std::vector<int32_t> ids = {39, 0, 7, 7, 38};
       std::vector<float> out(ids.size() * static_cast<size_t>(cols));
       Scratch scratch(2);
-      run_team(2, [&](const Team& team) {
-        gather_rows(matrix.view, ids.data(), static_cast<int64_t>(ids.size()), out.data(), {team, GetParam(), scratch});
+      run_on_cpu(2, GetParam(), scratch, [&](const CpuContext& context) {
+        gather_rows(*matrix.prepared, ids.data(), static_cast<int64_t>(ids.size()), out.data(), context);
       });
       for (size_t i = 0; i < ids.size(); ++i) {
         EXPECT_EQ(std::memcmp(&out[i * static_cast<size_t>(cols)], &matrix.weights[static_cast<size_t>(ids[i] * cols)],
@@ -498,7 +507,8 @@ TEST_P(LinearTest, GatheredRowsHaveTheLowRankTerm) {
   const int32_t id = 11;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) { gather_rows(matrix.view, &id, 1, out.data(), {team, GetParam(), scratch}); });
+  run_on_cpu(1, GetParam(), scratch,
+             [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
   for (int64_t c = 0; c < 50; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
 }
 
@@ -507,7 +517,8 @@ TEST_P(LinearTest, GatheredRowsHaveTheScalesDividedOut) {
   const int32_t id = 5;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) { gather_rows(matrix.view, &id, 1, out.data(), {team, GetParam(), scratch}); });
+  run_on_cpu(1, GetParam(), scratch,
+             [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
   for (int64_t c = 0; c < 50; ++c) {
     const double expected = matrix.effective(5, c);
     EXPECT_NEAR(out[static_cast<size_t>(c)], expected, 1e-5 * std::max(1.0, std::abs(expected)));

@@ -5,6 +5,9 @@
 namespace hxq::kernels::testing {
 namespace {
 
+using cpu::LookupPlanes;
+using cpu::make_planes;
+
 TEST(Targets, ScalarIsFirstAndAllAreDistinct) {
   const std::vector<Target> targets = supported_targets();
   ASSERT_FALSE(targets.empty());
@@ -14,9 +17,9 @@ TEST(Targets, ScalarIsFirstAndAllAreDistinct) {
 }
 
 TEST(Targets, NamesAreThoseOfTheSettings) {
-  EXPECT_EQ(kernels::name_of(Target::scalar), "scalar");
-  EXPECT_EQ(kernels::name_of(Target::avx2), "avx2");
-  EXPECT_EQ(kernels::name_of(Target::avx512), "avx512");
+  EXPECT_EQ(name_of(Target::scalar), "scalar");
+  EXPECT_EQ(name_of(Target::avx2), "avx2");
+  EXPECT_EQ(name_of(Target::avx512), "avx512");
 }
 
 // The sum of one row as a target with that many lanes adds it: one sum for each lane of each of two vectors in turn.
@@ -54,7 +57,7 @@ TEST(Targets, TheForcedOneRuns) {
         return sum_in_lanes(&weights[r * kCols], x.data(), kCols, static_cast<size_t>(ops.lanes), fused);
       };
       // The compiler is free to fuse or not.
-      EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << kernels::name_of(target) << " row " << r;
+      EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << name_of(target) << " row " << r;
     }
     results.push_back(y);
   }

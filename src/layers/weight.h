@@ -1,22 +1,20 @@
 #pragma once
 
-#include <string>
-#include <variant>
+#include <memory>
 #include <vector>
 
-#include "codec/codebook.h"
 #include "desc/model_desc.h"
 #include "io/checkpoint.h"
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 
 namespace hxq {
 
-/// A matrix as it is stored. This file and its .cc are the only ones above the kernels that know the alternatives.
-using Weight = std::variant<kernels::DenseMatrix, CodebookMatrix>;
+/// A matrix that a layer multiplies with, however it is stored. Null where a model has none.
+using Weight = std::unique_ptr<const kernels::PreparedMatrix>;
 
-/// The matrix `desc` names, as a view of the checkpoint's mapped bytes (which must outlive it).
-/// Throws `Error` if it is absent or its shape or dtype is not as described.
-Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc);
+/// The matrix `desc` names, over the checkpoint's mapped bytes (which must outlive it), as the device multiplies with it.
+/// Throws `Error` if it is absent or its shape or dtype is not as described, `OutOfMemory`.
+Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc, const kernels::Device& device);
 
 /// A small tensor (norm, bias, filter, SSM parameter) widened to float, decoded if it is stored compressed.
 /// Throws `Error` as `load_matrix` does, and for a value that is not finite.
@@ -25,16 +23,7 @@ std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& d
 /// [rows, cols] to [cols, rows].
 std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols);
 
-bool is_compressed(const Weight& weight) noexcept;
-
-/// Bytes of the weight that one matrix-vector product reads.
-int64_t bytes_read(const Weight& weight) noexcept;
-
-/// y = x W^T; see kernels::linear.
-void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept;
-
-/// out[i, :] = row ids[i]; see kernels::gather_rows.
-void gather_rows(const Weight& weight, const int32_t* ids, int64_t count, float* out,
-                 const kernels::Context& context) noexcept;
+/// -exp(A_log), what the recurrences of both Mambas decay with.
+std::vector<float> decay_rates(std::vector<float> a_log);
 
 }  // namespace hxq

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "hxq/error.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::text {
 

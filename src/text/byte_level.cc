@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::text {
 

@@ -6,9 +6,9 @@
 #include "hxq/error.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
-#include "text/jinja/template.h"
+#include "io/utf8.h"
+#include "jinja/template.h"
 #include "text/json_part.h"
-#include "text/utf8.h"
 
 namespace hxq {
 namespace {
@@ -57,7 +57,7 @@ std::string ChatTemplate::render(std::span<const ChatMessage> messages, const To
                                  bool add_generation_prompt) const {
   ordered_json list = ordered_json::array();
   for (const ChatMessage& message : messages) {
-    list.push_back({{"role", message.role}, {"content", text::to_valid_utf8(message.content)}});
+    list.push_back({{"role", message.role}, {"content", to_valid_utf8(message.content)}});
   }
   ordered_json context = {{"messages", std::move(list)},
                           {"tools", nullptr},

@@ -2,9 +2,9 @@
 
 #include <array>
 
+#include "io/utf8.h"
 #include "text/decoder_stages.h"
 #include "text/pattern.h"
-#include "text/utf8.h"
 
 namespace hxq::text {
 

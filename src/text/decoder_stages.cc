@@ -4,9 +4,9 @@
 #include <charconv>
 #include <optional>
 
+#include "io/utf8.h"
 #include "text/byte_level.h"
 #include "text/normalizer.h"
-#include "text/utf8.h"
 
 namespace hxq::text {
 

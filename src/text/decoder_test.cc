@@ -2,8 +2,8 @@
 
 #include <random>
 
+#include "io/utf8.h"
 #include "text/tokenizer_fixture.h"
-#include "text/utf8.h"
 
 namespace hxq::testing {
 namespace {
@@ -102,7 +102,7 @@ TEST(Decoder, StreamsJoinToTheWhole) {
       std::string joined;
       for (const int32_t id : ids) {
         const std::string piece = stream.push(id);
-        EXPECT_TRUE(text::is_valid_utf8(piece));
+        EXPECT_TRUE(is_valid_utf8(piece));
         joined += piece;
       }
       joined += stream.flush();

@@ -3,7 +3,7 @@
 #include <fmt/ranges.h>
 
 #include "hxq/error.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::text {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "hxq/error.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::text {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 
+#include "io/utf8.h"
 #include "text/byte_level.h"
 #include "text/pattern.h"
-#include "text/utf8.h"
 
 namespace hxq::text {
 

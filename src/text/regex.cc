@@ -5,7 +5,7 @@
 #include <pcre2.h>
 
 #include "hxq/error.h"
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace hxq::text {
 

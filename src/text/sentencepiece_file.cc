@@ -14,9 +14,10 @@
 #include "hxq/error.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/utf8.h"
+#include "text/folder_tokens.h"
 #include "text/json_part.h"
 #include "text/protobuf.h"
-#include "text/utf8.h"
 
 namespace hxq::text {
 namespace {
@@ -213,34 +214,8 @@ json added_token(std::string_view content, bool special) {
           {"rstrip", false}, {"normalized", false}, {"special", special}};
 }
 
-/// The tokens that the folder's other files add to the pieces, or give other properties, by id.
-std::map<int64_t, json> tokens_beside(const std::filesystem::path& dir, const json& config) {
-  std::map<int64_t, json> tokens;
-  std::error_code fault;
-  if (const auto path = dir / "added_tokens.json"; std::filesystem::exists(path, fault)) {
-    const json added = load_json(path);
-    const JsonPart root(added, path.string(), "");
-    if (!added.is_object()) root.fail("expected an object of tokens and ids");
-    for (const auto& [content, id] : added.items())
-      tokens[root.integer(content, 0, kMaxTokenId)] = added_token(content, false);
-  }
-  const JsonPart root(config, (dir / "tokenizer_config.json").string(), "");
-  if (!root.has("added_tokens_decoder")) return tokens;
-  const JsonPart decoder = root.child("added_tokens_decoder");
-  if (!decoder.value().is_object()) decoder.fail("expected an object of ids and tokens");
-  for (const auto& [id_text, properties] : decoder.value().items()) {
-    const bool digits = !id_text.empty() && id_text.size() <= 8 &&
-                        std::ranges::all_of(id_text, [](char c) { return c >= '0' && c <= '9'; });
-    if (!digits) decoder.fail(fmt::format("found '{}', expected a token id", id_text));
-    const JsonPart token = decoder.child(id_text);
-    json added = added_token(token.string("content"), token.boolean_or("special", false));
-    for (const char* flag : {"single_word", "lstrip", "rstrip"}) added[flag] = token.boolean_or(flag, false);
-    tokens[std::stoll(id_text)] = std::move(added);
-  }
-  return tokens;
-}
-
-json added_tokens_of(const Model& model, const std::filesystem::path& path, const json& config) {
+/// The folder's other files add tokens to the pieces, or give them other properties.
+json added_tokens_of(const Model& model, const std::filesystem::path& path, FolderTokens tokens_beside) {
   std::map<int64_t, json> tokens;
   for (size_t id = 0; id < model.pieces.size(); ++id) {
     const auto& [text, score, type] = model.pieces[id];
@@ -248,7 +223,7 @@ json added_tokens_of(const Model& model, const std::filesystem::path& path, cons
     if (special) tokens[static_cast<int64_t>(id)] = added_token(text, true);
   }
   auto next = static_cast<int64_t>(model.pieces.size());
-  for (auto& [id, token] : tokens_beside(path.parent_path(), config)) {
+  for (auto& [id, token] : tokens_beside.added) {
     const bool piece = id < static_cast<int64_t>(model.pieces.size());
     const auto content = token.at("content").get<std::string>();
     if (piece ? content != model.pieces[static_cast<size_t>(id)].text : id != next) {
@@ -258,6 +233,7 @@ json added_tokens_of(const Model& model, const std::filesystem::path& path, cons
                   {.file = path.string()});
     }
     next += !piece;
+    token["normalized"] = false;
     tokens[id] = token;
   }
   json list = json::array();
@@ -321,7 +297,7 @@ TokenizerFile read_sentencepiece_file(const std::filesystem::path& path) {
                {"normalizer", normalizer_of(model)},
                {"decoder", decoder_of(model)},
                {"post_processor", post_processor_of(file, JsonPart(config, config_path.string(), ""))},
-               {"added_tokens", added_tokens_of(model, path, config)}};
+               {"added_tokens", added_tokens_of(model, path, read_folder_tokens(path.parent_path()))}};
   if (file.unk) file.json["model"]["unk_token"] = model.pieces[static_cast<size_t>(*file.unk)].text;
   return file;
 }

@@ -3,10 +3,9 @@
 #include <array>
 
 #include "hxq/error.h"
-#include "io/json.h"
+#include "io/utf8.h"
 #include "text/sentencepiece_file.h"
 #include "text/tokenizer_impl.h"
-#include "text/utf8.h"
 
 namespace hxq {
 
@@ -29,7 +28,7 @@ text::Bpe load_model(text::TokenizerFile& file, const JsonPart& root) {
   return text::Bpe(file, model);
 }
 
-text::TokenizerFile read_checked(const std::filesystem::path& path) {
+text::TokenizerFile read_checked(const std::filesystem::path& path, const text::FolderTokens& tokens) {
   text::TokenizerFile file = text::read_tokenizer_file(path);
   const JsonPart root(file.json, file.name, "");
   if (!file.json.is_object()) {
@@ -38,6 +37,7 @@ text::TokenizerFile read_checked(const std::filesystem::path& path) {
   }
   const std::string version = root.string_or("version", "1.0");
   if (version != "1.0") root.child("version").fail(fmt::format("found '{}', expected '1.0'", version));
+  file.json["added_tokens"] = text::merged_added_tokens(file.json.value("added_tokens", nlohmann::json()), tokens);
   return file;
 }
 
@@ -74,17 +74,10 @@ std::optional<std::string_view> Tokenizer::Impl::token_of(int32_t id) const {
   return token ? token : model.tokens().token_of(id);
 }
 
-void Tokenizer::Impl::read_config(const std::filesystem::path& path) {
-  std::error_code fault;
-  if (!std::filesystem::exists(path, fault)) return;
-  const nlohmann::json config = load_json(path);
-  const JsonPart root(config, path.string(), "");
-  const auto id_named = [&](std::string_view key) {
-    return id_of(root.child(key).value().is_object() ? root.child(key).string("content") : root.string(key));
-  };
-  for (const auto& [key, id] :
+void Tokenizer::Impl::name_tokens(const text::FolderTokens& tokens) {
+  for (const auto& [name, id] :
        {std::pair{"bos_token", &bos}, {"eos_token", &eos}, {"pad_token", &pad}, {"unk_token", &unk}}) {
-    if (root.has(key)) *id = id_named(key);
+    if (const auto content = tokens.content_of(name)) *id = id_of(*content);
   }
 }
 
@@ -129,16 +122,17 @@ Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
   std::error_code fault;
   const bool sentencepiece = !std::filesystem::exists(dir / "tokenizer.json", fault) &&
                              std::filesystem::exists(dir / "tokenizer.model", fault);
+  const text::FolderTokens tokens = text::read_folder_tokens(dir);
   auto impl = std::make_unique<Impl>(sentencepiece ? text::read_sentencepiece_file(dir / "tokenizer.model")
-                                                   : read_checked(dir / "tokenizer.json"));
-  impl->read_config(dir / "tokenizer_config.json");
+                                                   : read_checked(dir / "tokenizer.json", tokens));
+  impl->name_tokens(tokens);
   return Tokenizer(std::move(impl));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view utf8, bool add_special_tokens) const {
   std::string repaired;
-  if (!text::is_valid_utf8(utf8)) {
-    repaired = text::to_valid_utf8(utf8);
+  if (!is_valid_utf8(utf8)) {
+    repaired = to_valid_utf8(utf8);
     utf8 = repaired;
   }
   std::vector<int32_t> ids;

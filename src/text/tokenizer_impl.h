@@ -9,6 +9,7 @@
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/decoder.h"
+#include "text/folder_tokens.h"
 #include "text/normalizer.h"
 #include "text/post_processor.h"
 #include "text/pre_tokenizer.h"
@@ -20,7 +21,8 @@ namespace hxq {
 struct Tokenizer::Impl {
   explicit Impl(text::TokenizerFile file);
 
-  void read_config(const std::filesystem::path& path);
+  /// Which tokens begin and end a text, pad it and stand for what is unknown.
+  void name_tokens(const text::FolderTokens& tokens);
   std::optional<int32_t> id_of(std::string_view token) const;
   std::optional<std::string_view> token_of(int32_t id) const;
 

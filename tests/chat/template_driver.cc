@@ -5,7 +5,7 @@
 #include <string>
 
 #include "hxq/error.h"
-#include "text/jinja/template.h"
+#include "jinja/template.h"
 
 int main() {
   for (std::string line; std::getline(std::cin, line);) {

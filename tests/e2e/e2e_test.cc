@@ -48,7 +48,7 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
-  for (const kernels::Target target : kernels::supported_targets()) {
+  for (const Target target : kernels::supported_targets()) {
     const Model model = Model::open(dir_, {.threads = 1, .target = std::string(name_of(target))});
     for (const size_t piece : {ids_.size(), size_t{100}, size_t{7}, size_t{1}}) {
       // The angles of dynamic scaling depend on how far the call goes.

@@ -1,9 +1,11 @@
-// A program that knows the installed headers and libraries alone: compresses a folder and scores tokens with it.
+// A program that knows the installed headers and libraries alone: compresses a folder, scores tokens and writes with
+// it.
 
 #include <cstdio>
 
 #include "hxq/compress.h"
 #include "hxq/error.h"
+#include "hxq/generate.h"
 #include "hxq/perplexity.h"
 
 int main(int argc, char** argv) {
@@ -13,10 +15,12 @@ int main(int argc, char** argv) {
     const hxq::Model model = hxq::Model::open(argv[2]);
     const std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
     const hxq::PerplexityResult result = hxq::perplexity(model, tokens);
+    const hxq::Tokenizer tokenizer = hxq::Tokenizer::load(argv[2]);
+    const hxq::GenerateResult text = hxq::generate(model, tokenizer, "The", {.max_tokens = 4});
     std::printf("%lld tensors, %lld tokens, perplexity %.3f\n",
                 static_cast<long long>(receipt.totals.tensors_compressed), static_cast<long long>(result.tokens_scored),
                 result.perplexity);
-    return receipt.totals.tensors_compressed == 49 && result.tokens_scored == 7 ? 0 : 1;
+    return receipt.totals.tensors_compressed == 49 && result.tokens_scored == 7 && text.tokens.size() == 4 ? 0 : 1;
   } catch (const hxq::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

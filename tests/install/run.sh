@@ -8,3 +8,11 @@ cmake --install "$1" --prefix "$work/prefix" >/dev/null
 cmake -S "$here" -B "$work/build" -G Ninja -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
 cmake --build "$work/build" >/dev/null
 "$work/build/consumer" "$here/../../models/wiki-mamba-7m" "$work/out"
+
+cmake -S "$here" -B "$work/runtime" -G Ninja -DCMAKE_PREFIX_PATH="$work/prefix" -DHXQ_RUNTIME_ALONE=ON >/dev/null
+cmake --build "$work/runtime" >/dev/null
+"$work/runtime/runner" "$work/out"
+if ldd "$work/runtime/runner" | grep -E 'pcre2|utf8proc'; then
+  echo "the runtime alone links what only text needs" >&2
+  exit 1
+fi

@@ -4,12 +4,14 @@ import pathlib
 import re
 import sys
 
-# A folder may include itself and everything before it. `text` needs `io` alone; nothing below `model` needs `text`.
-ORDER = ["io", "desc", "codec", "kernels", "layers", "text", "model", "compress", "capi"]
+# A folder may include itself and everything before it. `jinja` and `text` need `io` alone; nothing below `model` needs
+# them.
+ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "jinja", "text", "model", "compress", "capi"]
 ALLOWED = {folder: set(ORDER[: i + 1]) for i, folder in enumerate(ORDER)}
-ALLOWED["text"] = {"io", "text"}
-ALLOWED["layers"] -= {"text"}
-ALLOWED["compress"] -= {"layers", "text", "model"}
+ALLOWED["jinja"] = {"io", "jinja"}
+ALLOWED["text"] = {"io", "jinja", "text"}
+ALLOWED["compress"] -= {"layers", "jinja", "text", "model"}
+ALLOWED["capi"] -= {"jinja", "text"}
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
 
 

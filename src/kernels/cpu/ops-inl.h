@@ -35,7 +35,6 @@ constexpr Ops common_ops(Target target) {
       .rms_norm = rms_norm,
       .conv = conv,
       .scan = scan,
-      .ssd_floats = ssd_floats,
       .ssd = ssd,
       .read_bytes = read_bytes,
       .extend_cache = extend_cache,

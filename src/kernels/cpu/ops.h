@@ -4,6 +4,9 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/codebook_lookup_planes.h"
+#include "kernels/cpu/outlier_change.h"
+#include "kernels/dense_matrix.h"
 #include "kernels/kernels.h"
 #include "kernels/ssd.h"
 
@@ -31,7 +34,7 @@ struct CodebookView {
   const uint32_t* outlier_row;    // [rows + 1], null without sidecar
   const uint32_t* outlier_col;
   const float* outlier_value;
-  const OutlierChange* outlier_change;  // of every outlier; only for decode rows
+  const OutlierChange* outlier_change;  // of every outlier
 };
 
 /// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.
@@ -41,8 +44,8 @@ inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB,
 /// What a product with decode rows works on besides its arguments; all 64-byte aligned.
 struct GemvWork {
   const float* packed_x;  // [tokens, packed_x_floats], null if x is taken as it is
-  const float*
-      x_columns;  // [cols, x_columns_width(tokens)], zero past the last token; for outliers, null for one token
+  /// [cols, x_columns_width(tokens)], zero past the last token: for outliers, of more than one token.
+  const float* x_columns;
   float* memory;  // memory_floats, the thread's own
 };
 
@@ -103,20 +106,21 @@ struct Ops {
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
-  void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
-  void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
-  /// The recurrence for heads [begin, end); `memory`: ssd_floats floats of the thread's own, 64-byte aligned.
-  int64_t (*ssd_floats)(const SsdArgs& args);
-  void (*ssd)(const SsdArgs& args, int64_t head_begin, int64_t head_end, float* memory);
+  /// Of one segment, as all that follow along the sequence.
+  void (*conv)(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end);
+  void (*scan)(const ScanArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end);
+  void (*ssd)(const SsdArgs& args, int64_t segment, int64_t head_begin, int64_t head_end);
 
   /// Reads memory, a multiple of 4096 bytes, and returns something that depends on it all.
   int32_t (*read_bytes)(const std::byte* data, int64_t bytes);
 
-  void (*extend_cache)(const ExtendCacheArgs& args, int64_t token_begin, int64_t token_end);
-  /// Attention of rows [begin, end) of one key-value head; row r is its query head r % group of token r / group.
-  /// `memory`: attention_floats floats of the thread's own.
-  int64_t (*attention_floats)(const KvCacheView& cache, int64_t rows);
-  void (*attend)(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, int64_t row_end, float* memory);
+  /// Rows [begin, end) of the batch, all of the segment.
+  void (*extend_cache)(const ExtendCacheArgs& args, int64_t segment, int64_t begin, int64_t end);
+  /// Attention of queries [begin, end) of one key-value head; query r is its head r % group of the segment's row
+  /// r / group. `memory`: attention_floats floats of the thread's own.
+  int64_t (*attention_floats)(const KvCacheView& cache, int64_t queries);
+  void (*attend)(const AttentionArgs& args, int64_t segment, int64_t kv_head, int64_t begin, int64_t end,
+                 float* memory);
   void (*gated_activation)(const GatedActivationArgs& args, int64_t begin, int64_t end);
 
   /// Elementwise, for tests of accuracy.

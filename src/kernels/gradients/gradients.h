@@ -2,8 +2,7 @@
 
 #include <cstdint>
 
-#include "codec/codebook.h"
-#include "kernels/kernels.h"
+#include "kernels/cpu_matrix.h"
 #include "kernels/ssd.h"
 
 /// Reverse-mode gradients of the operations of kernels.h and ssd.h, with the same rules: called by every thread of the
@@ -11,32 +10,13 @@
 /// dL/dv. Outputs are overwritten unless said otherwise; the ones that may be null are then not computed.
 namespace hxq::kernels {
 
-/// dx = g W / channel_scales: the gradient of `linear` with respect to its input.
+/// dx = g W, then the transpose of the input's transform: the gradient of `linear` with respect to x.
 struct LinearTransposedArgs {
   const float* g = nullptr;  // [tokens, rows], contiguous
   float* dx = nullptr;       // [tokens, cols], contiguous
   int64_t tokens = 0;
 };
-void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs& args, const Context& context) noexcept;
-
-/// dC[j, i] = sum of (g^T x)[r, c] over the elements that take component i of codeword j; outliers take none.
-struct CodebookGradientArgs {
-  const float* x = nullptr;  // [tokens, cols], contiguous, before the channel scales
-  const float* g = nullptr;  // [tokens, rows], contiguous
-  int64_t tokens = 0;
-  float* gradient = nullptr;  // [k, d]
-};
-void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const Context& context) noexcept;
-
-/// The same for `gather_rows`: dC[j, i] = sum of g over the elements gathered from component i of codeword j.
-struct GatherGradientArgs {
-  const int32_t* ids = nullptr;  // [count]
-  const float* g = nullptr;      // [count, cols], contiguous
-  int64_t count = 0;
-  float* gradient = nullptr;  // [k, d]
-};
-void gather_codebook_gradient(const CodebookMatrix& weight, const GatherGradientArgs& args,
-                              const Context& context) noexcept;
+void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args, const CpuContext& context) noexcept;
 
 /// Of `causal_conv1d_silu`, for a sequence that starts at x[0]: what came before is zero.
 struct ConvGradientArgs {
@@ -52,12 +32,12 @@ struct ConvGradientArgs {
   float* dweight = nullptr;       // [width, channels], added to
   float* dbias = nullptr;         // [channels], added to
 };
-void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const Context& context) noexcept;
+void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const CpuContext& context) noexcept;
 
 /// Of `selective_scan`, for a sequence that starts from a state of zeros. The states are computed again, a run of
 /// tokens at a time (checkpointing: Gu & Dao 2023, arXiv 2312.00752, section 3.3.2), so memory stays small.
 struct ScanGradientArgs {
-  ScanArgs forward;           ///< as given to `selective_scan`; y and state are not used
+  ScanArgs forward;           ///< as given to `selective_scan`; the batch is one segment; y and state are not used
   const float* g = nullptr;   // [tokens, channels], contiguous
   float* du = nullptr;        // [tokens, channels]
   float* ddt = nullptr;       // [tokens, channels]
@@ -68,12 +48,12 @@ struct ScanGradientArgs {
   float* dd = nullptr;        // [channels], added to
   float* ddt_bias = nullptr;  // [channels], added to
 };
-void selective_scan_gradient(const ScanGradientArgs& args, const Context& context) noexcept;
+void selective_scan_gradient(const ScanGradientArgs& args, const CpuContext& context) noexcept;
 
 /// Of `ssd`, for a sequence that starts from a state of zeros; states are computed again as above. Where delta is
 /// clamped, no gradient passes to dt.
 struct SsdGradientArgs {
-  SsdArgs forward;            ///< as given to `ssd`; y and state are not used
+  SsdArgs forward;            ///< as given to `ssd`; the batch is one segment; y and state are not used
   const float* g = nullptr;   // [tokens, heads, head_dim], contiguous
   float* dx = nullptr;        // [tokens, heads, head_dim]
   float* ddt = nullptr;       // [tokens, heads]
@@ -84,6 +64,6 @@ struct SsdGradientArgs {
   float* dd = nullptr;        // [heads], added to
   float* ddt_bias = nullptr;  // [heads], added to
 };
-void ssd_gradient(const SsdGradientArgs& args, const Context& context) noexcept;
+void ssd_gradient(const SsdGradientArgs& args, const CpuContext& context) noexcept;
 
 }  // namespace hxq::kernels
