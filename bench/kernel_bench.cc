@@ -23,6 +23,7 @@
 #include "kernels/kernels.h"
 #include "kernels/read_bandwidth.h"
 #include "kernels/scratch.h"
+#include "kernels/uniform_batch.h"
 
 extern "C" void openblas_set_num_threads(int);
 
@@ -92,6 +93,7 @@ struct RandomMatrix {
     }
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
     prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
+    prepared->finish();
   }
 
   double weight(int64_t row, int64_t col) const {
@@ -166,7 +168,7 @@ void bench_gemv(int threads, size_t mib) {
           fmt::print(
               "  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), "
               "error {:.1e}\n",
-              cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
+              cols, name_of(levels), hxq::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
               100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()),
               check(matrix, x, y, tokens, 1e-4));
         }
@@ -193,7 +195,7 @@ void bench_joint(int threads, size_t mib) {
       for (const Target target : supported_targets()) {
         if (target == Target::scalar) continue;
         fmt::print("  W {:5} x {:4} {:7} {:6}, ms a product of n tokens (tokens/s against one):\n   ", rows, cols,
-                   name_of(levels), kernels::name_of(target));
+                   name_of(levels), hxq::name_of(target));
         double one = 0;
         for (int64_t tokens = 1; tokens <= kMost; ++tokens) {
           std::vector<double> times;
@@ -251,7 +253,7 @@ void bench_gemm(int threads) {
         }
       }
       const double error = check(matrix, x, y, kTokens, target == Target::avx512 ? 1e-3 : 1e-5);  // x of 11 bits
-      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target),
+      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", hxq::name_of(target),
                  flop / smallest(times) / 1e9, flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
                  100 * median(blas_times) / median(times), error);
     }
@@ -272,26 +274,28 @@ void bench_sequence(int threads) {
     for (float& value : a) value = -std::fabs(value) - 0.1f;
     const auto d = normal(channels, 6), weight = normal(kWidth * channels, 7), bias = normal(channels, 8);
     std::vector<float> y(n), state(kStates * channels), conv_state((kWidth - 1) * channels);
+    const UniformBatch batch(1, tokens);
+    const std::vector<void*> states = batch.states(state.data(), 0), conv_states = batch.states(conv_state.data(), 0);
     for (const Target target : supported_targets()) {
       std::vector<double> scan_times, conv_times;
       for (int i = 0; i < 50; ++i) {
-        run_team(threads, [&](const Team& team) {
-          const Context context{team, target, scratch};
+        run_on_cpu(threads, target, scratch, [&](const CpuContext& context) {
           const auto timed = [&](std::vector<double>& times, auto&& operation) {
-            team.barrier();
+            context.team.barrier();
             const double time = seconds_of(operation);
-            if (team.rank() == 0) times.push_back(time);
+            if (context.team.rank() == 0 && !context.measures) times.push_back(time);
           };
           timed(conv_times, [&] {
             causal_conv1d_silu({.x = u.data(),
                                 .x_stride = kChannels,
                                 .y = y.data(),
-                                .tokens = tokens,
+                                .batch = batch.view(),
                                 .channels = kChannels,
                                 .width = kWidth,
                                 .weight = weight.data(),
                                 .bias = bias.data(),
-                                .state = conv_state.data()},
+                                .state = conv_states.data(),
+                                .state_rows = kWidth - 1},
                                context);
           });
           timed(scan_times, [&] {
@@ -305,9 +309,9 @@ void bench_sequence(int threads) {
                             .z_stride = kChannels,
                             .a = a.data(),
                             .d = d.data(),
-                            .state = state.data(),
+                            .state = states.data(),
                             .y = y.data(),
-                            .tokens = tokens,
+                            .batch = batch.view(),
                             .channels = kChannels,
                             .state_size = kStates},
                            context);
@@ -315,7 +319,7 @@ void bench_sequence(int threads) {
         });
       }
       fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens,
-                 kernels::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
+                 hxq::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
                  std::isfinite(state[0]) ? "finite" : "NOT FINITE");
     }
   }

@@ -85,6 +85,9 @@ struct LevelTable {
   }
 };
 
+/// As kPrefetch, with four streams: what is asked for at a time must fit the core's buffers.
+constexpr int64_t kStreamPrefetch = 512;
+
 /// One decode row: a row of each of kRows streams, `apart` bytes from each other. Each stream is prefetched.
 struct IntegerKernel {
   template <int kRows>
@@ -94,7 +97,7 @@ struct IntegerKernel {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       const uint8_t* from = index + i * apart;
-      _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetch, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
       const Levels64 level = table.look_up(load_indices(from, cols));
       sum[i][0] = _mm512_dpwssd_epi32(sum[i][0], level.half[0], x0);
       sum[i][1] = _mm512_dpwssd_epi32(sum[i][1], level.half[1], x1);
