@@ -45,7 +45,8 @@ std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& to
         Generation(model.info(), tokenizer, prompt_tokens(model, tokenizer, prompts[i]), options, std::move(on_piece))));
   }
   std::vector<GenerateResult> results(ids.size());
-  while (scheduler.step()) {
+  for (bool more = true; more;) {
+    more = scheduler.step();
     for (size_t i = 0; i < ids.size(); ++i) {
       std::optional<GenerateResult> result = scheduler.take(ids[i]);
       if (!result) continue;

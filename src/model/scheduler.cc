@@ -171,10 +171,9 @@ Scheduler::Id Scheduler::add(Generation generation, Sequence& sequence) {
 
 bool Scheduler::step() {
   Impl& my = *impl_;
-  if (my.tasks.empty()) return false;
   my.admit();
   my.plan();
-  if (my.segments.empty()) return !my.tasks.empty();
+  if (my.segments.empty()) return false;
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
   const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
   my.logits.resize(rows * vocab);

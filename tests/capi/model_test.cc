@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "capi_test_support.h"
+#include "model_runner.h"
 
 namespace hxq::testing {
 namespace {
@@ -39,10 +40,10 @@ INSTANTIATE_TEST_SUITE_P(Folders, Models, ::testing::Values(kLlama, kZamba));
 
 TEST_P(Models, GiveTheLogitsOfTheLibrary) {
   const Model reference = Model::open(GetParam(), {.threads = 1});
-  State state = reference.new_state();
+  testing::ModelRunner runner(reference);
   const auto vocab = static_cast<size_t>(reference.info().vocab_size);
   std::vector<float> expected(kTokens.size() * vocab);
-  reference.forward(kTokens, state, Logits::all, expected);
+  runner.prefill(kTokens, Logits::all, expected);
 
   const hxq_model_options options = {.threads = 1};
   const ModelHandle model = open(GetParam(), &options);
