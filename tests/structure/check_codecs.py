@@ -13,7 +13,6 @@ OTHERS = {
     "src/compress/cdnav3_write": "writes that format",
     "src/capi/matrix.cc": "gradients of a codebook, and its encoder's options, are operations of that codec",
     "include/hxq/c_api.h": "declares them",
-    "src/kernels/kernels.h": "declares the products of the CPU by how a matrix is stored",
 }
 DEVICES = {"cuda", "gpu", "rocm", "metal"}
 #: The bundled model, in examples.
