@@ -11,7 +11,9 @@ ROWS = {"src/codec/codecs.cc", "src/codec/encoders.cc", "src/kernels/cpu/prepare
 OTHERS = {
     "src/io/cdnav3": "the format of .cdnav3 trees has a file for each part of that one codec",
     "src/compress/cdnav3_write": "writes that format",
-    "src/capi/matrix.cc": "gradients of a codebook, and its encoder's options, are operations of that codec",
+    "src/capi/cdnav3": "writes that format",
+    "src/capi/encode": "options of that codec's encoder",
+    "src/capi/matrix.cc": "gradients of a codebook are operations of that codec",
     "include/hxq/c_api.h": "declares them",
 }
 DEVICES = {"cuda", "gpu", "rocm", "metal"}

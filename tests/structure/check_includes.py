@@ -25,6 +25,7 @@ INNER = {
         "src/codec/encoders.cc",
         "src/kernels/",
         "src/compress/cdnav3_write.",
+        "src/capi/encode",
         "src/capi/matrix.cc",
     ),
 }
