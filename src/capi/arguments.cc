@@ -91,7 +91,7 @@ DType dtype_of(int32_t dtype) {
 
 DType float_dtype_of(int32_t dtype) {
   const DType type = dtype_of(dtype);
-  if (type != DType::f32 && type != DType::f16 && type != DType::bf16) {
+  if (!is_float(type)) {
     throw InvalidArgument(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(type)));
   }
   return type;

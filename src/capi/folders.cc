@@ -6,10 +6,8 @@
 #include <set>
 
 #include "capi/arguments.h"
-#include "capi/encode_options.h"
 #include "capi/handles.h"
 #include "codec/stored_tensors.h"
-#include "compress/cdnav3_write.h"
 #include "hxq/compress.h"
 #include "hxq/verify.h"
 #include "io/checkpoint.h"
@@ -203,23 +201,5 @@ hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape,
     }
     std::ranges::copy(stored->shape, shape);
     *rank = static_cast<int32_t>(stored->shape.size());
-  });
-}
-
-hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_t exact,
-                            const hxq_encode_options* options, char** stats_json) {
-  return guard("writing a tensor", [&] {
-    require_pointers({{"folder", folder}, {"source", source}, {"stats_json", stats_json}});
-    require(source->name != nullptr && *source->name != 0, "the tensor has no name");
-    const TensorView view = capi::view_of(*source);
-    const CodebookOptions chosen = codebook_options(options);
-    const bool compressed = exact == 0 && view.shape.size() == 2 && view.size() > 0;
-    try {
-      const nlohmann::json stats = compressed ? write_cdnav3(folder, source->name, view, chosen)
-                                              : write_cdnav3_exact(folder, source->name, view);
-      *stats_json = copy_text(stats.dump());
-    } catch (const std::filesystem::filesystem_error& error) {
-      throw Error("cannot be written: " + error.code().message(), {.file = error.path1().string()});
-    }
   });
 }

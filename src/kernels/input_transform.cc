@@ -4,7 +4,7 @@
 namespace hxq::kernels {
 
 LinearArgs transform_input(const InputTransform& transform, const LinearArgs& args, const CpuContext& context) noexcept {
-  const std::span<const float> scales = transform.channel_scales;
+  const std::span<const float> scales = transform.scales;
   if (scales.empty()) return args;
   const auto cols = static_cast<int64_t>(scales.size());
   float* scaled = context.shared(Scratch::kScaledInput, args.tokens * cols);

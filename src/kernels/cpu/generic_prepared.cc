@@ -15,7 +15,7 @@ constexpr int64_t kPanelWeights = int64_t{1} << 19;
 void GenericMatrix::linear(const LinearArgs& args, const CpuContext& context) const noexcept {
   if (args.tokens == 0) return;
   const LinearArgs whole = transform_input(stored_->transform(), args, context);
-  const int64_t panel_rows = std::clamp<int64_t>(kPanelWeights / std::max<int64_t>(1, cols()), 16, rows());
+  const int64_t panel_rows = std::min(rows(), std::max<int64_t>(16, kPanelWeights / std::max<int64_t>(1, cols())));
   float* panel = context.shared(Scratch::kDecodedPanel, panel_rows * cols());
   for (int64_t begin = 0; begin < rows(); begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, rows());
@@ -29,7 +29,8 @@ void GenericMatrix::linear(const LinearArgs& args, const CpuContext& context) co
   }
 }
 
-void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out, const CpuContext& context) const noexcept {
+void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out,
+                                const CpuContext& context) const noexcept {
   if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {

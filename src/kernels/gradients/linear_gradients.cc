@@ -73,8 +73,8 @@ void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args
     context.team.barrier();
   }
   if (context.measures) return;
-  if (const InputTransform transform = weight.transform(); !transform.channel_scales.empty()) {
-    divide_by_scales(transform.channel_scales, args, context);
+  if (const InputTransform transform = weight.transform(); !transform.scales.empty()) {
+    divide_by_scales(transform.scales, args, context);
   }
 }
 
