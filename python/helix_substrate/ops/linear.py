@@ -21,7 +21,8 @@ check = _core.check
 
 def phase_of(x: torch.Tensor) -> int:
     """Decode where each sequence [..., tokens, features] has one token, prefill otherwise."""
-    return _abi.DECODE if x.dim() < 2 or x.shape[-2] == 1 else _abi.PREFILL
+    shape = x.shape
+    return _abi.DECODE if len(shape) < 2 or shape[-2] == 1 else _abi.PREFILL
 
 
 def _check_features(x: torch.Tensor, features: int, matrix: _core.Matrix) -> None:
