@@ -168,11 +168,7 @@ void bench_gemv(int threads, size_t mib) {
           fmt::print(
               "  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), "
               "error {:.1e}\n",
-<<<<<<< Updated upstream
               cols, name_of(levels), hxq::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
-=======
-              cols, name_of(levels), name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
->>>>>>> Stashed changes
               100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()),
               check(matrix, x, y, tokens, 1e-4));
         }
@@ -257,11 +253,7 @@ void bench_gemm(int threads) {
         }
       }
       const double error = check(matrix, x, y, kTokens, target == Target::avx512 ? 1e-3 : 1e-5);  // x of 11 bits
-<<<<<<< Updated upstream
       fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", hxq::name_of(target),
-=======
-      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", name_of(target),
->>>>>>> Stashed changes
                  flop / smallest(times) / 1e9, flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
                  100 * median(blas_times) / median(times), error);
     }
@@ -327,11 +319,7 @@ void bench_sequence(int threads) {
         });
       }
       fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens,
-<<<<<<< Updated upstream
                  hxq::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
-=======
-                 name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
->>>>>>> Stashed changes
                  std::isfinite(state[0]) ? "finite" : "NOT FINITE");
     }
   }

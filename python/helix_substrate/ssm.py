@@ -101,14 +101,14 @@ def _wants_gradient(*tensors: Optional[torch.Tensor]) -> bool:
 
 
 def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
-    conv = mixer.conv1d
+    conv = mixer._modules["conv1d"]
     # The convolution is not called as a module: it must be one that nothing was put on.
     if type(conv) is not nn.Conv1d or _hooked(conv) or _has_any_global_hook():
         return False
     # Offloaded parameters are fetched by the modules that transformers calls.
-    read = (hidden_states, conv.weight, conv.bias, mixer.A_log, mixer.D)
-    if any(tensor is not None and tensor.device.type != "cpu" for tensor in read):
-        return False
+    for tensor in (hidden_states, *conv._parameters.values(), *mixer._parameters.values()):
+        if tensor is not None and not tensor.is_cpu:
+            return False
     if mixer.activation not in ("silu", "swish"):
         return False
     if state is None:
@@ -116,9 +116,9 @@ def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
     # A cache that wants every state since some point (assisted decoding), and gradients that go back through a state,
     # are left to transformers.
     records = getattr(cache, "is_recording_past", None)
-    return not (records and records(mixer.layer_idx)) and not (
-        state.started and _wants_gradient(hidden_states, *mixer.parameters())
-    )
+    if records and records(mixer.layer_idx):
+        return False
+    return not (state.started and torch.is_grad_enabled() and _wants_gradient(hidden_states, *mixer.parameters()))
 
 
 def _with_state(operation, tensors, state, *rest) -> torch.Tensor:

@@ -464,11 +464,24 @@ def test_gradients_of_every_part(floats):
         weight = weight + (parts.svd_U * parts.svd_s) @ parts.svd_Vt
         return F.linear(x / parts.channel_scales, weight)
 
+    def transposed(g):
+        return torch.ops.hxq.linear_transposed(g, *parts, OUT, IN)
+
+    def decoded():
+        return torch.ops.hxq.decode(*parts, OUT, IN, torch.float32)
+
     trained = [part for part in parts if part.requires_grad]
-    g = torch.randn(5, OUT)
-    found = torch.autograd.grad(torch.ops.hxq.linear(x, *parts, None, OUT, IN), trained, g)
-    for mine, wanted in zip(found, torch.autograd.grad(reference(x), trained, g)):
-        assert close(mine, wanted, 1e-4)
+    unit = torch.eye(IN) * parts.channel_scales.detach()  # what makes the reference give the weight alone
+    product = torch.ops.hxq.linear(x, *parts, None, OUT, IN)
+    for mine, wanted, size in (
+        (product, reference(x), 6),
+        (transposed(product.detach()), product.detach() @ reference(torch.eye(IN)).T, 6),
+        (decoded(), reference(unit).T, 5),
+    ):
+        g = torch.randn_like(wanted)
+        found = torch.autograd.grad(mine, trained[:size], g)
+        for one, other in zip(found, torch.autograd.grad(wanted, trained[:size], g)):
+            assert close(one, other, 1e-4)
     with pytest.raises(RuntimeError, match="hxq::embedding has no gradient with respect to"):
         torch.ops.hxq.embedding(torch.arange(3), *parts, OUT, IN, torch.float32)
 

@@ -34,7 +34,7 @@ hxq_status hxq_causal_conv1d(hxq_context* context, const hxq_conv_args* given) {
     require_pointers({{"y", args.y}});
     const float* filter = filter_of(*context, args.weight, args.channels, args.width);
     float* kept = states_or_zeros(*context, args.state, args.batch, rows * args.channels);
-    const kernels::UniformBatch batch(args.batch, args.tokens);
+    const kernels::UniformBatch batch = batch_of(args.batch, args.tokens);
     const std::vector<void*> states = batch.states(kept, rows * args.channels);
     run(*context, args.batch * work_of(args), [&](const kernels::CpuContext& c) {
       kernels::causal_conv1d_silu({.x = x.data,

@@ -1,7 +1,8 @@
+#include "layers/mamba_mixer.h"
+
 #include <fmt/format.h>
 
 #include "capi/sequence_arguments.h"
-#include "layers/mamba_mixer.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -58,7 +59,7 @@ void run_mixer(hxq_context& context, const hxq_mamba_mixer& given, const hxq_mam
   for (const kernels::PreparedMatrix* matrix : {mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj}) {
     matrix->finish();
   }
-  const kernels::UniformBatch sequences(args.batch, args.tokens);
+  const kernels::UniformBatch sequences = batch_of(args.batch, args.tokens);
   kernels::Batch batch = sequences.view();
   if (phase_of(args.phase) == Phase::decode) batch.decode_rows = batch.rows;
   const std::vector<void*> conv = sequences.states(args.conv_state, given.width * inner);
@@ -89,7 +90,8 @@ hxq_status hxq_mamba_mixer_forward(hxq_context* context, const hxq_mamba_mixer* 
     require_pointers({{"context", context}, {"mixer", mixer}, {"args", given}});
     check(*mixer, *given);
     const int64_t inner = mixer->out_proj->value->cols();
-    require_sizes({{"batch", given->batch}, {"tokens", given->tokens}, {"the work", 4 * inner + mixer->x_proj->value->rows()}});
+    require_sizes(
+        {{"batch", given->batch}, {"tokens", given->tokens}, {"the work", 4 * inner + mixer->x_proj->value->rows()}});
     run_mixer(*context, *mixer, *given);
   });
 }

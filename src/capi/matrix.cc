@@ -78,9 +78,8 @@ constexpr const char* kOutputFloats = "the output as floats";
 int64_t work_of(const CpuMatrix& matrix, int64_t tokens) { return matrix.rows() * matrix.cols() * tokens; }
 
 /// The ids as kernels take them.
-const int32_t* checked_ids(const CpuMatrix& matrix, int64_t count, const int64_t* ids,
-                           std::vector<int32_t>& memory) {
-  int32_t* rows = reserve(memory, count, "ids");
+const int32_t* checked_ids(const CpuMatrix& matrix, int64_t count, const int64_t* ids, std::vector<int32_t>& memory) {
+  int32_t* rows = reserve(memory, count, "a copy of the ids");
   for (int64_t i = 0; i < count; ++i) {
     if (ids[i] < 0 || ids[i] >= matrix.rows()) {
       throw InvalidArgument(fmt::format("id {} is {}, outside the {} rows of the matrix", i, ids[i], matrix.rows()));
@@ -154,13 +153,17 @@ hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, const hxq_
     require_count("tokens", tokens, matrix.cols());
     require_count("tokens", tokens, matrix.rows());
     const Phase phase = phase_of(call.phase);
+    const Precision precision = precision_of(call.precision);
     const DType from = float_dtype_of(call.x.dtype);
     const int64_t x_stride = stride_of("x", call.x.stride, tokens, matrix.cols());
     const Output y("y", call.y, tokens, matrix.rows());
     if (tokens == 0) return;
     require_pointers({{"x", call.x.data}});
-    kernels::LinearArgs args{
-        .x = static_cast<const float*>(call.x.data), .x_stride = x_stride, .tokens = tokens, .phase = phase, .bias = call.bias};
+    kernels::LinearArgs args{.x = static_cast<const float*>(call.x.data),
+                             .x_stride = x_stride,
+                             .tokens = tokens,
+                             .phase = phase,
+                             .bias = call.bias};
     if (from != DType::f32) {
       args.x = floats_of(call.x, from, tokens, matrix.cols(), x_stride, context->input);
       args.x_stride = matrix.cols();
@@ -168,8 +171,7 @@ hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, const hxq_
     args.y = y.direct_with_stride() ? y.floats() : reserve(context->output, tokens * matrix.rows(), kOutputFloats);
     args.y_stride = y.direct_with_stride() ? y.stride() : matrix.rows();
     run(
-        *context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) { matrix.linear(args, c); },
-        precision_of(call.precision));
+        *context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) { matrix.linear(args, c); }, precision);
     if (!y.direct_with_stride()) y.store(args.y, 0, tokens);
   });
 }

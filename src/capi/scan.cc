@@ -76,9 +76,8 @@ hxq_status hxq_selective_scan(hxq_context* context, const hxq_scan_args* given) 
     kernels::ScanArgs args = checked(context, given);
     require_pointers({{"y", given->y}});
     const int64_t size = args.state_size * args.channels;
-    const kernels::UniformBatch batch(given->batch, given->tokens);
-    const std::vector<void*> states =
-        batch.states(states_or_zeros(*context, given->state, given->batch, size), size);
+    const kernels::UniformBatch batch = batch_of(given->batch, given->tokens);
+    const std::vector<void*> states = batch.states(states_or_zeros(*context, given->state, given->batch, size), size);
     args.batch = batch.view();
     args.state = states.data();
     args.y = given->y;

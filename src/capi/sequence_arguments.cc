@@ -1,6 +1,9 @@
 #include "capi/sequence_arguments.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <limits>
 
 namespace hxq::capi {
 
@@ -19,6 +22,13 @@ const float* filter_of(hxq_context& context, const float* weight, int64_t channe
   float* filter = reserve(context.filter, channels * width, "the filter");
   transpose(weight, channels, width, filter);
   return filter;
+}
+
+kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens) {
+  if (sequences * tokens > std::numeric_limits<int32_t>::max()) {
+    throw InvalidArgument(fmt::format("{} sequences of {} tokens: too many rows for one call", sequences, tokens));
+  }
+  return {sequences, tokens};
 }
 
 float* states_or_zeros(hxq_context& context, float* states, int64_t sequences, int64_t size) {

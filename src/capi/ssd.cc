@@ -84,9 +84,8 @@ hxq_status hxq_ssd(hxq_context* context, const hxq_ssd_args* given) {
     require_pointers({{"y", given->y}});
     const int64_t inner = args.heads * args.head_dim;
     const int64_t size = inner * args.state_size;
-    const kernels::UniformBatch batch(given->batch, given->tokens);
-    const std::vector<void*> states =
-        batch.states(states_or_zeros(*context, given->state, given->batch, size), size);
+    const kernels::UniformBatch batch = batch_of(given->batch, given->tokens);
+    const std::vector<void*> states = batch.states(states_or_zeros(*context, given->state, given->batch, size), size);
     args.batch = batch.view();
     args.state = states.data();
     args.y = given->y;

@@ -7,7 +7,7 @@
 #include "capi_test_support.h"
 #include "hxq/tensor.h"
 #include "hxq/version.h"
-#include "kernels/kernels.h"
+#include "kernels/cpu_context.h"
 
 extern "C" int hxq_header_abi(void);
 

@@ -145,7 +145,7 @@ TEST_F(Products, Gathering) {
 TEST_F(Products, RunningOutOfMemoryNamesWhatWasAskedFor) {
   const int64_t count = int64_t{1} << 53;
   expect_failure(hxq_gather_rows(context_.get(), m_.handle.get(), count, ids_.data(), &out_), HXQ_OUT_OF_MEMORY,
-                 "out of memory while decoding rows: 36028797018963968 bytes for ids");
+                 "out of memory: a copy of the ids takes");
   EXPECT_EQ(y_, untouched_);
 }
 

@@ -5,13 +5,13 @@ they stay as they are, so calling an operator costs no more than looking it up. 
 """
 
 from .gate import CORE_DTYPES, address, direct, is_plain
-from .linear import decode, embedding, gather_forward, linear, linear_forward
+from .linear import decode, decoded, embedding, gather_forward, linear, linear_forward
 from .mixer import MixerPlan
 from .sequence import causal_conv1d, selective_scan, ssd
 from .weights import DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, Parts, matrix_of, stamp_of
 
 __all__ = [
     "CORE_DTYPES", "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts", "address", "causal_conv1d",
-    "decode", "direct", "embedding", "gather_forward", "is_plain", "linear", "linear_forward", "matrix_of",
+    "decode", "decoded", "direct", "embedding", "gather_forward", "is_plain", "linear", "linear_forward", "matrix_of",
     "selective_scan", "ssd", "stamp_of",
 ]  # fmt: skip

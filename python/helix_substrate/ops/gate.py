@@ -17,39 +17,41 @@ _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 #: Dtypes that the core takes and gives; others go through float32.
 CORE_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
+# Looked up once: these are asked before every call.
+_strided = torch.strided
+_is_compiling = torch.compiler.is_compiling
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 _pre_dispatch_modes = getattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch", lambda: 0)
+_transforms = torch._C._functorch.peek_interpreter_stack
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_is_profiled = torch._C._autograd._profiler_enabled
+_is_grad_enabled = torch.is_grad_enabled
 
 
 def is_plain(tensor: Optional[torch.Tensor]) -> bool:
     """Whether a tensor is strided memory of the CPU and nothing more; None is."""
     return tensor is None or (
-        type(tensor) in _PLAIN_TYPES
-        and tensor.device.type == "cpu"
-        and tensor.layout is torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
-
-
-def _somebody_looks_on() -> bool:
-    """Whether a compiler, tracer, mode, transform or profiler has to see operators."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or _pre_dispatch_modes()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._autograd._profiler_enabled()
+        type(tensor) in _PLAIN_TYPES and tensor.is_cpu and tensor.layout is _strided and not _is_wrapped(tensor)
     )
 
 
 def direct(*tensors: Optional[torch.Tensor]) -> bool:
-    """Whether the core may be called with these tensors past the dispatcher: they are plain, no gradient is wanted, and
-    nobody looks on."""
-    if _somebody_looks_on():
+    """Whether the core may be called with these tensors past the dispatcher: they are plain, no gradient is wanted, and no
+    compiler, tracer, mode, transform or profiler has to see operators."""
+    if (
+        _is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _pre_dispatch_modes()
+        or _transforms() is not None
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or _is_profiled()
+    ):
         return False
-    gradients = torch.is_grad_enabled()
+    gradients = _is_grad_enabled()
     for tensor in tensors:
         if tensor is not None and (not is_plain(tensor) or (gradients and tensor.requires_grad)):
             return False
@@ -59,21 +61,24 @@ def direct(*tensors: Optional[torch.Tensor]) -> bool:
 def address(tensor: torch.Tensor, name: str, dtype: torch.dtype, shape=None, contiguous: bool = True) -> int:
     """Where a tensor's memory is. Raises ValueError for another dtype, shape or layout than the core was promised, and
     RuntimeError where there is no memory of the CPU."""
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise RuntimeError(f"{name} is on {tensor.device}; this build of helix_substrate computes on cpu")
-    if tensor.layout is not torch.strided or tensor.is_neg():
+    if tensor.layout is not _strided or tensor.is_neg():
         raise RuntimeError(f"{name} is {tensor.layout}{' and negated' if tensor.is_neg() else ''}, expected plain memory")
     if tensor.dtype is not dtype:
         raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
-    if shape is not None and tensor.shape != tuple(shape):
+    if shape is not None and tensor.shape != shape:
         raise ValueError(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-    if contiguous and not tensor.is_contiguous():
-        raise ValueError(f"{name} is not contiguous")
-    if tensor.numel() == 0:
+    size = tensor.numel()
+    if size == 0:
         return 0
+    if not tensor.is_contiguous():
+        if contiguous:
+            raise ValueError(f"{name} is not contiguous")
+        size = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
     pointer = tensor.data_ptr()  # raises for tensors without storage
-    last = tensor.storage_offset() + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
-    if pointer == 0 or (last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes():
+    end = (tensor.storage_offset() + size) * tensor.element_size()
+    if pointer == 0 or end > tensor.untyped_storage().nbytes():
         raise RuntimeError(f"{name} has no memory: it is a {type(tensor).__name__}, or its storage was freed")
     return pointer
 
@@ -94,7 +99,7 @@ def row_stride(x: torch.Tensor) -> Optional[int]:
 def _float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"{name} is {tensor.dtype}, expected a floating-point dtype")
-    return tensor.detach().to(torch.float32)
+    return tensor if tensor.dtype is torch.float32 else tensor.detach().to(torch.float32)
 
 
 class Arguments:
@@ -125,11 +130,10 @@ class Arguments:
 
     def typed_rows(self, name: str, tensor: torch.Tensor, shape) -> _abi.Rows:
         """A tensor of one of CORE_DTYPES as rows a constant distance apart."""
-        tensor = tensor.detach()
         stride = row_stride(tensor)
         if stride is None:
             tensor, stride = tensor.contiguous(), tensor.shape[-1]
-        self._hold(tensor)
+        self._held.append(tensor)
         at = address(tensor, name, tensor.dtype, shape, contiguous=False)
         return _abi.Rows(at, CORE_DTYPES[tensor.dtype], stride)
 
@@ -151,7 +155,8 @@ class Arguments:
 
     def output(self, shape, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, int]:
         """A new tensor and its address."""
-        made = self._hold(torch.empty(tuple(shape), dtype=dtype, device="cpu"))
+        made = torch.empty(shape, dtype=dtype, device="cpu")
+        self._held.append(made)
         return made, made.data_ptr()
 
     def output_rows(self, shape, dtype: torch.dtype) -> tuple[torch.Tensor, _abi.OutputRows]:

@@ -21,7 +21,8 @@ check = _core.check
 
 def phase_of(x: torch.Tensor) -> int:
     """Decode where each sequence [..., tokens, features] has one token, prefill otherwise."""
-    return _abi.DECODE if x.dim() < 2 or x.shape[-2] == 1 else _abi.PREFILL
+    shape = x.shape
+    return _abi.DECODE if len(shape) < 2 or shape[-2] == 1 else _abi.PREFILL
 
 
 def _check_features(x: torch.Tensor, features: int, matrix: _core.Matrix) -> None:
@@ -152,12 +153,13 @@ class _Linear(torch.autograd.Function):
         rows, cols = ctx.rows, ctx.cols
         needed = ctx.needs_input_grad
         gradients = [None] * ctx.count
-        if needed[0] or needed[8]:
-            gradients[0] = _hxq.linear_transposed(g, *parts, rows, cols)
+        dx = _hxq.linear_transposed(g, *parts, rows, cols) if needed[0] or needed[8] else None
+        if needed[0]:
+            gradients[0] = dx
         if needed[1]:
             gradients[1] = _hxq.codebook_gradient(x, g, *parts, rows, cols)
         if any(needed[4:9]):
-            gradients[4:9] = _part_gradients(needed[4:9], x, g, gradients[0], Parts(*parts), cols)
+            gradients[4:9] = _part_gradients(needed[4:9], x, g, dx, Parts(*parts), cols)
         if needed[9]:
             gradients[9] = g.reshape(-1, rows).sum(0).to(ctx.bias_dtype)
         return tuple(gradients)
@@ -193,7 +195,6 @@ class _LinearTransposed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         g, *parts, ctx.rows, ctx.cols = inputs
-        _refuse("linear_transposed", ctx, 1)
         ctx.save_for_backward(g, *parts)
         ctx.save_for_forward(*parts)
 
@@ -201,9 +202,16 @@ class _LinearTransposed(torch.autograd.Function):
     def backward(ctx, v):
         g, *parts = ctx.saved_tensors
         rows, cols = ctx.rows, ctx.cols
-        dg = _hxq.linear(v, *parts, None, rows, cols, "exact") if ctx.needs_input_grad[0] else None
-        dcodebook = _hxq.codebook_gradient(v, g, *parts, rows, cols) if ctx.needs_input_grad[1] else None
-        return dg, dcodebook, *([None] * 9)
+        needed = ctx.needs_input_grad
+        gradients = [None] * 11
+        if needed[0]:
+            gradients[0] = _hxq.linear(v, *parts, None, rows, cols, "exact")
+        if needed[1]:
+            gradients[1] = _hxq.codebook_gradient(v, g, *parts, rows, cols)
+        if any(needed[4:9]):  # those of a product in which v is x
+            y = _hxq.linear_transposed(g, *parts, rows, cols) if needed[8] else None
+            gradients[4:9] = _part_gradients(needed[4:9], v, g, y, Parts(*parts), cols)
+        return tuple(gradients)
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -260,14 +268,20 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *parts, ctx.rows, ctx.cols, _ = inputs
-        _refuse("decode", ctx, 0)
         ctx.save_for_backward(*parts)
 
     @staticmethod
     def backward(ctx, g):
-        parts = ctx.saved_tensors
-        ids = torch.arange(ctx.rows, device=g.device)
-        return _hxq.embedding_gradient(ids, g, *parts, ctx.rows, ctx.cols), *([None] * 10)
+        parts = Parts(*ctx.saved_tensors)._replace(channel_scales=None)
+        needed = ctx.needs_input_grad
+        gradients = [None] * 11
+        if needed[0]:
+            ids = torch.arange(ctx.rows, device=g.device)
+            gradients[0] = _hxq.embedding_gradient(ids, g, *parts, ctx.rows, ctx.cols)
+        if any(needed[3:7]):  # those of a product with every unit vector
+            unit = torch.eye(ctx.cols, device=g.device)
+            gradients[3:7] = _part_gradients((*needed[3:7], False), unit, g.T, None, parts, ctx.cols)[:4]
+        return tuple(gradients)
 
 
 # ---- Declarations ----
@@ -331,6 +345,13 @@ def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
     if direct(x, weight.codebook, bias):
         return linear_forward(weight.matrix, x, bias, precision)
     return _hxq.linear(x, *weight.parts, bias, weight.rows, weight.cols, precision)
+
+
+def decoded(weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The whole matrix, dense; differentiable in the codebook. With channel scales: what x / scales is multiplied with."""
+    if direct(weight.codebook, weight.part("indices")):
+        return decode(weight.matrix, dtype)
+    return _hxq.decode(*weight.parts, weight.rows, weight.cols, dtype)
 
 
 def embedding(ids, weight, dtype: torch.dtype) -> torch.Tensor:

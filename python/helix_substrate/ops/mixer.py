@@ -25,13 +25,17 @@ class MixerPlan:
 
     def __init__(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]):
         self.matrices = matrices
-        # Copies to compare with: whatever writes to a tensor, a version number or an address may not tell.
-        self._held = [None if vector is None else vector.detach().clone() for vector in vectors]
+        *most, a_log, d = vectors
+        # The core reads float32 vectors where they are. Of the others, and of what A_log stands for, it has copies: their
+        # content is compared, for no version number or address tells of every write.
+        self._live = [None if v is None or not _is_live(v) else v.detach() for v in (*most, d)]
+        self._copied = [None if v is None or _is_live(v) else v.detach().clone() for v in (*most, d)]
+        self._a_log = a_log.detach().clone()
+        self._rates = decay_rates(self._a_log)
         in_proj, _, _, out_proj = matrices
-        in_bias, dt_bias, out_bias, filter_, conv_bias, a_log, d = self._held
+        in_bias, dt_bias, out_bias, filter_, conv_bias = most
         self.inner, self.hidden = out_proj.cols, in_proj.cols
         self.width, self.state_size = filter_.shape[-1], a_log.shape[-1]
-        self._rates = decay_rates(a_log)
         self._arguments = given = Arguments()
         self._mixer = _abi.MambaMixer(
             *(matrix.address for matrix in matrices),
@@ -47,7 +51,13 @@ class MixerPlan:
         )
 
     def fits(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]) -> bool:
-        return all(a is b for a, b in zip(matrices, self.matrices)) and all(map(_same, vectors, self._held))
+        *most, a_log, d = vectors
+        return (
+            all(a is b for a, b in zip(matrices, self.matrices))
+            and all(map(_is_same, (*most, d), self._live, self._copied))
+            and a_log.dtype is self._a_log.dtype
+            and torch.equal(a_log, self._a_log)
+        )
 
     def __reduce__(self):
         return (type(None), ())  # addresses mean nothing to a copy: it makes its own
@@ -68,7 +78,14 @@ class MixerPlan:
         return y
 
 
-def _same(tensor: Optional[torch.Tensor], held: Optional[torch.Tensor]) -> bool:
-    if tensor is None or held is None:
-        return tensor is held
-    return tensor.dtype is held.dtype and torch.equal(tensor, held)
+def _is_live(vector: torch.Tensor) -> bool:
+    return vector.dtype is torch.float32 and vector.is_contiguous()
+
+
+def _is_same(vector: Optional[torch.Tensor], live: Optional[torch.Tensor], copied: Optional[torch.Tensor]) -> bool:
+    if vector is None:
+        return live is None and copied is None
+    if live is not None:
+        # `live` holds the memory, so nothing else can have got its address.
+        return vector.data_ptr() == live.data_ptr() and vector.shape == live.shape and _is_live(vector)
+    return copied is not None and vector.dtype is copied.dtype and torch.equal(vector, copied)

@@ -56,12 +56,14 @@ _CONTENT, _INFERENCE_CONTENT = 4096, 1 << 20
 def stamp_of(tensor: torch.Tensor) -> tuple:
     """Changes when the tensor is written to, and when it gets other memory (`.data =`, `share_memory_`). To be compared
     with later stamps while the memory is held, lest other memory gets the same address."""
-    pointer, inference = tensor.data_ptr(), tensor.is_inference()
-    size = tensor.numel() * tensor.element_size()
-    content = None
-    if pointer and size <= (_INFERENCE_CONTENT if inference else _CONTENT) and tensor.is_cpu:
-        content = ctypes.string_at(pointer, size)
-    return pointer, None if inference else tensor._version, content
+    pointer, size = tensor.data_ptr(), tensor.nbytes
+    if tensor.is_inference():
+        version, limit = None, _INFERENCE_CONTENT
+    else:
+        version, limit = tensor._version, _CONTENT
+    if size > limit or not pointer or not tensor.is_cpu:
+        return pointer, version
+    return pointer, version, ctypes.string_at(pointer, size)
 
 
 #: {indices: (the other parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address in a stamp cannot
