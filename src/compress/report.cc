@@ -48,6 +48,7 @@ std::string to_json(const VerifyResult& result) {
                                        {"hashes_checked", result.hashes_checked},
                                        {"fidelities_checked", result.fidelities_checked},
                                        {"exact_compared", result.exact_compared},
+                                       {"exact_converted", result.exact_converted},
                                        {"worst_snr_db", finite_or_null(result.worst_snr_db)},
                                        {"worst_tensor", result.worst_tensor},
                                        {"median_snr_db", finite_or_null(result.median_snr_db)},
