@@ -15,7 +15,7 @@
 #include <random>
 #include <vector>
 
-#include "codec/codebook_encode.h"
+#include "codec/codebook/encode.h"
 #include "decoded_snr.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
@@ -50,7 +50,7 @@ void measure_rate(DType dtype, const char* name) {
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     const double reported = encoded.fidelity.snr_db();
-    const double counted = testing::decoded_snr_db(source, encoded.packed);
+    const double counted = testing::decoded_snr_db(source, encoded);
     fmt::print("{} [{}, {}], {} thread(s): {:.0f} M weights/s, SNR {:.3f} dB, decoded and compared {:.3f} dB: {}\n",
                name, kRows, kCols, threads, kRows * kCols / median(seconds) / 1e6, reported, counted,
                std::abs(reported - counted) < 1e-6 ? "equal" : "NOT EQUAL");
@@ -73,7 +73,7 @@ void compare_with_baseline(const char* path) {
     const auto start = std::chrono::steady_clock::now();
     const EncodedTensor encoded = encode_codebook(tensor, {});
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double snr = testing::decoded_snr_db(tensor, encoded.packed);
+    const double snr = testing::decoded_snr_db(tensor, encoded);
     const double baseline = testing::percentile_codebook_snr_db(tensor, encoded.outliers);
     snrs.push_back(snr);
     gains.push_back(snr - baseline);

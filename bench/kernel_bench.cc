@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "io/half.h"
+#include "kernels/cpu/codebook_prepared.h"
 #include "kernels/kernels.h"
 #include "kernels/read_bandwidth.h"
 #include "kernels/scratch.h"
@@ -54,16 +55,17 @@ std::vector<float> normal(size_t n, uint32_t seed, float scale = 1) {
 }
 
 /// Levels are any floats, binary16 numbers times a power of two, or whole ones of those.
-enum class Levels { whole, half, any };
+enum class Levels { integer, half, any };
 
 constexpr const char* name_of(Levels levels) {
-  return levels == Levels::whole ? "whole" : levels == Levels::half ? "half" : "any";
+  return levels == Levels::integer ? "integer" : levels == Levels::half ? "half" : "any";
 }
 
 /// A matrix of random indices.
 struct RandomMatrix {
   std::vector<std::byte> indices;
   CodebookMatrix view;
+  std::unique_ptr<const cpu::PreparedCodebook> prepared;
 
   RandomMatrix(int64_t rows, int64_t cols, Levels levels, double sidecar_fraction) {
     std::mt19937_64 random(1);
@@ -77,10 +79,9 @@ struct RandomMatrix {
     std::sort(view.codebook.begin(), view.codebook.end());
     view.codebook[255] = 0.06f;
     for (float& level : view.codebook) {
-      if (levels == Levels::whole) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
+      if (levels == Levels::integer) level = std::nearbyint(level * 0x1p18f) * 0x1p-18f;
       if (levels != Levels::any) level = float_from_f16(f16_from_float(level * 0x1p18f)) * 0x1p-18f;
     }
-    view.planes = make_planes(view.codebook);
     std::geometric_distribution<int64_t> gap(sidecar_fraction);
     view.sidecar.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
     for (int64_t at = gap(random); at < rows * cols; at += 1 + gap(random)) {
@@ -89,6 +90,7 @@ struct RandomMatrix {
       ++view.sidecar.row_begin[static_cast<size_t>(at / cols) + 1];
     }
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
+    prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
   }
 
   double weight(int64_t row, int64_t col) const {
@@ -126,7 +128,7 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
 void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
                 int threads, Target target, Scratch& scratch) {
   run_team(threads, [&](const Team& team) {
-    linear(matrix.view,
+    linear(*matrix.prepared,
            {.x = x.data(), .x_stride = matrix.view.cols, .y = y.data(), .y_stride = matrix.view.rows, .tokens = tokens},
            {team, target, scratch});
   });
@@ -139,7 +141,7 @@ void bench_gemv(int threads, size_t mib) {
   Scratch scratch(threads);
   for (const int64_t cols : {768, 1536}) {
     const int64_t rows = static_cast<int64_t>(mib << 20) / cols;
-    for (const Levels levels : {Levels::whole, Levels::half, Levels::any}) {
+    for (const Levels levels : {Levels::integer, Levels::half, Levels::any}) {
       const RandomMatrix matrix(rows, cols, levels, 0.001);
       for (const Target target : supported_targets()) {
         for (const int64_t tokens : {1, 4}) {
@@ -175,7 +177,7 @@ void bench_gemm(int threads) {
     int64_t rows, cols;
   };
   for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {80, 1536}, {1536, 48}, {50280, 768}}) {
-    const RandomMatrix matrix(rows, cols, Levels::whole, 0.001);
+    const RandomMatrix matrix(rows, cols, Levels::integer, 0.001);
     const std::vector<float> x = normal(static_cast<size_t>(kTokens * cols), 3);
     const std::vector<float> dense = normal(static_cast<size_t>(rows * cols), 4);
     std::vector<float> y(static_cast<size_t>(kTokens * rows));

@@ -18,7 +18,7 @@
 #include <string_view>
 #include <vector>
 
-#include "codec/policy.h"
+#include "compress/policy.h"
 #include "desc/model_desc.h"
 #include "hxq/error.h"
 #include "io/safetensors_writer.h"
@@ -151,7 +151,7 @@ std::vector<Part> plan_parts(const ModelDesc& model) {
   std::vector<Part> parts;
   for (const WeightDesc& weight : model.weights) {
     if (weight.optional) continue;
-    if (choose_codec(weight.role, weight.shape, DType::bf16) == Codec::exact) {
+    if (choose_codec(encoder_of({}), weight.role, weight.shape, DType::bf16) == nullptr) {
       parts.push_back({{weight.name, DType::f32, weight.shape}, &weight, "exact"});
       continue;
     }

@@ -5,26 +5,26 @@
 #include <cstring>
 #include <vector>
 
-#include "codec/packed_tensor.h"
+#include "codec/encoder.h"
 #include "hxq/tensor.h"
 
 namespace hxq::testing {
 
 template <class T>
-std::vector<T> values_of(const Plane& plane) {
-  std::vector<T> values(plane.bytes.size() / sizeof(T));
-  std::memcpy(values.data(), plane.bytes.data(), plane.bytes.size());
+std::vector<T> values_of(const EncodedPart& part) {
+  std::vector<T> values(part.bytes.size() / sizeof(T));
+  std::memcpy(values.data(), part.bytes.data(), part.bytes.size());
   return values;
 }
 
-/// SNR, in dB, of what the planes of a scalar codebook with byte indices decode to, by the format's definition.
-inline double decoded_snr_db(const TensorView& source, const PackedTensor& packed) {
-  const auto codebook = values_of<float>(packed.planes[0]);
+/// SNR, in dB, of what the parts of a scalar codebook with byte indices decode to, by the format's definition.
+inline double decoded_snr_db(const TensorView& source, const EncodedTensor& encoded) {
+  const auto codebook = values_of<float>(encoded.parts[0]);
   std::vector<float> decoded;
-  for (const uint8_t index : values_of<uint8_t>(packed.planes[1])) decoded.push_back(codebook[index]);
-  if (packed.planes.size() > 2) {
-    const auto positions = values_of<int64_t>(packed.planes[2]);
-    const auto values = values_of<float>(packed.planes[3]);
+  for (const uint8_t index : values_of<uint8_t>(encoded.parts[1])) decoded.push_back(codebook[index]);
+  if (encoded.parts.size() > 2) {
+    const auto positions = values_of<int64_t>(encoded.parts[2]);
+    const auto values = values_of<float>(encoded.parts[3]);
     for (size_t i = 0; i < positions.size(); ++i) decoded[static_cast<size_t>(positions[i])] = values[i];
   }
   const std::vector<float> weights = to_float(source);

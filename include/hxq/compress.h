@@ -13,7 +13,11 @@ namespace hxq {
 /// Tensor bytes in one file of a model folder: what model hubs serve and loaders hold well.
 inline constexpr int64_t kMaxShardBytes = 5'000'000'000;
 
+/// The codecs that tensors can be compressed with, the default one first.
+std::vector<std::string> codec_names();
+
 struct CompressOptions {
+  std::string codec = {};              ///< how matrices are stored: one of `codec_names`; empty: the first of these
   double sidecar_fraction = 0.001;     ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
   std::vector<std::string> keep = {};  ///< shell patterns (fnmatch) of tensor names to store exactly
   std::vector<std::string> only = {};  ///< if not empty, compress nothing but tensors that match one of these
@@ -34,7 +38,7 @@ struct PlannedTensor {
   Shape shape;
   std::string dtype;
   std::string role;   ///< as in TensorReceipt
-  std::string codec;  ///< "codebook" or "exact"
+  std::string codec;  ///< as in TensorReceipt
   int64_t source_bytes = 0;
 };
 

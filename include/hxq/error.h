@@ -34,4 +34,14 @@ struct ContextError : Error {
   using Error::Error;
 };
 
+/// A folder to be compressed is compressed: its dense form may do.
+struct CompressedError : Error {
+  using Error::Error;
+};
+
+/// The runtime has no description of the model's architecture; compression needs none.
+struct UnknownArchitectureError : Error {
+  using Error::Error;
+};
+
 }  // namespace hxq

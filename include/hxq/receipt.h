@@ -27,7 +27,7 @@ struct TensorReceipt {
   std::string name;
   Shape shape;
   std::string role;   ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
-  std::string codec;  ///< "codebook" or "exact"
+  std::string codec;  ///< the codec's name ("codebook", ...), or "exact"
   std::string source_dtype;
   int64_t source_bytes = 0;
   std::string source_sha256;

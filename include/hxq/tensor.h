@@ -37,6 +37,11 @@ enum class DType : uint8_t {
 /// Bytes per element.
 size_t size_of(DType dtype) noexcept;
 
+/// Whether weights of that type can be computed with and compressed: F32, F16 or BF16.
+constexpr bool is_float(DType dtype) noexcept {
+  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
+
 /// The safetensors name: "F32", "BF16", "U8", ...
 std::string_view name_of(DType dtype) noexcept;
 

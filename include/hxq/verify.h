@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "hxq/tensor.h"
@@ -57,12 +58,11 @@ std::string to_json(const VerifyResult& result);
 struct InspectedTensor {
   std::string name;
   Shape shape;
-  std::string codec;  ///< "exact" or "codebook"
-  std::string dtype;  ///< of the exact tensor, or of the indices
-  int64_t codewords = 0;
-  int64_t vector_dim = 0;  ///< weights per codeword
+  std::string codec;  ///< the codec's name, or "exact"
+  std::string dtype;  ///< of the exact tensor, or of the part that has the weights
+  std::string form;   ///< how it is stored, for a table: "BF16", "codebook x 256"
   int64_t outliers = 0;
-  int64_t low_rank = 0;  ///< rank of the added factors
+  std::vector<std::pair<std::string, int64_t>> facts;  ///< of the codec, by name; in JSON fields beside the others
   int64_t stored_bytes = 0;
   double bits_per_weight = 0;
   std::optional<double> snr_db;  ///< from the receipt, where there is one

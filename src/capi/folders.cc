@@ -1,13 +1,11 @@
 #include <algorithm>
-#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "capi/handles.h"
-#include "codec/codebook_read.h"
-#include "codec/decode_reference.h"
 #include "codec/stored_tensors.h"
+#include "compress/cdnav3_write.h"
 #include "hxq/compress.h"
 #include "hxq/verify.h"
 #include "io/checkpoint.h"
@@ -17,10 +15,6 @@ using namespace hxq;
 using namespace hxq::capi;
 
 namespace {
-
-/// What a loader needs of a compressed module; the first of two names for the same part counts.
-constexpr std::array<std::string_view, 8> kParts = {
-    "codebook", "indices", "sidecar_positions", "sidecar_values", "svd_U", "svd_s", "svd_Vt", "channel_scales"};
 
 std::function<void(std::string_view, int64_t, int64_t)> report_to(hxq_progress progress, void* user) {
   if (progress == nullptr) return {};
@@ -39,6 +33,14 @@ Checkpoint join(const char* const* paths, size_t count, std::vector<Checkpoint>&
   return Checkpoint::over(std::move(tensors));
 }
 
+/// The key of a part that is stored and has elements, under its name or its older one; otherwise empty.
+std::string stored_key(const Checkpoint& checkpoint, std::string_view module, const PartSpec& part) {
+  const TensorView* tensor = find_part(checkpoint, module, part);
+  if (tensor == nullptr) return {};
+  std::string key = part_key(module, part.suffix);
+  return checkpoint.find(key) == tensor ? key : part_key(module, part.older_name);
+}
+
 nlohmann::json describe_part(const TensorView& tensor) {
   return {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}};
 }
@@ -47,24 +49,23 @@ nlohmann::json stored_modules(const Checkpoint& checkpoint) {
   nlohmann::json modules = nlohmann::json::array();
   std::set<std::string> needed;
   for (const StoredTensor& stored : list_tensors(checkpoint)) {
-    if (!stored.compressed) {
+    if (!stored.codec) {
       needed.insert(stored.name);
       continue;
     }
     nlohmann::json parts;
-    const auto take = [&](std::string_view part) {
-      const std::string key = stored.module + "." + std::string(part);
-      const TensorView* tensor = checkpoint.find(key);
-      if (tensor == nullptr || tensor->size() == 0) return false;
+    for (const PartSpec& part : stored.codec->parts) {
+      if (part.kind == PartSpec::Kind::derived) continue;
+      const std::string key = stored_key(checkpoint, stored.module, part);
+      if (key.empty()) continue;
       needed.insert(key);
-      parts[std::string(part)] = describe_part(*tensor);
-      return true;
-    };
-    for (const std::string_view part : kParts) {
-      if (!take(part) && part == "sidecar_positions") take("sidecar_indices");
+      parts[key.substr(stored.module.size() + 1)] = describe_part(*checkpoint.find(key));
     }
-    modules.push_back(
-        {{"module", stored.module}, {"parameter", stored.name}, {"shape", stored.shape}, {"parts", parts}});
+    modules.push_back({{"module", stored.module},
+                       {"parameter", stored.name},
+                       {"shape", stored.shape},
+                       {"codec", stored.codec->id},
+                       {"parts", parts}});
   }
   nlohmann::json ignored = nlohmann::json::array();
   for (const auto& [key, tensor] : checkpoint.tensors()) {
@@ -141,13 +142,13 @@ hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** 
     std::string tensor_name = name == nullptr ? "" : name;
     const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
     const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);
-    if (!stored || !stored->compressed) throw Error("is not stored compressed", checkpoint.place(tensor_name));
+    if (!stored || !stored->codec) throw Error("is not stored compressed", checkpoint.place(tensor_name));
     auto result = std::make_unique<hxq_encoded>();
-    for (const std::string_view part : kParts) {
-      const TensorView* tensor = checkpoint.find(stored->module + "." + std::string(part));
-      if (tensor == nullptr || tensor->size() == 0) continue;
-      result->value.packed.planes.push_back(
-          {std::string(part), tensor->dtype, tensor->shape, {tensor->bytes.begin(), tensor->bytes.end()}});
+    for (const PartSpec& part : stored->codec->parts) {
+      const TensorView* tensor = find_part(checkpoint, stored->module, part);
+      if (tensor == nullptr || part.kind == PartSpec::Kind::derived) continue;
+      result->value.parts.push_back(
+          {std::string(part.suffix), tensor->dtype, tensor->shape, {tensor->bytes.begin(), tensor->bytes.end()}});
     }
     *json = copy_text(nlohmann::json{{"parameter", stored->name}, {"shape", stored->shape}}.dump());
     *parts = result.release();
@@ -164,11 +165,30 @@ hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape,
     std::ranges::copy(stored->shape, shape);
     *rank = static_cast<int32_t>(stored->shape.size());
     if (out == nullptr) return;
-    if (stored->compressed) {
-      const CodebookMatrix matrix = read_codebook_matrix(checkpoint, stored->module, stored->shape);
-      decode_reference(matrix, {out, static_cast<size_t>(matrix.rows * matrix.cols)});
+    if (stored->codec) {
+      const auto matrix = stored->codec->read(checkpoint, stored->module, stored->shape);
+      matrix->decode_rows(0, matrix->rows, {out, static_cast<size_t>(matrix->rows * matrix->cols)});
     } else {
       std::ranges::copy(to_float(*checkpoint.find(stored->name)), out);
+    }
+  });
+}
+
+hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_t exact, double sidecar_fraction,
+                            int32_t max_codewords, int32_t threads, char** stats_json) {
+  return guard([&] {
+    require(source->name != nullptr && *source->name != 0, "the tensor has no name");
+    const TensorView view = capi::view_of(*source);
+    const bool compressed = exact == 0 && view.shape.size() == 2 && view.size() > 0;
+    try {
+      const nlohmann::json stats =
+          compressed
+              ? write_cdnav3(folder, source->name, view,
+                             {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads})
+              : write_cdnav3_exact(folder, source->name, view);
+      *stats_json = copy_text(stats.dump());
+    } catch (const std::filesystem::filesystem_error& error) {
+      throw Error("cannot be written: " + error.code().message(), {.file = error.path1().string()});
     }
   });
 }

@@ -1,14 +1,15 @@
 #pragma once
 
 #include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "codec/codebook.h"
-#include "codec/codebook_encode.h"
+#include "codec/encoder.h"
 #include "hxq/c_api.h"
 #include "hxq/error.h"
 #include "kernels/kernels.h"
+#include "kernels/prepared_matrix.h"
 #include "kernels/scratch.h"
 
 struct hxq_context {
@@ -24,7 +25,8 @@ struct hxq_context {
 };
 
 struct hxq_matrix {
-  hxq::CodebookMatrix value;
+  std::unique_ptr<const hxq::kernels::PreparedMatrix> value;
+  hxq::StoredForm form;
 };
 
 struct hxq_encoded {

@@ -9,7 +9,7 @@ using namespace hxq::capi;
 namespace {
 
 void check_shape(const hxq_matrix* matrix, int64_t rows, int64_t cols, const char* message) {
-  require(matrix->value.rows == rows && matrix->value.cols == cols, message);
+  require(matrix->value->rows() == rows && matrix->value->cols() == cols, message);
 }
 
 /// One sequence through the mixer, all operations in one parallel region.
@@ -23,9 +23,9 @@ struct MixerPass {
   float* ssm_state;   // [state_size, inner]
   float* work;        // work_size(tokens) floats
 
-  int64_t hidden() const { return mixer.in_proj->value.cols; }
-  int64_t inner() const { return mixer.out_proj->value.cols; }
-  int64_t rank() const { return mixer.dt_proj->value.cols; }
+  int64_t hidden() const { return mixer.in_proj->value->cols(); }
+  int64_t inner() const { return mixer.out_proj->value->cols(); }
+  int64_t rank() const { return mixer.dt_proj->value->cols(); }
   int64_t dbc_size() const { return rank() + 2 * mixer.state_size; }
   int64_t work_size() const { return tokens * (4 * inner() + dbc_size()); }
 
@@ -35,8 +35,7 @@ struct MixerPass {
     float* u = xz + tokens * 2 * n;  // [tokens, inner], later the scan's output
     float* dt = u + tokens * n;      // [tokens, inner]
     float* dbc = dt + tokens * n;    // [tokens, rank + 2 * state_size]: dt, B, C
-    kernels::linear(
-        mixer.in_proj->value,
+    mixer.in_proj->value->linear(
         {.x = x, .x_stride = hidden(), .y = xz, .y_stride = 2 * n, .tokens = tokens, .bias = mixer.in_proj_bias},
         context);
     // The kernel keeps one input less: the oldest is moved on here.
@@ -55,10 +54,8 @@ struct MixerPass {
                                  .bias = mixer.conv_bias,
                                  .state = conv_state + n},
                                 context);
-    kernels::linear(mixer.x_proj->value, {.x = u, .x_stride = n, .y = dbc, .y_stride = dbc_size(), .tokens = tokens},
-                    context);
-    kernels::linear(mixer.dt_proj->value, {.x = dbc, .x_stride = dbc_size(), .y = dt, .y_stride = n, .tokens = tokens},
-                    context);
+    mixer.x_proj->value->linear({.x = u, .x_stride = n, .y = dbc, .y_stride = dbc_size(), .tokens = tokens}, context);
+    mixer.dt_proj->value->linear({.x = dbc, .x_stride = dbc_size(), .y = dt, .y_stride = n, .tokens = tokens}, context);
     kernels::selective_scan({.u = u,
                              .dt = dt,
                              .dt_bias = mixer.dt_bias,
@@ -75,8 +72,7 @@ struct MixerPass {
                              .channels = n,
                              .state_size = mixer.state_size},
                             context);
-    kernels::linear(
-        mixer.out_proj->value,
+    mixer.out_proj->value->linear(
         {.x = u, .x_stride = n, .y = y, .y_stride = hidden(), .tokens = tokens, .bias = mixer.out_proj_bias}, context);
   }
 };

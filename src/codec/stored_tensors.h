@@ -1,30 +1,31 @@
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "codec/codec.h"
 #include "hxq/tensor.h"
 #include "io/checkpoint.h"
 
 namespace hxq {
 
-/// What follows "m." in the keys of a compressed module m, which are not tensors of the model: kNeededParts that
-/// decoding reads, then buffers derived from them.
-inline constexpr size_t kNeededParts = 9;
-inline constexpr std::array<std::string_view, 14> kModuleParts = {
-    "codebook",      "indices",        "sidecar_positions", "sidecar_indices", "sidecar_values",   "svd_U",
-    "svd_s",         "svd_Vt",         "channel_scales",    "codebook_f16",    "_sidecar_vq_vals", "_sidecar_rows",
-    "_sidecar_cols", "_sidecar_deltas"};
+/// What the name of a module's weight has after the module's own.
+inline constexpr std::string_view kWeightSuffix = ".weight";
+
+/// The module that a parameter is stored under in compressed form: its name without ".weight".
+inline std::string_view module_of(std::string_view parameter) noexcept {
+  if (parameter.ends_with(kWeightSuffix)) parameter.remove_suffix(kWeightSuffix.size());
+  return parameter;
+}
 
 /// One tensor of the model, however it is stored.
 struct StoredTensor {
-  std::string name = {};    ///< the parameter's name, "….in_proj.weight"
-  Shape shape = {};         ///< the tensor's; flat when compressed with packed indices that do not tell rows from cols
-  bool compressed = false;  ///< stored as codebook and indices
-  std::string module = {};  ///< when compressed: the prefix of its stored keys; for `read_codebook_matrix`
+  std::string name = {};         ///< the parameter's name, "….in_proj.weight"
+  Shape shape = {};              ///< the tensor's; flat where a codec's parts do not tell rows from columns
+  const Codec* codec = nullptr;  ///< null: stored exactly
+  std::string module = {};       ///< when compressed: the prefix of its stored keys
 };
 
 /// The model's tensors by name, ascending, numbers within names by value (layer 2 before layer 10). What is stored both

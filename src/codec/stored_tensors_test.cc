@@ -19,7 +19,7 @@ void add_module(TestCheckpoint& files, const std::string& module) {
 std::vector<std::string> listing(const Checkpoint& checkpoint) {
   std::vector<std::string> lines;
   for (const StoredTensor& tensor : list_tensors(checkpoint)) {
-    lines.push_back(tensor.compressed ? tensor.name + " <- " + tensor.module : tensor.name);
+    lines.push_back(tensor.codec ? tensor.name + " <- " + tensor.module : tensor.name);
   }
   return lines;
 }
@@ -67,8 +67,8 @@ TEST(StoredTensors, TheExactOneCountsWhenBothAreThere) {
   files.set("a.proj.weight", DType::f32, {1, 2}, std::vector<float>{3, 4});
   const Checkpoint checkpoint = files.open();
   EXPECT_EQ(listing(checkpoint), (std::vector<std::string>{"a.A_log", "a.proj.weight"}));
-  EXPECT_FALSE(find_tensor(checkpoint, "a.A_log")->compressed);
-  EXPECT_FALSE(find_tensor(checkpoint, "a.proj.weight")->compressed);
+  EXPECT_FALSE(find_tensor(checkpoint, "a.A_log")->codec);
+  EXPECT_FALSE(find_tensor(checkpoint, "a.proj.weight")->codec);
 }
 
 TEST(StoredTensors, FindsByTheParametersName) {
@@ -78,11 +78,11 @@ TEST(StoredTensors, FindsByTheParametersName) {
   files.set("a.D", DType::bf16, {3}, std::vector<uint16_t>{1, 2, 3});
   const Checkpoint checkpoint = files.open();
   const std::optional<StoredTensor> weight = find_tensor(checkpoint, "a.proj.weight");
-  ASSERT_TRUE(weight && weight->compressed);
+  ASSERT_TRUE(weight && weight->codec);
   EXPECT_EQ(weight->module, "a.proj");
   EXPECT_EQ(weight->shape, (Shape{1, 2}));
   const std::optional<StoredTensor> a_log = find_tensor(checkpoint, "a.A_log");
-  ASSERT_TRUE(a_log && a_log->compressed);
+  ASSERT_TRUE(a_log && a_log->codec);
   EXPECT_EQ(a_log->module, "a.A_log");
   EXPECT_EQ(find_tensor(checkpoint, "a.D")->shape, Shape{3});
   EXPECT_FALSE(find_tensor(checkpoint, "a"));

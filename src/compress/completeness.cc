@@ -6,10 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "codec/codebook_read.h"
-#include "codec/model_tensors.h"
-#include "codec/shared_copies.h"
-#include "compress/known_shapes.h"
+#include "folder/described_tensors.h"
 
 namespace hxq {
 namespace {
@@ -21,18 +18,6 @@ void collect(std::vector<Error>& faults, const Check& check) {
   } catch (const Error& error) {
     faults.push_back(error);
   }
-}
-
-/// The description of a model that has the tensors it names; empty where blocks that it takes for shared are not.
-std::optional<ModelDesc> described_model(const Checkpoint& checkpoint) {
-  std::optional<ModelDesc> model = known_model(checkpoint);
-  if (!model) return std::nullopt;
-  try {
-    check_shared_copies(checkpoint, *model);
-  } catch (const Error&) {
-    return std::nullopt;
-  }
-  return model;
 }
 
 std::vector<std::string> listed_modules(const nlohmann::json& config) {
@@ -48,24 +33,33 @@ std::vector<std::string> listed_modules(const nlohmann::json& config) {
   return modules;
 }
 
+/// Throws if only some of the parts that the module's codec needs are stored.
 void check_module(const Checkpoint& checkpoint, const std::string& module) {
   const auto is_exact = [&](const std::string& name) {
     const TensorView* tensor = checkpoint.find(name);
     return tensor != nullptr && tensor->size() > 0;
   };
-  if (is_compressed(checkpoint, module) || is_exact(module) || is_exact(module + ".weight")) return;
-  const auto is_stored = [&](std::string_view part) { return checkpoint.find(fmt::format("{}.{}", module, part)); };
-  const auto part = std::ranges::find_if(kModuleParts, is_stored);
-  if (part == kModuleParts.end()) return;
-  const std::string missing = module + (is_stored("codebook") ? ".indices" : ".codebook");
-  throw Error(fmt::format("is missing, but {}.{} is stored", module, *part), checkpoint.place(missing));
+  if (codec_of(checkpoint, module) || is_exact(module) || is_exact(fmt::format("{}{}", module, kWeightSuffix))) return;
+  const auto is_stored = [&](const PartSpec& part) {
+    return checkpoint.find(part_key(module, part.suffix)) != nullptr ||
+           (!part.older_name.empty() && checkpoint.find(part_key(module, part.older_name)) != nullptr);
+  };
+  for (const Codec* codec : codecs()) {
+    const auto stored = std::ranges::find_if(codec->parts, is_stored);
+    if (stored == codec->parts.end()) continue;
+    const auto missing = std::ranges::find_if(
+        codec->parts, [&](const PartSpec& part) { return part.kind == PartSpec::Kind::needed && !is_stored(part); });
+    throw Error(fmt::format("is missing, but {}.{} is stored", module, stored->suffix),
+                checkpoint.place(part_key(module, missing->suffix)));
+  }
 }
 
 }  // namespace
 
-std::vector<Error> completeness_faults(const Checkpoint& checkpoint) {
+std::vector<Error> completeness_faults(const ModelFolder& folder) {
+  const Checkpoint& checkpoint = folder.checkpoint;
   std::vector<Error> faults;
-  if (const std::optional<ModelDesc> model = described_model(checkpoint)) {
+  if (const ModelDesc* model = folder.described()) {
     for (const WeightDesc& weight : model->weights) {
       collect(faults, [&] {
         if (!checkpoint.is_tree() || find_tensor(checkpoint, weight.name)) find_described(checkpoint, weight);

@@ -2,8 +2,8 @@
 
 #include <vector>
 
+#include "folder/model_folder.h"
 #include "hxq/error.h"
-#include "io/checkpoint.h"
 
 namespace hxq {
 
@@ -11,6 +11,6 @@ namespace hxq {
 /// architecture: tensors that are missing (not from `.cdnav3` trees) or have another shape, and layers more than the
 /// configuration has. Otherwise: modules that `quantization_config` lists as compressed and of which only a part is
 /// stored.
-std::vector<Error> completeness_faults(const Checkpoint& checkpoint);
+std::vector<Error> completeness_faults(const ModelFolder& folder);
 
 }  // namespace hxq

@@ -7,7 +7,6 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
-#include "codec/codebook_encode.h"
 #include "compress/journal.h"
 #include "compress/peak_memory.h"
 #include "compress/plan.h"
@@ -24,39 +23,32 @@
 namespace hxq {
 namespace {
 
-constexpr int32_t kMaxCodewords = 256;
-
 /// Every key that may be written, with shapes as large as they can get.
 std::vector<TensorPlan> header_plan(const std::vector<PlanEntry>& plan) {
   std::vector<TensorPlan> keys;
   for (const PlanEntry& entry : plan) {
-    if (entry.codec == Codec::exact) {
+    if (!entry.encoder) {
       keys.push_back({entry.name, entry.view.dtype, entry.view.shape});
       continue;
     }
-    const std::string module = module_of(entry.name);
-    const int64_t weights = entry.view.size();
-    keys.push_back({module + ".codebook", DType::f32, {kMaxCodewords}});
-    keys.push_back({module + ".indices", DType::u8, entry.view.shape});
-    keys.push_back({module + ".sidecar_positions", DType::i64, {weights}});
-    keys.push_back({module + ".sidecar_values", DType::f32, {weights}});
+    for (const PartPlan& part : entry.encoder->largest_parts(entry.view.shape)) {
+      keys.push_back({part_key(module_of(entry.name), part.suffix), part.dtype, part.shape});
+    }
   }
   return keys;
 }
 
-nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const ReceiptTotals& totals) {
+nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const Encoder& encoder,
+                                   const ReceiptTotals& totals) {
   std::vector<std::string> modules;
   for (const PlanEntry& entry : plan) {
-    if (entry.codec != Codec::exact) modules.push_back(module_of(entry.name));
+    if (entry.encoder) modules.emplace_back(module_of(entry.name));
   }
-  return {{"quant_method", "hxq"},
-          {"bits", 8},
-          {"n_clusters", kMaxCodewords},
-          {"codebook_size", kMaxCodewords},
-          {"vector_dim", 1},
-          {"sidecar_enabled", true},
-          {"compression_ratio", static_cast<double>(totals.f32_bytes) / static_cast<double>(totals.stored_bytes)},
-          {"compressed_modules", modules}};
+  nlohmann::json config = encoder.config();
+  config["quant_method"] = "hxq";
+  config["compression_ratio"] = static_cast<double>(totals.f32_bytes) / static_cast<double>(totals.stored_bytes);
+  config["compressed_modules"] = modules;
+  return config;
 }
 
 class Compressor {
@@ -115,11 +107,11 @@ class Compressor {
     receipt.name = entry.name;
     receipt.shape = entry.view.shape;
     receipt.role = role_name(entry.role);
-    receipt.codec = name_of(entry.codec);
+    receipt.codec = codec_name(entry.encoder);
     receipt.source_dtype = name_of(entry.view.dtype);
     receipt.source_bytes = static_cast<int64_t>(entry.view.bytes.size());
     receipt.source_sha256 = sha256_hex(entry.view.bytes);
-    if (entry.codec == Codec::exact) {
+    if (!entry.encoder) {
       writer_.begin_group(receipt.source_bytes);
       add_key(receipt, entry.name, entry.view.dtype, entry.view.shape, entry.view.bytes, receipt.source_sha256);
     } else {
@@ -132,20 +124,19 @@ class Compressor {
   }
 
   void encode(const PlanEntry& entry, TensorReceipt& receipt) {
-    const CodebookOptions codec_options{
-        .sidecar_fraction = options_.sidecar_fraction, .max_codewords = kMaxCodewords, .threads = options_.threads};
     EncodedTensor encoded;
     try {
-      encoded = encode_codebook(entry.view, codec_options);
+      encoded = entry.encoder->encode(entry.view,
+                                      {.sidecar_fraction = options_.sidecar_fraction, .threads = options_.threads});
     } catch (const Error& error) {
       throw Error(error.what(), source_.place(entry.name));
     }
     int64_t bytes = 0;
-    for (const Plane& plane : encoded.packed.planes) bytes += static_cast<int64_t>(plane.bytes.size());
+    for (const EncodedPart& part : encoded.parts) bytes += static_cast<int64_t>(part.bytes.size());
     writer_.begin_group(bytes);
-    for (const Plane& plane : encoded.packed.planes) {
-      add_key(receipt, module_of(entry.name) + "." + plane.suffix, plane.dtype, plane.shape, plane.bytes,
-              sha256_hex(plane.bytes));
+    for (const EncodedPart& part : encoded.parts) {
+      add_key(receipt, part_key(module_of(entry.name), part.suffix), part.dtype, part.shape, part.bytes,
+              sha256_hex(part.bytes));
     }
     if (encoded.fidelity.squared_error > 0) receipt.snr_db = encoded.fidelity.snr_db();
     receipt.cosine = encoded.fidelity.cosine();
@@ -173,7 +164,7 @@ ReceiptTotals totals_of(const std::vector<TensorReceipt>& tensors) {
   for (const TensorReceipt& tensor : tensors) {
     const int64_t parameters = element_count(tensor.shape);
     totals.parameters += parameters;
-    if (tensor.codec == name_of(Codec::exact)) {
+    if (tensor.codec == kExact) {
       ++totals.tensors_exact;
     } else {
       ++totals.tensors_compressed;
@@ -208,7 +199,7 @@ std::string identity_of(const std::vector<PlanEntry>& plan, const CompressOption
       fmt::format("hxq {} sidecar {} shards {}", kVersion, options.sidecar_fraction, options.max_shard_bytes);
   for (const PlanEntry& entry : plan) {
     text += fmt::format("\n{} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
-                        name_of(entry.codec));
+                        codec_name(entry.encoder));
   }
   return sha256_hex(std::as_bytes(std::span(text)));
 }
@@ -230,11 +221,11 @@ Journal open_journal(const StagedFolder& folder, const std::vector<PlanEntry>& p
   return journal;
 }
 
-void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const ReceiptTotals& totals,
-                  const StagedFolder& folder) {
+void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const Encoder& encoder,
+                  const ReceiptTotals& totals, const StagedFolder& folder) {
   if (source.config().is_null()) return;
   nlohmann::ordered_json config = load_ordered_json(source.path() / "config.json");
-  config["quantization_config"] = quantization_config(plan, totals);
+  config["quantization_config"] = quantization_config(plan, encoder, totals);
   folder.write("config.json", json_text(config) + "\n");
 }
 
@@ -243,8 +234,9 @@ void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, 
 Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
                  const CompressOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  const Checkpoint checkpoint = Checkpoint::open(source);
-  const std::vector<PlanEntry> plan = plan_entries(checkpoint, options);
+  const ModelFolder model = ModelFolder::open(source);
+  const Checkpoint& checkpoint = model.checkpoint;
+  const std::vector<PlanEntry> plan = plan_entries(model, options);
   if (options.force) check_apart(source, destination);
   StagedFolder folder(destination, options.force ? StagedFolder::Check(check_replaceable) : nullptr,
                       options.resume ? StagedFolder::Leftovers::take_up : StagedFolder::Leftovers::clear);
@@ -264,9 +256,9 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   receipt.only = options.only;
   receipt.totals = totals_of(receipt.tensors);
 
-  write_config(checkpoint, plan, receipt.totals, folder);
+  write_config(checkpoint, plan, encoder_of(options.codec), receipt.totals, folder);
   copy_side_files(source, side_files, folder);
-  receipt.files = files_below(folder.path());
+  for (const std::string& file : files_below(folder.path())) receipt.files.push_back(to_valid_utf8(file));
   for (const char* file : {StagedFolder::kMark, Journal::kFile}) std::erase(receipt.files, file);
   receipt.left_out = side_files.left_out;
   receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

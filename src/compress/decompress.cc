@@ -4,16 +4,13 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <nlohmann/json.hpp>
 
-#include "codec/codebook_read.h"
-#include "codec/decode_reference.h"
 #include "codec/stored_tensors.h"
 #include "compress/completeness.h"
-#include "compress/known_shapes.h"
 #include "compress/side_files.h"
 #include "compress/staged_folder.h"
+#include "folder/model_folder.h"
 #include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/half.h"
@@ -43,7 +40,7 @@ void store_as(DType dtype, std::span<const float> values, std::byte* out) {
 }
 
 /// The matrix that x is multiplied with: decoded, channel scales folded in.
-std::vector<std::byte> decode_matrix(const CodebookMatrix& matrix, DType dtype) {
+std::vector<std::byte> decode_matrix(const StoredMatrix& matrix, DType dtype) {
   const size_t element = size_of(dtype);
   std::vector<std::byte> out(static_cast<size_t>(matrix.rows * matrix.cols) * element);
   const int64_t block_rows = std::max<int64_t>(1, kBlockWeights / std::max<int64_t>(1, matrix.cols));
@@ -68,21 +65,19 @@ nlohmann::ordered_json dense_config(nlohmann::ordered_json config, DType dtype) 
 
 int64_t decompress(const std::filesystem::path& source, const std::filesystem::path& destination,
                    const DecompressOptions& options) {
-  if (options.dtype != DType::f32 && options.dtype != DType::f16 && options.dtype != DType::bf16) {
+  if (!is_float(options.dtype)) {
     throw Error(fmt::format("cannot decompress to {}: expected F32, F16 or BF16", name_of(options.dtype)));
   }
-  const Checkpoint checkpoint = Checkpoint::open(source);
-  const std::map<std::string, Shape> shapes = known_shapes(checkpoint);
-  check_dtypes(checkpoint, shapes);
-  if (const std::vector<Error> faults = completeness_faults(checkpoint); !faults.empty()) throw faults.front();
+  const ModelFolder model = ModelFolder::open(source);
+  const Checkpoint& checkpoint = model.checkpoint;
+  model.check_dtypes();
+  if (const std::vector<Error> faults = completeness_faults(model); !faults.empty()) throw faults.front();
   std::vector<StoredTensor> tensors = list_tensors(checkpoint);
   std::vector<TensorPlan> plan;
   int64_t total = 0;
   for (StoredTensor& tensor : tensors) {
-    if (const auto known = shapes.find(tensor.name); tensor.compressed && known != shapes.end()) {
-      tensor.shape = known->second;
-    }
-    const DType dtype = tensor.compressed ? options.dtype : checkpoint.find(tensor.name)->dtype;
+    tensor.shape = model.shape_of(tensor);
+    const DType dtype = tensor.codec ? options.dtype : checkpoint.find(tensor.name)->dtype;
     plan.push_back({tensor.name, dtype, tensor.shape});
     total += element_count(tensor.shape) * static_cast<int64_t>(size_of(dtype));
   }
@@ -97,11 +92,11 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
     if (options.progress) options.progress(tensor.name, done, total);
     const int64_t bytes = element_count(tensor.shape) * static_cast<int64_t>(size_of(plan[i].dtype));
     writer.begin_group(bytes);
-    if (tensor.compressed) {
-      const CodebookMatrix matrix = read_codebook_matrix(checkpoint, tensor.module, tensor.shape);
+    if (tensor.codec) {
+      const auto matrix = tensor.codec->read(checkpoint, tensor.module, tensor.shape);
       std::vector<std::byte> decoded;
       try {
-        decoded = decode_matrix(matrix, options.dtype);
+        decoded = decode_matrix(*matrix, options.dtype);
       } catch (const Error& error) {
         throw Error(error.what(), {.file = source.string(), .tensor = tensor.name});
       }

@@ -4,12 +4,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <span>
 
-#include "codec/model_tensors.h"
-#include "codec/stored_tensors.h"
 #include "compress/completeness.h"
-#include "compress/known_shapes.h"
+#include "folder/described_tensors.h"
+#include "folder/model_folder.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
 #include "hxq/verify.h"
@@ -19,10 +17,10 @@ namespace {
 
 class Inspector {
  public:
-  explicit Inspector(const Checkpoint& checkpoint) : checkpoint_(checkpoint), shapes_(known_shapes(checkpoint)) {
-    for (const Error& fault : completeness_faults(checkpoint)) faults_.emplace_back(fault.what());
-    if (const std::optional<ModelDesc> model = known_model(checkpoint)) {
-      for (std::string& name : tensors_of_more_layers(checkpoint, *model)) more_layers_.insert(std::move(name));
+  explicit Inspector(const ModelFolder& folder) : checkpoint_(folder.checkpoint), shapes_(folder.shapes) {
+    for (const Error& fault : completeness_faults(folder)) faults_.emplace_back(fault.what());
+    if (folder.known) {
+      for (std::string& name : tensors_of_more_layers(checkpoint_, *folder.known)) more_layers_.insert(std::move(name));
     }
   }
 
@@ -36,13 +34,14 @@ class Inspector {
     InspectedTensor tensor;
     tensor.name = stored.name;
     tensor.shape = stored.shape;
-    tensor.codec = stored.compressed ? "codebook" : "exact";
-    if (stored.compressed) {
+    if (stored.codec) {
       if (const Shape* known = known_shape(stored)) take_shape(*known, tensor);
-      look_at_planes(stored.module, tensor);
+      look_at_parts(stored, tensor);
     } else {
+      tensor.codec = kExact;
       tensor.stored_bytes = count(stored.name);
       tensor.dtype = name_of(checkpoint_.find(stored.name)->dtype);
+      tensor.form = tensor.dtype;
     }
     if (const int64_t weights = element_count(tensor.shape); weights > 0) {
       tensor.bits_per_weight = 8.0 * static_cast<double>(tensor.stored_bytes) / static_cast<double>(weights);
@@ -87,24 +86,23 @@ class Inspector {
     return view ? static_cast<int64_t>(view->bytes.size()) : 0;
   }
 
-  int64_t dimension(const std::string& key, size_t axis, int64_t otherwise) const {
-    const TensorView* view = checkpoint_.find(key);
-    return view && view->shape.size() > axis ? view->shape[axis] : otherwise;
-  }
-
-  void look_at_planes(const std::string& module, InspectedTensor& tensor) {
-    for (const std::string_view part : std::span(kModuleParts).first(kNeededParts)) {
-      tensor.stored_bytes += count(fmt::format("{}.{}", module, part));
+  void look_at_parts(const StoredTensor& stored, InspectedTensor& tensor) {
+    for (const PartSpec& part : stored.codec->parts) {
+      if (part.kind == PartSpec::Kind::derived) continue;
+      for (const std::string_view suffix : {part.suffix, part.older_name}) {
+        if (!suffix.empty()) tensor.stored_bytes += count(part_key(stored.module, suffix));
+      }
     }
-    tensor.dtype = name_of(checkpoint_.find(module + ".indices")->dtype);
-    tensor.codewords = dimension(module + ".codebook", 0, 0);
-    tensor.vector_dim = dimension(module + ".codebook", 1, 1);
-    tensor.outliers = dimension(module + ".sidecar_values", 0, 0);
-    tensor.low_rank = dimension(module + ".svd_s", 0, 0);
+    const StoredForm form = stored.codec->describe(checkpoint_, stored.module);
+    tensor.codec = stored.codec->id;
+    tensor.dtype = name_of(form.dtype);
+    tensor.form = form.text;
+    tensor.outliers = form.outliers;
+    for (const Fact& fact : form.facts) tensor.facts.emplace_back(fact.name, fact.value);
   }
 
   const Checkpoint& checkpoint_;
-  std::map<std::string, Shape> shapes_;
+  const std::map<std::string, Shape>& shapes_;
   std::set<std::string> more_layers_;  // names of tensors
   std::set<std::string> counted_;
   std::vector<std::string> faults_;
@@ -118,7 +116,8 @@ std::string text_field(const nlohmann::json& json, const char* key) {
 }  // namespace
 
 Inspection inspect(const std::filesystem::path& dir) {
-  const Checkpoint checkpoint = Checkpoint::open(dir);
+  const ModelFolder folder = ModelFolder::open(dir);
+  const Checkpoint& checkpoint = folder.checkpoint;
   Inspection inspection;
   const nlohmann::json& config = checkpoint.config();
   inspection.model_type = text_field(config, "model_type");
@@ -135,7 +134,7 @@ Inspection inspect(const std::filesystem::path& dir) {
       inspection.receipt_fault = error.what();
     }
   }
-  Inspector inspector(checkpoint);
+  Inspector inspector(folder);
   for (const StoredTensor& stored : list_tensors(checkpoint)) {
     if (!inspector.belongs(stored)) continue;
     InspectedTensor tensor = inspector.look_at(stored);

@@ -7,9 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "codec/model_tensors.h"
-#include "codec/shared_copies.h"
-#include "compress/known_shapes.h"
+#include "folder/described_tensors.h"
 #include "hxq/error.h"
 
 namespace hxq {
@@ -34,9 +32,7 @@ void check_patterns(const std::vector<std::string>& patterns, const std::vector<
 
 /// What the runtime could not run is not worth compressing.
 void check_dtype(const Checkpoint& source, const WeightDesc& weight, const TensorView& view) {
-  const bool is_matrix = weight.role == Role::embedding || weight.role == Role::projection || weight.role == Role::head;
-  if (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16) return;
-  if (view.dtype == DType::f64 && !is_matrix) return;
+  if (is_float(view.dtype) || (view.dtype == DType::f64 && !is_matrix(weight.role))) return;
   throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)), source.place(weight.name));
 }
 
@@ -92,69 +88,80 @@ std::string shape_rule_notice(const Checkpoint& source) {
 
 /// The choice where nothing tells what a tensor is for. What is not the weight of a module has no compressed form that
 /// loaders of the format look for.
-Codec choose_by_shape(const PlanEntry& entry) {
-  if (!entry.name.ends_with(".weight")) return Codec::exact;
-  return choose_codec_by_shape(entry.view.shape, entry.view.dtype);
+const Encoder* choose_by_shape(const Encoder& encoder, const PlanEntry& entry) {
+  if (!entry.name.ends_with(kWeightSuffix)) return nullptr;
+  return choose_codec_by_shape(encoder, entry.view.shape, entry.view.dtype);
 }
 
 /// Whether the source has a key that would be read as part of the parameter in compressed form, or a tensor that is
 /// named like the module and would be taken for the parameter.
-bool has_part_of(const Checkpoint& source, const std::string& name) {
-  const auto is_key = [&](const std::string& key) {
+bool has_part_of(const Checkpoint& source, std::string_view name) {
+  const auto is_key = [&](std::string_view key) {
     return source.tensors().contains(key) || source.unsupported().contains(key);
   };
-  const std::string module = module_of(name);
+  const std::string_view module = module_of(name);
   if (module != name && is_key(module)) return true;
-  return std::ranges::any_of(kModuleParts,
-                             [&](std::string_view part) { return is_key(fmt::format("{}.{}", module, part)); });
+  const auto is_stored = [&](std::string_view suffix) { return !suffix.empty() && is_key(part_key(module, suffix)); };
+  return std::ranges::any_of(codecs(), [&](const Codec* codec) {
+    return std::ranges::any_of(
+        codec->parts, [&](const PartSpec& part) { return is_stored(part.suffix) || is_stored(part.older_name); });
+  });
 }
 
 /// The model's description, or else a notice why there is none: then the choice is by shape.
-std::optional<ModelDesc> runnable_model(const Checkpoint& source, const CompressOptions& options) {
-  const std::optional<ModelDesc> model = known_model(source);
-  std::string notice;
-  if (!model) {
-    notice = shape_rule_notice(source);
-  } else {
-    try {
-      check_shared_copies(source, *model);
-      return model;
-    } catch (const Error& error) {
-      notice = fmt::format("{} by the runtime; the choice is by shape and dtype", error.what());
-    }
+const ModelDesc* runnable_model(const ModelFolder& source, const CompressOptions& options) {
+  if (const ModelDesc* model = source.described()) return model;
+  if (options.notice) {
+    options.notice(source.untied
+                       ? fmt::format("{} by the runtime; the choice is by shape and dtype", source.untied->what())
+                       : shape_rule_notice(source.checkpoint));
   }
-  if (options.notice) options.notice(notice);
-  return std::nullopt;
+  return nullptr;
+}
+
+/// An option that would have no effect is most likely a mistake.
+const Encoder& chosen_encoder(const CompressOptions& options) {
+  const Encoder& encoder = encoder_of(options.codec);
+  if (!(options.sidecar_fraction >= 0 && options.sidecar_fraction <= 0.5)) {
+    throw Error(fmt::format("sidecar fraction {}: expected 0 to 0.5", options.sidecar_fraction));
+  }
+  if (!encoder.keeps_outliers && options.sidecar_fraction != CompressOptions().sidecar_fraction) {
+    throw Error(fmt::format("codec '{}' keeps no outliers, so a sidecar fraction has no effect", encoder.codec->id));
+  }
+  return encoder;
 }
 
 }  // namespace
 
-std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOptions& options) {
-  if (!(options.sidecar_fraction >= 0 && options.sidecar_fraction <= 0.5)) {
-    throw Error(fmt::format("sidecar fraction {}: expected 0 to 0.5", options.sidecar_fraction));
-  }
+std::vector<std::string> codec_names() {
+  std::vector<std::string> names;
+  for (const Encoder* encoder : encoders()) names.emplace_back(encoder->codec->id);
+  return names;
+}
+
+std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOptions& options) {
+  const Encoder& encoder = chosen_encoder(options);
+  const Checkpoint& source = folder.checkpoint;
   const std::vector<StoredTensor> tensors = list_tensors(source);
   for (const StoredTensor& tensor : tensors) {
-    if (tensor.compressed) {
-      throw Error("is compressed already; `hxq decompress` makes the folder dense", source.place(tensor.name));
-    }
+    if (tensor.codec) throw CompressedError("is compressed already", source.place(tensor.name));
   }
   check_not_quantized(source);
-  check_dtypes(source, known_shapes(source));
-  const std::optional<ModelDesc> model = runnable_model(source, options);
+  folder.check_dtypes();
+  const ModelDesc* model = runnable_model(folder, options);
   const std::map<std::string, Role> roles = model ? roles_of(source, *model) : std::map<std::string, Role>();
   std::vector<PlanEntry> plan;
   for (const StoredTensor& tensor : tensors) {
-    PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}, .codec = Codec::exact};
+    PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}, .encoder = nullptr};
     if (const auto role = roles.find(tensor.name); role != roles.end()) {
       entry.role = role->second;
-      entry.codec = choose_codec(role->second, entry.view.shape, entry.view.dtype);
-    } else if (!model) {
-      entry.codec = choose_by_shape(entry);
+      entry.encoder = choose_codec(encoder, role->second, entry.view.shape, entry.view.dtype);
+    } else if (model == nullptr) {
+      entry.encoder = choose_by_shape(encoder, entry);
     }
     const bool wanted =
         (options.only.empty() || matches_any(options.only, entry.name)) && !matches_any(options.keep, entry.name);
-    if (!wanted || has_part_of(source, entry.name)) entry.codec = Codec::exact;
+    if (!wanted || has_part_of(source, entry.name)) entry.encoder = nullptr;
     plan.push_back(std::move(entry));
   }
   check_patterns(options.keep, plan);
@@ -163,14 +170,14 @@ std::vector<PlanEntry> plan_entries(const Checkpoint& source, const CompressOpti
 }
 
 std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source, const CompressOptions& options) {
-  const Checkpoint checkpoint = Checkpoint::open(source);
+  const ModelFolder folder = ModelFolder::open(source);
   std::vector<PlannedTensor> planned;
-  for (const PlanEntry& entry : plan_entries(checkpoint, options)) {
+  for (const PlanEntry& entry : plan_entries(folder, options)) {
     planned.push_back({.name = entry.name,
                        .shape = entry.view.shape,
                        .dtype = std::string(name_of(entry.view.dtype)),
                        .role = std::string(role_name(entry.role)),
-                       .codec = std::string(name_of(entry.codec)),
+                       .codec = std::string(codec_name(entry.encoder)),
                        .source_bytes = static_cast<int64_t>(entry.view.bytes.size())});
   }
   return planned;

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "codec/codec.h"
 #include "compress/journal.h"
 #include "hxq/error.h"
 #include "io/json.h"
@@ -87,6 +88,9 @@ TensorReceipt tensor_from(const Part& json) {
   json.get("shape", tensor.shape);
   json.get("role", tensor.role);
   json.get("codec", tensor.codec);
+  if (tensor.codec != kExact && find_codec(tensor.codec) == nullptr) {
+    throw Error(fmt::format("{} is stored with codec '{}', which is not known here", tensor.name, tensor.codec));
+  }
   const Part source = json.part("source");
   source.get("dtype", tensor.source_dtype);
   source.get("bytes", tensor.source_bytes);
@@ -186,7 +190,7 @@ std::string to_json(const Receipt& receipt) {
         {"peak_memory_bytes", totals.peak_memory_bytes}}},
       {"tensors", std::move(tensors)},
   };
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {

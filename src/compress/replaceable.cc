@@ -11,6 +11,7 @@
 #include "compress/side_files.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
+#include "io/utf8.h"
 
 namespace hxq {
 namespace fs = std::filesystem;
@@ -52,7 +53,7 @@ void check_replaceable(const fs::path& folder) {
     for (std::string& name : files_below(folder)) {
       const fs::file_type type = fs::symlink_status(folder / name).type();
       const bool is_plain = type == fs::file_type::regular || name.ends_with('/');
-      if (is_plain && was_written(*receipt, name)) continue;
+      if (is_plain && was_written(*receipt, to_valid_utf8(name))) continue;
       if (name.ends_with('/')) name.pop_back();
       throw Error(fmt::format("holds {}, which no compression wrote, so it is not replaced", name),
                   {.file = folder.string()});

@@ -7,17 +7,14 @@ namespace hxq {
 namespace {
 
 nlohmann::ordered_json json_of(const InspectedTensor& tensor) {
-  return {{"name", tensor.name},
-          {"shape", tensor.shape},
-          {"codec", tensor.codec},
-          {"dtype", tensor.dtype},
-          {"codewords", tensor.codewords},
-          {"vector_dim", tensor.vector_dim},
-          {"outliers", tensor.outliers},
-          {"low_rank", tensor.low_rank},
-          {"stored_bytes", tensor.stored_bytes},
-          {"bits_per_weight", tensor.bits_per_weight},
-          {"snr_db", tensor.snr_db ? nlohmann::ordered_json(*tensor.snr_db) : nlohmann::ordered_json()}};
+  nlohmann::ordered_json json = {
+      {"name", tensor.name}, {"shape", tensor.shape}, {"codec", tensor.codec}, {"dtype", tensor.dtype}};
+  for (const auto& [name, value] : tensor.facts) json[name] = value;
+  json["outliers"] = tensor.outliers;
+  json["stored_bytes"] = tensor.stored_bytes;
+  json["bits_per_weight"] = tensor.bits_per_weight;
+  json["snr_db"] = tensor.snr_db ? nlohmann::ordered_json(*tensor.snr_db) : nlohmann::ordered_json();
+  return json;
 }
 
 nlohmann::ordered_json finite_or_null(const std::optional<double>& value) {
@@ -34,7 +31,7 @@ std::string to_json(const Inspection& inspection) {
       {"parameters", inspection.parameters}, {"stored_bytes", inspection.stored_bytes},
       {"tensors", std::move(tensors)},       {"other_keys", inspection.other_keys},
       {"faults", inspection.faults},         {"receipt_fault", inspection.receipt_fault}};
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 std::string to_json(const VerifyResult& result) {
@@ -53,7 +50,7 @@ std::string to_json(const VerifyResult& result) {
                                        {"worst_tensor", result.worst_tensor},
                                        {"median_snr_db", finite_or_null(result.median_snr_db)},
                                        {"problems", std::move(problems)}};
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace hxq

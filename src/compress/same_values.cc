@@ -28,10 +28,6 @@ std::vector<double> to_double(const TensorView& tensor) {
   return values;
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
-}
-
 }  // namespace
 
 bool same_values(const TensorView& a, const TensorView& b) {

@@ -123,10 +123,14 @@ class Finder {
     if (fs::exists(real / kReceiptFile)) return leave_out(folder, "another compressed model");
     const bool holds_itself = fs::is_symlink(fs::symlink_status(root_ / folder)) && visited_.contains(real);
     if (holds_itself || depth == kMaxDepth) return leave_out(folder, "a link to a folder around it");
+    const size_t folders = found_.folders.size(), files = found_.files.size(), left_out = found_.left_out.size();
     found_.folders.push_back(folder);
     const bool is_new = visited_.insert(real).second;
     walk(folder, depth + 1);
     if (is_new) visited_.erase(real);
+    // A folder of which nothing is copied stays behind, unless it was empty.
+    const bool is_bare = found_.files.size() == files && found_.folders.size() == folders + 1;
+    if (is_bare && found_.left_out.size() > left_out) found_.folders.pop_back();
   }
 
   fs::path root_;
@@ -171,7 +175,7 @@ std::string left_out_text(const std::vector<LeftOut>& left_out) {
 std::vector<std::string> files_below(const fs::path& folder) {
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
-    const std::string name = text_of(entry.path().lexically_relative(folder));
+    const std::string name = entry.path().lexically_relative(folder).string();
     if (!entry.is_directory()) {
       names.push_back(name);
     } else if (fs::is_empty(entry.path())) {

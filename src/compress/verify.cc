@@ -4,19 +4,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <set>
 #include <tuple>
 #include <utility>
 
-#include "codec/codebook_read.h"
-#include "codec/decode_reference.h"
 #include "codec/fidelity.h"
 #include "codec/stored_tensors.h"
 #include "compress/completeness.h"
-#include "compress/known_shapes.h"
 #include "compress/same_values.h"
 #include "compress/sha256.h"
+#include "folder/model_folder.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
 
@@ -39,7 +36,7 @@ TensorView rows_of(const TensorView& tensor, int64_t cols, int64_t begin, int64_
           tensor.bytes.subspan(static_cast<size_t>(begin) * row_bytes, static_cast<size_t>(end - begin) * row_bytes)};
 }
 
-Fidelity measure(const CodebookMatrix& matrix, const TensorView& source) {
+Fidelity measure(const StoredMatrix& matrix, const TensorView& source) {
   const int64_t block_rows = std::max<int64_t>(1, kBlockWeights / std::max<int64_t>(1, matrix.cols));
   std::vector<float> block;
   Fidelity fidelity;
@@ -55,7 +52,7 @@ Fidelity measure(const CodebookMatrix& matrix, const TensorView& source) {
 class Verifier {
  public:
   Verifier(const std::filesystem::path& dir, const VerifyOptions& options)
-      : options_(options), checkpoint_(Checkpoint::open(dir)), shapes_(known_shapes(checkpoint_)) {
+      : options_(options), folder_(ModelFolder::open(dir)) {
     if (!options.source.empty()) open_source();
     try {
       result_.has_receipt = std::filesystem::exists(dir / kReceiptFile);
@@ -68,11 +65,11 @@ class Verifier {
   VerifyResult run() {
     const std::vector<StoredTensor> tensors = list_tensors(checkpoint_);
     try {
-      check_dtypes(checkpoint_, shapes_);
+      folder_.check_dtypes();
     } catch (const Error& error) {
       problem(error.what());
     }
-    for (const Error& fault : completeness_faults(checkpoint_)) problem(fault.what());
+    for (const Error& fault : completeness_faults(folder_)) problem(fault.what());
     if (receipt_) check_keys();
     int64_t total = 0;
     for (const auto& [key, view] : checkpoint_.tensors()) total += static_cast<int64_t>(view.bytes.size());
@@ -80,7 +77,7 @@ class Verifier {
     for (const StoredTensor& tensor : tensors) {
       if (options_.progress) options_.progress(tensor.name, done, total);
       ++result_.tensors;
-      result_.compressed += tensor.compressed;
+      result_.compressed += tensor.codec != nullptr;
       try {
         check_tensor(tensor);
       } catch (const Error& error) {
@@ -104,7 +101,7 @@ class Verifier {
     source_.emplace(Checkpoint::open(options_.source));
     result_.has_source = true;
     const std::vector<StoredTensor> tensors = list_tensors(*source_);
-    if (std::ranges::any_of(tensors, &StoredTensor::compressed)) {
+    if (std::ranges::any_of(tensors, [](const StoredTensor& tensor) { return tensor.codec != nullptr; })) {
       throw Error("is itself compressed, expected the dense folder that the model was made from",
                   {.file = options_.source.string()});
     }
@@ -125,8 +122,11 @@ class Verifier {
   }
 
   int64_t bytes_of(const StoredTensor& tensor) const {
-    const TensorView* view = checkpoint_.find(tensor.compressed ? tensor.module + ".indices" : tensor.name);
-    return view ? static_cast<int64_t>(view->bytes.size()) : 0;
+    const auto bytes = [](const TensorView* view) { return view ? static_cast<int64_t>(view->bytes.size()) : 0; };
+    if (!tensor.codec) return bytes(checkpoint_.find(tensor.name));
+    int64_t sum = 0;
+    for (const PartSpec& part : tensor.codec->parts) sum += bytes(find_part(checkpoint_, tensor.module, part));
+    return sum;
   }
 
   const TensorReceipt* receipt_of(std::string_view name) const {
@@ -151,9 +151,12 @@ class Verifier {
 
   void check_tensor(const StoredTensor& tensor) {
     const TensorReceipt* receipt = receipt_of(tensor.name);
-    if (receipt) check_hashes(*receipt);
+    if (receipt) {
+      check_hashes(*receipt);
+      check_codec(tensor, *receipt);
+    }
     const TensorView* source = source_ ? source_of(tensor) : nullptr;
-    if (!tensor.compressed) {
+    if (!tensor.codec) {
       const TensorView& view = *checkpoint_.find(tensor.name);
       result_.exact_compared += source != nullptr;
       if (source && !same_values(view, *source)) {
@@ -163,11 +166,15 @@ class Verifier {
       }
       return;
     }
-    const auto known = shapes_.find(tensor.name);
-    const CodebookMatrix matrix =
-        read_codebook_matrix(checkpoint_, tensor.module, known == shapes_.end() ? tensor.shape : known->second);
+    const auto matrix = tensor.codec->read(checkpoint_, tensor.module, folder_.shape_of(tensor));
     ++result_.matrices_checked;
-    if (source) check_fidelity(tensor, matrix, *source, receipt);
+    if (source) check_fidelity(tensor, *matrix, *source, receipt);
+  }
+
+  void check_codec(const StoredTensor& tensor, const TensorReceipt& receipt) {
+    const std::string_view stored = tensor.codec ? tensor.codec->id : kExact;
+    if (receipt.codec == stored) return;
+    problem(tensor.name, fmt::format("is stored as {}, the receipt says {}", stored, receipt.codec));
   }
 
   void check_hashes(const TensorReceipt& receipt) {
@@ -190,7 +197,7 @@ class Verifier {
     return view;
   }
 
-  void check_fidelity(const StoredTensor& tensor, const CodebookMatrix& matrix, const TensorView& source,
+  void check_fidelity(const StoredTensor& tensor, const StoredMatrix& matrix, const TensorView& source,
                       const TensorReceipt* receipt) {
     if (source.size() != matrix.rows * matrix.cols) {
       source_differs(tensor.name,
@@ -226,7 +233,7 @@ class Verifier {
       problem(tensor.name,
               fmt::format("largest error is {:.9g}, the receipt says {:.9g}", fidelity.max_error, receipt->max_error));
     }
-    if (const auto outliers = static_cast<int64_t>(matrix.sidecar.value.size()); outliers != receipt->outliers) {
+    if (const int64_t outliers = matrix.outliers(); outliers != receipt->outliers) {
       problem(tensor.name, fmt::format("has {} outliers, the receipt says {}", outliers, receipt->outliers));
     }
   }
@@ -255,10 +262,10 @@ class Verifier {
   }
 
   const VerifyOptions& options_;
-  Checkpoint checkpoint_;
+  ModelFolder folder_;
+  const Checkpoint& checkpoint_ = folder_.checkpoint;
   std::optional<Checkpoint> source_;
   std::optional<Receipt> receipt_;
-  std::map<std::string, Shape> shapes_;
   std::set<std::string> messages_;                        // of the problems so far: no line comes twice
   std::set<std::string, std::less<>> differing_;          // tensors that are not the source's
   std::vector<std::pair<double, std::string>> measured_;  // SNR in dB, tensor

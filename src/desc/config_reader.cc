@@ -35,10 +35,14 @@ const nlohmann::json* ConfigReader::find(std::string_view key) const {
   return field == config_.end() || field->is_null() ? nullptr : &*field;
 }
 
-void ConfigReader::fail(std::string_view key, const std::string& expected) const {
+std::string ConfigReader::complaint(std::string_view key, const std::string& expected) const {
   const nlohmann::json* value = find(key);
   const std::string found = value ? one_line(*value).substr(0, 80) : "nothing";
-  throw Error(fmt::format("\"{}{}\" is {}, expected {}", prefix_, key, found, expected), {.file = file_});
+  return fmt::format("\"{}{}\" is {}, expected {}", prefix_, key, found, expected);
+}
+
+void ConfigReader::fail(std::string_view key, const std::string& expected) const {
+  throw Error(complaint(key, expected), {.file = file_});
 }
 
 bool ConfigReader::has(std::string_view key) const { return find(key) != nullptr; }

@@ -40,6 +40,8 @@ class ConfigReader {
   std::vector<int32_t> token_ids(std::string_view key) const;
 
   [[noreturn]] void fail(std::string_view key, const std::string& expected) const;
+  /// What `fail` says, without the file.
+  std::string complaint(std::string_view key, const std::string& expected) const;
 
  private:
   const nlohmann::json* find(std::string_view key) const;

@@ -82,10 +82,9 @@ ModelDesc describe(const nlohmann::json& config, const std::string& file) {
     if (const std::vector<int32_t> bos = reader.token_ids("bos_token_id"); !bos.empty()) desc.bos_token = bos.front();
     return desc;
   }
-  reader.fail("model_type",
-              fmt::format("one that is known here: {} (`hxq compress` and the Python package serve others "
-                          "as well)",
-                          fmt::join(known_architectures(), ", ")));
+  throw UnknownArchitectureError(
+      reader.complaint("model_type", fmt::format("one that is known here: {}", fmt::join(known_architectures(), ", "))),
+      {.file = file});
 }
 
 }  // namespace hxq

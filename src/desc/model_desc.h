@@ -25,6 +25,11 @@ enum class Role : uint8_t {
 
 std::string_view name_of(Role role) noexcept;
 
+/// Whether tensors of that role are matrices that are multiplied with, or whose rows are looked up.
+constexpr bool is_matrix(Role role) noexcept {
+  return role == Role::embedding || role == Role::projection || role == Role::head;
+}
+
 /// Position of a tensor in ModelDesc::weights.
 using WeightId = int32_t;
 inline constexpr WeightId kNoWeight = -1;

@@ -36,7 +36,7 @@ void expect_complete(int64_t size, const Operation& operation) {
 
 class BarrierTest : public ::testing::Test {
  protected:
-  const TestMatrix matrix_{{.rows = kRows, .cols = kCols, .levels = Levels::whole}};
+  const TestMatrix matrix_{{.rows = kRows, .cols = kCols, .levels = Levels::integer}};
   const std::vector<float> x_ = normal_floats(kTokens * kCols, 1);
   const std::vector<float> weight_ = normal_floats(kRows * kCols, 2);
   const DenseMatrix dense_{kRows, kCols, DType::f32, reinterpret_cast<const std::byte*>(weight_.data())};
@@ -48,8 +48,9 @@ class BarrierTest : public ::testing::Test {
 
 TEST_F(BarrierTest, Products) {
   for (const int64_t tokens : {int64_t{1}, int64_t{20}, kTokens}) {
-    expect_complete(tokens * kRows,
-                    [&](float* y, const Context& context) { linear(matrix_.view, linear_args(y, tokens), context); });
+    expect_complete(tokens * kRows, [&](float* y, const Context& context) {
+      linear(*matrix_.prepared, linear_args(y, tokens), context);
+    });
     expect_complete(tokens * kRows,
                     [&](float* y, const Context& context) { linear(dense_, linear_args(y, tokens), context); });
   }
@@ -58,8 +59,9 @@ TEST_F(BarrierTest, Products) {
 TEST_F(BarrierTest, GatheredRows) {
   const std::vector<int32_t> ids = {5, 0, 95, 7, 7, 1};
   const auto count = static_cast<int64_t>(ids.size());
-  expect_complete(count * kCols,
-                  [&](float* y, const Context& context) { gather_rows(matrix_.view, ids.data(), count, y, context); });
+  expect_complete(count * kCols, [&](float* y, const Context& context) {
+    gather_rows(*matrix_.prepared, ids.data(), count, y, context);
+  });
   expect_complete(count * kCols,
                   [&](float* y, const Context& context) { gather_rows(dense_, ids.data(), count, y, context); });
 }

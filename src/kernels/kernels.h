@@ -4,7 +4,6 @@
 #include <string_view>
 #include <vector>
 
-#include "codec/codebook.h"
 #include "hxq/tensor.h"
 #include "kernels/team.h"
 
@@ -12,6 +11,10 @@
 /// ends with a barrier, so its result is complete for all of them; results do not depend on the number of threads.
 /// Arguments were checked when the model was opened: nothing here throws.
 namespace hxq::kernels {
+
+namespace cpu {
+class PreparedCodebook;
+}
 
 /// Instruction sets that have kernels of their own, slowest first.
 enum class Target : uint8_t { scalar, avx2, avx512 };
@@ -51,15 +54,15 @@ struct LinearArgs {
 
 /// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode (outliers as the codebook's weight plus a
 /// difference, rounded to float), sums are in float. So is x, but on AVX-512 with a
-/// codebook of whole numbers (LookupPlanes::whole) it is rounded: for up to 3 tokens to 16 or 24 bits below the largest
-/// |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most -52 dB of
-/// |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values of x
-/// below 2^-100 may then count as 0. No tokens: nothing is done.
-void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
+/// codebook of integer levels (LookupPlanes::integer_levels) it is rounded: for up to 3 tokens to 16 or 24 bits below
+/// the largest |x| of its token, from 128 on to 11 bits below the largest of 64 columns. In energy the error is at most
+/// -52 dB of |x|^2 times the mean square of the weights, where no level is more than 8 times the root of that. Values
+/// of x below 2^-100 may then count as 0. No tokens: nothing is done.
+void linear(const cpu::PreparedCodebook& weight, const LinearArgs& args, const Context& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, decoded to float. ids are in range.
-void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out,
+void gather_rows(const cpu::PreparedCodebook& weight, const int32_t* ids, int64_t count, float* out,
                  const Context& context) noexcept;
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
                  const Context& context) noexcept;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "io/half.h"
+#include "kernels/cpu/codebook_prepared.h"
 #include "kernels/kernels.h"
 #include "kernels/scratch.h"
 
@@ -53,10 +54,10 @@ inline std::vector<float> normal_floats(int64_t n, uint32_t seed, float scale = 
 }
 
 /// What the levels of a codebook are: any floats, binary16 numbers times a power of two, or whole ones of those.
-enum class Levels { any, half, whole };
+enum class Levels { any, half, integer };
 
 inline const char* name_of(Levels levels) {
-  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "whole";
+  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "integer";
 }
 
 inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t seed) {
@@ -66,12 +67,12 @@ inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t see
   const float scale = std::ldexp(1.0f, std::ilogb(largest) - 14);
   for (float& level : codebook) {
     if (levels == Levels::any) break;
-    const float code = levels == Levels::whole ? std::nearbyint(level / scale) : level / scale;
+    const float code = levels == Levels::integer ? std::nearbyint(level / scale) : level / scale;
     level = float_from_f16(f16_from_float(code)) * scale;
   }
   // Small ones too, so that no narrower form fits.
   if (k > 2 && levels == Levels::half) codebook[1] = scale * 0x1.8p-3f;
-  if (k > 2 && levels == Levels::whole) codebook[1] = 0;
+  if (k > 2 && levels == Levels::integer) codebook[1] = 0;
   return codebook;
 }
 
@@ -91,7 +92,8 @@ struct MatrixOptions {
 /// A codebook matrix with its indices in guarded memory, and its weights as they must decode.
 struct TestMatrix {
   CodebookMatrix view;
-  std::vector<float> weights;  // [rows, cols], with sidecar, without low-rank term
+  std::unique_ptr<const cpu::PreparedCodebook> prepared;  // of the view
+  std::vector<float> weights;                             // [rows, cols], with sidecar, without low-rank term
   std::unique_ptr<GuardedBytes> memory;
 
   explicit TestMatrix(const MatrixOptions& options) {
@@ -102,7 +104,6 @@ struct TestMatrix {
     view.d = options.d;
     view.layout = options.layout;
     view.codebook = random_codebook(int64_t{options.k} * options.d, options.levels, options.seed + 1);
-    if (options.d == 1) view.planes = make_planes(view.codebook);
     std::vector<uint32_t> index(static_cast<size_t>(options.rows * options.cols / options.d));
     std::uniform_int_distribution<uint32_t> any_index(0, static_cast<uint32_t>(options.k) - 1);
     for (uint32_t& i : index) i = any_index(random);
@@ -123,6 +124,7 @@ struct TestMatrix {
     if (options.channel_scales) {
       for (const float x : normal_floats(options.cols, options.seed + 4)) view.channel_scales.push_back(std::exp(x));
     }
+    prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
   }
 
   /// The weight that multiplies x[col], all terms included.

@@ -2,6 +2,7 @@
 
 #include "kernels/codebook_view.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/input_transform.h"
 #include "kernels/scratch.h"
 
 namespace hxq::kernels {
@@ -9,6 +10,8 @@ namespace {
 
 using cpu::CodebookView;
 using cpu::Ops;
+using cpu::OutlierChange;
+using cpu::PreparedCodebook;
 
 void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
             float* out, int64_t stride) {
@@ -39,7 +42,7 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_fl
 /// The product for many tokens. Tiles of weights are decoded once, into a buffer that stays in the second-level cache,
 /// and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
 template <class Matrix>
-void multiply(const Matrix& weight, const LinearArgs& args, const Context& context) {
+void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed =
       pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
@@ -76,33 +79,34 @@ void multiply(const Matrix& weight, const LinearArgs& args, const Context& conte
 }
 
 /// The same in integers.
-void multiply_whole(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void integer_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const float* packed = pack_input(ops, args, ops.whole.panel_floats(weight.cols), context,
+  const float* packed = pack_input(ops, args, ops.integer_gemm.panel_floats(weight.cols), context,
                                    [&](const float* x, int64_t tokens, float* panel) {
-                                     ops.whole.pack_panel(weight, x, args.x_stride, tokens, panel);
+                                     ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
-  float* memory =
-      context.scratch.own(static_cast<size_t>(ops.whole.memory_floats(weight, mine.begin, mine.end)), context.team);
-  ops.whole.multiply(weight, args, packed, mine.begin, mine.end, memory);
+  float* memory = context.scratch.own(static_cast<size_t>(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end)),
+                                      context.team);
+  ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
   context.team.barrier();
 }
 
 /// Many tokens: the kernel that is best for the matrix.
-void multiply_many(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void choose_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const bool whole = args.tokens >= Ops::Whole::kManyTokens && ops.whole.supports && ops.whole.supports(weight);
-  whole ? multiply_whole(weight, args, context) : multiply(weight, args, context);
+  const bool integers =
+      args.tokens >= Ops::IntegerGemm::kFastTokens && ops.integer_gemm.supports && ops.integer_gemm.supports(weight);
+  integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
 }
 
 /// Puts the outliers of the rows in `mine` in place of the codebook's weights. One loop over the entries of all rows:
 /// loops over the few entries of each would mispredict most of the time.
-void add_outliers(const CodebookMatrix& weight, const LinearArgs& args, Range mine) {
-  const std::vector<uint32_t>& row_begin = weight.sidecar.row_begin;
+void add_outliers(const PreparedCodebook& weight, const LinearArgs& args, Range mine) {
+  const std::vector<uint32_t>& row_begin = weight.stored().sidecar.row_begin;
   if (row_begin.empty() || mine.begin == mine.end) return;
   const uint32_t first = row_begin[static_cast<size_t>(mine.begin)], last = row_begin[static_cast<size_t>(mine.end)];
-  for (const OutlierChange& outlier : weight.outlier_changes.of(weight).subspan(first, last - first)) {
+  for (const OutlierChange& outlier : weight.outlier_changes().subspan(first, last - first)) {
     for (int64_t t = 0; t < args.tokens; ++t) {
       args.y[t * args.y_stride + outlier.row] += outlier.change * args.x[t * args.x_stride + outlier.col];
     }
@@ -110,33 +114,21 @@ void add_outliers(const CodebookMatrix& weight, const LinearArgs& args, Range mi
 }
 
 /// Few tokens: weights are read once, straight from where they are.
-void multiply_few(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
+void gemv(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(weight);
-  const int64_t floats = ops.arranged_floats(view, args.tokens);
-  float* arranged = nullptr;
+  const int64_t floats = ops.packed_x_floats(view, args.tokens);
+  float* packed_x = nullptr;
   if (floats > 0) {
-    arranged = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
+    packed_x = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
     for (int64_t t = 0; t < args.tokens; ++t) {
-      ops.arrange(view, args.x + t * args.x_stride, args.tokens, arranged + t * floats);
+      ops.pack_x(view, args.x + t * args.x_stride, args.tokens, packed_x + t * floats);
     }
   }
-  const Range mine = context.team.share(weight.rows);
-  ops.codebook_rows(view, args, arranged, mine.begin, mine.end);
+  const Range mine = context.team.share(view.rows);
+  ops.codebook_gemv(view, args, packed_x, mine.begin, mine.end);
   add_outliers(weight, args, mine);
   context.team.barrier();
-}
-
-/// x / scales in shared scratch, complete for the whole team.
-const float* scale_input(const LinearArgs& args, const std::vector<float>& scales, const Context& context) {
-  const auto cols = static_cast<int64_t>(scales.size());
-  float* scaled = context.scratch.shared(Scratch::kScaledInput, static_cast<size_t>(args.tokens * cols), context.team);
-  const Range mine = context.team.share(args.tokens * cols, 64);
-  for (int64_t i = mine.begin; i < mine.end; ++i) {
-    scaled[i] = args.x[i / cols * args.x_stride + i % cols] / scales[static_cast<size_t>(i % cols)];
-  }
-  context.team.barrier();
-  return scaled;
 }
 
 /// y += U (Vt x).
@@ -162,32 +154,29 @@ void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Co
 
 }  // namespace
 
-void linear(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+void linear(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) noexcept {
   if (args.tokens == 0) return;
-  LinearArgs scaled = args;
-  if (!weight.channel_scales.empty()) {
-    scaled.x = scale_input(args, weight.channel_scales, context);
-    scaled.x_stride = weight.cols;
-  }
-  if (args.tokens <= Ops::kFewTokens) {
-    multiply_few(weight, scaled, context);
+  const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
+  if (args.tokens <= Ops::kGemvTokens) {
+    gemv(weight, transformed, context);
   } else {
-    multiply_many(view_of(weight), scaled, context);
+    choose_gemm(view_of(weight), transformed, context);
   }
-  if (weight.low_rank.rank > 0) add_low_rank(weight, scaled, context);
+  if (weight.stored().low_rank.rank > 0) add_low_rank(weight.stored(), transformed, context);
 }
 
 void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
-  if (args.tokens > Ops::kFewTokens) return multiply(weight, args, context);
+  if (args.tokens > Ops::kGemvTokens) return gemm(weight, args, context);
   const Range mine = context.team.share(weight.rows);
-  cpu::ops_of(context.target).dense_rows(weight, args, mine.begin, mine.end);
+  cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
   context.team.barrier();
 }
 
-void gather_rows(const CodebookMatrix& weight, const int32_t* ids, int64_t count, float* out,
+void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t count, float* out,
                  const Context& context) noexcept {
   const Ops& ops = cpu::ops_of(context.target);
-  const CodebookView view = view_of(weight);
+  const CodebookView view = view_of(prepared);
+  const CodebookMatrix& weight = prepared.stored();
   const LowRank& term = weight.low_rank;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {

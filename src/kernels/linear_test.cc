@@ -29,12 +29,13 @@ struct Rounding {
   double code_scale = 0;  ///< what one unit of the codes stands for
 };
 
-Rounding rounding_of(const CodebookMatrix& weight, Target target, int64_t tokens) {
-  if (target != Target::avx512 || !weight.planes.whole || weight.layout != IndexLayout::u8) return {};
-  return {tokens <= 3                              ? Rounding::token
-          : tokens >= cpu::Ops::Whole::kManyTokens ? Rounding::block
-                                                   : Rounding::none,
-          weight.planes.scale};
+Rounding rounding_of(const cpu::PreparedCodebook& weight, Target target, int64_t tokens) {
+  if (target != Target::avx512 || !weight.planes().integer_levels || weight.stored().layout != IndexLayout::u8)
+    return {};
+  return {tokens <= 3                                    ? Rounding::token
+          : tokens >= cpu::Ops::IntegerGemm::kFastTokens ? Rounding::block
+                                                         : Rounding::none,
+          weight.planes().scale};
 }
 
 /// Inputs of a product and, after `run`, its output; y starts as `before`.
@@ -130,10 +131,10 @@ class LinearTest : public ::testing::TestWithParam<Target> {
   void expect_product(const TestMatrix& matrix, const Call& call) {
     SCOPED_TRACE(fmt::format("{} x {} tokens {}", matrix.view.rows, matrix.view.cols, call.tokens));
     Product product(matrix.view.rows, matrix.view.cols, call);
-    product.run(matrix.view, GetParam(), call.threads);
+    product.run(*matrix.prepared, GetParam(), call.threads);
     product.check(
         matrix.view.rows, matrix.view.cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
-        rounding_of(matrix.view, GetParam(), call.tokens));
+        rounding_of(*matrix.prepared, GetParam(), call.tokens));
   }
 };
 
@@ -142,7 +143,7 @@ constexpr int64_t kColCounts[] = {1, 7, 48, 63, 64, 65, 127, 200, 769};
 constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 130};
 
 TEST_P(LinearTest, ProductsOfAllShapes) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     for (const int64_t rows : kRowCounts) {
       for (const int64_t cols : kColCounts) {
@@ -162,7 +163,7 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
 
 // Matrices that are decoded in several pieces, for many tokens.
 TEST_P(LinearTest, ProductsOfSeveralPieces) {
-  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::whole});
+  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::integer});
   for (const int threads : {1, 2}) {
     expect_product(matrix,
                    {.tokens = 131, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
@@ -172,7 +173,7 @@ TEST_P(LinearTest, ProductsOfSeveralPieces) {
 // What rounding x may cost at most, whatever x is: here one value in 64 is far above the others.
 TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
   constexpr int64_t kRows = 64, kCols = 1600;
-  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0});
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0});
   double weights = 0;
   for (const float weight : matrix.weights) weights += static_cast<double>(weight) * weight;
   for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
@@ -180,7 +181,7 @@ TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
       Product product(kRows, kCols, {.tokens = tokens});
       const size_t spiky = (tokens == 3 ? 1 : static_cast<size_t>(tokens)) * kCols;  // of three tokens the first
       for (size_t i = 0; i < spiky; i += 64) product.x[i] *= spike;
-      product.run(matrix.view, GetParam(), 1);
+      product.run(*matrix.prepared, GetParam(), 1);
       double error = 0, inputs = 0;
       for (int64_t t = 0; t < tokens; ++t) {
         const float* x = product.args.x + t * kCols;
@@ -229,7 +230,7 @@ TEST_P(LinearTest, NoSidecar) {
 }
 
 TEST_P(LinearTest, EveryWeightAnOutlier) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = 37, .cols = 130, .levels = levels, .sidecar = 1});
     for (const int64_t tokens : {1, 4, 9, 130}) expect_product(matrix, {.tokens = tokens, .threads = 2});
   }
@@ -248,7 +249,7 @@ TEST_P(LinearTest, LowRankTermAndChannelScales) {
 // With x a unit vector the product is a weight: every one of them must come out exactly as it decodes, or with a scale
 // that is no power of two between, with float's rounding.
 TEST_P(LinearTest, WeightsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     constexpr int64_t kRows = 20, kCols = 150;
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels, .sidecar = 0});
@@ -259,7 +260,7 @@ TEST_P(LinearTest, WeightsAreExact) {
       for (int64_t t = 0; t < kCols; t += at_once) {
         const int64_t tokens = std::min(at_once, kCols - t);
         run_team(1, [&](const Team& team) {
-          linear(matrix.view,
+          linear(*matrix.prepared,
                  {.x = unit.data() + t * kCols,
                   .x_stride = kCols,
                   .y = y.data() + t * kRows,
@@ -271,7 +272,7 @@ TEST_P(LinearTest, WeightsAreExact) {
       for (int64_t c = 0; c < kCols; ++c) {
         for (int64_t r = 0; r < kRows; ++r) {
           const float weight = matrix.weights[static_cast<size_t>(r * kCols + c)];
-          const bool scaled = rounding_of(matrix.view, GetParam(), at_once).kind == Rounding::block;
+          const bool scaled = rounding_of(*matrix.prepared, GetParam(), at_once).kind == Rounding::block;
           ASSERT_NEAR(y[static_cast<size_t>(c * kRows + r)], weight, scaled ? std::fabs(weight) * 0x1p-22 : 0)
               << "row " << r << " col " << c << " tokens " << at_once;
         }
@@ -283,12 +284,12 @@ TEST_P(LinearTest, WeightsAreExact) {
 // An outlier is the codebook's weight plus a difference: it comes out to within the rounding of both.
 TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
   constexpr int64_t kRows = 20, kCols = 150;
-  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::whole, .sidecar = 0.3});
+  const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0.3});
   for (int64_t col = 0; col < kCols; ++col) {
     Product product(kRows, kCols, {.tokens = 1});
     std::ranges::fill(product.x, 0.0f);
     product.x[static_cast<size_t>(col)] = 1;
-    product.run(matrix.view, GetParam(), 1);
+    product.run(*matrix.prepared, GetParam(), 1);
     for (int64_t row = 0; row < kRows; ++row) {
       const float weight = matrix.weights[static_cast<size_t>(row * kCols + col)];
       const float level =
@@ -300,15 +301,15 @@ TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
 }
 
 TEST_P(LinearTest, SameBitsForAnyTeam) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = 83, .cols = 840, .levels = levels, .rank = 2, .channel_scales = true});
     for (const int64_t tokens : {1, 2, 5, 8, 9, 70, 130}) {
       const Call call{.tokens = tokens, .bias = true};
       Product one(83, 840, call);
-      one.run(matrix.view, GetParam(), 1);
+      one.run(*matrix.prepared, GetParam(), 1);
       for (const int threads : {2, 3, 5}) {
         Product many(83, 840, call);
-        many.run(matrix.view, GetParam(), threads);
+        many.run(*matrix.prepared, GetParam(), threads);
         EXPECT_EQ(std::memcmp(one.y.data(), many.y.data(), one.y.size() * sizeof(float)), 0)
             << tokens << " tokens, " << threads << " threads";
       }
@@ -319,16 +320,16 @@ TEST_P(LinearTest, SameBitsForAnyTeam) {
 // Up to three tokens are multiplied together: what one of them is like makes no difference to the others.
 TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
   constexpr int64_t kRows = 40, kCols = 800;
-  for (const Levels levels : {Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::half, Levels::integer}) {
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels});
     Product together(kRows, kCols, {.tokens = 3});
     together.x[kCols + 9] = 1000;     // in the second token far above the others
     together.x[2 * kCols + 9] = NAN;  // in the third no number
-    together.run(matrix.view, GetParam(), 1);
+    together.run(*matrix.prepared, GetParam(), 1);
     for (int64_t t = 0; t < 3; ++t) {
       Product alone(kRows, kCols, {.tokens = 1});
       std::copy_n(together.x.begin() + t * kCols, kCols, alone.x.begin());
-      alone.run(matrix.view, GetParam(), 1);
+      alone.run(*matrix.prepared, GetParam(), 1);
       EXPECT_EQ(std::memcmp(alone.y.data(), together.y.data() + t * kRows, kRows * sizeof(float)), 0) << "token " << t;
     }
   }
@@ -336,7 +337,7 @@ TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
 
 // x far out of the range that activations have: the largest and the smallest floats, zeros, and what is not finite.
 TEST_P(LinearTest, ExtremeInputs) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
     for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f})
@@ -344,16 +345,16 @@ TEST_P(LinearTest, ExtremeInputs) {
         if (scale == 1e-36f && tokens == 130) continue;  // may count as 0 there
         Product product(9, 70, {.tokens = tokens});
         for (float& x : product.x) x *= scale;
-        product.run(matrix.view, GetParam(), 1);
+        product.run(*matrix.prepared, GetParam(), 1);
         product.check(
             9, 70, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
-            rounding_of(matrix.view, GetParam(), tokens));
+            rounding_of(*matrix.prepared, GetParam(), tokens));
       }
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
       for (const int64_t tokens : {1, 2, 3, 20, 130}) {
         Product product(9, 70, {.tokens = tokens});
         product.x[5] = bad;
-        product.run(matrix.view, GetParam(), 1);
+        product.run(*matrix.prepared, GetParam(), 1);
         for (size_t i = 0; i < product.y.size(); ++i) EXPECT_EQ(std::isfinite(product.y[i]), i >= 9);
       }
     }
@@ -405,14 +406,15 @@ TEST_P(LinearTest, DenseProducts) {
 }
 
 TEST_P(LinearTest, GatheredRowsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::whole}) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     for (const int64_t cols : {1, 63, 130, 800}) {
       const TestMatrix matrix({.rows = 40, .cols = cols, .levels = levels});
       const std::vector<int32_t> ids = {39, 0, 7, 7, 38};
       std::vector<float> out(ids.size() * static_cast<size_t>(cols));
       Scratch scratch(2);
       run_team(2, [&](const Team& team) {
-        gather_rows(matrix.view, ids.data(), static_cast<int64_t>(ids.size()), out.data(), {team, GetParam(), scratch});
+        gather_rows(*matrix.prepared, ids.data(), static_cast<int64_t>(ids.size()), out.data(),
+                    {team, GetParam(), scratch});
       });
       for (size_t i = 0; i < ids.size(); ++i) {
         EXPECT_EQ(std::memcmp(&out[i * static_cast<size_t>(cols)], &matrix.weights[static_cast<size_t>(ids[i] * cols)],
@@ -428,7 +430,9 @@ TEST_P(LinearTest, GatheredRowsHaveTheLowRankTerm) {
   const int32_t id = 11;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) { gather_rows(matrix.view, &id, 1, out.data(), {team, GetParam(), scratch}); });
+  run_team(1, [&](const Team& team) {
+    gather_rows(*matrix.prepared, &id, 1, out.data(), {team, GetParam(), scratch});
+  });
   for (int64_t c = 0; c < 50; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
 }
 
@@ -437,7 +441,9 @@ TEST_P(LinearTest, GatheredRowsHaveTheScalesDividedOut) {
   const int32_t id = 5;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) { gather_rows(matrix.view, &id, 1, out.data(), {team, GetParam(), scratch}); });
+  run_team(1, [&](const Team& team) {
+    gather_rows(*matrix.prepared, &id, 1, out.data(), {team, GetParam(), scratch});
+  });
   for (int64_t c = 0; c < 50; ++c) {
     const double expected = matrix.effective(5, c);
     EXPECT_NEAR(out[static_cast<size_t>(c)], expected, 1e-5 * std::max(1.0, std::abs(expected)));

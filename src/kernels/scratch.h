@@ -14,7 +14,7 @@ namespace hxq::kernels {
 class Scratch {
  public:
   /// Areas of the whole team, so that an operation may use several at once.
-  enum Area { kScaledInput, kPackedInput, kLowRankProduct, kAreas };
+  enum Area { kScaledInput, kPackedInput, kLowRankProduct, kDecodedPanel, kAreas };
 
   /// For teams of at most `threads` threads.
   explicit Scratch(int threads) : own_(static_cast<size_t>(threads)) {}

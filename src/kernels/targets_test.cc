@@ -5,6 +5,9 @@
 namespace hxq::kernels::testing {
 namespace {
 
+using cpu::LookupPlanes;
+using cpu::make_planes;
+
 TEST(Targets, ScalarIsFirstAndAllAreDistinct) {
   const std::vector<Target> targets = supported_targets();
   ASSERT_FALSE(targets.empty());
@@ -97,27 +100,27 @@ TEST(Team, SharesCoverEverythingOnce) {
   }
 }
 
-TEST(LookupPlanes, WholeCodes) {
+TEST(LookupPlanes, IntegerLevels) {
   const LookupPlanes planes = make_planes(std::vector<float>{-3 * 0x1p-20f, 0, 0x1.8p14f * 0x1p-20f});
   EXPECT_EQ(planes.kind, LookupPlanes::Kind::half);
-  EXPECT_TRUE(planes.whole);
+  EXPECT_TRUE(planes.integer_levels);
   EXPECT_EQ(planes.scale, 0x1p-20f);
   const int codes[] = {-3, 0, 0x6000};
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ(planes.plane[2][i] + 256 * (planes.plane[3][i] - 128), codes[i]);
-    EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)),
+    EXPECT_EQ(planes.integer[0][i] + 256 * (planes.integer[1][i] - 128), codes[i]);
+    EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
               static_cast<float>(codes[i]));
   }
 }
 
-TEST(LookupPlanes, HalfCodesThatAreNotWhole) {
+TEST(LookupPlanes, HalfLevelsThatAreNotIntegers) {
   const LookupPlanes planes = make_planes(std::vector<float>{1.0f, 0x1p-15f, -0x1p-38f, 0x1.004p-10f});
   EXPECT_EQ(planes.kind, LookupPlanes::Kind::half);
-  EXPECT_FALSE(planes.whole);
+  EXPECT_FALSE(planes.integer_levels);
   EXPECT_EQ(planes.scale, 0x1p-14f);
   const float levels[] = {1.0f, 0x1p-15f, -0x1p-38f, 0x1.004p-10f};
   for (size_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.plane[0][i] | planes.plane[1][i] << 8)),
+    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
               levels[i]);
   }
 }
@@ -130,10 +133,10 @@ TEST(LookupPlanes, AnythingElseIsKeptAsFloats) {
                                              {1.0f, -0.0f, 0x1.001p0f}}) {
     const LookupPlanes planes = make_planes(codebook);
     EXPECT_EQ(planes.kind, LookupPlanes::Kind::float32);
-    EXPECT_FALSE(planes.whole);
+    EXPECT_FALSE(planes.integer_levels);
     for (size_t i = 0; i < codebook.size(); ++i) {
       uint32_t bits = 0;
-      for (size_t b = 0; b < 4; ++b) bits |= static_cast<uint32_t>(planes.plane[b][i]) << (8 * b);
+      for (size_t b = 0; b < 4; ++b) bits |= static_cast<uint32_t>(planes.float32[b][i]) << (8 * b);
       EXPECT_EQ(bits, std::bit_cast<uint32_t>(codebook[i]));
     }
   }
@@ -142,7 +145,7 @@ TEST(LookupPlanes, AnythingElseIsKeptAsFloats) {
 TEST(LookupPlanes, NoneForLargeOrEmptyCodebooks) {
   EXPECT_EQ(make_planes({}).kind, LookupPlanes::Kind::none);
   EXPECT_EQ(make_planes(std::vector<float>(257, 1.0f)).kind, LookupPlanes::Kind::none);
-  EXPECT_TRUE(make_planes(std::vector<float>(256, 0.0f)).whole);
+  EXPECT_TRUE(make_planes(std::vector<float>(256, 0.0f)).integer_levels);
 }
 
 }  // namespace

@@ -4,29 +4,30 @@
 
 #include <cmath>
 
-#include "codec/codebook_read.h"
-#include "codec/decode_reference.h"
-#include "codec/model_tensors.h"
+#include "codec/codec.h"
+#include "folder/described_tensors.h"
 #include "hxq/error.h"
+#include "kernels/cpu/prepare.h"
 
 namespace hxq {
+
 Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc) {
   const StoredTensor stored = find_described(checkpoint, desc).value();
-  if (stored.compressed) return read_codebook_matrix(checkpoint, stored.module, desc.shape);
+  if (stored.codec) return kernels::cpu::prepare(stored.codec->read(checkpoint, stored.module, desc.shape));
   const TensorView& view = *checkpoint.find(stored.name);
-  if (view.dtype != DType::f32 && view.dtype != DType::f16 && view.dtype != DType::bf16) {
+  if (!is_float(view.dtype)) {
     throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)),
                 checkpoint.place(stored.name));
   }
-  return kernels::DenseMatrix{view.shape[0], view.shape[1], view.dtype, view.bytes.data()};
+  return kernels::cpu::prepare(std::make_unique<ExactMatrix>(view));
 }
 
 std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc) {
   const StoredTensor stored = find_described(checkpoint, desc).value();
-  if (stored.compressed) {
+  if (stored.codec) {
     std::vector<float> values(static_cast<size_t>(element_count(desc.shape)));
-    const CodebookMatrix matrix = read_codebook_matrix(checkpoint, stored.module, desc.shape);
-    decode_dense_rows(matrix, 0, matrix.rows, values);
+    const auto matrix = stored.codec->read(checkpoint, stored.module, desc.shape);
+    decode_dense_rows(*matrix, 0, matrix->rows, values);
     return values;
   }
   const TensorView& view = *checkpoint.find(stored.name);
@@ -52,24 +53,6 @@ std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int
     }
   }
   return out;
-}
-
-bool is_compressed(const Weight& weight) noexcept { return std::holds_alternative<CodebookMatrix>(weight); }
-
-int64_t bytes_read(const Weight& weight) noexcept {
-  if (const auto* dense = std::get_if<kernels::DenseMatrix>(&weight)) {
-    return dense->rows * dense->cols * static_cast<int64_t>(size_of(dense->dtype));
-  }
-  return bytes_read(std::get<CodebookMatrix>(weight));
-}
-
-void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {
-  std::visit([&](const auto& matrix) { kernels::linear(matrix, args, context); }, weight);
-}
-
-void gather_rows(const Weight& weight, const int32_t* ids, int64_t count, float* out,
-                 const kernels::Context& context) noexcept {
-  std::visit([&](const auto& matrix) { kernels::gather_rows(matrix, ids, count, out, context); }, weight);
 }
 
 }  // namespace hxq

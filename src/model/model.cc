@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "codec/model_tensors.h"
-#include "codec/shared_copies.h"
 #include "desc/config_reader.h"
+#include "folder/described_tensors.h"
+#include "folder/shared_copies.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
 #include "io/json.h"
@@ -88,7 +88,7 @@ struct Model::Parts {
   ModelInfo info;
   kernels::Target target = kernels::Target::scalar;
   bool adapt_threads = false;    // of decode steps; the user did not say how many
-  std::vector<Weight> matrices;  // by WeightId; empty views for what is not a matrix
+  std::vector<Weight> matrices;  // by WeightId; null for what is not a matrix
   StateOptions state_options;
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<float> final_norm;  // [hidden]
@@ -99,14 +99,6 @@ struct Model::Parts {
   void run_chunk(std::span<const int32_t> tokens, int64_t end, State::Parts& state, Logits logits, float* out) const;
 };
 
-namespace {
-
-bool is_matrix(const WeightDesc& weight) {
-  return weight.role == Role::embedding || weight.role == Role::projection || weight.role == Role::head;
-}
-
-}  // namespace
-
 void Model::Parts::load() {
   check_shared_copies(checkpoint, desc);
   check_layer_count(checkpoint, desc);
@@ -115,9 +107,9 @@ void Model::Parts::load() {
     const WeightDesc& weight = desc.weights[id];
     if (!find_described(checkpoint, weight)) continue;
     info.parameters += element_count(weight.shape);
-    if (!is_matrix(weight)) continue;
+    if (!is_matrix(weight.role)) continue;
     matrices[id] = load_matrix(checkpoint, weight);
-    (is_compressed(matrices[id]) ? info.compressed_matrices : info.dense_matrices) += 1;
+    (matrices[id]->codec() ? info.compressed_matrices : info.dense_matrices) += 1;
   }
   const bool own_head = find_tensor(checkpoint, desc.weights[static_cast<size_t>(desc.head)].name).has_value();
   head = own_head ? desc.head : desc.embedding;
@@ -127,9 +119,10 @@ void Model::Parts::load() {
   final_norm = source.vector(desc.final_norm);
 
   for (size_t id = 0; id < matrices.size(); ++id) {
-    const bool read_whole = is_matrix(desc.weights[id]) && static_cast<WeightId>(id) != desc.embedding;
+    if (!matrices[id]) continue;
+    const bool read_whole = static_cast<WeightId>(id) != desc.embedding;
     if (read_whole || static_cast<WeightId>(id) == head) {
-      info.bytes_per_token += desc.weights[id].uses * bytes_read(matrices[id]);
+      info.bytes_per_token += desc.weights[id].uses * matrices[id]->bytes_read();
     }
   }
 }
@@ -152,8 +145,8 @@ void Model::Parts::run_chunk(std::span<const int32_t> tokens, int64_t end, State
   const auto start = std::chrono::steady_clock::now();
   run_team(adapts ? state.step_threads.threads() : info.threads, [&](const Team& team) {
     const kernels::Context context{team, target, state.scratch};
-    gather_rows(matrix(desc.embedding), tokens.data(), count, x, context);
-    if (embedding) gather_rows(matrix(desc.embedding), tokens.data(), count, embedding, context);
+    matrix(desc.embedding)->gather_rows(tokens.data(), count, x, context);
+    if (embedding) matrix(desc.embedding)->gather_rows(tokens.data(), count, embedding, context);
     const BlockArgs args{.x = x, .embedding = embedding, .tokens = count, .position = state.position, .work = work};
     for (size_t i = 0; i < blocks.size(); ++i) blocks[i]->forward(args, *state.blocks[i], context);
     if (logits == Logits::none) return;

@@ -7,12 +7,11 @@
 #include <fstream>
 #include <sstream>
 
-#include "codec/codebook_encode.h"
-#include "codec/encode_test_data.h"
-#include "codec/policy.h"
+#include "codec/codebook/encode.h"
+#include "codec/codebook/encode_test_data.h"
 #include "compress/plan.h"
 #include "decoded_snr.h"
-#include "io/checkpoint.h"
+#include "folder/model_folder.h"
 
 namespace hxq {
 namespace {
@@ -32,12 +31,12 @@ struct Row {
 Row measure(const std::string& name, const TensorView& source) {
   const EncodedTensor encoded = encode_codebook(source, {.threads = 1});
   size_t bytes = 0;
-  for (const Plane& plane : encoded.packed.planes) bytes += plane.bytes.size();
+  for (const EncodedPart& part : encoded.parts) bytes += part.bytes.size();
   const double weights = static_cast<double>(source.size());
   const double bits = 8 * static_cast<double>(bytes) / weights;
   return {fmt::format("{},{},{}x{},{},{},{:.4f},{:.4f}", name, name_of(source.dtype), source.shape[0], source.shape[1],
                       encoded.outliers, bytes, bits, bits / 32),
-          testing::decoded_snr_db(source, encoded.packed)};
+          testing::decoded_snr_db(source, encoded)};
 }
 
 std::vector<Row> results_now() {
@@ -48,9 +47,9 @@ std::vector<Row> results_now() {
       rows.push_back(measure(distribution, matrix.view()));
     }
   }
-  const Checkpoint model = Checkpoint::open(std::filesystem::path(HXQ_SOURCE_DIR) / "models/wiki-mamba-7m");
+  const ModelFolder model = ModelFolder::open(std::filesystem::path(HXQ_SOURCE_DIR) / "models/wiki-mamba-7m");
   for (const PlanEntry& entry : plan_entries(model, {})) {
-    if (entry.codec != Codec::exact) rows.push_back(measure("wiki-mamba-7m/" + entry.name, entry.view));
+    if (entry.encoder) rows.push_back(measure("wiki-mamba-7m/" + entry.name, entry.view));
   }
   return rows;
 }

@@ -6,7 +6,7 @@ import sys
 
 # A folder may include itself and everything before it. `jinja` and `text` need `io` alone; nothing below `model` needs
 # them.
-ORDER = ["io", "desc", "codec", "kernels", "layers", "jinja", "text", "model", "compress", "capi"]
+ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "jinja", "text", "model", "compress", "capi"]
 ALLOWED = {folder: set(ORDER[: i + 1]) for i, folder in enumerate(ORDER)}
 ALLOWED["jinja"] = {"io", "jinja"}
 ALLOWED["text"] = {"io", "jinja", "text"}

@@ -24,13 +24,7 @@ std::string table_text(const Inspection& inspection) {
                {"outliers", Align::right},
                {"bytes", Align::right}});
   for (const InspectedTensor& tensor : inspection.tensors) {
-    std::string form = tensor.dtype;
-    if (tensor.codec != "exact") {
-      form = fmt::format("{} x {}", tensor.codec, tensor.codewords);
-      if (tensor.vector_dim > 1) form += fmt::format(" of {}", tensor.vector_dim);
-      if (tensor.low_rank > 0) form += fmt::format(" + rank {}", tensor.low_rank);
-    }
-    table.add({tensor.name, to_string(tensor.shape), form, fmt::format("{:.3f}", tensor.bits_per_weight),
+    table.add({tensor.name, to_string(tensor.shape), tensor.form, fmt::format("{:.3f}", tensor.bits_per_weight),
                tensor.snr_db ? fmt::format("{:.2f}", *tensor.snr_db) : "",
                tensor.outliers > 0 ? fmt::format("{}", tensor.outliers) : "", fmt::format("{}", tensor.stored_bytes)});
   }

@@ -91,6 +91,12 @@ int main(int argc, char** argv) {
   } catch (const hxq::tools::UsageError& error) {
     fmt::print(stderr, "hxq: {}\n", error.what());
     return kWrongUse;
+  } catch (const hxq::CompressedError& error) {
+    fmt::print(stderr, "hxq: {}; `hxq decompress` makes the folder dense\n", error.what());
+    return kFailed;
+  } catch (const hxq::UnknownArchitectureError& error) {
+    fmt::print(stderr, "hxq: {} (`hxq compress` and the Python package serve others as well)\n", error.what());
+    return kFailed;
   } catch (const std::exception& error) {
     fmt::print(stderr, "hxq: {}\n", error.what());
     return kFailed;

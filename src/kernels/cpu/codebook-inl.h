@@ -51,11 +51,11 @@ void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t 
 }
 
 /// Any layout: a piece of a row is looked up, then multiplied with every token.
-void codebook_rows_by_pieces(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
+void codebook_gemv_by_pieces(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kPiece = 256;
   alignas(64) float piece[kPiece];
   for (int64_t row = begin; row < end; ++row) {
-    VecF sum[Ops::kFewTokens] = {};
+    VecF sum[Ops::kGemvTokens] = {};
     for (int64_t col = 0; col < weight.cols; col += kPiece) {
       const int64_t n = weight.cols - col < kPiece ? weight.cols - col : kPiece;
       lookup_row(weight, row, col, n, piece);
@@ -76,7 +76,7 @@ constexpr int64_t kPrefetch = 2048;
 /// Byte indices, for kTokens tokens from `first` on: vectors of weights are looked up in memory. Two sums each, in
 /// turn.
 template <int kTokens>
-void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, int64_t first, int64_t begin,
+void codebook_gemv_by_lanes(const CodebookView& weight, const LinearArgs& args, int64_t first, int64_t begin,
                             int64_t end) {
   const float* x = args.x + first * args.x_stride;
   for (int64_t row = begin; row < end; ++row) {
@@ -103,16 +103,16 @@ void codebook_rows_by_lanes(const CodebookView& weight, const LinearArgs& args, 
   }
 }
 
-/// Any matrix, up to kFewTokens tokens.
-void codebook_rows_by_lookup(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin,
+/// Any matrix, up to kGemvTokens tokens.
+void codebook_gemv_by_lookup(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin,
                              int64_t end) {
-  if (weight.index_bits != 8 || weight.d != 1) return codebook_rows_by_pieces(weight, args, begin, end);
+  if (weight.index_bits != 8 || weight.d != 1) return codebook_gemv_by_pieces(weight, args, begin, end);
   int64_t t = 0;
-  for (; t + 4 <= args.tokens; t += 4) codebook_rows_by_lanes<4>(weight, args, t, begin, end);
-  for (; t < args.tokens; ++t) codebook_rows_by_lanes<1>(weight, args, t, begin, end);
+  for (; t + 4 <= args.tokens; t += 4) codebook_gemv_by_lanes<4>(weight, args, t, begin, end);
+  for (; t < args.tokens; ++t) codebook_gemv_by_lanes<1>(weight, args, t, begin, end);
 }
 
-int64_t arranged_as_is(const CodebookView&, int64_t) { return 0; }
+int64_t x_as_is(const CodebookView&, int64_t) { return 0; }
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

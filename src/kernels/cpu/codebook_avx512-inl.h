@@ -3,9 +3,9 @@
 
 #pragma once
 
+#include "kernels/cpu/gemv_rows_avx512-inl.h"
+#include "kernels/cpu/integer_gemv_avx512-inl.h"
 #include "kernels/cpu/lookup_avx512-inl.h"
-#include "kernels/cpu/rows_avx512-inl.h"
-#include "kernels/cpu/whole_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -17,9 +17,10 @@ struct Weights {
 
 /// Codes of 16 bits, IEEE binary16.
 struct HalfTable {
-  Plane low, high;
+  ByteTable low, high;
 
-  HXQ_ALWAYS_INLINE explicit HalfTable(const uint8_t* planes) : low(planes), high(planes + 256) {}
+  HXQ_ALWAYS_INLINE explicit HalfTable(const CodebookView& weight)
+      : low(weight.half_planes), high(weight.half_planes + 256) {}
 
   /// Column within a block that lane `lane` of part `part` holds: bytes are interleaved within 128 bits.
   static constexpr int64_t column(int64_t part, int64_t lane) {
@@ -52,10 +53,13 @@ struct HalfTable {
 
 /// Codes of 32 bits: any float.
 struct FloatTable {
-  Plane byte0, byte1, byte2, byte3;
+  ByteTable byte0, byte1, byte2, byte3;
 
-  HXQ_ALWAYS_INLINE explicit FloatTable(const uint8_t* planes)
-      : byte0(planes), byte1(planes + 256), byte2(planes + 512), byte3(planes + 768) {}
+  HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight)
+      : byte0(weight.float_planes),
+        byte1(weight.float_planes + 256),
+        byte2(weight.float_planes + 512),
+        byte3(weight.float_planes + 768) {}
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
@@ -83,7 +87,7 @@ struct FloatTable {
 template <class Table>
 void decode_rows_by(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
                     int64_t stride) {
-  const Table table(weight.planes);
+  const Table table(weight);
   const VecF scale = splat(weight.planes_scale);
   for (int64_t i = 0; i < rows; ++i) {
     const uint8_t* index = weight.indices + (row + i) * weight.cols + col;
@@ -109,12 +113,12 @@ void decode_rows_by(const CodebookView& weight, int64_t row, int64_t rows, int64
 /// x times the scale of the codes, in the order in which weights come out of the table, zero past the last column:
 /// [blocks, 4, 16].
 template <class Table>
-void arrange_for(const float* x, int64_t cols, float scale, float* arranged) {
-  for (int64_t first = 0; first < cols; first += kBlock, arranged += kBlock) {
+void pack_x_for(const float* x, int64_t cols, float scale, float* packed_x) {
+  for (int64_t first = 0; first < cols; first += kBlock, packed_x += kBlock) {
     for (int64_t part = 0; part < 4; ++part) {
       for (int64_t lane = 0; lane < 16; ++lane) {
         const int64_t col = first + Table::column(part, lane);
-        arranged[part * 16 + lane] = col < cols ? x[col] * scale : 0.0f;
+        packed_x[part * 16 + lane] = col < cols ? x[col] * scale : 0.0f;
       }
     }
   }
@@ -155,22 +159,22 @@ HXQ_ALWAYS_INLINE void sum_row(const Table& table, const uint8_t* index, int64_t
   }
 }
 
-/// Sums of float products; `arranged` as arrange_for<Table> makes it.
+/// Sums of float products; `packed_x` as pack_x_for<Table> makes it.
 template <class Table>
 struct FloatKernel {
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
-                                            const float* arranged, RowTotals<kRows, kTokens>& totals) {
-    const Table table(weight.planes);
+                                            const float* packed_x, RowTotals<kRows, kTokens>& totals) {
+    const Table table(weight);
     const int64_t floats = blocks_of(weight.cols) * kBlock;
     const int64_t whole = weight.cols / kBlock * kBlock;
     for (int64_t r = 0; r < rows; ++r) {
       const uint8_t* index = weight.indices + (row + r) * weight.cols;
       VecF total[kTokens][kRows] = {};
-      sum_row<Table, kRows, kTokens, false>(table, index, apart * weight.cols, whole, arranged, floats, total);
+      sum_row<Table, kRows, kTokens, false>(table, index, apart * weight.cols, whole, packed_x, floats, total);
       if (whole < weight.cols) {
         sum_row<Table, kRows, kTokens, true>(table, index + whole, apart * weight.cols, weight.cols - whole,
-                                             arranged + whole, floats, total);
+                                             packed_x + whole, floats, total);
       }
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
@@ -184,73 +188,71 @@ struct FloatKernel {
 };
 
 /// Up to 8 tokens at once with two tables, 2 with four, as registers allow.
-void rows_by_half(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
-                  int64_t end) {
+void half_gemv(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
   using Kernel = FloatKernel<HalfTable>;
   switch (args.tokens) {
     case 1:
-      return multiply_rows<Kernel, 4, 1>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 4, 1>(weight, args, packed_x, begin, end);
     case 2:
-      return multiply_rows<Kernel, 4, 2>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 4, 2>(weight, args, packed_x, begin, end);
     case 3:
-      return multiply_rows<Kernel, 2, 3>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 2, 3>(weight, args, packed_x, begin, end);
     case 4:
-      return multiply_rows<Kernel, 2, 4>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 2, 4>(weight, args, packed_x, begin, end);
     case 5:
-      return multiply_rows<Kernel, 1, 5>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 1, 5>(weight, args, packed_x, begin, end);
     case 6:
-      return multiply_rows<Kernel, 1, 6>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 1, 6>(weight, args, packed_x, begin, end);
     case 7:
-      return multiply_rows<Kernel, 1, 7>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 1, 7>(weight, args, packed_x, begin, end);
     default:
-      return multiply_rows<Kernel, 1, 8>(weight, args, arranged, begin, end);
+      return gemv_rows<Kernel, 1, 8>(weight, args, packed_x, begin, end);
   }
 }
 
-void rows_by_float(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
-                   int64_t end) {
+void float_gemv(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
   using Kernel = FloatKernel<FloatTable>;
   LinearArgs part = args;
   for (int64_t left = args.tokens; left > 0; left -= 2) {
     if (left >= 2) {
-      multiply_rows<Kernel, 2, 2>(weight, part, arranged, begin, end);
+      gemv_rows<Kernel, 2, 2>(weight, part, packed_x, begin, end);
     } else {
-      multiply_rows<Kernel, 2, 1>(weight, part, arranged, begin, end);
+      gemv_rows<Kernel, 2, 1>(weight, part, packed_x, begin, end);
     }
     part.x += 2 * args.x_stride;
     part.y += 2 * args.y_stride;
-    arranged += 2 * blocks_of(weight.cols) * kBlock;
+    packed_x += 2 * blocks_of(weight.cols) * kBlock;
   }
 }
 
 /// The kernel for a call; best first.
-enum class FewTokens { whole, half, float32, lookup };
+enum class GemvKernel { integer, half, float32, lookup };
 
-FewTokens choose(const CodebookView& weight, int64_t tokens) {
-  if (weight.index_bits != 8 || weight.planes_kind == LookupPlanes::Kind::none) return FewTokens::lookup;
-  if (weight.planes_whole && tokens <= kWholeTokens && weight.cols <= kWholeCols) return FewTokens::whole;
-  return weight.planes_kind == LookupPlanes::Kind::half ? FewTokens::half : FewTokens::float32;
+GemvKernel choose_gemv(const CodebookView& weight, int64_t tokens) {
+  if (weight.index_bits != 8 || weight.planes_kind == LookupPlanes::Kind::none) return GemvKernel::lookup;
+  if (weight.integer_levels && tokens <= kIntegerTokens && weight.cols <= kIntegerCols) return GemvKernel::integer;
+  return weight.planes_kind == LookupPlanes::Kind::half ? GemvKernel::half : GemvKernel::float32;
 }
 
-int64_t arranged_floats(const CodebookView& weight, int64_t tokens) {
-  switch (choose(weight, tokens)) {
-    case FewTokens::whole:
-      return whole_floats(weight.cols);
-    case FewTokens::lookup:
+int64_t packed_x_floats(const CodebookView& weight, int64_t tokens) {
+  switch (choose_gemv(weight, tokens)) {
+    case GemvKernel::integer:
+      return quantized_floats(weight.cols);
+    case GemvKernel::lookup:
       return 0;
     default:
       return blocks_of(weight.cols) * kBlock;
   }
 }
 
-void arrange(const CodebookView& weight, const float* x, int64_t tokens, float* arranged) {
-  switch (choose(weight, tokens)) {
-    case FewTokens::whole:
-      return arrange_whole(x, weight.cols, arranged);
-    case FewTokens::half:
-      return arrange_for<HalfTable>(x, weight.cols, weight.planes_scale, arranged);
+void pack_x(const CodebookView& weight, const float* x, int64_t tokens, float* packed_x) {
+  switch (choose_gemv(weight, tokens)) {
+    case GemvKernel::integer:
+      return quantize_x(x, weight.cols, packed_x);
+    case GemvKernel::half:
+      return pack_x_for<HalfTable>(x, weight.cols, weight.planes_scale, packed_x);
     default:
-      return arrange_for<FloatTable>(x, weight.cols, weight.planes_scale, arranged);
+      return pack_x_for<FloatTable>(x, weight.cols, weight.planes_scale, packed_x);
   }
 }
 
@@ -264,17 +266,17 @@ void decode_codebook(const CodebookView& weight, int64_t row, int64_t rows, int6
   for (int64_t i = 0; i < rows; ++i) assign_outliers(weight, row + i, col, cols, out + i * stride);
 }
 
-void codebook_rows(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+void codebook_gemv(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
                    int64_t end) {
-  switch (choose(weight, args.tokens)) {
-    case FewTokens::whole:
-      return rows_by_whole(weight, args, arranged, begin, end);
-    case FewTokens::half:
-      return rows_by_half(weight, args, arranged, begin, end);
-    case FewTokens::float32:
-      return rows_by_float(weight, args, arranged, begin, end);
-    case FewTokens::lookup:
-      return codebook_rows_by_lookup(weight, args, arranged, begin, end);
+  switch (choose_gemv(weight, args.tokens)) {
+    case GemvKernel::integer:
+      return integer_gemv(weight, args, packed_x, begin, end);
+    case GemvKernel::half:
+      return half_gemv(weight, args, packed_x, begin, end);
+    case GemvKernel::float32:
+      return float_gemv(weight, args, packed_x, begin, end);
+    case GemvKernel::lookup:
+      return codebook_gemv_by_lookup(weight, args, packed_x, begin, end);
   }
 }
 

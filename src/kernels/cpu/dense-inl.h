@@ -45,7 +45,7 @@ VecF load_some(const std::byte* from, int64_t n) {
 
 /// Rows of a dense matrix for kTokens tokens; two sums for each, in turn.
 template <class Type, int kTokens>
-void dense_rows_of(const DenseMatrix& weight, const LinearArgs& args, int64_t first, int64_t begin, int64_t end) {
+void dense_gemv_of(const DenseMatrix& weight, const LinearArgs& args, int64_t first, int64_t begin, int64_t end) {
   const float* x[kTokens];
   for (int t = 0; t < kTokens; ++t) x[t] = args.x + (first + t) * args.x_stride;
   for (int64_t row = begin; row < end; ++row) {
@@ -75,20 +75,20 @@ void dense_rows_of(const DenseMatrix& weight, const LinearArgs& args, int64_t fi
 }
 
 template <class Type>
-void dense_rows_of(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
+void dense_gemv_of(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   int64_t t = 0;
-  for (; t + 4 <= args.tokens; t += 4) dense_rows_of<Type, 4>(weight, args, t, begin, end);
-  for (; t < args.tokens; ++t) dense_rows_of<Type, 1>(weight, args, t, begin, end);
+  for (; t + 4 <= args.tokens; t += 4) dense_gemv_of<Type, 4>(weight, args, t, begin, end);
+  for (; t < args.tokens; ++t) dense_gemv_of<Type, 1>(weight, args, t, begin, end);
 }
 
-void dense_rows(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
+void dense_gemv(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   switch (weight.dtype) {
     case DType::f16:
-      return dense_rows_of<F16>(weight, args, begin, end);
+      return dense_gemv_of<F16>(weight, args, begin, end);
     case DType::bf16:
-      return dense_rows_of<Bf16>(weight, args, begin, end);
+      return dense_gemv_of<Bf16>(weight, args, begin, end);
     default:
-      return dense_rows_of<F32>(weight, args, begin, end);
+      return dense_gemv_of<F32>(weight, args, begin, end);
   }
 }
 

@@ -25,10 +25,10 @@ struct Indices {
 HXQ_ALWAYS_INLINE Indices indices_of(__m512i value) { return {value, _mm512_movepi8_mask(value)}; }
 
 /// One byte of every codeword.
-struct Plane {
+struct ByteTable {
   __m512i part0, part1, part2, part3;
 
-  HXQ_ALWAYS_INLINE explicit Plane(const uint8_t* bytes)
+  HXQ_ALWAYS_INLINE explicit ByteTable(const uint8_t* bytes)
       : part0(in_register(bytes)),
         part1(in_register(bytes + 64)),
         part2(in_register(bytes + 128)),

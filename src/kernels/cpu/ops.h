@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/codebook_lookup_planes.h"
 #include "kernels/kernels.h"
 #include "kernels/ssd.h"
 
@@ -23,10 +24,12 @@ struct CodebookView {
   const uint8_t* indices;  ///< nothing may be read outside of the matrix
   const float* codebook;   // [k, d]
   LookupPlanes::Kind planes_kind;
-  bool planes_whole;
+  bool integer_levels;
   float planes_scale;
-  const uint8_t* planes;        // [4, 256], 64-byte aligned
-  const uint32_t* outlier_row;  // [rows + 1], null without sidecar
+  const uint8_t* half_planes;     // [2, 256], 64-byte aligned, see LookupPlanes
+  const uint8_t* integer_planes;  // [2, 256], the same
+  const uint8_t* float_planes;    // [4, 256], the same
+  const uint32_t* outlier_row;    // [rows + 1], null without sidecar
   const uint32_t* outlier_col;
   const float* outlier_value;
 };
@@ -39,19 +42,19 @@ struct Ops {
   Target target;
   int64_t lanes;  ///< floats in a vector of this target
 
-  /// Tokens that `codebook_rows` and `dense_rows` take at once.
-  static constexpr int64_t kFewTokens = 8;
+  /// Tokens that `codebook_gemv` and `dense_gemv` take at once.
+  static constexpr int64_t kGemvTokens = 8;
 
-  /// Floats of one token's x in the form `codebook_rows` wants beside it, a multiple of 16; 0: none. `tokens` are those
+  /// Floats of one token's x in the form `codebook_gemv` wants beside it, a multiple of 16; 0: none. `tokens` are those
   /// of the call.
-  int64_t (*arranged_floats)(const CodebookView& weight, int64_t tokens);
-  void (*arrange)(const CodebookView& weight, const float* x, int64_t tokens, float* arranged);
+  int64_t (*packed_x_floats)(const CodebookView& weight, int64_t tokens);
+  void (*pack_x)(const CodebookView& weight, const float* x, int64_t tokens, float* packed_x);
 
-  /// y for weight rows [begin, end) and up to kFewTokens tokens, without outliers. `arranged`: that of each token,
-  /// arranged_floats apart, 64-byte aligned.
-  void (*codebook_rows)(const CodebookView& weight, const LinearArgs& args, const float* arranged, int64_t begin,
+  /// y for weight rows [begin, end) and up to kGemvTokens tokens, without outliers. `packed_x`: that of each token,
+  /// packed_x_floats apart, 64-byte aligned.
+  void (*codebook_gemv)(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
                         int64_t end);
-  void (*dense_rows)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
+  void (*dense_gemv)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
 
   /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
   void (*decode_codebook)(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
@@ -71,9 +74,9 @@ struct Ops {
                         int64_t rows);
 
   /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
-  struct Whole {
+  struct IntegerGemm {
     /// From here on speed counts more than the last bits, which `supports` gives up.
-    static constexpr int64_t kManyTokens = 128;
+    static constexpr int64_t kFastTokens = 128;
 
     bool (*supports)(const CodebookView& weight);
     /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
@@ -84,7 +87,7 @@ struct Ops {
     void (*multiply)(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin,
                      int64_t end, float* memory);
   };
-  Whole whole;
+  IntegerGemm integer_gemm;
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);

@@ -5,19 +5,20 @@
 #define HXQ_PANEL_VECTORS 2
 
 #include "kernels/cpu/codebook_avx512-inl.h"
+#include "kernels/cpu/integer_gemm_avx512-inl.h"
 #include "kernels/cpu/ops-inl.h"
-#include "kernels/cpu/whole_gemm_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
 
 constexpr Ops avx512_ops() {
   Ops ops = common_ops(Target::avx512);
-  ops.arranged_floats = arranged_floats;
-  ops.arrange = arrange;
-  ops.codebook_rows = codebook_rows;
+  ops.packed_x_floats = packed_x_floats;
+  ops.pack_x = pack_x;
+  ops.codebook_gemv = codebook_gemv;
   ops.decode_codebook = decode_codebook;
-  ops.whole = {supports_whole, whole_panel_floats, pack_whole, whole_memory_floats, multiply_whole};
+  ops.integer_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel, integer_memory_floats,
+                      integer_gemm};
   return ops;
 }
 

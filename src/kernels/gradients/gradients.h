@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "codec/codebook.h"
 #include "kernels/kernels.h"
+#include "kernels/prepared_matrix.h"
 #include "kernels/ssd.h"
 
 /// Reverse-mode gradients of the operations of kernels.h and ssd.h, with the same rules: called by every thread of the
@@ -11,32 +11,13 @@
 /// dL/dv. Outputs are overwritten unless said otherwise; the ones that may be null are then not computed.
 namespace hxq::kernels {
 
-/// dx = g W / channel_scales: the gradient of `linear` with respect to its input.
+/// dx = g W, then the transpose of the input's transform: the gradient of `linear` with respect to x.
 struct LinearTransposedArgs {
   const float* g = nullptr;  // [tokens, rows], contiguous
   float* dx = nullptr;       // [tokens, cols], contiguous
   int64_t tokens = 0;
 };
-void linear_transposed(const CodebookMatrix& weight, const LinearTransposedArgs& args, const Context& context) noexcept;
-
-/// dC[j, i] = sum of (g^T x)[r, c] over the elements that take component i of codeword j; outliers take none.
-struct CodebookGradientArgs {
-  const float* x = nullptr;  // [tokens, cols], contiguous, before the channel scales
-  const float* g = nullptr;  // [tokens, rows], contiguous
-  int64_t tokens = 0;
-  float* gradient = nullptr;  // [k, d]
-};
-void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const Context& context) noexcept;
-
-/// The same for `gather_rows`: dC[j, i] = sum of g over the elements gathered from component i of codeword j.
-struct GatherGradientArgs {
-  const int32_t* ids = nullptr;  // [count]
-  const float* g = nullptr;      // [count, cols], contiguous
-  int64_t count = 0;
-  float* gradient = nullptr;  // [k, d]
-};
-void gather_codebook_gradient(const CodebookMatrix& weight, const GatherGradientArgs& args,
-                              const Context& context) noexcept;
+void linear_transposed(const PreparedMatrix& weight, const LinearTransposedArgs& args, const Context& context) noexcept;
 
 /// Of `causal_conv1d_silu`, for a sequence that starts at x[0]: what came before is zero.
 struct ConvGradientArgs {

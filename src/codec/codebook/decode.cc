@@ -1,0 +1,42 @@
+#include "codec/codebook/index_packing.h"
+#include "codec/codebook/matrix.h"
+
+namespace hxq {
+namespace {
+
+void decode_row(const CodebookMatrix& m, int64_t row, std::span<float> out) {
+  const int64_t codewords = m.cols / m.d;  // in one row
+  for (int64_t c = 0; c < m.cols; ++c) {
+    const int64_t index = index_at(m.layout, m.indices, row * codewords + c / m.d);
+    out[c] = m.codebook[index * m.d + c % m.d];
+  }
+  if (!m.sidecar.row_begin.empty()) {
+    for (uint32_t i = m.sidecar.row_begin[row]; i < m.sidecar.row_begin[row + 1]; ++i) {
+      out[m.sidecar.col[i]] = m.sidecar.value[i];
+    }
+  }
+  if (m.low_rank.rank == 0) return;
+  for (int64_t c = 0; c < m.cols; ++c) {
+    double sum = out[c];
+    for (int64_t i = 0; i < m.low_rank.rank; ++i) {
+      sum += static_cast<double>(m.low_rank.u_scaled[row * m.low_rank.rank + i]) * m.low_rank.vt[i * m.cols + c];
+    }
+    out[c] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace
+
+void CodebookMatrix::decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept {
+  for (int64_t row = begin; row < end; ++row) {
+    decode_row(*this, row, out.subspan(static_cast<size_t>((row - begin) * cols), static_cast<size_t>(cols)));
+  }
+}
+
+int64_t CodebookMatrix::bytes_read() const noexcept {
+  const size_t floats = codebook.size() + low_rank.u_scaled.size() + low_rank.vt.size() + channel_scales.size();
+  constexpr size_t kOutlier = 2 * sizeof(uint32_t) + sizeof(float);  // row, column, value
+  return static_cast<int64_t>(indices.size() + sizeof(float) * floats + kOutlier * sidecar.value.size());
+}
+
+}  // namespace hxq

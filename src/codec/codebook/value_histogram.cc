@@ -1,0 +1,232 @@
+#include "codec/codebook/value_histogram.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "hxq/error.h"
+#include "io/half.h"
+#include "io/threads.h"
+
+namespace hxq {
+namespace {
+
+/// F32 tensors of up to this many elements are sorted, so that every distinct value gets a slot of its own.
+constexpr int64_t kSortLimit = int64_t{1} << 16;
+
+template <class T>
+T load(const std::byte* bytes, int64_t index) {
+  T value;
+  std::memcpy(&value, bytes + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+/// Cut `chunk` of `chunks` over `count` elements.
+int64_t cut(int64_t count, int chunk, int chunks) { return count / chunks * chunk + count % chunks * chunk / chunks; }
+
+void append(ValueHistogram& histogram, double value, int64_t count, float low, float high) {
+  if (histogram.size() > 0 && histogram.value.back() == value) {  // -0 and +0
+    histogram.count.back() += count;
+    histogram.high.back() = high;
+    return;
+  }
+  histogram.value.push_back(value + 0.0);  // turns -0 into +0
+  histogram.count.push_back(count);
+  histogram.low.push_back(low);
+  histogram.high.push_back(high);
+}
+
+[[noreturn]] void throw_not_finite(const TensorView& source, int64_t bad) {
+  int64_t first = 0;
+  while (std::isfinite(element_at(source, first))) ++first;
+  throw Error(fmt::format("{} of {} values are not finite, the first ({}) at flat position {}; expected finite weights",
+                          bad, source.size(), element_at(source, first), first));
+}
+
+using Counts16 = std::array<uint32_t, 65536>;
+
+// Neighbouring elements are often equal: four tables keep an increment from waiting for the one just before it.
+void count_patterns(const std::byte* bytes, int64_t begin, int64_t end, std::array<Counts16, 4>& counts) {
+  int64_t i = begin;
+  for (; i + 8 <= end; i += 8) {
+    uint64_t a = load<uint64_t>(bytes + i * 2, 0);
+    uint64_t b = load<uint64_t>(bytes + i * 2, 1);
+    ++counts[0][a & 0xffff];
+    ++counts[1][b & 0xffff];
+    ++counts[2][a >> 16 & 0xffff];
+    ++counts[3][b >> 16 & 0xffff];
+    ++counts[0][a >> 32 & 0xffff];
+    ++counts[1][b >> 32 & 0xffff];
+    ++counts[2][a >> 48];
+    ++counts[3][b >> 48];
+  }
+  for (; i < end; ++i) ++counts[0][load<uint16_t>(bytes, i)];
+}
+
+ValueHistogram count_16bit(const TensorView& source, int threads, float (*decode)(uint16_t)) {
+  const int64_t elements = source.size();
+  std::vector<std::array<Counts16, 4>> counts(static_cast<size_t>(threads));
+  parallel_for(threads, threads, [&](int t) {
+    count_patterns(source.bytes.data(), cut(elements, t, threads), cut(elements, t + 1, threads),
+                   counts[static_cast<size_t>(t)]);
+  });
+  const auto total = [&](uint32_t bits) {
+    int64_t sum = 0;
+    for (const auto& tables : counts) {
+      for (const Counts16& table : tables) sum += table[bits];
+    }
+    return sum;
+  };
+
+  ValueHistogram histogram;
+  int64_t bad = 0;
+  for (uint32_t key = 0; key < 65536; ++key) {
+    // Patterns in the order of the numbers they stand for: the negative ones run backwards.
+    const uint32_t bits = key < 0x8000u ? 0xffffu - key : key - 0x8000u;
+    const int64_t count = total(bits);
+    if (count == 0) continue;
+    const float value = decode(static_cast<uint16_t>(bits));
+    if (!std::isfinite(value)) {
+      bad += count;
+    } else {
+      append(histogram, value, count, value, value);
+    }
+  }
+  if (bad > 0) throw_not_finite(source, bad);
+  return histogram;
+}
+
+// Ascending as the floats are, for the bits of a float.
+uint32_t order_key(uint32_t bits) { return bits & 0x80000000u ? ~bits : bits | 0x80000000u; }
+uint32_t bits_of_key(uint32_t key) { return key & 0x80000000u ? key & 0x7fffffffu : ~key; }
+
+ValueHistogram sort_f32(const TensorView& source) {
+  std::vector<uint32_t> keys(static_cast<size_t>(source.size()));
+  for (size_t i = 0; i < keys.size(); ++i)
+    keys[i] = order_key(load<uint32_t>(source.bytes.data(), static_cast<int64_t>(i)));
+  std::sort(keys.begin(), keys.end());
+  ValueHistogram histogram;
+  int64_t bad = 0;
+  for (size_t begin = 0, end = 0; begin < keys.size(); begin = end) {
+    while (end < keys.size() && keys[end] == keys[begin]) ++end;
+    const auto value = std::bit_cast<float>(bits_of_key(keys[begin]));
+    const auto count = static_cast<int64_t>(end - begin);
+    if (!std::isfinite(value)) {
+      bad += count;
+    } else {
+      append(histogram, value, count, value, value);
+    }
+  }
+  if (bad > 0) throw_not_finite(source, bad);
+  return histogram;
+}
+
+constexpr int kBinBits = 12;  // of the mantissa: two more than the codebook's own values have
+constexpr int kLowBits = 23 - kBinBits;
+
+/// How many elements fell into a bin, and the sum of the mantissa bits that the bin does not tell: integers, so the
+/// order of adding does not matter.
+struct Bin {
+  int64_t count = 0;
+  int64_t low_sum = 0;
+};
+using Binade = std::array<Bin, size_t{1} << kBinBits>;     // one sign and exponent
+using Binades = std::array<std::unique_ptr<Binade>, 512>;  // by the upper 9 bits; null where nothing fell
+
+void count_binades(const std::byte* bytes, int64_t begin, int64_t end, Binades& binades) {
+  for (int64_t i = begin; i < end; ++i) {
+    const auto bits = load<uint32_t>(bytes, i);
+    auto& binade = binades[bits >> 23];
+    if (!binade) [[unlikely]]
+      binade = std::make_unique<Binade>();
+    Bin& bin = (*binade)[bits >> kLowBits & ((1u << kBinBits) - 1)];
+    ++bin.count;
+    bin.low_sum += bits & ((1u << kLowBits) - 1);
+  }
+}
+
+void append_bin(ValueHistogram& histogram, uint32_t first_bits, const Bin& bin) {
+  if (bin.count == 0) return;
+  const uint32_t exponent = first_bits >> 23 & 255u;
+  const uint32_t mantissa = (first_bits & 0x7fffffu) | (exponent > 0 ? 0x800000u : 0u);
+  const double magnitude = std::ldexp(mantissa + static_cast<double>(bin.low_sum) / static_cast<double>(bin.count),
+                                      std::max<int>(static_cast<int>(exponent), 1) - 150);
+  const auto inner = std::bit_cast<float>(first_bits);
+  const auto outer = std::bit_cast<float>(first_bits | ((1u << kLowBits) - 1));
+  if (first_bits >> 31) {
+    append(histogram, -magnitude, bin.count, outer, inner);
+  } else {
+    append(histogram, magnitude, bin.count, inner, outer);
+  }
+}
+
+ValueHistogram bin_f32(const TensorView& source, int threads) {
+  threads = std::min(threads, 8);  // a wide tensor's bins take up to 32 MB a thread
+  std::vector<Binades> parts(static_cast<size_t>(threads));
+  parallel_for(threads, threads, [&](int t) {
+    count_binades(source.bytes.data(), cut(source.size(), t, threads), cut(source.size(), t + 1, threads),
+                  parts[static_cast<size_t>(t)]);
+  });
+  const auto total = [&](uint32_t binade, uint32_t index) {
+    Bin sum;
+    for (const Binades& part : parts) {
+      if (!part[binade]) continue;
+      sum.count += (*part[binade])[index].count;
+      sum.low_sum += (*part[binade])[index].low_sum;
+    }
+    return sum;
+  };
+
+  ValueHistogram histogram;
+  int64_t bad = 0;
+  constexpr uint32_t kBins = 1u << kBinBits;
+  for (uint32_t order = 0; order < 512; ++order) {
+    const uint32_t binade = order < 256 ? 511 - order : order - 256;
+    if (std::none_of(parts.begin(), parts.end(), [&](const Binades& part) { return part[binade] != nullptr; }))
+      continue;
+    for (uint32_t step = 0; step < kBins; ++step) {
+      const uint32_t index = order < 256 ? kBins - 1 - step : step;
+      const Bin bin = total(binade, index);
+      if ((binade & 255u) == 255u) {
+        bad += bin.count;
+      } else {
+        append_bin(histogram, binade << 23 | index << kLowBits, bin);
+      }
+    }
+  }
+  if (bad > 0) throw_not_finite(source, bad);
+  return histogram;
+}
+
+}  // namespace
+
+float element_at(const TensorView& source, int64_t position) {
+  switch (source.dtype) {
+    case DType::bf16:
+      return float_from_bf16(load<uint16_t>(source.bytes.data(), position));
+    case DType::f16:
+      return float_from_f16(load<uint16_t>(source.bytes.data(), position));
+    default:
+      return load<float>(source.bytes.data(), position);
+  }
+}
+
+ValueHistogram count_values(const TensorView& source, int threads) {
+  switch (source.dtype) {
+    case DType::bf16:
+      return count_16bit(source, threads, float_from_bf16);
+    case DType::f16:
+      return count_16bit(source, threads, float_from_f16);
+    case DType::f32:
+      return source.size() <= kSortLimit ? sort_f32(source) : bin_f32(source, threads);
+    default:
+      throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(source.dtype)));
+  }
+}
+
+}  // namespace hxq

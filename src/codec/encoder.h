@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/codec.h"
+#include "codec/fidelity.h"
+#include "hxq/tensor.h"
+
+namespace hxq {
+
+/// One stored tensor of a compressed module, little-endian and row-major as in the file.
+struct EncodedPart {
+  std::string suffix = {};  ///< as in the codec's PartSpec
+  DType dtype = DType::u8;
+  Shape shape = {};
+  std::vector<std::byte> bytes = {};
+};
+
+/// A compressed matrix as the tensors that are written for it.
+struct EncodedTensor {
+  std::vector<EncodedPart> parts = {};
+  Fidelity fidelity = {};  ///< of the decoded tensor against the source
+  int64_t outliers = 0;    ///< weights that are stored exactly beside the others
+};
+
+/// The dtype and shape of a part before anything is encoded.
+struct PartPlan {
+  std::string_view suffix;
+  DType dtype;
+  Shape shape;
+};
+
+struct EncodeOptions {
+  double sidecar_fraction = 0.001;  ///< largest share of the weights kept exactly, where the codec keeps any; 0 to 1
+  int threads = 0;                  ///< 0: one per core; the answer does not depend on it
+};
+
+/// How matrices get into the form that a codec reads: a row of the compressor's table.
+struct Encoder {
+  const Codec* codec;
+  bool keeps_outliers;  ///< whether EncodeOptions::sidecar_fraction means something to it
+
+  /// Bytes of a matrix [rows, cols] without outliers: what the policy weighs against the source's.
+  int64_t (*expected_bytes)(const Shape& shape) noexcept;
+
+  /// Every part that may be written for a matrix, with shapes as large as they can get.
+  std::vector<PartPlan> (*largest_parts)(const Shape& shape);
+
+  /// `source`: F32, F16 or BF16, [rows, cols], not empty; its bytes need not be aligned. Throws `Error` for values that
+  /// are not finite, for another dtype or rank, and for options out of range.
+  EncodedTensor (*encode)(const TensorView& source, const EncodeOptions& options);
+
+  /// Fields of `quantization_config` in config.json, beside those that all codecs have.
+  nlohmann::json (*config)();
+};
+
+/// All encoders: those of the library (`encoders.cc`), the default one first, then registered ones.
+std::span<const Encoder* const> encoders() noexcept;
+
+/// The encoder of the codec of that name; the default one for an empty name. Throws `Error` that lists the names.
+const Encoder& encoder_of(std::string_view codec_id);
+
+/// As `register_codec`, for a codec that is registered.
+void register_encoder(const Encoder& encoder);
+
+}  // namespace hxq

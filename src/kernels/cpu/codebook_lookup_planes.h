@@ -1,0 +1,35 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+namespace hxq::kernels::cpu {
+
+/// A scalar codebook of at most 256 levels cut into byte planes, so that a processor with byte permutes can keep the
+/// whole table in registers: byte b (little-endian) of the number that stands for level i is [b][i] of its planes.
+struct LookupPlanes {
+  enum class Kind : uint8_t {
+    none,     ///< no planes: a vector codebook, or more than 256 levels
+    half,     ///< every level is scale times a binary16 number, exactly
+    float32,  ///< any levels
+  };
+  using BytePlane = std::array<uint8_t, 256>;
+
+  Kind kind = Kind::none;
+  float scale = 1;              ///< a power of two
+  bool integer_levels = false;  ///< `half`, and every level / scale is an integer
+  /// `half`: level / scale in binary16.
+  alignas(64) std::array<BytePlane, 2> half = {};
+  /// `integer_levels`: the integer level / scale is integer[0][i] + 256 * (integer[1][i] - 128). Integer dot products
+  /// then take the place of conversions to float.
+  std::array<BytePlane, 2> integer = {};
+  /// `float32`: the levels themselves.
+  std::array<BytePlane, 4> float32 = {};
+};
+
+/// The planes of a scalar codebook [k]; `half` whenever every level equals s * h with one power of two s and h in
+/// binary16 such that the largest |h| lies in [2^14, 2^15). Empty (`none`) for k = 0 or k > 256.
+LookupPlanes make_planes(std::span<const float> codebook);
+
+}  // namespace hxq::kernels::cpu

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <memory>
+
+#include "kernels/prepared_matrix.h"
+
+namespace hxq::kernels::cpu {
+
+/// Of an ExactMatrix: multiplied in the type it is stored in, where it lies.
+std::unique_ptr<const PreparedMatrix> prepare_exact(std::unique_ptr<const StoredMatrix> stored);
+
+}  // namespace hxq::kernels::cpu

@@ -1,0 +1,57 @@
+// How the kernels for few tokens on AVX-512 go through the rows of a matrix.
+
+#pragma once
+
+#include "kernels/cpu/lookup_avx512-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+/// Sums of up to 16 consecutive rows of each of kRows streams, before the lanes of a row are added.
+template <int kRows, int kTokens>
+using RowTotals = VecF[kTokens][kRows][HXQ_LANES];
+
+/// The sums of the lanes of each of 16 vectors.
+inline VecF sum_lanes_of_16(const VecF (&v)[HXQ_LANES]) {
+  const __m128 a = sum_lanes_of_4(v[0], v[1], v[2], v[3]), b = sum_lanes_of_4(v[4], v[5], v[6], v[7]);
+  const __m128 c = sum_lanes_of_4(v[8], v[9], v[10], v[11]), d = sum_lanes_of_4(v[12], v[13], v[14], v[15]);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_set_m128(b, a)), _mm256_set_m128(d, c), 1);
+}
+
+/// Adds what `args` asks for to finished sums of rows [row, row + rows) and stores them.
+inline void put_rows(const LinearArgs& args, int64_t t, int64_t row, int64_t rows, VecF value) {
+  float* y = args.y + t * args.y_stride + row;
+  if (args.bias) value += load_first(args.bias + row, rows);
+  if (args.accumulate) value += load_first(y, rows);
+  store_first(y, value, rows);
+}
+
+/// Rows [begin, end) for kTokens tokens, kRows streams `apart` rows from each other, [begin, end) being the first's.
+/// `Kernel::sum` adds up at most 16 rows of each stream, `Kernel::finish` makes numbers of what it found.
+template <class Kernel, int kRows, int kTokens>
+void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
+                 int64_t apart, int64_t end) {
+  for (int64_t row = begin; row < end; row += kLanes) {
+    const int64_t rows = end - row < kLanes ? end - row : kLanes;
+    RowTotals<kRows, kTokens> totals;
+    if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
+    Kernel::template sum<kRows, kTokens>(weight, row, rows, apart, packed_x, totals);
+    for (int i = 0; i < kRows; ++i) {
+      for (int t = 0; t < kTokens; ++t) {
+        put_rows(args, t, row + i * apart, rows, Kernel::finish(weight, packed_x, t, sum_lanes_of_16(totals[t][i])));
+      }
+    }
+  }
+}
+
+/// kRows rows are taken at once, as far apart as possible: separate streams draw more bandwidth from one core than a
+/// single one.
+template <class Kernel, int kRows, int kTokens>
+void gemv_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
+  const int64_t apart = (end - begin) / kRows;
+  stream_rows<Kernel, kRows, kTokens>(weight, args, packed_x, begin, apart, begin + apart);
+  stream_rows<Kernel, 1, kTokens>(weight, args, packed_x, begin + apart * kRows, 0, end);  // fewer than kRows rows
+}
+
+}  // namespace
+}  // namespace hxq::kernels::cpu
