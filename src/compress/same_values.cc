@@ -28,11 +28,13 @@ std::vector<double> to_double(const TensorView& tensor) {
   return values;
 }
 
+bool has_values(DType dtype) { return is_float(dtype) || dtype == DType::f64; }
+
 }  // namespace
 
 bool same_values(const TensorView& a, const TensorView& b) {
   if (a.dtype == b.dtype) return std::ranges::equal(a.bytes, b.bytes);
-  if (!is_float(a.dtype) || !is_float(b.dtype) || a.size() != b.size()) return false;
+  if (!has_values(a.dtype) || !has_values(b.dtype) || a.size() != b.size()) return false;
   const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
   for (int64_t begin = 0; begin < a.size(); begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, a.size());
