@@ -23,7 +23,7 @@ bench: dependencies
 	@scripts/bench.sh $(BUILD)
 
 fuzz: dependencies
-	@scripts/install_dependencies.sh clang-14
+	@scripts/install_dependencies.sh clang-14 libclang-rt-14-dev
 	@scripts/fuzz.sh $(BUILD)-fuzz $(SECONDS)
 
 dependencies:

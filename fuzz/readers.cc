@@ -7,8 +7,11 @@
 #include "codec/stored_tensors.h"
 #include "desc/model_desc.h"
 #include "folder/shared_copies.h"
+#include "hxq/chat.h"
 #include "hxq/error.h"
+#include "hxq/receipt.h"
 #include "hxq/tokenizer.h"
+#include "io/checkpoint.h"
 #include "io/json.h"
 #include "io/npy.h"
 #include "io/safetensors.h"
@@ -52,18 +55,51 @@ void read_tensors(std::span<const std::byte> bytes) {
   });
 }
 
+void use_tokenizer(const std::filesystem::path& dir) {
+  expect_error_at_most([&] {
+    const Tokenizer tokenizer = Tokenizer::load(dir);
+    const std::vector<int32_t> ids = tokenizer.encode(" Hello, w\xc3\xb6rld!\n\n  12345 \xff \xe4\xb8\xad<s>");
+    tokenizer.decode(ids);
+    StreamDecoder stream(tokenizer, false);
+    for (const int32_t id : ids) stream.push(id);
+    stream.flush();
+  });
+}
+
 }  // namespace
 
-void read_safetensors(std::span<const std::byte> bytes) {
-  read_tensors(bytes);
-  // Once more with the length before the header put right: changes of the header's length hide all behind it otherwise.
+std::string with_repaired_length(std::span<const std::byte> bytes) {
   constexpr size_t kLengthBytes = 8;
   std::string repaired(text_of(bytes));
   const size_t end = repaired.size() < kLengthBytes ? repaired.npos : repaired.find("}}", kLengthBytes);
-  if (end == repaired.npos) return;
+  if (end == repaired.npos) return {};
   const uint64_t length = end + 2 - kLengthBytes;
   std::memcpy(repaired.data(), &length, kLengthBytes);
-  read_tensors(std::as_bytes(std::span(repaired)));
+  return repaired;
+}
+
+void read_safetensors(std::span<const std::byte> bytes) {
+  read_tensors(bytes);
+  if (const std::string repaired = with_repaired_length(bytes); !repaired.empty()) {
+    read_tensors(std::as_bytes(std::span(repaired)));
+  }
+}
+
+void read_index(std::span<const std::byte> bytes) {
+  static const testing::TempDir dir;
+  static const bool made = [] {
+    const auto shard = [](const std::string& name) {
+      const std::string header = R"({")" + name + R"(":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
+      const uint64_t length = header.size();
+      return std::string(reinterpret_cast<const char*>(&length), 8) + header + std::string(4, '\0');
+    };
+    dir.write("one.safetensors", shard("a.weight"));
+    dir.write("two.safetensors", shard("b"));
+    return true;
+  }();
+  static_cast<void>(made);
+  dir.write("model.safetensors.index.json", text_of(bytes));
+  expect_error_at_most([&] { Checkpoint::open(dir.path()); });
 }
 
 void read_config(std::span<const std::byte> bytes) {
@@ -86,16 +122,56 @@ void read_npy(std::span<const std::byte> bytes) {
   }
 }
 
+void read_meta(std::span<const std::byte> bytes) {
+  static const testing::TempDir dir;
+  static const bool made = [] {
+    const std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }";
+    const std::string padded = header + std::string(118 - header.size() - 1, ' ') + "\n";
+    dir.write("m.cdnav3/codebook.npy", std::string("\x93NUMPY\x01\x00\x76\x00", 10) + padded + std::string(16, '\0'));
+    dir.write("m.cdnav3/indices.bin", std::string("\0\1\2\3\0\1", 6));
+    return true;
+  }();
+  static_cast<void>(made);
+  dir.write("m.cdnav3/meta.json", text_of(bytes));
+  expect_error_at_most([&] {
+    const Checkpoint checkpoint = Checkpoint::open(dir.path());
+    for (const StoredTensor& tensor : list_tensors(checkpoint)) {
+      if (tensor.codec) decode_module(checkpoint, tensor.module);
+    }
+  });
+}
+
+void read_receipt(std::span<const std::byte> bytes) {
+  static const testing::TempDir dir;
+  dir.write(kReceiptFile, text_of(bytes));
+  expect_error_at_most([&] {
+    if (const auto receipt = hxq::read_receipt(dir.path())) to_json(*receipt);
+  });
+}
+
 void read_tokenizer(std::span<const std::byte> bytes) {
   static const testing::TempDir dir;
   dir.write("tokenizer.json", text_of(bytes));
+  use_tokenizer(dir.path());
+}
+
+void read_tokenizer_model(std::span<const std::byte> bytes) {
+  static const testing::TempDir dir;
+  dir.write("tokenizer.model", text_of(bytes));
+  use_tokenizer(dir.path());
+}
+
+void read_tokenizer_config(std::span<const std::byte> bytes) {
+  static const testing::TempDir dir;
+  static const auto tokenizer = dir.write(
+      "tokenizer.json", R"({"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"l":1,"o":2,"ll":3,)"
+                        R"("llo":4,"<s>":5},"merges":["l l","ll o"],"unk_token":"a"}})");
+  dir.write("tokenizer_config.json", text_of(bytes));
+  use_tokenizer(dir.path());
   expect_error_at_most([&] {
-    const Tokenizer tokenizer = Tokenizer::load(dir.path());
-    const std::vector<int32_t> ids = tokenizer.encode(" Hello, w\xc3\xb6rld!\n\n  12345 \xff \xe4\xb8\xad<s>");
-    tokenizer.decode(ids);
-    StreamDecoder stream(tokenizer, false);
-    for (const int32_t id : ids) stream.push(id);
-    stream.flush();
+    const Tokenizer named = Tokenizer::load(dir.path());
+    const std::vector<ChatMessage> messages = {{"user", "hello"}};
+    if (const auto chat = ChatTemplate::load(dir.path())) chat->render(messages, named);
   });
 }
 

@@ -12,17 +12,19 @@ cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_
   -DHXQ_BUILD_FUZZ=ON >"$build/configure.log" 2>&1 || { cat "$build/configure.log"; exit 1; }
 cmake --build "$build"
 
-for reader in safetensors config npy tokenizer template; do mkdir -p "$build/corpus/$reader"; done
+mkdir -p "$build/corpus"
+cp -r "$root"/fuzz/seeds/. "$build/corpus"
+mkdir -p "$build/corpus/read_config"
 for folder in "$root"/tests/golden/1 "$root"/tests/e2e/*/; do
-  name=$(basename "$folder")
-  cp "$folder/config.json" "$build/corpus/config/$name"
-  cp "$folder/model.safetensors" "$build/corpus/safetensors/$name"
+  cp "$folder/config.json" "$build/corpus/read_config/$(basename "$folder")"
 done
-cp "$root/fuzz/tokenizer.json" "$build/corpus/tokenizer"
-cp "$root/fuzz/chat_template.jinja" "$build/corpus/template"
 chmod -R u+w "$build/corpus"
 
 cd "$build"
-for reader in safetensors config npy tokenizer template; do
-  fuzz/fuzz_read_$reader -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -artifact_prefix="$build/" "corpus/$reader"
+for target in fuzz/fuzz_*; do
+  [ -x "$target" ] && [ -f "$target" ] || continue
+  reader=${target#fuzz/fuzz_}
+  printf '\n== %s\n' "$reader"
+  "$target" -max_total_time="$seconds" -max_len=8192 -timeout=20 -rss_limit_mb=3000 -print_final_stats=1 -verbosity=0 \
+    -artifact_prefix="$build/" "corpus/$reader"
 done

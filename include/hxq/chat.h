@@ -50,8 +50,9 @@ class ChatTemplate {
 /// be encoded by itself.
 class Chat {
  public:
-  /// The references must outlive it. `system`: the first message, if not empty.
-  Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template, std::string system = {});
+  /// The references must outlive it. `system`: the first message. Without one, some templates put one of their own.
+  Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+       std::optional<std::string> system = {});
 
   /// Adds the message and the model's answer, which is returned. Throws `Error` as `ChatTemplate::render` and
   /// `Session::generate` do; the conversation is then as before.

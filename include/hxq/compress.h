@@ -10,6 +10,9 @@
 
 namespace hxq {
 
+/// Tensor bytes in one file of a model folder: what model hubs serve and loaders hold well.
+inline constexpr int64_t kMaxShardBytes = 5'000'000'000;
+
 /// The codecs that tensors can be compressed with, the default one first.
 std::vector<std::string> codec_names();
 
@@ -19,10 +22,13 @@ struct CompressOptions {
   std::vector<std::string> keep = {};  ///< shell patterns (fnmatch) of tensor names to store exactly
   std::vector<std::string> only = {};  ///< if not empty, compress nothing but tensors that match one of these
   int threads = 0;                     ///< 0: the cores this process may run on
-  bool force = false;  ///< replace a folder that an earlier compression wrote, if nothing was added to it
+  bool force = false;   ///< replace a folder that an earlier compression wrote, if nothing was added to it
+  bool resume = false;  ///< take up what a killed compression of the same source to the same destination has done
+  int64_t max_shard_bytes = kMaxShardBytes;  ///< of tensors in one file; more become shards with an index
   /// Called before each tensor with its name, and with the source bytes done and in all; at the end with an empty name.
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};
-  /// Called with one line where the user should know how tensors were chosen: the architecture is not a known one.
+  /// Called with one line of what the user should know: how tensors were chosen where the architecture is not a known
+  /// one, which files of the source are left out, and what is not taken up.
   std::function<void(const std::string& line)> notice = {};
 };
 
@@ -42,20 +48,23 @@ struct PlannedTensor {
 /// tensor.
 std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source, const CompressOptions& options = {});
 
-/// Compresses the model folder (or safetensors file) `source` into the new folder `destination`: model.safetensors in
-/// the HXQ layout, config.json (where the source has one) with quantization_config, the tokenizer's and generation's
-/// files, and the receipt that is returned.
+/// Compresses the model folder (or safetensors file) `source` into the new folder `destination`: model.safetensors (or
+/// shards and their index) in the HXQ layout, config.json (where the source has one) with quantization_config, all that
+/// lies beside the weights and is no weights itself, and the receipt that is returned.
 ///
-/// The bytes written do not depend on `threads`. One tensor is in memory at a time. Everything is written to a folder
-/// beside `destination`, synced, then renamed: `destination` is complete or not there. Throws `Error`, leaving what was
-/// there before as it was, if `destination` exists (unless `force` and an earlier compression wrote all that is in it),
-/// for bad input, and when writing fails.
+/// The bytes written do not depend on `threads`, nor on whether the work was taken up. One tensor is in memory at a
+/// time. Everything is written to a folder beside `destination`, synced, then renamed: `destination` is complete or not
+/// there, and of two processes one does it. A folder that a killed one left is cleared by the next that has the same
+/// destination, or with `resume` taken up. Throws `Error`, leaving what was there before as it was, if `destination`
+/// exists (unless `force` and an earlier compression wrote all that is in it), for bad input, and when writing fails.
 Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
                  const CompressOptions& options = {});
 
 struct DecompressOptions {
-  DType dtype = DType::f32;  ///< of the decoded matrices: f32 (exactly what runs), f16 or bf16
+  DType dtype = DType::f32;                  ///< of the decoded matrices: f32 (exactly what runs), f16 or bf16
+  int64_t max_shard_bytes = kMaxShardBytes;  ///< as for compress
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};  ///< as for compress
+  std::function<void(const std::string& line)> notice = {};  ///< called with one line of which files are left out
 };
 
 /// Writes the model folder `source` (HXQ or .cdnav3) as a dense one: every compressed matrix decoded, exact tensors as

@@ -56,6 +56,12 @@ struct ReceiptTotals {
   int64_t peak_memory_bytes = 0;  ///< largest resident set of the process so far
 };
 
+/// A file of the source that was not copied.
+struct LeftOut {
+  std::string name;    ///< relative to the source
+  std::string reason;  ///< "hidden", "weights in another form", ...
+};
+
 /// The record that `compress` leaves beside the weights, and that `verify` checks.
 struct Receipt {
   std::string tool_version;
@@ -63,7 +69,8 @@ struct Receipt {
   double sidecar_fraction = 0;
   std::vector<std::string> keep;
   std::vector<std::string> only;
-  std::vector<std::string> files;  ///< names of the folder's files, without the receipt's; empty in older receipts
+  std::vector<std::string> files;  ///< the folder's files, without the receipt, relative; empty in older receipts
+  std::vector<LeftOut> left_out;   ///< files of the source that are not in the folder in any form
   std::vector<TensorReceipt> tensors;
   ReceiptTotals totals;
 };

@@ -30,6 +30,7 @@ struct VerifyResult {
   int64_t hashes_checked = 0;      ///< stored keys whose SHA-256 was recomputed
   int64_t fidelities_checked = 0;  ///< compressed tensors whose distance from the source was measured
   int64_t exact_compared = 0;      ///< exact tensors compared with the source
+  int64_t exact_converted = 0;     ///< of those, stored in another dtype than the source's, with the same values
   bool has_receipt = false;        ///< also if it is malformed, which is a problem
   bool has_source = false;
   /// Of the measured tensors, infinite where the source's weights were reproduced exactly; empty if none was measured.
@@ -43,7 +44,7 @@ struct VerifyResult {
 
 /// Checks a model folder: every index, position and value of compressed tensors; that the model is complete, as far as
 /// config.json tells; against the receipt, if there is one,
-/// the set of stored keys and the SHA-256 of each; with `source`, that exact tensors equal the source bit for bit and
+/// the set of stored keys and the SHA-256 of each; with `source`, that exact tensors have the source's values and
 /// that every fidelity figure of the receipt is what the stored bytes give; without a receipt, that no tensor is so far
 /// from the source that it must be another. Reports all problems, not only the first; a source that differs in most
 /// tensors is the first. A folder with nothing to check (dense, no receipt, no source) is a problem. Throws `Error`

@@ -3,18 +3,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "compress/journal.h"
 #include "compress/peak_memory.h"
 #include "compress/plan.h"
 #include "compress/replaceable.h"
 #include "compress/sha256.h"
+#include "compress/side_files.h"
 #include "compress/staged_folder.h"
 #include "hxq/error.h"
 #include "hxq/version.h"
 #include "io/json.h"
-#include "io/safetensors_writer.h"
+#include "io/sharded_writer.h"
+#include "io/utf8.h"
 
 namespace hxq {
 namespace {
@@ -50,17 +54,27 @@ nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const Enc
 class Compressor {
  public:
   Compressor(const Checkpoint& source, const std::vector<PlanEntry>& plan, const CompressOptions& options,
-             SafetensorsWriter& writer)
-      : source_(source), plan_(plan), options_(options), writer_(writer) {}
+             ShardedWriter& writer, Journal& journal)
+      : source_(source), plan_(plan), options_(options), writer_(writer), journal_(journal) {}
 
   std::vector<TensorReceipt> run() {
     int64_t total = 0;
     for (const PlanEntry& entry : plan_) total += static_cast<int64_t>(entry.view.bytes.size());
     int64_t done = 0;
     std::vector<TensorReceipt> receipts;
+    bool taking_up = true;
     for (const PlanEntry& entry : plan_) {
       report(entry.name, done, total);
-      receipts.push_back(store(entry));
+      std::optional<TensorReceipt> earlier;
+      if (taking_up) earlier = journal_.next();
+      if (earlier) {
+        take_up(entry, *earlier);
+        receipts.push_back(std::move(*earlier));
+      } else {
+        if (std::exchange(taking_up, false)) journal_.begin();
+        receipts.push_back(store(entry));
+        journal_.note(receipts.back());
+      }
       source_.drop(entry.view);
       done += static_cast<int64_t>(entry.view.bytes.size());
     }
@@ -73,6 +87,21 @@ class Compressor {
     if (options_.progress) options_.progress(name, done, total);
   }
 
+  /// What an earlier run has stored counts if it was made from the same bytes and is all there.
+  void take_up(const PlanEntry& entry, const TensorReceipt& earlier) {
+    bool same = earlier.name == entry.name && earlier.source_sha256 == sha256_hex(entry.view.bytes);
+    if (same) writer_.begin_group(earlier.stored_bytes);
+    for (const StoredKey& key : earlier.stored) {
+      const auto is_right = [&](std::span<const std::byte> bytes) { return sha256_hex(bytes) == key.sha256; };
+      same = same && writer_.take_up(key.key, dtype_from_name(key.dtype), key.shape, is_right);
+    }
+    if (same) return;
+    throw Error(
+        "cannot be taken up: it is not what was stored, or its source has changed; without resuming, the "
+        "compression begins anew",
+        source_.place(entry.name));
+  }
+
   TensorReceipt store(const PlanEntry& entry) {
     TensorReceipt receipt;
     receipt.name = entry.name;
@@ -83,6 +112,7 @@ class Compressor {
     receipt.source_bytes = static_cast<int64_t>(entry.view.bytes.size());
     receipt.source_sha256 = sha256_hex(entry.view.bytes);
     if (!entry.encoder) {
+      writer_.begin_group(receipt.source_bytes);
       add_key(receipt, entry.name, entry.view.dtype, entry.view.shape, entry.view.bytes, receipt.source_sha256);
     } else {
       encode(entry, receipt);
@@ -101,6 +131,9 @@ class Compressor {
     } catch (const Error& error) {
       throw Error(error.what(), source_.place(entry.name));
     }
+    int64_t bytes = 0;
+    for (const EncodedPart& part : encoded.parts) bytes += static_cast<int64_t>(part.bytes.size());
+    writer_.begin_group(bytes);
     for (const EncodedPart& part : encoded.parts) {
       add_key(receipt, part_key(module_of(entry.name), part.suffix), part.dtype, part.shape, part.bytes,
               sha256_hex(part.bytes));
@@ -122,7 +155,8 @@ class Compressor {
   const Checkpoint& source_;
   const std::vector<PlanEntry>& plan_;
   const CompressOptions& options_;
-  SafetensorsWriter& writer_;
+  ShardedWriter& writer_;
+  Journal& journal_;
 };
 
 ReceiptTotals totals_of(const std::vector<TensorReceipt>& tensors) {
@@ -159,13 +193,40 @@ void check_apart(const std::filesystem::path& source, const std::filesystem::pat
   }
 }
 
-std::vector<std::string> names_in(const std::filesystem::path& folder) {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    names.push_back(entry.path().filename().string());
+/// What makes the tensors' bytes what they are, but for the source's own.
+std::string identity_of(const std::vector<PlanEntry>& plan, const CompressOptions& options) {
+  std::string text =
+      fmt::format("hxq {} sidecar {} shards {}", kVersion, options.sidecar_fraction, options.max_shard_bytes);
+  for (const PlanEntry& entry : plan) {
+    text += fmt::format("\n{} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
+                        codec_name(entry.encoder));
   }
-  std::ranges::sort(names);
-  return names;
+  return sha256_hex(std::as_bytes(std::span(text)));
+}
+
+/// The journal of an earlier run if that one is to be taken up, or an empty one, in a folder with nothing else in it.
+Journal open_journal(const StagedFolder& folder, const std::vector<PlanEntry>& plan, const CompressOptions& options) {
+  Journal journal(folder.path(), identity_of(plan, options));
+  const auto is_work = [](const std::string& name) {
+    return name == Journal::kFile || ShardedWriter::may_have_written(name);
+  };
+  if (journal.has_lines()) {
+    folder.clear(is_work);
+    return journal;
+  }
+  if (folder.taken_up() && options.notice) {
+    options.notice("there is nothing to take up: what an earlier run left is of other tensors, options or version");
+  }
+  folder.clear();
+  return journal;
+}
+
+void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const Encoder& encoder,
+                  const ReceiptTotals& totals, const StagedFolder& folder) {
+  if (source.config().is_null()) return;
+  nlohmann::ordered_json config = load_ordered_json(source.path() / "config.json");
+  config["quantization_config"] = quantization_config(plan, encoder, totals);
+  folder.write("config.json", json_text(config) + "\n");
 }
 
 }  // namespace
@@ -177,29 +238,33 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   const Checkpoint& checkpoint = model.checkpoint;
   const std::vector<PlanEntry> plan = plan_entries(model, options);
   if (options.force) check_apart(source, destination);
-  StagedFolder folder(destination, options.force ? StagedFolder::Check(check_replaceable) : nullptr);
+  StagedFolder folder(destination, options.force ? StagedFolder::Check(check_replaceable) : nullptr,
+                      options.resume ? StagedFolder::Leftovers::take_up : StagedFolder::Leftovers::clear);
+  const SideFiles side_files = find_side_files(checkpoint, std::array{folder.path(), destination});
+  if (options.notice && !side_files.left_out.empty()) options.notice(left_out_text(side_files.left_out));
 
-  SafetensorsWriter writer(folder.path() / "model.safetensors", header_plan(plan));
+  Journal journal = open_journal(folder, plan, options);
+  ShardedWriter writer(folder.path(), header_plan(plan), options.max_shard_bytes);
   Receipt receipt;
-  receipt.tensors = Compressor(checkpoint, plan, options, writer).run();
+  receipt.tensors = Compressor(checkpoint, plan, options, writer, journal).run();
   writer.finish();
 
   receipt.tool_version = kVersion;
-  receipt.source_name = std::filesystem::canonical(source).filename().string();
+  receipt.source_name = to_valid_utf8(std::filesystem::canonical(source).filename().string());
   receipt.sidecar_fraction = options.sidecar_fraction;
   receipt.keep = options.keep;
   receipt.only = options.only;
   receipt.totals = totals_of(receipt.tensors);
 
-  if (nlohmann::json config = checkpoint.config(); !config.is_null()) {
-    config["quantization_config"] = quantization_config(plan, encoder_of(options.codec), receipt.totals);
-    folder.write("config.json", json_text(config) + "\n");
-  }
-  if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
-  receipt.files = names_in(folder.path());
+  write_config(checkpoint, plan, encoder_of(options.codec), receipt.totals, folder);
+  copy_side_files(source, side_files, folder);
+  for (const std::string& file : files_below(folder.path())) receipt.files.push_back(to_valid_utf8(file));
+  for (const char* file : {StagedFolder::kMark, Journal::kFile}) std::erase(receipt.files, file);
+  receipt.left_out = side_files.left_out;
   receipt.totals.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   receipt.totals.peak_memory_bytes = peak_memory_bytes();
   folder.write(kReceiptFile, to_json(receipt));
+  std::filesystem::remove(folder.path() / Journal::kFile);
   folder.commit();
   return receipt;
 }

@@ -1,19 +1,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "codec/stored_tensors.h"
 #include "compress/completeness.h"
+#include "compress/side_files.h"
 #include "compress/staged_folder.h"
 #include "folder/model_folder.h"
 #include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/half.h"
 #include "io/json.h"
-#include "io/safetensors_writer.h"
+#include "io/sharded_writer.h"
 
 namespace hxq {
 namespace {
@@ -52,7 +54,7 @@ std::vector<std::byte> decode_matrix(const StoredMatrix& matrix, DType dtype) {
   return out;
 }
 
-nlohmann::json dense_config(nlohmann::json config, DType dtype) {
+nlohmann::ordered_json dense_config(nlohmann::ordered_json config, DType dtype) {
   config.erase("quantization_config");
   const char* name = dtype == DType::f32 ? "float32" : dtype == DType::f16 ? "float16" : "bfloat16";
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] = name;
@@ -81,11 +83,15 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   }
 
   StagedFolder folder(destination);
-  SafetensorsWriter writer(folder.path() / "model.safetensors", plan);
+  const SideFiles side_files = find_side_files(checkpoint, std::array{folder.path(), destination});
+  if (options.notice && !side_files.left_out.empty()) options.notice(left_out_text(side_files.left_out));
+  ShardedWriter writer(folder.path(), plan, options.max_shard_bytes);
   int64_t done = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const StoredTensor& tensor = tensors[i];
     if (options.progress) options.progress(tensor.name, done, total);
+    const int64_t bytes = element_count(tensor.shape) * static_cast<int64_t>(size_of(plan[i].dtype));
+    writer.begin_group(bytes);
     if (tensor.codec) {
       const auto matrix = tensor.codec->read(checkpoint, tensor.module, tensor.shape);
       std::vector<std::byte> decoded;
@@ -100,14 +106,15 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
       writer.add(tensor.name, view.dtype, view.shape, view.bytes);
       checkpoint.drop(view);
     }
-    done += element_count(tensor.shape) * static_cast<int64_t>(size_of(plan[i].dtype));
+    done += bytes;
   }
   if (options.progress) options.progress({}, done, total);
   writer.finish();
   if (!checkpoint.config().is_null()) {
-    folder.write("config.json", json_text(dense_config(checkpoint.config(), options.dtype)) + "\n");
+    folder.write("config.json",
+                 json_text(dense_config(load_ordered_json(source / "config.json"), options.dtype)) + "\n");
   }
-  if (std::filesystem::is_directory(source)) copy_side_files(source, folder);
+  copy_side_files(source, side_files, folder);
   folder.commit();
   return total;
 }

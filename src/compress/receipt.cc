@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "codec/codec.h"
+#include "compress/journal.h"
 #include "hxq/error.h"
 #include "io/json.h"
 
@@ -126,6 +127,13 @@ Receipt receipt_from(const Part& json) {
   options.get("keep", receipt.keep);
   options.get("only", receipt.only);
   if (json.has("files")) json.get("files", receipt.files);
+  if (json.has("left_out")) {
+    for (const Part& file : json.parts("left_out")) {
+      LeftOut& left_out = receipt.left_out.emplace_back();
+      file.get("name", left_out.name);
+      file.get("reason", left_out.reason);
+    }
+  }
   const Part totals = json.part("totals");
   totals.get("parameters", receipt.totals.parameters);
   totals.get("tensors_compressed", receipt.totals.tensors_compressed);
@@ -146,9 +154,18 @@ Receipt receipt_from(const Part& json) {
 
 }  // namespace
 
+std::string journal_line(const TensorReceipt& tensor) { return json_of(tensor).dump(); }
+
+TensorReceipt read_journal_line(std::string_view line) {
+  const nlohmann::json json = parse_json(line, "journal");
+  return tensor_from(Part(json, ""));
+}
+
 std::string to_json(const Receipt& receipt) {
   ordered_json tensors = ordered_json::array();
   for (const TensorReceipt& tensor : receipt.tensors) tensors.push_back(json_of(tensor));
+  ordered_json left_out = ordered_json::array();
+  for (const LeftOut& file : receipt.left_out) left_out.push_back({{"name", file.name}, {"reason", file.reason}});
   const ReceiptTotals& totals = receipt.totals;
   const ordered_json json = {
       {"receipt_version", kReceiptVersion},
@@ -156,6 +173,7 @@ std::string to_json(const Receipt& receipt) {
       {"source", receipt.source_name},
       {"options", {{"sidecar_fraction", receipt.sidecar_fraction}, {"keep", receipt.keep}, {"only", receipt.only}}},
       {"files", receipt.files},
+      {"left_out", std::move(left_out)},
       {"totals",
        {{"parameters", totals.parameters},
         {"tensors_compressed", totals.tensors_compressed},
@@ -172,7 +190,7 @@ std::string to_json(const Receipt& receipt) {
         {"peak_memory_bytes", totals.peak_memory_bytes}}},
       {"tensors", std::move(tensors)},
   };
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {

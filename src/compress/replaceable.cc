@@ -1,43 +1,44 @@
 #include "compress/replaceable.h"
 
 #include <fmt/format.h>
+#include <fnmatch.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
-#include <string_view>
-#include <vector>
+#include <string>
 
-#include "compress/staged_folder.h"
+#include "compress/side_files.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
+#include "io/utf8.h"
 
 namespace hxq {
 namespace fs = std::filesystem;
 namespace {
 
-/// For receipts that do not list the files: whether compressions write some of that name.
-bool may_be_written(std::string_view name) {
-  return name == "model.safetensors" || name == "config.json" || is_side_file(name);
-}
+/// What compressions wrote whose receipts do not list the files.
+constexpr std::array kOlderFiles = {
+    "model.safetensors",
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "generation_config.json",
+    "chat_template.*",
+    "*.py",
+    "*processor_config.json",
+    "LICENSE*",
+};
 
 bool was_written(const Receipt& receipt, const std::string& name) {
   if (name == kReceiptFile) return true;
-  if (receipt.files.empty()) return may_be_written(name);
-  return std::ranges::find(receipt.files, name) != receipt.files.end();
-}
-
-std::vector<fs::path> sorted_entries(const fs::path& folder) {
-  std::vector<fs::path> entries;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) entries.push_back(entry.path());
-  std::ranges::sort(entries);
-  return entries;
-}
-
-/// The first file below a folder, or the folder itself if it has none.
-fs::path first_file(const fs::path& path) {
-  if (!fs::is_directory(fs::symlink_status(path))) return path;
-  const std::vector<fs::path> entries = sorted_entries(path);
-  return entries.empty() ? path : first_file(entries.front());
+  if (!receipt.files.empty()) return std::ranges::find(receipt.files, name) != receipt.files.end();
+  return std::ranges::any_of(
+      kOlderFiles, [&](const char* pattern) { return fnmatch(pattern, name.c_str(), FNM_PERIOD | FNM_PATHNAME) == 0; });
 }
 
 }  // namespace
@@ -49,11 +50,12 @@ void check_replaceable(const fs::path& folder) {
   }
   try {
     const std::optional<Receipt> receipt = read_receipt(folder);
-    for (const fs::path& entry : sorted_entries(folder)) {
-      const bool is_file = fs::is_regular_file(fs::symlink_status(entry));
-      if (is_file && was_written(*receipt, entry.filename().string())) continue;
-      throw Error(fmt::format("holds {}, which no compression wrote, so it is not replaced",
-                              first_file(entry).lexically_relative(folder).string()),
+    for (std::string& name : files_below(folder)) {
+      const fs::file_type type = fs::symlink_status(folder / name).type();
+      const bool is_plain = type == fs::file_type::regular || name.ends_with('/');
+      if (is_plain && was_written(*receipt, to_valid_utf8(name))) continue;
+      if (name.ends_with('/')) name.pop_back();
+      throw Error(fmt::format("holds {}, which no compression wrote, so it is not replaced", name),
                   {.file = folder.string()});
     }
   } catch (const fs::filesystem_error& error) {

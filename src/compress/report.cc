@@ -31,7 +31,7 @@ std::string to_json(const Inspection& inspection) {
       {"parameters", inspection.parameters}, {"stored_bytes", inspection.stored_bytes},
       {"tensors", std::move(tensors)},       {"other_keys", inspection.other_keys},
       {"faults", inspection.faults},         {"receipt_fault", inspection.receipt_fault}};
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 std::string to_json(const VerifyResult& result) {
@@ -45,11 +45,12 @@ std::string to_json(const VerifyResult& result) {
                                        {"hashes_checked", result.hashes_checked},
                                        {"fidelities_checked", result.fidelities_checked},
                                        {"exact_compared", result.exact_compared},
+                                       {"exact_converted", result.exact_converted},
                                        {"worst_snr_db", finite_or_null(result.worst_snr_db)},
                                        {"worst_tensor", result.worst_tensor},
                                        {"median_snr_db", finite_or_null(result.median_snr_db)},
                                        {"problems", std::move(problems)}};
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace hxq

@@ -1,38 +1,20 @@
 #include "compress/staged_folder.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
-#include <fnmatch.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <fstream>
-#include <random>
 #include <utility>
-#include <vector>
 
+#include "compress/replaceable.h"
 #include "hxq/error.h"
 #include "io/system_error.h"
 
 namespace hxq {
 namespace fs = std::filesystem;
 namespace {
-
-constexpr std::array kSideFiles = {
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "generation_config.json",
-    "chat_template.*",
-    "*processor_config.json",
-    "*.py",
-    "LICENSE*",
-};
 
 void sync(const fs::path& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -43,6 +25,13 @@ void sync(const fs::path& path) {
   if (result != 0 && errno != EINVAL) throw_system_error(path, "write to disk");
 }
 
+void sync_folders(const fs::path& folder) {
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_directory() && !entry.is_symlink()) sync(entry.path());
+  }
+  sync(folder);
+}
+
 /// The path without a trailing slash, so that it has a name.
 fs::path named(const fs::path& path) {
   if (path.empty()) throw Error("the destination is an empty path");
@@ -50,27 +39,22 @@ fs::path named(const fs::path& path) {
   return absolute.has_filename() ? absolute : absolute.parent_path();
 }
 
-/// A new folder of a name that nobody else has, with the rights that any new folder gets.
-fs::path make_folder_beside(const fs::path& destination) {
-  std::random_device random;
-  for (int attempt = 0; attempt < 100; ++attempt) {
-    const std::string name = fmt::format("{}.partial-{:08x}", destination.filename().string(), random());
-    const fs::path path = destination.parent_path() / name;
-    if (mkdir(path.c_str(), 0777) == 0) return path;
-    if (errno != EEXIST) break;
-  }
-  throw_system_error(destination.parent_path(), "create a folder in it");
+bool is_same_folder(int file, const fs::path& path) {
+  struct stat opened {
+  }, there{};
+  return fstat(file, &opened) == 0 && lstat(path.c_str(), &there) == 0 && opened.st_ino == there.st_ino &&
+         opened.st_dev == there.st_dev;
 }
 
 }  // namespace
 
-StagedFolder::StagedFolder(const fs::path& destination, Check check_replaceable)
+StagedFolder::StagedFolder(const fs::path& destination, Check check_replaceable, Leftovers leftovers)
     : destination_(named(destination)), check_replaceable_(std::move(check_replaceable)) {
   check_destination();
   std::error_code error;
   fs::create_directories(destination_.parent_path(), error);
   if (error) throw_system_error(destination_.parent_path(), "create a folder in it", error.value());
-  staging_ = make_folder_beside(destination_);
+  claim(leftovers);
 }
 
 void StagedFolder::check_destination() const {
@@ -79,9 +63,65 @@ void StagedFolder::check_destination() const {
   check_replaceable_(destination_);
 }
 
+/// Makes and locks the folder. The lock belongs to the folder itself, so that a killed process leaves none behind.
+void StagedFolder::claim(Leftovers leftovers) {
+  fs::path staging = destination_;
+  staging += ".partial";
+  staging_ = staging;
+  bool is_ours = false;
+  try {
+    while (!try_to_claim()) {
+    }
+    check_is_ours();
+    is_ours = true;
+    taken_up_ = leftovers == Leftovers::take_up && fs::exists(staging_ / kMark);
+    if (!taken_up_) clear();
+    write(kMark, "");
+  } catch (...) {
+    std::error_code ignored;
+    if (is_ours) fs::remove_all(staging_, ignored);
+    if (lock_ >= 0) close(lock_);
+    throw;
+  }
+}
+
+/// False if the folder was moved away meanwhile: another process has finished it.
+bool StagedFolder::try_to_claim() {
+  if (mkdir(staging_.c_str(), 0777) != 0 && errno != EEXIST) {
+    throw_system_error(destination_.parent_path(), "create a folder in it");
+  }
+  lock_ = open(staging_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (lock_ < 0 && errno == ENOENT) return false;
+  if (lock_ < 0) throw Error("is in the way: expected a folder to write to, or nothing", {.file = staging_.string()});
+  // Some file systems have no locks: there, two processes at once are not noticed.
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    throw Error("another process is writing it", {.file = destination_.string()});
+  }
+  if (is_same_folder(lock_, staging_)) return true;
+  close(std::exchange(lock_, -1));
+  return false;
+}
+
+/// What lies there is only removed if it was being written, or is what an exchange of complete folders has left.
+void StagedFolder::check_is_ours() const {
+  if (fs::is_empty(staging_) || fs::exists(staging_ / kMark)) return;
+  check_replaceable(staging_);
+}
+
 StagedFolder::~StagedFolder() {
   std::error_code ignored;
   if (!staging_.empty()) fs::remove_all(staging_, ignored);
+  if (lock_ >= 0) close(lock_);
+}
+
+void StagedFolder::clear(const std::function<bool(const std::string& name)>& is_kept) const {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(staging_)) {
+    const std::string name = entry.path().filename().string();
+    if (name == kMark || (is_kept && is_kept(name))) continue;
+    fs::remove_all(entry.path(), error);
+    if (error) throw_system_error(entry.path(), "remove", error.value());
+  }
 }
 
 void StagedFolder::write(std::string_view name, std::string_view text) const {
@@ -93,9 +133,16 @@ void StagedFolder::write(std::string_view name, std::string_view text) const {
   sync(path);
 }
 
-void StagedFolder::copy(const fs::path& file) const {
-  const fs::path target = staging_ / file.filename();
+void StagedFolder::make_folder(const fs::path& name) const {
   std::error_code error;
+  fs::create_directories(staging_ / name, error);
+  if (error) throw_system_error(staging_ / name, "create", error.value());
+}
+
+void StagedFolder::copy(const fs::path& file, const fs::path& name) const {
+  const fs::path target = staging_ / name;
+  std::error_code error;
+  fs::remove(target, error);  // what an earlier run left may be read-only
   fs::copy_file(file, target, error);
   if (error) throw Error("cannot copy: " + error.message(), {.file = file.string()});
   // Model hubs keep files read-only; the copy belongs to the user.
@@ -105,7 +152,8 @@ void StagedFolder::copy(const fs::path& file) const {
 
 void StagedFolder::commit() {
   check_destination();  // another process may have made it since
-  sync(staging_);
+  sync_folders(staging_);
+  fs::remove(staging_ / kMark);
   if (rename(staging_.c_str(), destination_.c_str()) == 0) {
     staging_.clear();
   } else if (errno != ENOTEMPTY && errno != EEXIST) {
@@ -116,21 +164,6 @@ void StagedFolder::commit() {
     throw_system_error(destination_, "exchange it with the finished folder");
   }
   sync(destination_.parent_path());
-}
-
-bool is_side_file(std::string_view name) {
-  const std::string text(name);
-  return std::ranges::any_of(kSideFiles,
-                             [&](const char* pattern) { return fnmatch(pattern, text.c_str(), FNM_PERIOD) == 0; });
-}
-
-void copy_side_files(const fs::path& source, const StagedFolder& target) {
-  std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(source)) {
-    if (is_side_file(entry.path().filename().string()) && entry.is_regular_file()) files.push_back(entry.path());
-  }
-  std::ranges::sort(files);
-  for (const fs::path& file : files) target.copy(file);
 }
 
 }  // namespace hxq

@@ -57,6 +57,45 @@ TEST(StagedFolder, ReplacesOnlyWhatTheCheckAllows) {
   EXPECT_EQ(entries_of(dir.path()), 3u);
 }
 
+TEST(StagedFolder, BelongsToOneAtATime) {
+  const testing::TempDir dir;
+  const StagedFolder folder(dir.path() / "out");
+  EXPECT_THROW(StagedFolder(dir.path() / "out"), Error);
+  EXPECT_THROW(StagedFolder(dir.path() / "out", {}, StagedFolder::Leftovers::take_up), Error);
+  EXPECT_NO_THROW(StagedFolder(dir.path() / "other"));
+  EXPECT_TRUE(fs::exists(folder.path()));
+}
+
+TEST(StagedFolder, ClearsOrTakesUpWhatAKilledProcessLeft) {
+  const testing::TempDir dir;
+  const auto leave = [&] {
+    dir.write("out.partial/.hxq-partial", "");
+    dir.write("out.partial/work/a", "1");
+  };
+  leave();
+  {
+    const StagedFolder folder(dir.path() / "out");
+    EXPECT_FALSE(folder.taken_up());
+    EXPECT_FALSE(fs::exists(folder.path() / "work"));
+  }
+  leave();
+  StagedFolder folder(dir.path() / "out", {}, StagedFolder::Leftovers::take_up);
+  EXPECT_TRUE(folder.taken_up());
+  EXPECT_EQ(text_of(folder.path() / "work/a"), "1");
+  folder.commit();
+  EXPECT_EQ(entries_of(dir.path() / "out"), 1u);
+  EXPECT_EQ(entries_of(dir.path()), 1u);
+}
+
+TEST(StagedFolder, LeavesAFolderThatIsTheUsers) {
+  const testing::TempDir dir;
+  dir.write("out.partial/notes", "precious");
+  EXPECT_THROW(StagedFolder(dir.path() / "out"), Error);
+  EXPECT_EQ(text_of(dir.path() / "out.partial/notes"), "precious");
+  dir.write("file.partial", "precious");
+  EXPECT_THROW(StagedFolder(dir.path() / "file"), Error);
+}
+
 TEST(StagedFolder, LeavesWhatAnotherProcessMadeInTheMeantime) {
   for (const StagedFolder::Check& check : {StagedFolder::Check(), StagedFolder::Check(has_marker)}) {
     const testing::TempDir dir;

@@ -165,9 +165,8 @@ class Describer {
       adapt(block.k_proj, "self_attn.linear_k_adapter_list");
       adapt(block.v_proj, "self_attn.linear_v_adapter_list");
     }
-    if (config_.flag_or("use_shared_mlp_adapter", true)) {
-      adapt(block.gate_up_proj, "feed_forward.gate_up_proj_adapter_list");
-    }
+    // Always there: what old configurations say of them (use_shared_mlp_adapter) no loader reads.
+    adapt(block.gate_up_proj, "feed_forward.gate_up_proj_adapter_list");
   }
 
   const ConfigReader& config_;

@@ -121,5 +121,11 @@ TEST(Zamba2Desc, SaysWhatIsWrong) {
             "config.json: \"n_mamba_heads\" is 3, expected a divisor of mamba_expand * hidden_size");
 }
 
+TEST(Zamba2Desc, AnOldFieldDoesNotTakeStoredAdaptersAway) {
+  nlohmann::json config = zamba2_1b();
+  config["use_shared_mlp_adapter"] = false;
+  EXPECT_EQ(describe(config, "config.json").weights.size(), describe(zamba2_1b(), "config.json").weights.size());
+}
+
 }  // namespace
 }  // namespace hxq

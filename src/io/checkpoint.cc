@@ -156,6 +156,11 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 const fs::path& Checkpoint::path() const { return contents_->path; }
+std::vector<fs::path> Checkpoint::files() const {
+  std::vector<fs::path> paths;
+  for (const MappedFile& file : contents_->files) paths.push_back(file.path());
+  return paths;
+}
 bool Checkpoint::is_tree() const { return contents_->is_tree; }
 const nlohmann::json& Checkpoint::config() const { return contents_->config; }
 const TensorMap& Checkpoint::tensors() const { return contents_->tensors; }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "hxq/error.h"
 #include "hxq/tensor.h"
@@ -39,6 +40,9 @@ class Checkpoint {
 
   /// The path given to `open`.
   const std::filesystem::path& path() const;
+
+  /// The files that are mapped, as they were opened.
+  std::vector<std::filesystem::path> files() const;
 
   /// Whether the tensors are those of a `.cdnav3` tree, whose writers leave some out.
   bool is_tree() const;

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <vector>
 
 #include "hxq/error.h"
@@ -34,7 +33,7 @@ std::string_view literal_at(std::string_view text) {
 }
 
 /// Finds the bare literals and bounds the nesting, so that parsing cannot take memory out of proportion.
-std::vector<Literal> scan(std::string_view text, const std::string& file, const JsonOptions& options) {
+std::vector<Literal> scan(std::string_view text, const std::string& file) {
   std::vector<Literal> literals;
   int depth = 0;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -47,8 +46,7 @@ std::vector<Literal> scan(std::string_view text, const std::string& file, const 
       case '[':
       case '{':
         if (++depth > kMaxDepth) {
-          throw Error(fmt::format("JSON is nested deeper than {}", kMaxDepth),
-                      {.file = file, .offset = options.base_offset + i});
+          throw Error(fmt::format("JSON is nested deeper than {}", kMaxDepth), {.file = file, .offset = i});
         }
         break;
       case ']':
@@ -138,20 +136,6 @@ size_t original_offset(size_t offset, const std::vector<Literal>& literals) {
   return offset - grown;
 }
 
-/// Parser callback that throws at the second occurrence of a key in one object.
-auto refuse_repeated_keys(const std::string& file) {
-  return [file, open = std::vector<std::set<std::string>>()](int, nlohmann::json::parse_event_t event,
-                                                             nlohmann::json& parsed) mutable {
-    using Event = nlohmann::json::parse_event_t;
-    if (event == Event::object_start) open.emplace_back();
-    if (event == Event::object_end) open.pop_back();
-    if (event == Event::key && !open.back().insert(parsed.get<std::string>()).second) {
-      throw Error(fmt::format("key '{}' is there twice", parsed.get<std::string>()), {.file = file});
-    }
-    return true;
-  };
-}
-
 JsonEvent event_of(nlohmann::json::parse_event_t event) {
   using Event = nlohmann::json::parse_event_t;
   switch (event) {
@@ -170,11 +154,10 @@ JsonEvent event_of(nlohmann::json::parse_event_t event) {
   }
 }
 
-nlohmann::json parsed(std::string_view text, const std::string& file, const JsonOptions& options) {
-  if (options.unique_keys) return nlohmann::json::parse(text, refuse_repeated_keys(file));
-  if (!options.filter) return nlohmann::json::parse(text);
+nlohmann::json parsed(std::string_view text, JsonFilter* filter) {
+  if (!filter) return nlohmann::json::parse(text);
   return nlohmann::json::parse(text, [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    return options.filter->keep(depth, event_of(event), value);
+    return filter->keep(depth, event_of(event), value);
   });
 }
 
@@ -187,14 +170,36 @@ std::string reason(const nlohmann::json::exception& error) {
   return std::string(colon == message.npos ? message : message.substr(colon + 2));
 }
 
+/// nlohmann's interface to `JsonEvents`.
+struct EventSink {
+  JsonEvents& events;
+  const std::string& file;
+  uint64_t base_offset;
+
+  bool null() { return events.null(), true; }
+  bool boolean(bool) { return events.other(), true; }
+  bool number_integer(int64_t) { return events.other(), true; }
+  bool number_unsigned(uint64_t value) { return events.number(value), true; }
+  bool number_float(double, const std::string&) { return events.other(), true; }
+  bool string(const std::string& value) { return events.string(value), true; }
+  bool binary(const std::vector<uint8_t>&) { return events.other(), true; }
+  bool start_object(size_t) { return events.begin(true), true; }
+  bool start_array(size_t) { return events.begin(false), true; }
+  bool key(const std::string& name) { return events.key(name), true; }
+  bool end_object() { return events.end(), true; }
+  bool end_array() { return events.end(), true; }
+  bool parse_error(size_t byte, const std::string&, const nlohmann::json::exception& error) {
+    throw Error("not valid JSON: " + reason(error), {.file = file, .offset = base_offset + (byte == 0 ? 0 : byte - 1)});
+  }
+};
+
 /// `parse_text(text)` parses the text that has no bare literals any more.
 template <class Parse>
-auto parse_with_literals(std::string_view text, const std::string& file, const JsonOptions& options,
-                         const Parse& parse_text) {
+auto parse_with_literals(std::string_view text, const std::string& file, const Parse& parse_text) {
   if (text.size() > kMaxBytes) {
     throw Error(fmt::format("JSON of {} bytes, expected at most {}", text.size(), kMaxBytes), {.file = file});
   }
-  const std::vector<Literal> literals = scan(text, file, options);
+  const std::vector<Literal> literals = scan(text, file);
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
   try {
@@ -203,7 +208,7 @@ auto parse_with_literals(std::string_view text, const std::string& file, const J
     return json;
   } catch (const nlohmann::json::parse_error& error) {
     const size_t offset = original_offset(error.byte == 0 ? 0 : error.byte - 1, literals);
-    throw Error("not valid JSON: " + reason(error), {.file = file, .offset = options.base_offset + offset});
+    throw Error("not valid JSON: " + reason(error), {.file = file, .offset = offset});
   } catch (const nlohmann::json::exception& error) {
     throw Error("not valid JSON: " + reason(error), {.file = file});
   }
@@ -215,14 +220,18 @@ std::string_view text_of(const MappedFile& file) {
 
 }  // namespace
 
-nlohmann::json parse_json(std::string_view text, const std::string& file, const JsonOptions& options) {
-  return parse_with_literals(text, file, options, [&](std::string_view plain) { return parsed(plain, file, options); });
+nlohmann::json parse_json(std::string_view text, const std::string& file, JsonFilter* filter) {
+  return parse_with_literals(text, file, [&](std::string_view plain) { return parsed(plain, filter); });
 }
 
 nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file) {
   if (std::ranges::count(text, ':') > kMaxOrdered) return nlohmann::ordered_json(parse_json(text, file));
-  return parse_with_literals(text, file, {},
-                             [](std::string_view plain) { return nlohmann::ordered_json::parse(plain); });
+  return parse_with_literals(text, file, [](std::string_view plain) { return nlohmann::ordered_json::parse(plain); });
+}
+
+void read_json(std::string_view text, const std::string& file, JsonEvents& events, uint64_t base_offset) {
+  EventSink sink{events, file, base_offset};
+  nlohmann::json::sax_parse(text, &sink);
 }
 
 std::string json_text(const nlohmann::json& json) {
@@ -239,7 +248,7 @@ std::string json_text(const nlohmann::ordered_json& json) {
 
 nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter) {
   const MappedFile file = MappedFile::open(path);
-  return parse_json(text_of(file), path.string(), {.filter = filter});
+  return parse_json(text_of(file), path.string(), filter);
 }
 
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path) {

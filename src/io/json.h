@@ -20,17 +20,28 @@ class JsonFilter {
   virtual bool keep(int depth, JsonEvent event, nlohmann::json& value) = 0;
 };
 
-struct JsonOptions {
-  JsonFilter* filter = nullptr;  ///< not used when unique_keys is set
-  bool unique_keys = false;      ///< refuse an object that names a key twice (otherwise the last one counts)
-  uint64_t base_offset = 0;      ///< offset of the text within its file, for messages
+/// Receives a document piece by piece; what it throws ends the parsing.
+class JsonEvents {
+ public:
+  virtual ~JsonEvents() = default;
+  virtual void begin(bool object) = 0;  ///< of an object or an array
+  virtual void end() = 0;
+  virtual void key(std::string_view name) = 0;
+  virtual void string(std::string_view value) = 0;
+  virtual void number(uint64_t value) = 0;  ///< not negative and whole
+  virtual void null() = 0;
+  virtual void other() = 0;  ///< another number, true or false
 };
+
+/// Parses one strict JSON document without keeping it. Throws `Error` naming `file` and the byte offset; `base_offset`
+/// is that of the text within its file.
+void read_json(std::string_view text, const std::string& file, JsonEvents& events, uint64_t base_offset = 0);
 
 /// Parses one JSON document of at most 256 MiB, nested at most 128 deep.
 ///
 /// Python's bare Infinity, -Infinity and NaN are accepted as values and become numbers that are not finite. Everything
 /// else is strict. Throws `Error` naming `file` and the byte offset.
-nlohmann::json parse_json(std::string_view text, const std::string& file, const JsonOptions& options = {});
+nlohmann::json parse_json(std::string_view text, const std::string& file, JsonFilter* filter = nullptr);
 
 /// The same with members in the order of the text (by name in a document of more than some 10,000 members).
 nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "io/mapped_file_guard.h"
 #include "io/system_error.h"
 
 namespace hxq {
@@ -32,7 +33,9 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
   const auto size = static_cast<size_t>(status.st_size);
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) throw_system_error(path, "map");
-  return MappedFile(path, {static_cast<const std::byte*>(data), size});
+  MappedFile mapped(path, {static_cast<const std::byte*>(data), size});
+  note_mapping(mapped.bytes_, path);
+  return mapped;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -45,7 +48,9 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  if (bytes_.empty()) return;
+  forget_mapping(bytes_);
+  ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
 bool MappedFile::contains(std::span<const std::byte> range) const noexcept {

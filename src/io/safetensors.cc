@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "hxq/error.h"
@@ -13,49 +16,15 @@
 namespace hxq {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr size_t kLengthBytes = 8;
+constexpr size_t kMaxRank = 64;  // as many as any framework knows
 
 struct Range {
   uint64_t begin;
   uint64_t end;
-  std::string_view name;
+  std::string name;
 };
-
-const Json& field(const Json& entry, const char* key, const ErrorPlace& place) {
-  const auto found = entry.find(key);
-  if (found == entry.end()) throw Error(fmt::format("header entry has no '{}'", key), place);
-  return *found;
-}
-
-Shape read_shape(const Json& entry, const ErrorPlace& place) {
-  const Json& json = field(entry, "shape", place);
-  if (!json.is_array()) throw Error("shape is not a list", place);
-  Shape shape;
-  for (const Json& dimension : json) {
-    if (!dimension.is_number_unsigned() || dimension.get<uint64_t>() > INT64_MAX) {
-      throw Error("shape is not a list of non-negative integers", place);
-    }
-    shape.push_back(dimension.get<int64_t>());
-  }
-  return shape;
-}
-
-Range read_range(const Json& entry, std::string_view name, uint64_t data_size, const ErrorPlace& place) {
-  const Json& json = field(entry, "data_offsets", place);
-  if (!json.is_array() || json.size() != 2 || !json[0].is_number_unsigned() || !json[1].is_number_unsigned()) {
-    throw Error("data_offsets is not a list of two non-negative integers", place);
-  }
-  const Range range{json[0].get<uint64_t>(), json[1].get<uint64_t>(), name};
-  if (range.begin > range.end || range.end > data_size) {
-    throw Error(fmt::format("data_offsets are [{}, {}], expected ascending and within the {} bytes of data",
-                            range.begin, range.end, data_size),
-                place);
-  }
-  return range;
-}
 
 /// Bytes of a tensor. Throws on overflow.
 uint64_t byte_size(DType dtype, const Shape& shape, const ErrorPlace& place) {
@@ -68,7 +37,26 @@ uint64_t byte_size(DType dtype, const Shape& shape, const ErrorPlace& place) {
   return size;
 }
 
-Json read_header(std::span<const std::byte> bytes, const std::string& file, size_t& data_begin) {
+/// The ranges must cover [0, data_size) exactly.
+void check_coverage(std::vector<Range> ranges, size_t data_begin, uint64_t data_size, const std::string& file) {
+  std::ranges::sort(ranges,
+                    [](const Range& a, const Range& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
+  uint64_t end = 0;
+  for (const Range& range : ranges) {
+    if (range.begin != end) {
+      throw Error(fmt::format("data begins at {}, but the tensor before it ends at {}", range.begin, end),
+                  {.file = file, .tensor = range.name, .offset = data_begin + range.begin});
+    }
+    end = range.end;
+  }
+  if (end != data_size) {
+    throw Error(fmt::format("tensors end at {} of {} bytes of data", end, data_size),
+                {.file = file, .offset = data_begin + end});
+  }
+}
+
+/// The text of the header.
+std::string_view header_of(std::span<const std::byte> bytes, const std::string& file) {
   if (bytes.size() < kLengthBytes) {
     throw Error(fmt::format("not a safetensors file: {} bytes, expected at least {}", bytes.size(), kLengthBytes),
                 {.file = file});
@@ -85,76 +73,165 @@ Json read_header(std::span<const std::byte> bytes, const std::string& file, size
                     length, bytes.size() - kLengthBytes),
         {.file = file, .offset = 0});
   }
-  data_begin = kLengthBytes + length;
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length);
   if (!text.starts_with('{')) {
     throw Error("not a safetensors file: header does not start with '{'", {.file = file, .offset = kLengthBytes});
   }
-  return parse_json(text, file, {.unique_keys = true, .base_offset = kLengthBytes});
+  return text;
 }
 
-void read_metadata(const Json& json, const std::string& file, SafetensorsContents& contents) {
-  const auto text = [&](const Json& value) {
-    if (!value.is_string()) throw Error("__metadata__ has a value that is not a string", {.file = file});
-    return value.get<std::string>();
-  };
-  if (!json.is_object()) throw Error("__metadata__ is not an object", {.file = file});
-  for (const auto& [key, value] : json.items()) contents.metadata.emplace(key, text(value));
-}
+/// Reads the header while it is parsed, so that nothing is kept of it but what was checked.
+class HeaderReader : public JsonEvents {
+ public:
+  HeaderReader(std::span<const std::byte> data, const std::string& file) : data_(data), file_(file) {}
 
-/// The ranges must cover [0, data_size) exactly.
-void check_coverage(std::vector<Range> ranges, size_t data_begin, uint64_t data_size, const std::string& file) {
-  std::ranges::sort(ranges,
-                    [](const Range& a, const Range& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
-  uint64_t end = 0;
-  for (const Range& range : ranges) {
-    if (range.begin != end) {
-      throw Error(fmt::format("data begins at {}, but the tensor before it ends at {}", range.begin, end),
-                  {.file = file, .tensor = std::string(range.name), .offset = data_begin + range.begin});
+  void key(std::string_view name) override {
+    if (depth_ == 1) {
+      entry_ = {.name = std::string(name)};
+      if (is_known(name)) fail(fmt::format("key '{}' is there twice", name));
+    } else if (depth_ == 2) {
+      field_ = name;
+      if (!fields_.insert(field_).second) fail(fmt::format("key '{}' is there twice", name));
     }
-    end = range.end;
   }
-  if (end != data_size) {
-    throw Error(fmt::format("tensors end at {} of {} bytes of data", end, data_size),
-                {.file = file, .offset = data_begin + end});
+
+  void begin(bool object) override {
+    ++depth_;
+    if (depth_ == 2 && is_metadata() && !object) fail("__metadata__ is not an object");
+    if (depth_ == 2 && !is_metadata() && !object) fail("header entry is not an object");
+    if (depth_ == 2) fields_.clear();
+    if (depth_ == 3 && is_metadata()) fail("__metadata__ has a value that is not a string");
+    if (depth_ == 3) begin_field(object);
+    if (depth_ == 4 && field_ == "shape") fail("shape is not a list of non-negative integers");
+    if (depth_ == 4 && field_ == "data_offsets") fail("data_offsets is not a list of two non-negative integers");
   }
-}
+
+  void end() override {
+    if (depth_ == 2 && !is_metadata()) finish_entry();
+    --depth_;
+  }
+
+  void number(uint64_t value) override {
+    if (depth_ == 3 && field_ == "shape") {
+      if (value > INT64_MAX) fail("shape is not a list of non-negative integers");
+      if (entry_.shape->size() == kMaxRank) fail(fmt::format("shape has more than {} dimensions", kMaxRank));
+      entry_.shape->push_back(static_cast<int64_t>(value));
+    } else if (depth_ == 3 && field_ == "data_offsets") {
+      if (entry_.offsets->size() == 2) fail("data_offsets is not a list of two non-negative integers");
+      entry_.offsets->push_back(value);
+    } else {
+      other();
+    }
+  }
+
+  void string(std::string_view value) override {
+    if (depth_ == 2 && is_metadata()) {
+      contents_.metadata.emplace(field_, value);
+    } else if (depth_ == 2 && field_ == "dtype") {
+      entry_.dtype = value;
+    } else {
+      other();
+    }
+  }
+
+  /// Any other value.
+  void other() override {
+    if (depth_ == 1 && !is_metadata()) fail("header entry is not an object");
+    if (depth_ == 1) fail("__metadata__ is not an object");
+    if (depth_ == 2 && is_metadata()) fail("__metadata__ has a value that is not a string");
+    if (depth_ == 2 && field_ == "dtype") fail("dtype is not a string");
+    if ((depth_ == 2 || depth_ == 3) && field_ == "shape") {
+      fail(depth_ == 2 ? "shape is not a list" : "shape is not a list of non-negative integers");
+    }
+    if ((depth_ == 2 || depth_ == 3) && field_ == "data_offsets") {
+      fail("data_offsets is not a list of two non-negative integers");
+    }
+  }
+
+  void null() override {
+    if (depth_ == 1 && is_metadata()) return;  // so the reference writes that there is none
+    other();
+  }
+
+  SafetensorsContents finish(size_t data_begin) {
+    check_coverage(std::move(ranges_), data_begin, data_.size(), file_);
+    return std::move(contents_);
+  }
+
+ private:
+  struct Entry {
+    std::string name = {};
+    std::optional<std::string> dtype = {};
+    std::optional<Shape> shape = {};
+    std::optional<std::vector<uint64_t>> offsets = {};
+  };
+
+  bool is_known(std::string_view name) {
+    if (name == "__metadata__") return std::exchange(has_metadata_, true);
+    return contents_.tensors.contains(name) || contents_.unsupported.contains(name);
+  }
+
+  bool is_metadata() const { return entry_.name == "__metadata__"; }
+
+  [[noreturn]] void fail(const std::string& message) const {
+    throw Error(message, {.file = file_, .tensor = is_metadata() ? std::string() : entry_.name});
+  }
+
+  void begin_field(bool object) {
+    if (field_ == "dtype") fail("dtype is not a string");
+    if (field_ == "shape") {
+      if (object) fail("shape is not a list");
+      entry_.shape.emplace();
+    } else if (field_ == "data_offsets") {
+      if (object) fail("data_offsets is not a list of two non-negative integers");
+      entry_.offsets.emplace();
+    }
+  }
+
+  void finish_entry() {
+    const ErrorPlace place{.file = file_, .tensor = entry_.name};
+    if (!entry_.dtype) fail("header entry has no 'dtype'");
+    if (!entry_.shape) fail("header entry has no 'shape'");
+    if (!entry_.offsets) fail("header entry has no 'data_offsets'");
+    if (entry_.offsets->size() != 2) fail("data_offsets is not a list of two non-negative integers");
+    const uint64_t begin = entry_.offsets->front(), end = entry_.offsets->back();
+    if (begin > end || end > data_.size()) {
+      fail(fmt::format("data_offsets are [{}, {}], expected ascending and within the {} bytes of data", begin, end,
+                       data_.size()));
+    }
+    ranges_.push_back({begin, end, entry_.name});
+    const std::optional<DType> dtype = find_dtype(*entry_.dtype);
+    if (!dtype) {
+      contents_.unsupported.emplace(entry_.name, *entry_.dtype);
+      return;
+    }
+    const uint64_t size = byte_size(*dtype, *entry_.shape, place);
+    if (size != end - begin) {
+      fail(fmt::format("{} bytes of data, expected {} for {} {}", end - begin, size, name_of(*dtype),
+                       to_string(*entry_.shape)));
+    }
+    contents_.tensors.emplace(entry_.name, TensorView{*dtype, std::move(*entry_.shape), data_.subspan(begin, size)});
+  }
+
+  std::span<const std::byte> data_;
+  const std::string& file_;
+  int depth_ = 0;
+  Entry entry_;
+  std::string field_;
+  std::set<std::string, std::less<>> fields_;  // of the entry
+  bool has_metadata_ = false;
+  std::vector<Range> ranges_;
+  SafetensorsContents contents_;
+};
 
 }  // namespace
 
 SafetensorsContents parse_safetensors(std::span<const std::byte> bytes, const std::string& file) {
-  size_t data_begin = 0;
-  const Json header = read_header(bytes, file, data_begin);
-  const std::span<const std::byte> data = bytes.subspan(data_begin);
-  SafetensorsContents contents;
-  std::vector<Range> ranges;
-  for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") {
-      read_metadata(entry, file, contents);
-      continue;
-    }
-    const ErrorPlace place{.file = file, .tensor = name};
-    if (!entry.is_object()) throw Error("header entry is not an object", place);
-    const Json& dtype_name = field(entry, "dtype", place);
-    if (!dtype_name.is_string()) throw Error("dtype is not a string", place);
-    Shape shape = read_shape(entry, place);
-    const Range range = read_range(entry, name, data.size(), place);
-    ranges.push_back(range);
-    const std::optional<DType> dtype = find_dtype(dtype_name.get_ref<const std::string&>());
-    if (!dtype) {
-      contents.unsupported.emplace(name, dtype_name.get<std::string>());
-      continue;
-    }
-    const uint64_t size = byte_size(*dtype, shape, place);
-    if (size != range.end - range.begin) {
-      throw Error(fmt::format("{} bytes of data, expected {} for {} {}", range.end - range.begin, size, name_of(*dtype),
-                              to_string(shape)),
-                  place);
-    }
-    contents.tensors.emplace(name, TensorView{*dtype, std::move(shape), data.subspan(range.begin, size)});
-  }
-  check_coverage(std::move(ranges), data_begin, data.size(), file);
-  return contents;
+  const std::string_view header = header_of(bytes, file);
+  const size_t data_begin = kLengthBytes + header.size();
+  HeaderReader reader(bytes.subspan(data_begin), file);
+  read_json(header, file, reader, kLengthBytes);
+  return reader.finish(data_begin);
 }
 
 SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -37,6 +38,12 @@ class TemporaryFile {
       if (errno != EEXIST) throw_system_error(path_, "create");
     }
   }
+  /// Opens `<target><suffix>`, with what a killed process has left in it.
+  TemporaryFile(const std::filesystem::path& target, std::string_view suffix) : path_(target) {
+    path_ += suffix;
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd_ < 0) throw_system_error(path_, "create");
+  }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
@@ -68,6 +75,25 @@ class TemporaryFile {
       bytes = bytes.subspan(static_cast<size_t>(got));
       offset += static_cast<uint64_t>(got);
     }
+  }
+
+  /// Whether `is_right` says yes to that part of the file.
+  bool check(uint64_t offset, uint64_t size, const std::function<bool(std::span<const std::byte>)>& is_right) const {
+    if (size == 0) return is_right({});
+    struct stat status {};
+    if (::fstat(fd_, &status) != 0 || static_cast<uint64_t>(status.st_size) < offset + size) return false;
+    const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+    const uint64_t begin = offset / page * page;
+    const uint64_t length = offset + size - begin;
+    void* data = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, fd_, static_cast<off_t>(begin));
+    if (data == MAP_FAILED) return false;
+    const bool right = is_right({static_cast<const std::byte*>(data) + (offset - begin), size});
+    ::munmap(data, length);
+    return right;
+  }
+
+  void truncate(uint64_t size, const std::filesystem::path& target) {
+    if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) throw_system_error(target, "write");
   }
 
   void sync_and_rename(const std::filesystem::path& target) {
@@ -128,6 +154,8 @@ struct SafetensorsWriter::State {
       : path(target), data_begin(data_begin_for(plan)), file(target), spool(target) {
     spool.unlink();
   }
+  State(const std::filesystem::path& target, std::span<const TensorPlan> plan, Leftovers)
+      : path(target), data_begin(data_begin_for(plan)), file(target, ".part"), spool(target, ".small") {}
 
   std::filesystem::path path;
   uint64_t data_begin;  // offset of the data area in the file
@@ -139,9 +167,26 @@ struct SafetensorsWriter::State {
   std::vector<Entry> waiting = {};  // in order of arrival
   std::set<std::string, std::less<>> names = {};
 
+  /// Any multiple of 8 keeps the next tensor aligned, whatever its type.
+  static bool is_streamed(uint64_t bytes) { return bytes >= kStreamedAtLeast && bytes % 8 == 0; }
+  Entry place(std::string_view name, DType dtype, const Shape& shape, uint64_t bytes);
   void copy_from_spool(const Entry& entry);
   std::string header() const;
 };
+
+/// The next tensor's entry, noted: large ones stay where they are written.
+Entry SafetensorsWriter::State::place(std::string_view name, DType dtype, const Shape& shape, uint64_t bytes) {
+  const ErrorPlace where{.file = path.string(), .tensor = std::string(name)};
+  if (!names.emplace(name).second) throw Error("is added twice", where);
+  if (bytes != byte_size(dtype, shape)) {
+    throw Error(fmt::format("{} bytes for {} {}", bytes, name_of(dtype), to_string(shape)), where);
+  }
+  const bool streamed = is_streamed(bytes);
+  uint64_t& end = streamed ? data_size : spool_size;
+  Entry entry{json_string(name), dtype, shape, bytes, std::exchange(end, end + bytes)};
+  (streamed ? placed : waiting).push_back(entry);
+  return entry;
+}
 
 void SafetensorsWriter::State::copy_from_spool(const Entry& entry) {
   std::vector<std::byte> buffer(std::min<uint64_t>(entry.size, kCopyBuffer));
@@ -174,29 +219,29 @@ std::string SafetensorsWriter::State::header() const {
   return length + text;
 }
 
-SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan)
-    : state_(std::make_unique<State>(path, plan)) {}
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan,
+                                     Leftovers leftovers)
+    : state_(leftovers == Leftovers::take_up ? std::make_unique<State>(path, plan, leftovers)
+                                             : std::make_unique<State>(path, plan)) {}
 
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 void SafetensorsWriter::add(std::string_view name, DType dtype, const Shape& shape, std::span<const std::byte> bytes) {
   State& state = *state_;
-  const ErrorPlace place{.file = state.path.string(), .tensor = std::string(name)};
-  if (!state.names.emplace(name).second) throw Error("is added twice", place);
-  if (bytes.size() != byte_size(dtype, shape)) {
-    throw Error(fmt::format("{} bytes for {} {}", bytes.size(), name_of(dtype), to_string(shape)), place);
-  }
-  Entry entry{json_string(name), dtype, shape, bytes.size(), 0};
-  // Any multiple of 8 keeps the next tensor aligned, whatever its type.
-  if (bytes.size() >= kStreamedAtLeast && bytes.size() % 8 == 0) {
-    state.file.write(bytes, state.data_begin + state.data_size, state.path);
-    entry.position = std::exchange(state.data_size, state.data_size + bytes.size());
-    state.placed.push_back(std::move(entry));
+  const Entry entry = state.place(name, dtype, shape, bytes.size());
+  if (state.is_streamed(bytes.size())) {
+    state.file.write(bytes, state.data_begin + entry.position, state.path);
   } else {
-    state.spool.write(bytes, state.spool_size, state.path);
-    entry.position = std::exchange(state.spool_size, state.spool_size + bytes.size());
-    state.waiting.push_back(std::move(entry));
+    state.spool.write(bytes, entry.position, state.path);
   }
+}
+
+bool SafetensorsWriter::take_up(std::string_view name, DType dtype, const Shape& shape,
+                                const std::function<bool(std::span<const std::byte>)>& is_right) {
+  State& state = *state_;
+  const Entry entry = state.place(name, dtype, shape, byte_size(dtype, shape));
+  return state.is_streamed(entry.size) ? state.file.check(state.data_begin + entry.position, entry.size, is_right)
+                                       : state.spool.check(entry.position, entry.size, is_right);
 }
 
 void SafetensorsWriter::finish() {
@@ -204,6 +249,7 @@ void SafetensorsWriter::finish() {
   std::ranges::stable_sort(state.waiting, std::greater<>(), [](const Entry& entry) { return size_of(entry.dtype); });
   for (const Entry& entry : state.waiting) state.copy_from_spool(entry);
   state.waiting.clear();
+  state.file.truncate(state.data_begin + state.data_size, state.path);
   const std::string header = state.header();
   state.file.write(std::as_bytes(std::span(header)), 0, state.path);
   state.file.sync_and_rename(state.path);

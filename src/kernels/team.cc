@@ -1,6 +1,6 @@
 #include "kernels/team.h"
 
-#include <omp.h>
+#include "io/threads.h"
 
 namespace hxq {
 
@@ -32,7 +32,7 @@ void Barrier::wait(int threads) noexcept {
   generation_.wait(generation, std::memory_order_acquire);
 }
 
-int default_thread_count() noexcept { return omp_get_num_procs(); }
+int default_thread_count() { return available_threads(); }
 
 void detail::run_team(int threads, void (*body)(const Team&, void*), void* argument) {
   if (threads == 1) {
@@ -40,8 +40,7 @@ void detail::run_team(int threads, void (*body)(const Team&, void*), void* argum
     return;
   }
   Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  { body(Team(omp_get_thread_num(), omp_get_num_threads(), &barrier), argument); }
+  hxq::run_threads(threads, [&](int rank, int size) { body(Team(rank, size, &barrier), argument); });
 }
 
 }  // namespace hxq

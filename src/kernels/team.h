@@ -55,14 +55,15 @@ class Team {
   Barrier* barrier_;
 };
 
-/// Threads to use when the caller asks for 0: the cores this process may run on.
-int default_thread_count() noexcept;
+/// Threads to use when the caller asks for 0: the processors that this process may use.
+int default_thread_count();
 
 namespace detail {
 void run_team(int threads, void (*body)(const Team&, void*), void* argument);
 }
 
-/// Runs `body(team)` on `threads` threads at once and returns when all are done. `body` must not throw.
+/// Runs `body(team)` on `threads` threads at once, fewer where the system gives no more, and returns when all are done.
+/// `body` must not throw.
 template <class Body>
 void run_team(int threads, Body&& body) {
   detail::run_team(

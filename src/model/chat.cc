@@ -25,13 +25,14 @@ bool ends_with(std::span<const int32_t> tokens, std::span<const int32_t> end) {
 
 }  // namespace
 
-Chat::Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template, std::string system)
+Chat::Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+           std::optional<std::string> system)
     : tokenizer_(tokenizer),
       template_(chat_template),
       session_(model, tokenizer),
-      system_messages_(!system.empty()),
+      system_messages_(system.has_value()),
       context_length_(model.info().context_length) {
-  if (!system.empty()) messages_.push_back({"system", std::move(system)});
+  if (system) messages_.push_back({"system", std::move(*system)});
 }
 
 /// The tokens of a rendering, those of the last turn kept as they were where the rendering holds them.

@@ -50,6 +50,7 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir)
 ChatTemplate ChatTemplate::read(const std::filesystem::path& file) {
   const MappedFile mapped = MappedFile::open(file);
   const std::string_view source(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size());
+  if (!is_valid_utf8(source)) throw Error("is not UTF-8 text", {.file = file.string()});
   return ChatTemplate(std::unique_ptr<const Impl>(new Impl{jinja::Template(source, file.string())}));
 }
 

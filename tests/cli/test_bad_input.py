@@ -1,6 +1,7 @@
 """Damaged and foreign input: one line that names file, tensor and expectation, exit code 1, nothing changed."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -412,3 +413,27 @@ def test_exact_values_that_are_not_finite(hxq, request, folder, key):
 def test_folder_with_weights_under_another_name(hxq, model_copy):
     shutil.move(model_copy / "model.safetensors", model_copy / "pytorch_model.bin")
     hxq("inspect", model_copy).fails_with(model_copy, "model.safetensors")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_text_that_is_not_utf8(hxq, tmp_path, encoding):
+    """Repaired silently, it would be measured and continued as another text."""
+    text = tmp_path / "text"
+    text.write_bytes(("Le café de la gare . " * 40).encode(encoding))
+    hint = ["UTF-16"] if encoding == "utf-16" else ["at byte 6"]
+    hxq("perplexity", MODEL, "--text", text).fails_with(text, "is not UTF-8", *hint)
+    hxq("generate", MODEL, "--prompt-file", text).fails_with(text, "is not UTF-8")
+    hxq("generate", MODEL, "--prompts-file", text).fails_with(text, "is not UTF-8")
+    hxq("generate", MODEL, "--prompt", os.fsdecode(b"caf\xe9")).fails_with("--prompt", "is not UTF-8")
+    hxq("chat", MODEL, "--template", text).fails_with(text, "is not UTF-8")
+
+
+def test_a_text_file_that_cannot_be_read_says_why(hxq, tmp_path):
+    hxq("perplexity", MODEL, "--text", tmp_path / "none").fails_with(tmp_path / "none", "No such file or directory")
+
+
+def test_null_metadata_is_no_metadata(hxq, model_copy):
+    file = SafetensorsFile(model_copy / "model.safetensors")
+    file.header["__metadata__"] = None
+    file.save()
+    assert hxq("inspect", model_copy).code == 0

@@ -171,7 +171,7 @@ TEST(Mutation, Npy) {
 }
 
 TEST(Mutation, Tokenizers) {
-  const std::string valid = read_file(fs::path(HXQ_SOURCE_DIR) / "fuzz/tokenizer.json");
+  const std::string valid = read_file(fs::path(HXQ_SOURCE_DIR) / "fuzz/seeds/read_tokenizer/tokenizer.json");
   Mutator mutator(4);
   for (int i = 0; i < 3000; ++i) fuzz::read_tokenizer(bytes_of(mutator.mutate(valid, valid.size())));
   const testing::TempDir dir;
@@ -180,7 +180,7 @@ TEST(Mutation, Tokenizers) {
 }
 
 TEST(Mutation, ChatTemplates) {
-  const std::string valid = read_file(fs::path(HXQ_SOURCE_DIR) / "fuzz/chat_template.jinja");
+  const std::string valid = read_file(fs::path(HXQ_SOURCE_DIR) / "fuzz/seeds/read_template/chat_template.jinja");
   ASSERT_NE(valid, "");
   Mutator mutator(6);
   for (int i = 0; i < 3000; ++i) fuzz::read_template(bytes_of(mutator.mutate(valid, valid.size())));

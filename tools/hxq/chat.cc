@@ -6,6 +6,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "console.h"
 #include "generation_arguments.h"
@@ -17,7 +18,7 @@ namespace {
 
 struct Arguments {
   std::string dir;
-  std::string system;
+  std::optional<std::string> system;
   std::string template_file;
   GenerateOptions options;
   ModelArguments model;
@@ -67,6 +68,7 @@ bool answered(Chat& chat, const std::string& line, const Arguments& arguments, b
     return false;
   }
   try {
+    check_utf8(line, "the message");
     answer(chat, line, arguments);
     return true;
   } catch (const ContextError& error) {
@@ -79,8 +81,9 @@ bool answered(Chat& chat, const std::string& line, const Arguments& arguments, b
 }
 
 int run(const Arguments& arguments) {
-  const ChatTemplate chat_template = template_of(arguments);
+  if (arguments.system) check_utf8(*arguments.system, "--system");
   const Model model = Model::open(arguments.dir, arguments.model.options());
+  const ChatTemplate chat_template = template_of(arguments);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   Chat chat(model, tokenizer, chat_template, arguments.system);
   const bool terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
@@ -103,7 +106,8 @@ RunVerb add_chat(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   arguments->options.max_tokens = 512;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
-  app.add_option("--system", arguments->system, "What the model is told first");
+  app.add_option("--system", arguments->system,
+                 "What the model is told first; empty: nothing, in place of what its template says then");
   app.add_option("--template", arguments->template_file, "Use the chat template in this file, not the model's own");
   add_generation_options(app, arguments->options);
   app.add_flag("--json", arguments->json, "Print a line of JSON for each answer");

@@ -23,7 +23,7 @@ struct Arguments {
   bool json = false;
 };
 
-void print_notice(const std::string& line) { fmt::print(stderr, "hxq: {}\n", line); }
+const std::string kNothingCompressed = "no tensor is compressed: none that may be is large enough to get smaller\n";
 
 int show_plan(const Arguments& arguments) {
   const std::vector<PlannedTensor> plan = plan_compression(arguments.source, arguments.options);
@@ -50,7 +50,8 @@ int show_plan(const Arguments& arguments) {
     table.add({tensor.name, to_string(tensor.shape), tensor.dtype, tensor.role, fmt::format("{}", tensor.source_bytes),
                tensor.codec});
   }
-  print(table.text());
+  const bool none = std::ranges::all_of(plan, [](const PlannedTensor& tensor) { return tensor.codec == "exact"; });
+  print(table.text() + (none ? kNothingCompressed : ""));
   return 0;
 }
 
@@ -73,7 +74,8 @@ void show_receipt(const Receipt& receipt, const std::string& destination) {
                fmt::format("{:.2e}", tensor.max_error), fmt::format("{}", tensor.outliers)});
   }
   const ReceiptTotals& totals = receipt.totals;
-  print(table.text() +
+  const bool none = totals.tensors_compressed == 0;
+  print((none ? kNothingCompressed : table.text()) +
         fmt::format("and {} tensors stored exactly, {}\n", totals.tensors_exact, bytes_text(exact_bytes)) +
         fmt::format("\n{} parameters: {} tensors compressed, {} exact\n{} -> {} ({:.1f} % of the source, {:.1f} % of "
                     "f32, {:.3f} bits per weight); compressed tensors alone {:.1f} % of f32\n{:.2f} s, peak memory {}; "
@@ -125,6 +127,9 @@ RunVerb add_compress(CLI::App& app) {
   app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
   app.add_flag("-f,--force", arguments->options.force,
                "Replace DST if an earlier compression wrote it and nothing was added to it since");
+  app.add_flag("--resume", arguments->options.resume,
+               "Take up what a killed compression of SRC to DST has done; the bytes are those of an undisturbed one");
+  add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print the receipt (or the plan) as JSON");
   app.footer("Example: hxq compress models/wiki-mamba-7m build/wiki-mamba-7m-hxq");
   return [arguments] { return run(*arguments); };

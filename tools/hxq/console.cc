@@ -12,6 +12,9 @@
 #include <iterator>
 
 #include "hxq/error.h"
+#include "io/mapped_file_guard.h"
+#include "io/system_error.h"
+#include "io/utf8.h"
 #include "usage.h"
 
 namespace hxq::tools {
@@ -27,10 +30,12 @@ std::string bytes_of(const std::string& path) {
     check_interrupt();
     return text;
   }
-  if (std::filesystem::is_directory(path)) throw Error("is a folder, expected a text file", {.file = path});
+  std::error_code fault;
+  if (std::filesystem::is_directory(path, fault)) throw Error("is a folder, expected a text file", {.file = path});
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw Error("cannot read the file", {.file = path});
+  if (!file) throw_system_error(path, "read");
   return text;
 }
 
@@ -42,11 +47,15 @@ void catch_interrupts() {
   action.sa_flags = SA_RESETHAND;  // a second one ends the program at once
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  guard_mapped_files();
 }
 
 void check_interrupt() {
   if (noted_signal) throw Interrupted{};
+  check_mapped_files();
 }
+
+bool is_interrupted() { return noted_signal != 0 || !mapped_files_are_whole(); }
 
 int interrupt_signal() { return noted_signal; }
 
@@ -82,7 +91,10 @@ std::string bytes_text(int64_t bytes) {
   return fmt::format("{} B", bytes);
 }
 
+void print_notice(const std::string& line) { fmt::print(stderr, "hxq: {}\n", line); }
+
 void print(std::string_view text) {
+  check_mapped_files();
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (!written) throw Error("cannot write to standard output");
 }
@@ -110,7 +122,19 @@ std::string read_text(const std::string& path) {
   constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
   std::string text = bytes_of(path);
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+  check_utf8(text, name_of_text(path));
   return text;
+}
+
+void check_utf8(std::string_view text, const std::string& name) {
+  if (is_valid_utf8(text)) return;
+  size_t at = 0;
+  for (Utf8Step step = first_utf8_step(text); step.kind == Utf8Step::Kind::character;
+       step = first_utf8_step(text.substr(at))) {
+    at += step.size;
+  }
+  const bool utf16 = text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF");
+  throw Error(fmt::format("is not UTF-8 text{}", utf16 ? ", it looks like UTF-16" : ""), {.file = name, .offset = at});
 }
 
 std::string name_of_text(const std::string& path) { return path == "-" ? "standard input" : path; }

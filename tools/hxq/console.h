@@ -15,10 +15,15 @@ struct Interrupted {};
 
 /// From now on SIGINT and SIGTERM are noted, and the next `check_interrupt` throws.
 void catch_interrupts();
+
+/// Throws `Interrupted` once a signal was noted, and `Error` once a mapped file has got shorter.
 void check_interrupt();
 
 /// The signal that was noted; 0: none.
 int interrupt_signal();
+
+/// Whether `check_interrupt` would throw.
+bool is_interrupted();
 
 /// A progress bar on standard error; draws nothing when that is not a terminal.
 class ProgressBar {
@@ -38,6 +43,9 @@ class ProgressBar {
   int last_drawn_ = -1;
 };
 
+/// One line on standard error.
+void print_notice(const std::string& line);
+
 /// "15.0 MB"; decimal units.
 std::string bytes_text(int64_t bytes);
 
@@ -54,8 +62,11 @@ struct ModelArguments {
 };
 
 /// Reads a whole file, or standard input for "-", without the byte-order mark that some editors put first. Throws
-/// `Error`.
+/// `Error`, also for a text that is not UTF-8: what stands for the wrong bytes would be measured and continued.
 std::string read_text(const std::string& path);
+
+/// Throws `Error`, by that name, for a text that is not UTF-8.
+void check_utf8(std::string_view text, const std::string& name);
 
 /// What messages call the file that `read_text` reads.
 std::string name_of_text(const std::string& path);

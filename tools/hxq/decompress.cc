@@ -4,7 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include "console.h"
+#include "generation_arguments.h"
 #include "hxq/compress.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -25,6 +27,7 @@ DType dtype_of(const std::string& name) {
 
 int run(Arguments& arguments) {
   arguments.options.dtype = dtype_of(arguments.dtype);
+  arguments.options.notice = print_notice;
   int64_t bytes = 0;
   {
     ProgressBar bar("decompressing");
@@ -34,7 +37,7 @@ int run(Arguments& arguments) {
     bytes = decompress(arguments.source, arguments.destination, arguments.options);
   }
   if (arguments.json) {
-    print(nlohmann::ordered_json{{"destination", arguments.destination}, {"bytes", bytes}}.dump() + "\n");
+    print(dumped({{"destination", arguments.destination}, {"bytes", bytes}}, -1));
   } else {
     print(fmt::format("{}: {} of tensors\n", arguments.destination, bytes_text(bytes)));
   }
@@ -50,6 +53,7 @@ RunVerb add_decompress(CLI::App& app) {
   app.add_option("--dtype", arguments->dtype, "Type of the decoded matrices; f32 is exact")
       ->transform(CLI::IsMember({"f32", "f16", "bf16"}, CLI::ignore_case))
       ->capture_default_str();
+  add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq decompress build/wiki-mamba-7m-hxq build/wiki-mamba-7m-dense");
   return [arguments] { return run(*arguments); };

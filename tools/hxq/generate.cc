@@ -58,6 +58,7 @@ std::vector<std::string> prompts_of(const Arguments& arguments) {
   if (!arguments.prompts_file.empty()) return lines_of(arguments.prompts_file);
   if (!arguments.prompt_file.empty()) return {read_text(arguments.prompt_file)};
   if (arguments.prompts.empty()) return {piped_prompt()};
+  for (const std::string& prompt : arguments.prompts) check_utf8(prompt, "--prompt");
   return arguments.prompts;
 }
 
@@ -112,7 +113,7 @@ class TextPrinter {
 };
 
 int run(Arguments& arguments) {
-  arguments.options.interrupted = [] { return interrupt_signal() != 0; };
+  arguments.options.interrupted = is_interrupted;
   const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);

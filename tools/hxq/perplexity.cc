@@ -87,7 +87,7 @@ PerplexityResult measure(Arguments& arguments, const Model& model, const std::ve
   arguments.options.progress = [&](int64_t done, int64_t total) {
     bar.draw(done, total, fmt::format("window {} of {}", done, total));
   };
-  arguments.options.interrupted = [] { return interrupt_signal() != 0; };
+  arguments.options.interrupted = is_interrupted;
   try {
     return perplexity(model, tokens, arguments.options);
   } catch (const Error& error) {
@@ -104,9 +104,9 @@ int run(Arguments& arguments) {
   arguments.options.against = against ? &*against : nullptr;
   const auto start = std::chrono::steady_clock::now();
   const PerplexityResult result = measure(arguments, model, tokens);
-  if (result.windows.empty()) throw Interrupted{};
+  if (result.windows.empty()) check_interrupt();
   print(arguments.json ? json_text(result) : report_text(result, arguments.against));
-  if (result.interrupted) throw Interrupted{};
+  if (result.interrupted) check_interrupt();
   if (arguments.json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   fmt::print(stderr, "{:.1f} s\n", seconds.count());

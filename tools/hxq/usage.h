@@ -52,6 +52,9 @@ CLI::Validator whole_number(std::type_identity_t<T> low, std::type_identity_t<T>
 /// -t,--threads.
 CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& description);
 
+/// --max-shard-size: "5GB", "500MB" or bytes.
+CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes);
+
 /// What is wrong with the arguments, on one line that says where help is.
 std::string usage_text(const CLI::App& app, const CLI::ParseError& error);
 

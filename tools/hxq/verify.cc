@@ -48,6 +48,9 @@ std::string summary(const std::string& dir, const VerifyResult& result) {
   if (result.has_source) {
     text += fmt::format("; {} fidelities measured and {} exact tensors compared with the source",
                         result.fidelities_checked, result.exact_compared);
+    if (result.exact_converted > 0) {
+      text += fmt::format(" ({} in another dtype, values equal)", result.exact_converted);
+    }
   } else {
     text += "; not compared with a source";
   }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "io/half.h"
+#include "io/threads.h"
 
 namespace hxq {
 namespace {
@@ -104,13 +105,12 @@ template <class Work>
 std::vector<int64_t> for_chunks(int64_t count, int threads, size_t max_outliers, Work work) {
   const int64_t chunks = (count + kChunk - 1) / kChunk;
   std::vector<std::vector<int64_t>> found(static_cast<size_t>(threads));
-  for (auto& list : found) list.reserve(max_outliers);  // nothing may throw on the threads
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) {
+  for (auto& list : found) list.reserve(max_outliers);
+  parallel_for(threads, threads, [&](int t) {
     for (int64_t chunk = chunks * t / threads; chunk < chunks * (t + 1) / threads; ++chunk) {
-      work(chunk, chunk * kChunk, std::min(count, (chunk + 1) * kChunk), found[t]);
+      work(chunk, chunk * kChunk, std::min(count, (chunk + 1) * kChunk), found[static_cast<size_t>(t)]);
     }
-  }
+  });
   std::vector<int64_t> all = std::move(found[0]);
   for (int t = 1; t < threads; ++t) all.insert(all.end(), found[t].begin(), found[t].end());
   return all;

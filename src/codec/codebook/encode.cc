@@ -1,7 +1,6 @@
 #include "codec/codebook/encode.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <bit>
@@ -14,6 +13,7 @@
 #include "codec/codebook/fit.h"
 #include "codec/codebook/value_histogram.h"
 #include "hxq/error.h"
+#include "io/threads.h"
 
 namespace hxq {
 namespace {
@@ -83,7 +83,7 @@ EncodedTensor encode_codebook(const TensorView& source, const CodebookOptions& o
   // A thread is worth its tables from a quarter of a million elements on.
   const int64_t useful = std::max<int64_t>(1, count >> 18);
   const int threads =
-      static_cast<int>(std::min<int64_t>(options.threads > 0 ? options.threads : omp_get_num_procs(), useful));
+      static_cast<int>(std::min<int64_t>(options.threads > 0 ? options.threads : available_threads(), useful));
 
   const ValueHistogram histogram = count_values(source, threads);
   const auto budget = static_cast<int64_t>(std::floor(options.sidecar_fraction * static_cast<double>(count)));

@@ -11,6 +11,7 @@
 
 #include "hxq/error.h"
 #include "io/half.h"
+#include "io/threads.h"
 
 namespace hxq {
 namespace {
@@ -70,10 +71,10 @@ void count_patterns(const std::byte* bytes, int64_t begin, int64_t end, std::arr
 ValueHistogram count_16bit(const TensorView& source, int threads, float (*decode)(uint16_t)) {
   const int64_t elements = source.size();
   std::vector<std::array<Counts16, 4>> counts(static_cast<size_t>(threads));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) {
-    count_patterns(source.bytes.data(), cut(elements, t, threads), cut(elements, t + 1, threads), counts[t]);
-  }
+  parallel_for(threads, threads, [&](int t) {
+    count_patterns(source.bytes.data(), cut(elements, t, threads), cut(elements, t + 1, threads),
+                   counts[static_cast<size_t>(t)]);
+  });
   const auto total = [&](uint32_t bits) {
     int64_t sum = 0;
     for (const auto& tables : counts) {
@@ -167,10 +168,10 @@ void append_bin(ValueHistogram& histogram, uint32_t first_bits, const Bin& bin) 
 ValueHistogram bin_f32(const TensorView& source, int threads) {
   threads = std::min(threads, 8);  // a wide tensor's bins take up to 32 MB a thread
   std::vector<Binades> parts(static_cast<size_t>(threads));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) {
-    count_binades(source.bytes.data(), cut(source.size(), t, threads), cut(source.size(), t + 1, threads), parts[t]);
-  }
+  parallel_for(threads, threads, [&](int t) {
+    count_binades(source.bytes.data(), cut(source.size(), t, threads), cut(source.size(), t + 1, threads),
+                  parts[static_cast<size_t>(t)]);
+  });
   const auto total = [&](uint32_t binade, uint32_t index) {
     Bin sum;
     for (const Binades& part : parts) {

@@ -1,0 +1,101 @@
+// Every instruction set against the scalar decoder: weights bit for bit, products within what rounding may do.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "codec/stored_tensors.h"
+#include "fuzz/readers.h"
+#include "hxq/error.h"
+#include "io/safetensors.h"
+#include "kernels/kernels.h"
+#include "kernels/scratch.h"
+#include "layers/weight.h"
+
+namespace hxq::fuzz {
+namespace {
+
+constexpr int64_t kMaxWeights = 1 << 14;
+/// Of the largest |x| times the sum of a row's |w|: x is rounded to 11 bits at the coarsest.
+constexpr double kRounding = 1.0 / 512;
+
+void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "%s\n", what);
+  std::abort();
+}
+
+std::vector<float> some_x(int64_t count) {
+  std::vector<float> x(static_cast<size_t>(count));
+  uint32_t state = 1;
+  for (float& value : x) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
+  }
+  return x;
+}
+
+void check_products(const Weight& weight, const std::vector<float>& rows, int64_t tokens,
+                    const kernels::Context& context) {
+  const int64_t cols = weight->cols();
+  const std::vector<float> x = some_x(tokens * cols);
+  std::vector<float> y(static_cast<size_t>(tokens * weight->rows()));
+  weight->linear({.x = x.data(), .x_stride = cols, .y = y.data(), .y_stride = weight->rows(), .tokens = tokens},
+                 context);
+  for (int64_t r = 0; r < weight->rows(); ++r) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      double sum = 0, size = 0;
+      for (int64_t c = 0; c < cols; ++c) {
+        const double w = rows[static_cast<size_t>(r * cols + c)];
+        sum += w * x[static_cast<size_t>(t * cols + c)];
+        size += std::abs(w);
+      }
+      if (size > 1e30) continue;  // floats may overflow on the way
+      const double got = y[static_cast<size_t>(t * weight->rows() + r)];
+      expect(std::abs(got - sum) <= kRounding * size + 1e-30, "a product is off");
+    }
+  }
+}
+
+void check_matrix(const Checkpoint& checkpoint, const StoredTensor& stored) {
+  const auto matrix = read_matrix(checkpoint, stored.module);
+  if (matrix->rows == 0 || matrix->cols == 0 || matrix->rows * matrix->cols > kMaxWeights) return;
+  std::vector<float> rows(static_cast<size_t>(matrix->rows * matrix->cols));
+  decode_dense_rows(*matrix, 0, matrix->rows, rows);
+  for (const float value : rows) {
+    if (!std::isfinite(value)) return;
+  }
+  const Weight weight =
+      load_matrix(checkpoint, {.name = stored.name, .shape = {matrix->rows, matrix->cols}, .role = Role::projection});
+  std::vector<int32_t> ids;
+  for (int64_t r = 0; r < matrix->rows; ++r) ids.push_back(static_cast<int32_t>(r));
+  kernels::Scratch scratch(1);
+  for (const kernels::Target target : kernels::supported_targets()) {
+    const kernels::Context context{Team(0, 1), target, scratch};
+    std::vector<float> gathered(rows.size());
+    weight->gather_rows(ids.data(), matrix->rows, gathered.data(), context);
+    expect(std::memcmp(gathered.data(), rows.data(), 4 * rows.size()) == 0, "a decoded row is off");
+    for (const int64_t tokens : {1, 5, 130}) check_products(weight, rows, tokens, context);
+  }
+}
+
+}  // namespace
+
+void every_target(std::span<const std::byte> bytes) {
+  const std::string repaired = with_repaired_length(bytes);
+  try {
+    const Checkpoint checkpoint =
+        Checkpoint::over(parse_safetensors(std::as_bytes(std::span(repaired)), "fuzz").tensors);
+    for (const StoredTensor& stored : list_tensors(checkpoint)) {
+      try {
+        if (stored.codec) check_matrix(checkpoint, stored);
+      } catch (const Error&) {
+      }
+    }
+  } catch (const Error&) {
+  }
+}
+
+}  // namespace hxq::fuzz
