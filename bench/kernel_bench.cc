@@ -177,39 +177,37 @@ void bench_gemv(int threads, size_t mib) {
   }
 }
 
-/// Decode rows of several sequences, in the shapes of mamba-130m: in_proj, out_proj, head. Copies of a matrix take
-/// turns, so that weights come from memory, as in a step of the model.
-void bench_joint(int threads, size_t mib) {
+/// Decode rows of several sequences on the fastest target, in the shapes of mamba-130m: in_proj, out_proj, head. Copies
+/// of a matrix make up 64 MiB, so that weights come from memory, as in a step of the model.
+void bench_joint(int threads) {
   struct Shape {
     int64_t rows, cols;
   };
-  constexpr int64_t kMost = 64;
-  fmt::print("decode rows of several sequences, {} threads\n", threads);
+  constexpr int64_t kMost = 64, kWeights = int64_t{64} << 20;
+  const Target target = supported_targets().back();
+  fmt::print("decode rows of several sequences, {} threads, {}: ms a product of n tokens (tokens/s against one)\n",
+             threads, hxq::name_of(target));
   Scratch scratch(threads);
   for (const Levels levels : {Levels::integer, Levels::half, Levels::any}) {
     for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {50280, 768}}) {
-      const auto copies = std::max<int64_t>(1, static_cast<int64_t>(mib << 20) / (rows * cols));
+      const int64_t copies = std::max<int64_t>(1, kWeights / (rows * cols));
       const RandomMatrix matrix(rows * copies, cols, levels, 0.001);
       const std::vector<float> x = normal(static_cast<size_t>(kMost * cols), 3);
       std::vector<float> y(static_cast<size_t>(kMost * rows * copies));
-      for (const Target target : supported_targets()) {
-        if (target == Target::scalar) continue;
-        fmt::print("  W {:5} x {:4} {:7} {:6}, ms a product of n tokens (tokens/s against one):\n   ", rows, cols,
-                   name_of(levels), hxq::name_of(target));
-        double one = 0;
-        for (int64_t tokens = 1; tokens <= kMost; ++tokens) {
-          std::vector<double> times;
-          for (int i = 0; i < 5; ++i) {
-            times.push_back(
-                seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); }));
-          }
-          const double time = smallest(times) / static_cast<double>(copies);
-          if (tokens == 1) one = time;
-          check(matrix, x, y, tokens, 1e-4);
-          fmt::print(" {}: {:.3f} ({:.1f})", tokens, time * 1e3, one * static_cast<double>(tokens) / time);
+      fmt::print("  W {:5} x {:4} {}:", rows, cols, name_of(levels));
+      double one = 0;
+      for (int64_t tokens = 1; tokens <= kMost; ++tokens) {
+        std::vector<double> times;
+        for (int i = 0; i < 5; ++i) {
+          times.push_back(
+              seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); }));
         }
-        fmt::print("\n");
+        const double time = smallest(times) / static_cast<double>(copies);
+        if (tokens == 1) one = time;
+        check(matrix, x, y, tokens, 1e-4);
+        fmt::print(" {}: {:.3f} ({:.1f})", tokens, time * 1e3, one * static_cast<double>(tokens) / time);
       }
+      fmt::print("\n");
     }
   }
 }
@@ -362,7 +360,7 @@ int main(int argc, char** argv) {
   };
   if (wants("barrier")) bench_barrier(threads);
   if (wants("gemv")) bench_gemv(threads, mib);
-  if (wants("joint")) bench_joint(threads, mib);
+  if (wants("joint")) bench_joint(threads);
   if (wants("gemm")) bench_gemm(threads);
   if (wants("sequence")) bench_sequence(threads);
   return 0;

@@ -1,126 +1,9 @@
 #include <fmt/format.h>
 
-#include <optional>
-
-#include "kernels/activation_quantization.h"
-#include "kernels/cpu/ops.h"
-#include "kernels/kernels_test_data.h"
+#include "kernels/linear_test_data.h"
 
 namespace hxq::kernels::testing {
 namespace {
-
-constexpr float kCanary = 12345.0f;
-
-struct Call {
-  int64_t tokens = 1;
-  Phase phase = Phase::decode;
-  Precision precision = Precision::fast;
-  int64_t x_pad = 0;  ///< floats between rows of x, and of y
-  int64_t y_pad = 0;
-  bool bias = false;
-  bool accumulate = false;
-  int threads = 1;
-};
-
-/// The ways to compute a row of x.
-struct Way {
-  Phase phase;
-  Precision precision = Precision::fast;
-};
-constexpr Way kWays[] = {{Phase::decode}, {Phase::prefill}, {Phase::prefill, Precision::exact}};
-
-/// How a kernel rounds x before it multiplies; nothing: not at all.
-std::optional<ActivationQuantization> rounding_of(const TestMatrix& matrix, Target target, Way way) {
-  const bool integers = matrix.prepared->planes().integer_levels && matrix.view.layout == IndexLayout::u8;
-  if (target != Target::avx512 || !integers) return {};
-  if (way.phase == Phase::decode) return kDecodeQuantization;
-  if (way.precision == Precision::fast) return kPrefillQuantization;
-  return {};
-}
-
-/// Inputs of a product and, after `run`, its output; y starts as `before`.
-struct Product {
-  std::vector<float> x, before, bias, y;
-  LinearArgs args;
-
-  Product(int64_t rows, int64_t cols, const Call& call)
-      : x(normal_floats(call.tokens * (cols + call.x_pad), 11)),
-        before(normal_floats(call.tokens * (rows + call.y_pad), 12)),
-        bias(normal_floats(rows, 13)) {
-    for (size_t i = 0; i < before.size(); ++i) {
-      if (static_cast<int64_t>(i) % (rows + call.y_pad) >= rows) before[i] = kCanary;
-    }
-    x.resize(x.size() - static_cast<size_t>(call.x_pad));  // nothing may be read past the last row
-    y = before;
-    args = {.x = x.data(),
-            .x_stride = cols + call.x_pad,
-            .y = y.data(),
-            .y_stride = rows + call.y_pad,
-            .tokens = call.tokens,
-            .phase = call.phase,
-            .bias = call.bias ? bias.data() : nullptr,
-            .accumulate = call.accumulate};
-  }
-
-  template <class Matrix>
-  void run(const Matrix& matrix, Target target, int threads = 1, Precision precision = Precision::fast) {
-    Scratch scratch(threads);
-    run_on_cpu(
-        threads, target, scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
-  }
-
-  /// What rounding x may change in a row of the product with xt: 8 standard deviations of as many errors, each
-  /// uniform, but no more than all of them together.
-  template <class WeightAt>
-  static double rounding_bound(const ActivationQuantization& rounding, const float* xt, int64_t cols,
-                               WeightAt weight_at, int64_t row) {
-    double variance = 0, worst = 0;
-    for (int64_t begin = 0; begin < cols; begin += rounding.block) {
-      double largest = 0;
-      const int64_t end = std::min(cols, begin + rounding.block);
-      for (int64_t c = begin; c < end; ++c) largest = std::max<double>(largest, std::fabs(xt[c]));
-      for (int64_t c = begin; c < end; ++c) {
-        const double error = std::fabs(weight_at(row, c)) * largest / rounding.largest / 2;
-        variance += error * error / 3;
-        worst += error;
-      }
-    }
-    return std::min(8 * std::sqrt(variance), worst * 1.001);
-  }
-
-  /// Compares with sums in double. A float sum of n products is off by at most n eps sum |w||x|, usually by sqrt(n);
-  /// rounding x adds to it.
-  template <class WeightAt>
-  void check(int64_t rows, int64_t cols, WeightAt weight_at,
-             std::optional<ActivationQuantization> rounding = {}) const {
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      const float* xt = args.x + t * args.x_stride;
-      for (int64_t r = 0; r < rows; ++r) {
-        double sum = 0, size = 0;
-        for (int64_t c = 0; c < cols; ++c) {
-          const double weight = weight_at(r, c);
-          sum += weight * xt[c];
-          size += std::fabs(weight * xt[c]);
-        }
-        const size_t at = static_cast<size_t>(t * args.y_stride + r);
-        if (args.bias) sum += args.bias[r];
-        if (args.accumulate) sum += before[at];
-        const double others = (args.bias ? std::fabs(args.bias[r]) : 0) + (args.accumulate ? std::fabs(before[at]) : 0);
-        const double bound = (4 + std::sqrt(cols)) * (size + others) * 0x1p-24 +
-                             (rounding ? rounding_bound(*rounding, xt, cols, weight_at, r) : 0);
-        ASSERT_NEAR(y[at], sum, std::max(bound, 1e-39)) << "token " << t << " row " << r;
-      }
-    }
-    for (size_t i = 0; i < y.size(); ++i) {
-      if (static_cast<int64_t>(i) % args.y_stride >= rows) {
-        ASSERT_EQ(y[i], kCanary) << "between rows of y";
-      }
-    }
-  }
-};
-
-std::pair<int64_t, int64_t> shape_of(const DenseMatrix& matrix) { return {matrix.rows, matrix.cols}; }
-std::pair<int64_t, int64_t> shape_of(const cpu::PreparedCodebook& matrix) { return {matrix.rows(), matrix.cols()}; }
 
 class LinearTest : public ::testing::TestWithParam<Target> {
  protected:
@@ -134,63 +17,6 @@ class LinearTest : public ::testing::TestWithParam<Target> {
       product.check(
           matrix.view.rows, matrix.view.cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
           rounding_of(matrix, GetParam(), way));
-    }
-  }
-
-  /// y of `whole` computed in calls of `piece` tokens.
-  template <class Matrix>
-  std::vector<float> in_pieces(const Matrix& matrix, const Product& whole, int64_t piece, int threads,
-                               Precision precision) {
-    std::vector<float> y = whole.before;
-    Scratch scratch(threads);
-    for (int64_t t = 0; t < whole.args.tokens; t += piece) {
-      LinearArgs args = whole.args;
-      args.x += t * args.x_stride;
-      args.y = y.data() + t * args.y_stride;
-      args.tokens = std::min(piece, whole.args.tokens - t);
-      run_on_cpu(
-          threads, GetParam(), scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
-    }
-    return y;
-  }
-
-  /// Rows do not depend on which others are in the call, nor on the team.
-  template <class Matrix>
-  void expect_same_rows(const Matrix& matrix, const Call& call, std::initializer_list<int64_t> pieces) {
-    const auto [rows, cols] = shape_of(matrix);
-    Product whole(rows, cols, call);
-    if (call.tokens > 7) {  // one far above its neighbours, no number, zeros, the smallest, the largest
-      const auto x = [&](int64_t t) { return whole.x.begin() + t * whole.args.x_stride; };
-      x(1)[cols / 2] = 1000;
-      x(2)[cols - 1] = NAN;
-      std::fill_n(x(3), cols, 0.0f);
-      for (int64_t c = 0; c < cols; ++c) x(4)[c] *= 1e-36f, x(5)[c] *= 1e36f;
-    }
-    whole.run(matrix, GetParam(), 1, call.precision);
-    const auto expect_same = [&, row_bytes = static_cast<size_t>(rows) * sizeof(float)](int64_t piece, int threads) {
-      const std::vector<float> y = in_pieces(matrix, whole, piece, threads, call.precision);
-      for (int64_t t = 0; t < call.tokens; ++t) {
-        const int64_t at = t * whole.args.y_stride;
-        ASSERT_EQ(std::memcmp(y.data() + at, whole.y.data() + at, row_bytes), 0)
-            << call.tokens << " tokens in pieces of " << piece << ", " << threads << " threads: token " << t;
-      }
-    };
-    for (const int64_t piece : pieces) expect_same(piece, 1);
-    for (const int threads : {2, 7}) expect_same(call.tokens, threads);
-  }
-
-  template <class Matrix>
-  void expect_same_rows(const Matrix& matrix) {
-    for (const int64_t tokens : {2, 3, 8, 9, 33, 64}) {
-      SCOPED_TRACE("decode");
-      expect_same_rows(
-          matrix, {.tokens = tokens, .x_pad = 3, .y_pad = 1, .bias = tokens % 2 == 0, .accumulate = tokens > 8}, {1});
-    }
-    for (const Precision precision : {Precision::fast, Precision::exact}) {
-      SCOPED_TRACE(precision == Precision::fast ? "prefill, fast" : "prefill, exact");
-      expect_same_rows(matrix,
-                       {.tokens = 521, .phase = Phase::prefill, .precision = precision, .x_pad = 1, .bias = true},
-                       {1, 7, 64, 512});
     }
   }
 };
@@ -214,47 +40,6 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
           if (HasFatalFailure()) return;
         }
       }
-    }
-  }
-}
-
-TEST_P(LinearTest, RowsDependOnNothingButThemselves) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
-    SCOPED_TRACE(name_of(levels));
-    expect_same_rows(*TestMatrix({.rows = 41, .cols = 330, .levels = levels}).prepared);
-    expect_same_rows(
-        *TestMatrix({.rows = 14, .cols = 64, .levels = levels, .sidecar = 0, .rank = 3, .channel_scales = true})
-             .prepared);
-    expect_same_rows(*TestMatrix({.rows = 3, .cols = 17, .levels = levels, .sidecar = 1}).prepared);
-    if (HasFatalFailure()) return;
-  }
-  // Decoded in several pieces, for prefill.
-  const TestMatrix large({.rows = 59, .cols = 4230, .levels = Levels::integer});
-  expect_same_rows(*large.prepared, {.tokens = 35, .phase = Phase::prefill, .accumulate = true}, {1, 7});
-}
-
-TEST_P(LinearTest, RowsOfOtherLayoutsDependOnNothingButThemselves) {
-  for (const IndexLayout layout : {IndexLayout::u8, IndexLayout::u16, IndexLayout::packed12}) {
-    for (const int32_t d : {1, 2}) {
-      SCOPED_TRACE(fmt::format("layout {} d {}", static_cast<int>(layout), d));
-      expect_same_rows(*TestMatrix({.rows = 10, .cols = 76, .k = 200, .d = d, .layout = layout}).prepared);
-      if (HasFatalFailure()) return;
-    }
-  }
-}
-
-TEST_P(LinearTest, RowsOfDenseProductsDependOnNothingButThemselves) {
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-    SCOPED_TRACE(hxq::name_of(dtype));
-    for (const int64_t cols : {7, 48, 200}) {
-      std::vector<uint16_t> bits;  // every kind of them is some number
-      for (const float value : normal_floats(2 * 13 * cols, 31)) {
-        bits.push_back(dtype == DType::f16 ? f16_from_float(value)
-                                           : static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
-      }
-      expect_same_rows(DenseMatrix{
-          .rows = 13, .cols = cols, .dtype = dtype, .data = reinterpret_cast<const std::byte*>(bits.data())});
-      if (HasFatalFailure()) return;
     }
   }
 }
