@@ -3,7 +3,6 @@
 #include <regex>
 #include <thread>
 
-#include "kernels/cpu_context.h"
 #include "capi_test_support.h"
 #include "hxq/tensor.h"
 #include "hxq/version.h"
