@@ -98,3 +98,27 @@ def test_wrong_use(hxq, tmp_path):
     assert hxq("chat").code == 2
     hxq("chat", MODEL, "--template", tmp_path / "absent.jinja").fails_with("absent.jinja")
     hxq("chat", tmp_path / "absent").fails_with("absent")
+
+
+def test_an_empty_system_message_takes_the_templates_own_away(hxq, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}Be kind.{% endif %}"
+        "{% for m in messages if m.role != 'system' %} {{ m.content }}{% endfor %}"
+    )
+    prompts = []
+    for system in ([], ["--system", ""], ["--system", "Be kind."]):
+        completed = subprocess.run(
+            [hxq.command, "chat", str(MODEL), "--template", str(template), "-n", "1", "--json", *system],
+            input=b"Hello\n", capture_output=True, check=True,
+        )  # fmt: skip
+        prompts.append(json.loads(completed.stdout)["prompt_tokens"])
+    assert prompts[0] == prompts[2] and len(prompts[1]) < len(prompts[0])
+
+
+def test_an_architecture_that_the_runtime_does_not_know_is_the_reason_given(hxq, model_copy):
+    config = json.loads((model_copy / "config.json").read_text())
+    config["model_type"], config["architectures"] = "bert", ["BertModel"]
+    (model_copy / "config.json").write_text(json.dumps(config))
+    result = hxq("chat", model_copy)
+    assert result.code == 1 and "bert" in result.err and "generate" not in result.err
