@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "codec/codebook/encode.h"
+#include "compress/plan.h"
 #include "decoded_snr.h"
 #include "hxq/error.h"
-#include "io/checkpoint.h"
 #include "percentile_codebook.h"
 
 namespace hxq {
@@ -57,19 +57,14 @@ void measure_rate(DType dtype, const char* name) {
   }
 }
 
-bool is_linear(const std::string& name, const TensorView& tensor) {
-  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
-  return tensor.shape.size() == 2 && name.ends_with(".weight") && !has("norm") &&
-         (has("proj") || has("embed") || has("head"));
-}
-
 void compare_with_baseline(const char* path) {
-  const Checkpoint checkpoint = Checkpoint::open(path);
+  const ModelFolder folder = ModelFolder::open(path);
   std::vector<double> snrs, gains;
   double seconds = 0;
   fmt::print("{:<45} {:>16} {:>8} {:>8} {:>9} {:>8}\n", "tensor", "shape", "outliers", "SNR dB", "baseline", "gain dB");
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
-    if (!is_linear(name, tensor)) continue;
+  for (const PlanEntry& entry : plan_entries(folder, {})) {
+    if (!entry.encoder) continue;
+    const TensorView& tensor = entry.view;
     const auto start = std::chrono::steady_clock::now();
     const EncodedTensor encoded = encode_codebook(tensor, {});
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -77,10 +72,10 @@ void compare_with_baseline(const char* path) {
     const double baseline = testing::percentile_codebook_snr_db(tensor, encoded.outliers);
     snrs.push_back(snr);
     gains.push_back(snr - baseline);
-    fmt::print("{:<45} {:>16} {:>8} {:>8.3f} {:>9.3f} {:>8.3f}\n", name, to_string(tensor.shape), encoded.outliers, snr,
-               baseline, snr - baseline);
+    fmt::print("{:<45} {:>16} {:>8} {:>8.3f} {:>9.3f} {:>8.3f}\n", entry.name, to_string(tensor.shape),
+               encoded.outliers, snr, baseline, snr - baseline);
   }
-  if (snrs.empty()) throw Error("no linear weight found", {.file = path});
+  if (snrs.empty()) throw Error("no matrix to compress found", {.file = path});
   fmt::print("{} tensors in {:.2f} s: SNR min {:.3f} median {:.3f} dB, gain min {:.3f} median {:.3f} dB\n", snrs.size(),
              seconds, *std::min_element(snrs.begin(), snrs.end()), median(snrs),
              *std::min_element(gains.begin(), gains.end()), median(gains));

@@ -1,9 +1,10 @@
 // Speed of the CPU kernels, each figure with a check of the result it timed.
 //
-//     kernel_bench [--threads N] [--mib N] [gemv] [gemm] [sequence] [barrier]
+//     kernel_bench [--threads N] [--mib N] [gemv] [joint] [gemm] [sequence] [barrier]
 //
 // Matrix-vector products are given as a share of the read bandwidth measured right before and after each of them,
-// matrix products as a share of OpenBLAS sgemm on the same shape and threads.
+// products with several decode rows by the time and by the tokens per second against one at a time, matrix products as
+// a share of OpenBLAS sgemm on the same shape and threads.
 
 #include <cblas.h>
 #include <fmt/format.h>
@@ -22,6 +23,7 @@
 #include "kernels/kernels.h"
 #include "kernels/read_bandwidth.h"
 #include "kernels/scratch.h"
+#include "kernels/uniform_batch.h"
 
 extern "C" void openblas_set_num_threads(int);
 
@@ -91,6 +93,7 @@ struct RandomMatrix {
     }
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
     prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
+    prepared->finish();
   }
 
   double weight(int64_t row, int64_t col) const {
@@ -126,11 +129,16 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
 }
 
 void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
-                int threads, Target target, Scratch& scratch) {
-  run_team(threads, [&](const Team& team) {
+                Phase phase, int threads, Target target, Scratch& scratch) {
+  run_on_cpu(threads, target, scratch, [&](const CpuContext& context) {
     linear(*matrix.prepared,
-           {.x = x.data(), .x_stride = matrix.view.cols, .y = y.data(), .y_stride = matrix.view.rows, .tokens = tokens},
-           {team, target, scratch});
+           {.x = x.data(),
+            .x_stride = matrix.view.cols,
+            .y = y.data(),
+            .y_stride = matrix.view.rows,
+            .tokens = tokens,
+            .phase = phase},
+           context);
   });
 }
 
@@ -150,7 +158,8 @@ void bench_gemv(int threads, size_t mib) {
           std::vector<double> rates, reads, shares;
           for (int i = 0; i < (target == Target::scalar ? 5 : 15); ++i) {
             const double before = bandwidth.measure();
-            const double time = seconds_of([&] { run_linear(matrix, x, y, tokens, threads, target, scratch); });
+            const double time =
+                seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); });
             const double read = (before + bandwidth.measure()) / 2;
             rates.push_back(static_cast<double>(rows * cols) / time);
             reads.push_back(read);
@@ -159,10 +168,47 @@ void bench_gemv(int threads, size_t mib) {
           fmt::print(
               "  cols {:4} {:5} {:6} tokens {}: {:5.1f} GB/s, read {:5.1f} GB/s, share {:3.0f} % (best {:.0f} %), "
               "error {:.1e}\n",
-              cols, name_of(levels), kernels::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
+              cols, name_of(levels), hxq::name_of(target), tokens, median(rates) / 1e9, median(reads) / 1e9,
               100 * median(shares), 100 * *std::max_element(shares.begin(), shares.end()),
               check(matrix, x, y, tokens, 1e-4));
         }
+      }
+    }
+  }
+}
+
+/// Decode rows of several sequences, in the shapes of mamba-130m: in_proj, out_proj, head. Copies of a matrix take
+/// turns, so that weights come from memory, as in a step of the model.
+void bench_joint(int threads, size_t mib) {
+  struct Shape {
+    int64_t rows, cols;
+  };
+  constexpr int64_t kMost = 64;
+  fmt::print("decode rows of several sequences, {} threads\n", threads);
+  Scratch scratch(threads);
+  for (const Levels levels : {Levels::integer, Levels::half, Levels::any}) {
+    for (const auto [rows, cols] : {Shape{3072, 768}, {768, 1536}, {50280, 768}}) {
+      const auto copies = std::max<int64_t>(1, static_cast<int64_t>(mib << 20) / (rows * cols));
+      const RandomMatrix matrix(rows * copies, cols, levels, 0.001);
+      const std::vector<float> x = normal(static_cast<size_t>(kMost * cols), 3);
+      std::vector<float> y(static_cast<size_t>(kMost * rows * copies));
+      for (const Target target : supported_targets()) {
+        if (target == Target::scalar) continue;
+        fmt::print("  W {:5} x {:4} {:7} {:6}, ms a product of n tokens (tokens/s against one):\n   ", rows, cols,
+                   name_of(levels), hxq::name_of(target));
+        double one = 0;
+        for (int64_t tokens = 1; tokens <= kMost; ++tokens) {
+          std::vector<double> times;
+          for (int i = 0; i < 5; ++i) {
+            times.push_back(
+                seconds_of([&] { run_linear(matrix, x, y, tokens, Phase::decode, threads, target, scratch); }));
+          }
+          const double time = smallest(times) / static_cast<double>(copies);
+          if (tokens == 1) one = time;
+          check(matrix, x, y, tokens, 1e-4);
+          fmt::print(" {}: {:.3f} ({:.1f})", tokens, time * 1e3, one * static_cast<double>(tokens) / time);
+        }
+        fmt::print("\n");
       }
     }
   }
@@ -202,11 +248,12 @@ void bench_gemm(int threads) {
       for (int round = 0; round < 3; ++round) {
         settle();
         for (int i = 0; i < repeats; ++i) {
-          times.push_back(seconds_of([&] { run_linear(matrix, x, y, kTokens, threads, target, scratch); }));
+          times.push_back(
+              seconds_of([&] { run_linear(matrix, x, y, kTokens, Phase::prefill, threads, target, scratch); }));
         }
       }
       const double error = check(matrix, x, y, kTokens, target == Target::avx512 ? 1e-3 : 1e-5);  // x of 11 bits
-      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", kernels::name_of(target),
+      fmt::print("; {} {:.0f} ({:.0f}) = {:.0f} % ({:.0f} %) error {:.0e}", hxq::name_of(target),
                  flop / smallest(times) / 1e9, flop / median(times) / 1e9, 100 * smallest(blas_times) / smallest(times),
                  100 * median(blas_times) / median(times), error);
     }
@@ -227,26 +274,28 @@ void bench_sequence(int threads) {
     for (float& value : a) value = -std::fabs(value) - 0.1f;
     const auto d = normal(channels, 6), weight = normal(kWidth * channels, 7), bias = normal(channels, 8);
     std::vector<float> y(n), state(kStates * channels), conv_state((kWidth - 1) * channels);
+    const UniformBatch batch(1, tokens);
+    const std::vector<void*> states = batch.states(state.data(), 0), conv_states = batch.states(conv_state.data(), 0);
     for (const Target target : supported_targets()) {
       std::vector<double> scan_times, conv_times;
       for (int i = 0; i < 50; ++i) {
-        run_team(threads, [&](const Team& team) {
-          const Context context{team, target, scratch};
+        run_on_cpu(threads, target, scratch, [&](const CpuContext& context) {
           const auto timed = [&](std::vector<double>& times, auto&& operation) {
-            team.barrier();
+            context.team.barrier();
             const double time = seconds_of(operation);
-            if (team.rank() == 0) times.push_back(time);
+            if (context.team.rank() == 0 && !context.measures) times.push_back(time);
           };
           timed(conv_times, [&] {
             causal_conv1d_silu({.x = u.data(),
                                 .x_stride = kChannels,
                                 .y = y.data(),
-                                .tokens = tokens,
+                                .batch = batch.view(),
                                 .channels = kChannels,
                                 .width = kWidth,
                                 .weight = weight.data(),
                                 .bias = bias.data(),
-                                .state = conv_state.data()},
+                                .state = conv_states.data(),
+                                .state_rows = kWidth - 1},
                                context);
           });
           timed(scan_times, [&] {
@@ -260,9 +309,9 @@ void bench_sequence(int threads) {
                             .z_stride = kChannels,
                             .a = a.data(),
                             .d = d.data(),
-                            .state = state.data(),
+                            .state = states.data(),
                             .y = y.data(),
-                            .tokens = tokens,
+                            .batch = batch.view(),
                             .channels = kChannels,
                             .state_size = kStates},
                            context);
@@ -270,7 +319,7 @@ void bench_sequence(int threads) {
         });
       }
       fmt::print("  tokens {:3} {:7}: conv {:8.1f} us, scan {:8.1f} us (best of 50; state {})\n", tokens,
-                 kernels::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
+                 hxq::name_of(target), smallest(conv_times) * 1e6, smallest(scan_times) * 1e6,
                  std::isfinite(state[0]) ? "finite" : "NOT FINITE");
     }
   }
@@ -313,6 +362,7 @@ int main(int argc, char** argv) {
   };
   if (wants("barrier")) bench_barrier(threads);
   if (wants("gemv")) bench_gemv(threads, mib);
+  if (wants("joint")) bench_joint(threads, mib);
   if (wants("gemm")) bench_gemm(threads);
   if (wants("sequence")) bench_sequence(threads);
   return 0;

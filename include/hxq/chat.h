@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "hxq/generate.h"
+#include "hxq/scheduler.h"
 
 namespace hxq {
 

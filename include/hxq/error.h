@@ -4,6 +4,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace hxq {
 
@@ -42,6 +43,12 @@ struct CompressedError : Error {
 /// The runtime has no description of the model's architecture; compression needs none.
 struct UnknownArchitectureError : Error {
   using Error::Error;
+};
+
+/// Memory that was asked for is not to be had. What was asked for is as it was before.
+struct OutOfMemory : Error {
+  /// "out of memory: `what` takes 1.5 GB".
+  OutOfMemory(std::string_view what, uint64_t bytes);
 };
 
 }  // namespace hxq

@@ -50,23 +50,37 @@ struct GenerateOptions {
   int64_t max_tokens = 128;            ///< new tokens at most
   std::vector<std::string> stop = {};  ///< text ends before the first of these
   bool ignore_eos = false;             ///< go on past end-of-sequence tokens: the model's and the tokenizer's
-  /// Asked after the prompt and after every token: true ends the text there.
+  /// Asked before each step of the prompt and after every token: true ends the text there.
   std::function<bool()> interrupted = {};
 };
+
+/// Why a text ended.
+enum class StopReason : uint8_t {
+  length,       ///< it has as many tokens as were asked for
+  eos,          ///< an end-of-sequence token came
+  stop,         ///< a stop string came
+  context,      ///< the model's context is full
+  interrupted,  ///< `GenerateOptions::interrupted` said so
+};
+
+std::string_view name_of(StopReason reason) noexcept;
 
 struct GenerateResult {
   std::vector<int32_t> prompt_tokens;
   std::vector<int32_t> tokens;  ///< new ones, the final end-of-sequence token included
   std::string text;             ///< of the new tokens, cut before a stop string
-  std::string stop_reason;      ///< "length", "eos", "stop", "interrupted", or "context": the model's is full
-  int64_t reused_tokens = 0;    ///< of the prompt, that a session had seen before
-  double prompt_seconds = 0;    ///< time for the prompt, up to the first new token's logits
-  double decode_seconds = 0;    ///< time for the decode steps after it
+  StopReason stop_reason = StopReason::length;
+  int64_t reused_tokens = 0;  ///< of the prompt, that a session had seen before
+  double prompt_seconds = 0;  ///< from its first step to the first new token's logits
+  double decode_seconds = 0;  ///< of the steps after that
 };
 
 /// Receives new text piece by piece, always whole UTF-8 characters, never part of a stop string; the pieces add up to
 /// the result's `text`.
 using OnText = std::function<void(std::string_view)>;
+
+/// Throws `Error` for no tokens, `ContextError` for more than the model's context holds.
+void check_prompt_length(const ModelInfo& model, int64_t tokens);
 
 /// The tokens of a prompt as `generate` runs them. An empty prompt becomes the beginning-of-text token of the tokenizer
 /// or the model. Throws `Error` when there is none, `ContextError` when the context does not hold the
@@ -77,35 +91,11 @@ std::vector<int32_t> prompt_tokens(const Model& model, const Tokenizer& tokenize
 GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                         const GenerateOptions& options = {}, const OnText& on_text = {});
 
-/// Continues each prompt, one after the other, exactly as `generate` does each alone. All prompts are checked before
-/// any text. `on_text` also gets the index of the prompt. An interrupted result is the last.
+/// Continues the prompts, many at a time: each exactly as `generate` does it alone. All prompts are checked before any
+/// text. `on_text` also gets the index of the prompt; pieces of several prompts come in turn, and an empty one when a
+/// prompt's text is complete. Results are in the order of the prompts; of interrupted ones they have what there was.
 std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& tokenizer,
                                          std::span<const std::string> prompts, const GenerateOptions& options = {},
                                          const std::function<void(size_t, std::string_view)>& on_text = {});
-
-/// Continues one text again and again, and runs only what is new of it.
-class Session {
- public:
-  /// Both must outlive it.
-  Session(const Model& model, const Tokenizer& tokenizer);
-
-  /// Continues `tokens`. If they begin with all that was run before, only the rest is run; otherwise everything is.
-  /// Throws `Error` for no tokens and for options out of range, `ContextError` for more tokens than the context holds.
-  GenerateResult generate(std::span<const int32_t> tokens, const GenerateOptions& options = {},
-                          const OnText& on_text = {});
-
-  /// Forgets what was run.
-  void reset();
-
- private:
-  void run(std::span<const int32_t> tokens);
-  void run_prompt(std::span<const int32_t> tokens, GenerateResult& result);
-
-  const Model& model_;
-  const Tokenizer& tokenizer_;
-  State state_;
-  std::vector<int32_t> seen_;  // what state_ has seen
-  std::vector<float> logits_;  // after the last of them
-};
 
 }  // namespace hxq

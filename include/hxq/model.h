@@ -3,9 +3,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
+
+#include "hxq/arithmetic.h"
+#include "hxq/tensor.h"
 
 namespace hxq {
 
@@ -14,8 +18,10 @@ inline constexpr int kMaxThreads = 1024;
 
 struct ModelOptions {
   int threads = 0;               ///< 0: the cores this process may run on, fewer while other programs hold them up
-  std::string target = {};       ///< instruction set: "scalar", "avx2", "avx512"; empty: the best this processor has
-  std::string kv_cache = "f32";  ///< how attention keeps keys and values: "f32", or "f16" at half the memory
+  std::optional<Target> target = {};  ///< empty: the best instruction set this processor has
+  Precision precision = Precision::fast;
+  DType kv_cache = DType::f32;  ///< how attention keeps keys and values: F32, or F16 at half the memory
+  std::string device = "cpu";
 };
 
 /// Facts about an opened model.
@@ -30,18 +36,20 @@ struct ModelInfo {
   int64_t dense_matrices = 0;
   int64_t bytes_per_token = 0;  ///< weight bytes that one decode step reads
   int threads = 0;              ///< at most
-  std::string target;
+  Target target = Target::scalar;
+  Precision precision = Precision::fast;
+  std::string device;
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none
 };
 
-/// What a model remembers of the tokens it has seen (convolution inputs, SSM states, keys and values) and the memory it
-/// computes in. Belongs to one sequence; a Model can serve many states, one thread of control per state.
-class State {
+/// What a model remembers of one sequence of tokens: convolution inputs, SSM states, keys and values. A model can serve
+/// any number of them.
+class Sequence {
  public:
-  State(State&&) noexcept;
-  State& operator=(State&&) noexcept;
-  ~State();
+  Sequence(Sequence&&) noexcept;
+  Sequence& operator=(Sequence&&) noexcept;
+  ~Sequence();
 
   /// Tokens seen so far.
   int64_t position() const noexcept;
@@ -52,12 +60,38 @@ class State {
 
  private:
   friend class Model;
-  explicit State(std::unique_ptr<Parts> parts);
+  explicit Sequence(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };
 
-/// Which logits a forward pass is to compute.
+/// The threads and the memory that a model computes in. Remembers nothing; one thread of control at a time.
+class Workspace {
+ public:
+  Workspace(Workspace&&) noexcept;
+  Workspace& operator=(Workspace&&) noexcept;
+  ~Workspace();
+
+  struct Parts;
+
+ private:
+  friend class Model;
+  explicit Workspace(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+/// Which logits of a segment a forward pass is to compute.
 enum class Logits : uint8_t { none, last, all };
+
+/// Consecutive tokens of one sequence.
+struct Segment {
+  Sequence* sequence = nullptr;
+  int64_t tokens = 0;
+  Phase phase = Phase::prefill;
+  Logits logits = Logits::none;
+  /// Length that the sequence will have after the whole of its prompt, where that comes in several calls; 0: after this
+  /// segment.
+  int64_t end = 0;
+};
 
 /// A language model, dense or compressed, whose weights stay mapped from its folder. Immutable after `open`.
 class Model {
@@ -73,12 +107,26 @@ class Model {
 
   const ModelInfo& info() const noexcept;
 
-  State new_state() const;
+  /// Throw `OutOfMemory`.
+  Sequence new_sequence() const;
+  Workspace new_workspace() const;
 
-  /// Runs `tokens` (each in [0, vocab_size)) and advances `state`. Writes logits to `out`: nothing, [vocab_size] of the
-  /// last token, or [tokens.size(), vocab_size]. Throws `Error` for a token out of range, `out` of the wrong
-  /// size, more tokens than the context holds, or a state that this model did not make.
-  void forward(std::span<const int32_t> tokens, State& state, Logits logits, std::span<float> out) const;
+  /// Runs tokens (each in [0, vocab_size)) of any number of sequences and advances these. `tokens` are those of the
+  /// segments, one after the other; so are the `logits`: for each segment nothing, [vocab_size] of its last token, or
+  /// [segment.tokens, vocab_size].
+  ///
+  /// What a token gives depends on its sequence and its phase alone: it is the same, bit for bit, whatever other
+  /// sequences are computed with it, in however many calls its prompt comes, and on any number of threads.
+  ///
+  /// Throws `Error`, with every sequence as it was, for a token out of range, sizes that do not fit, a sequence that
+  /// comes twice or is another model's, and more tokens than the context holds; `OutOfMemory` likewise: what a call
+  /// needs is taken before it begins.
+  void forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+               std::span<float> logits) const;
+
+  /// The same for one sequence.
+  void forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted, Workspace& workspace,
+               std::span<float> logits) const;
 
   struct Parts;
 

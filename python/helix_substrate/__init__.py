@@ -23,7 +23,8 @@ if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os
 if importlib.util.find_spec("torch") is not None:
     import torch as _torch  # noqa: F401
 
-from ._core import HxqError, Model, compress, decompress, inspect, supported_targets, use_target, verify  # noqa: E402
+from ._core import HxqError, Model, compress, decompress, inspect, precision, set_precision  # noqa: E402
+from ._core import supported_targets, use_target, verify  # noqa: E402
 from ._core import version as _version  # noqa: E402
 
 __version__ = _version()
@@ -52,6 +53,8 @@ __all__ = [
     "compress",
     "decompress",
     "inspect",
+    "precision",
+    "set_precision",
     "supported_targets",
     "use_target",
     "verify",

@@ -99,6 +99,8 @@ def main(argv=None) -> int:
     except (_core.HxqError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -28,6 +28,6 @@ class CDNAv3Writer:
         fraction = 0.001 if stated.get("sidecar_enabled", True) else 0.0
         codewords = min(256, stated.get("n_clusters", 256))
         return _core.cdnav3_write(
-            self.path, name, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, tensor.data_ptr(), exact, fraction, codewords,
-            torch.get_num_threads(),
+            self.path, name, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, ops.address(tensor, name, tensor.dtype), exact,
+            fraction, codewords, torch.get_num_threads(),
         )  # fmt: skip

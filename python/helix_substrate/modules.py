@@ -132,11 +132,7 @@ class _Compressed:
 
     def decode_weight(self, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
         """The dense weight, in float32 unless told. With channel scales: what x / scales is multiplied with."""
-        dtype = dtype or torch.float32
-        if self.part("codebook").requires_grad and torch.is_grad_enabled():
-            unscaled = self.parts._replace(channel_scales=None)
-            return torch.ops.hxq.linear(torch.eye(self.cols, dtype=dtype), *unscaled, None, self.rows, self.cols).T
-        return ops.decode(self.matrix, dtype)
+        return ops.decoded(self, dtype or torch.float32)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -189,7 +185,7 @@ def encode(weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "w
     source = source.to("cpu").contiguous()
     dtype = ops.DTYPE_NAMES[source.dtype]
     parts, fidelity = _core.encode(
-        name, dtype, source.shape, source.data_ptr(), sidecar_fraction, torch.get_num_threads(), max_codewords
+        name, dtype, source.shape, ops.address(source, name, source.dtype), sidecar_fraction, torch.get_num_threads(), max_codewords
     )
     tensors = {
         part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape) for part, kind, shape, data in parts

@@ -13,6 +13,7 @@ from typing import Optional
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import ops
 from .adapters import prepare_peft
@@ -55,10 +56,12 @@ class _State:
 
     def begin(self, conv_shape, ssm_shape) -> None:
         if not self.started:
-            self.conv, self.ssm = torch.zeros(conv_shape), torch.zeros(ssm_shape)
+            zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
+            self.conv, self.ssm = zeros(conv_shape), zeros(ssm_shape)
 
     def keep(self) -> None:
-        conv, ssm = self.conv.transpose(-1, -2), self.ssm.transpose(-1, -2)
+        with torch.enable_grad():  # views made without may not be written to with
+            conv, ssm = self.conv.transpose(-1, -2), self.ssm.transpose(-1, -2)
         if hasattr(self._cache, "layers"):
             entry = self._cache.layers[self._layer]
             if not entry.is_conv_states_initialized[0]:
@@ -82,22 +85,45 @@ def _masked(x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
     return x * mask[:, :, None].to(x.dtype)
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _wants_gradient(*tensors: Optional[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
-    if hidden_states.device.type != "cpu" or mixer.activation not in ("silu", "swish"):
+    conv = mixer._modules["conv1d"]
+    # The convolution is not called as a module: it must be one that nothing was put on.
+    if type(conv) is not nn.Conv1d or _hooked(conv) or _has_any_global_hook():
+        return False
+    # Offloaded parameters are fetched by the modules that transformers calls.
+    for tensor in (hidden_states, *conv._parameters.values(), *mixer._parameters.values()):
+        if tensor is not None and not tensor.is_cpu:
+            return False
+    if mixer.activation not in ("silu", "swish"):
         return False
     if state is None:
         return True
     # A cache that wants every state since some point (assisted decoding), and gradients that go back through a state,
     # are left to transformers.
     records = getattr(cache, "is_recording_past", None)
-    return not (records and records(mixer.layer_idx)) and not (
-        state.started and ops.watched(hidden_states, mixer.A_log)
-    )
+    if records and records(mixer.layer_idx):
+        return False
+    return not (state.started and torch.is_grad_enabled() and _wants_gradient(hidden_states, *mixer.parameters()))
 
 
 def _with_state(operation, tensors, state, *rest) -> torch.Tensor:
     """The operation, with gradients where they are wanted: its state is then advanced apart."""
-    if state is None or not ops.watched(*tensors):
+    if state is None or not _wants_gradient(*tensors):
         return operation(*tensors, *rest, state=state)
     y = operation(*tensors, *rest)
     with torch.no_grad():
@@ -110,21 +136,22 @@ def _conv(mixer, x, state: Optional[_State]) -> torch.Tensor:
     return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
 
 
-def _plan(mixer, hidden_states, attention_mask) -> Optional[ops.MixerPlan]:
-    """The mixer as one call of the core; None if something has to see its parts: autograd, adapters, hooks, padding."""
-    if ops.watched(hidden_states) or (
+def _plan(mixer, hidden_states, state: _State, attention_mask) -> Optional[ops.MixerPlan]:
+    """The mixer as one call of the core; None if something has to see its parts: autograd, a tracer, adapters, hooks,
+    padding."""
+    if (
         attention_mask is not None and attention_mask.shape[1:] == hidden_states.shape[1:2] and not attention_mask.all()
     ):
         return None
     modules = mixer._modules
     projections = [modules[name] for name in _PROJECTIONS]
-    for projection in projections:
-        if type(projection) is not HelixLinear or projection._forward_hooks or projection._forward_pre_hooks:
-            return None
+    if not all(type(module) is HelixLinear and module.frozen and not _hooked(module) for module in projections):
+        return None
     parameters, conv = mixer._parameters, modules["conv1d"]._parameters
     in_bias, _, dt_bias, out_bias = (projection._parameters["bias"] for projection in projections)
     vectors = (in_bias, dt_bias, out_bias, conv["weight"], conv["bias"], parameters["A_log"], parameters["D"])
-    if not all(projection.frozen for projection in projections) or ops.watched(*vectors):
+    codebooks = (projection.part("codebook") for projection in projections)
+    if hidden_states.numel() == 0 or not ops.direct(hidden_states, state.conv, state.ssm, *vectors, *codebooks):
         return None
     matrices = tuple(projection.matrix for projection in projections)
     plan = mixer.__dict__.get("_helix_plan")
@@ -139,7 +166,7 @@ def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask)
     batch = hidden_states.shape[0]
     if state is not None:
         state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner))
-        plan = _plan(self, hidden_states, attention_mask)
+        plan = _plan(self, hidden_states, state, attention_mask)
         if plan is not None:
             return plan.forward(hidden_states, state.conv, state.ssm).to(dtype)
 

@@ -1,11 +1,13 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "capi/arguments.h"
 #include "capi/handles.h"
 #include "codec/stored_tensors.h"
-#include "compress/cdnav3_write.h"
 #include "hxq/compress.h"
 #include "hxq/verify.h"
 #include "io/checkpoint.h"
@@ -16,10 +18,11 @@ using namespace hxq::capi;
 
 namespace {
 
-std::function<void(std::string_view, int64_t, int64_t)> report_to(hxq_progress progress, void* user) {
-  if (progress == nullptr) return {};
-  return [=](std::string_view tensor, int64_t done, int64_t total) {
-    progress(std::string(tensor).c_str(), done, total, user);
+/// The caller's function as the library calls one; what it wants to stop stops.
+std::function<void(std::string_view, int64_t, int64_t)> report_to(const hxq_progress* progress) {
+  if (progress == nullptr || progress->report == nullptr) return {};
+  return [call = *progress](std::string_view tensor, int64_t done, int64_t total) {
+    if (call.report(std::string(tensor).c_str(), done, total, call.user) != 0) throw Cancelled();
   };
 }
 
@@ -87,58 +90,82 @@ std::filesystem::path tree_of(const std::filesystem::path& folder, std::string& 
   return plain.has_parent_path() ? plain.parent_path() : ".";
 }
 
-std::vector<std::string> strings(const char* const* texts, size_t count) {
+std::vector<std::string> strings(const char* name, const char* const* texts, size_t count) {
+  if (count > 0) require_pointers({{name, texts}});
+  for (size_t i = 0; i < count; ++i) require_pointers({{name, texts[i]}});
   return count == 0 ? std::vector<std::string>() : std::vector<std::string>(texts, texts + count);
+}
+
+CompressOptions compress_options(const hxq_compress_options* options) {
+  hxq_compress_options chosen;
+  hxq_compress_options_init(&chosen);
+  if (options != nullptr) chosen = *options;
+  if (!(chosen.sidecar_fraction >= 0 && chosen.sidecar_fraction <= 0.5)) {
+    throw InvalidArgument(fmt::format("sidecar_fraction is {}, expected 0 to 0.5", chosen.sidecar_fraction));
+  }
+  require_threads(chosen.threads, 0);
+  return {.sidecar_fraction = chosen.sidecar_fraction,
+          .keep = strings("keep", chosen.keep, chosen.keep_count),
+          .only = strings("only", chosen.only, chosen.only_count),
+          .threads = chosen.threads,
+          .force = chosen.force != 0};
 }
 
 }  // namespace
 
 hxq_status hxq_stored_modules(const char* const* paths, size_t count, char** json) {
-  return guard([&] {
+  return guard("listing stored modules", [&] {
+    require_pointers({{"paths", paths}, {"json", json}});
     require(count > 0, "no files");
+    for (size_t i = 0; i < count; ++i) require_pointers({{"a path", paths[i]}});
     std::vector<Checkpoint> opened;
     *json = copy_text(stored_modules(join(paths, count, opened)).dump());
   });
 }
 
+void hxq_compress_options_init(hxq_compress_options* options) {
+  if (options == nullptr) return;
+  *options = {};
+  options->sidecar_fraction = CompressOptions{}.sidecar_fraction;
+}
+
 hxq_status hxq_compress(const char* source, const char* destination, const hxq_compress_options* options,
-                        hxq_progress progress, void* user, char** receipt_json) {
-  return guard([&] {
-    CompressOptions chosen;
-    if (options != nullptr) {
-      chosen.sidecar_fraction = options->sidecar_fraction;
-      chosen.keep = strings(options->keep, options->keep_count);
-      chosen.only = strings(options->only, options->only_count);
-      chosen.threads = options->threads;
-      chosen.force = options->force != 0;
-    }
-    chosen.progress = report_to(progress, user);
+                        const hxq_progress* progress, char** receipt_json) {
+  return guard("compressing a model", [&] {
+    require_pointers({{"source", source}, {"destination", destination}, {"receipt_json", receipt_json}});
+    CompressOptions chosen = compress_options(options);
+    chosen.progress = report_to(progress);
     *receipt_json = copy_text(to_json(compress(source, destination, chosen)));
   });
 }
 
-hxq_status hxq_verify(const char* folder, const char* source, hxq_progress progress, void* user, char** json) {
-  return guard([&] {
+hxq_status hxq_verify(const char* folder, const char* source, const hxq_progress* progress, char** json) {
+  return guard("verifying a model", [&] {
+    require_pointers({{"folder", folder}, {"json", json}});
     VerifyOptions options;
     if (source != nullptr) options.source = source;
-    options.progress = report_to(progress, user);
+    options.progress = report_to(progress);
     *json = copy_text(to_json(verify(folder, options)));
   });
 }
 
-hxq_status hxq_decompress(const char* source, const char* destination, int32_t dtype, hxq_progress progress,
-                          void* user) {
-  return guard([&] {
-    decompress(source, destination, {.dtype = float_dtype_of(dtype), .progress = report_to(progress, user)});
+hxq_status hxq_decompress(const char* source, const char* destination, int32_t dtype, const hxq_progress* progress) {
+  return guard("decompressing a model", [&] {
+    require_pointers({{"source", source}, {"destination", destination}});
+    decompress(source, destination, {.dtype = float_dtype_of(dtype), .progress = report_to(progress)});
   });
 }
 
 hxq_status hxq_inspect(const char* folder, char** json) {
-  return guard([&] { *json = copy_text(to_json(inspect(folder))); });
+  return guard("inspecting a folder", [&] {
+    require_pointers({{"folder", folder}, {"json", json}});
+    *json = copy_text(to_json(inspect(folder)));
+  });
 }
 
 hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** parts, char** json) {
-  return guard([&] {
+  return guard("reading stored tensors", [&] {
+    require_pointers({{"folder", folder}, {"parts", parts}, {"json", json}});
     std::string tensor_name = name == nullptr ? "" : name;
     const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
     const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);
@@ -155,40 +182,24 @@ hxq_status hxq_stored_parts(const char* folder, const char* name, hxq_encoded** 
   });
 }
 
-hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape, int32_t* rank, float* out) {
-  return guard([&] {
+hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape, int32_t* rank, float* out,
+                           int64_t count) {
+  return guard("reading a tensor", [&] {
+    require_pointers({{"folder", folder}, {"name", name}, {"shape", shape}, {"rank", rank}});
     std::string tensor_name = name;
     const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
     const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);
     if (!stored) throw Error("is not stored", checkpoint.place(tensor_name));
     require(stored->shape.size() <= 4, "the tensor has more than 4 dimensions");
-    std::ranges::copy(stored->shape, shape);
-    *rank = static_cast<int32_t>(stored->shape.size());
-    if (out == nullptr) return;
-    if (stored->codec) {
+    const int64_t expected = out == nullptr ? 0 : element_count(stored->shape);
+    if (count != expected) throw InvalidArgument(fmt::format("room for {} floats, expected {}", count, expected));
+    if (out != nullptr && stored->codec) {
       const auto matrix = stored->codec->read(checkpoint, stored->module, stored->shape);
       matrix->decode_rows(0, matrix->rows, {out, static_cast<size_t>(matrix->rows * matrix->cols)});
-    } else {
+    } else if (out != nullptr) {
       std::ranges::copy(to_float(*checkpoint.find(stored->name)), out);
     }
-  });
-}
-
-hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_t exact, double sidecar_fraction,
-                            int32_t max_codewords, int32_t threads, char** stats_json) {
-  return guard([&] {
-    require(source->name != nullptr && *source->name != 0, "the tensor has no name");
-    const TensorView view = capi::view_of(*source);
-    const bool compressed = exact == 0 && view.shape.size() == 2 && view.size() > 0;
-    try {
-      const nlohmann::json stats =
-          compressed
-              ? write_cdnav3(folder, source->name, view,
-                             {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads})
-              : write_cdnav3_exact(folder, source->name, view);
-      *stats_json = copy_text(stats.dump());
-    } catch (const std::filesystem::filesystem_error& error) {
-      throw Error("cannot be written: " + error.code().message(), {.file = error.path1().string()});
-    }
+    std::ranges::copy(stored->shape, shape);
+    *rank = static_cast<int32_t>(stored->shape.size());
   });
 }

@@ -1,20 +1,17 @@
 #pragma once
 
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "capi/guard.h"
 #include "codec/encoder.h"
 #include "hxq/c_api.h"
-#include "hxq/error.h"
-#include "kernels/kernels.h"
-#include "kernels/prepared_matrix.h"
-#include "kernels/scratch.h"
+#include "kernels/cpu_matrix.h"
 
 struct hxq_context {
   int threads;
-  hxq::kernels::Target target;
+  hxq::Target target;
   hxq::kernels::Scratch scratch;
   // Arguments in the form that kernels want them. They keep their size, so calls of the same shape allocate nothing.
   std::vector<float> input = {};
@@ -22,10 +19,11 @@ struct hxq_context {
   std::vector<float> filter = {};
   std::vector<float> state = {};
   std::vector<int32_t> ids = {};
+  hxq::kernels::DeviceArray<std::byte> work = {};
 };
 
 struct hxq_matrix {
-  std::unique_ptr<const hxq::kernels::PreparedMatrix> value;
+  std::unique_ptr<const hxq::kernels::CpuMatrix> value;
   hxq::StoredForm form;
 };
 
@@ -35,49 +33,27 @@ struct hxq_encoded {
 
 namespace hxq::capi {
 
-/// A wrong call, as opposed to wrong data.
-class InvalidArgument : public std::exception {
- public:
-  explicit InvalidArgument(std::string message) : message_(std::move(message)) {}
-  const char* what() const noexcept override { return message_.c_str(); }
+/// The target of that name, or for null the best of this processor. A wrong name is an invalid argument.
+Target target_of(const char* name);
 
- private:
-  std::string message_;
-};
-
-inline void require(bool condition, const char* message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
-/// Remembers the exception being handled for `hxq_last_error`, and names it.
-hxq_status fail() noexcept;
-
-/// Runs the body of a function of the interface; nothing gets out of it.
-template <class Body>
-hxq_status guard(Body&& body) noexcept {
-  try {
-    body();
-    return HXQ_OK;
-  } catch (...) {
-    return fail();
-  }
-}
-
-/// Text for the caller to free with `hxq_free`.
-char* copy_text(const std::string& text);
-
-/// Runs `body(kernels::Context)` on the context's threads, or on one when `work` (multiplications, about) would not
+/// Runs `body(kernels::CpuContext)` on the context's threads, or on one when `work` (multiplications, about) would not
 /// repay waking the others.
 template <class Body>
-void run(hxq_context& context, int64_t work, Body&& body) {
+void run(hxq_context& context, int64_t work, Body&& body, Precision precision = Precision::fast) {
   constexpr int64_t kWorthAThread = int64_t{1} << 18;
   const int threads = work < kWorthAThread ? 1 : context.threads;
-  run_team(threads, [&](const Team& team) { body(kernels::Context{team, context.target, context.scratch}); });
+  kernels::run_on_cpu(threads, context.target, context.scratch, body, precision);
 }
 
-DType dtype_of(int32_t dtype);
-/// As `dtype_of`, but only F32, F16 and BF16.
-DType float_dtype_of(int32_t dtype);
-TensorView view_of(const hxq_tensor& tensor);
+/// Gives `memory` at least `count` elements; the error names what they are for.
+template <class T>
+T* reserve(std::vector<T>& memory, int64_t count, const char* purpose) {
+  try {
+    if (memory.size() < static_cast<size_t>(count)) memory.resize(static_cast<size_t>(count));
+  } catch (const std::exception&) {
+    throw OutOfMemory(purpose, static_cast<uint64_t>(count) * sizeof(T));
+  }
+  return memory.data();
+}
 
 }  // namespace hxq::capi

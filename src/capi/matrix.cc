@@ -1,13 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
-#include <limits>
 
+#include "capi/arguments.h"
 #include "capi/handles.h"
-#include "codec/codebook/encode.h"
-#include "compress/policy.h"
 #include "io/half.h"
 #include "kernels/cpu/codebook_prepared.h"
 #include "kernels/cpu/prepare.h"
@@ -16,80 +12,107 @@
 
 using namespace hxq;
 using namespace hxq::capi;
-using hxq::kernels::PreparedMatrix;
+using hxq::kernels::CpuMatrix;
 
 namespace {
 
-/// `count` numbers of `dtype`, rows of `cols` that are `stride` apart, as contiguous floats in `memory`.
-const float* widen(const void* from, DType dtype, int64_t rows, int64_t cols, int64_t stride,
-                   std::vector<float>& memory) {
-  memory.resize(static_cast<size_t>(rows * cols));
-  const auto* bits = static_cast<const uint16_t*>(from);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* to = memory.data() + r * cols;
-    const uint16_t* row = bits + r * stride;
-    if (dtype == DType::f16) {
-      std::transform(row, row + cols, to, float_from_f16);
+/// Rows [count, cols] of F32, F16 or BF16 as contiguous floats: the caller's own, or widened into `memory`.
+const float* floats_of(const hxq_rows& rows, DType dtype, int64_t count, int64_t cols, int64_t stride,
+                       std::vector<float>& memory) {
+  if (dtype == DType::f32 && stride == cols) return static_cast<const float*>(rows.data);
+  float* to = reserve(memory, count * cols, "the input as floats");
+  for (int64_t r = 0; r < count; ++r, to += cols) {
+    const auto* bits = static_cast<const uint16_t*>(rows.data) + r * stride;
+    if (dtype == DType::f32) {
+      std::copy_n(static_cast<const float*>(rows.data) + r * stride, cols, to);
+    } else if (dtype == DType::f16) {
+      std::transform(bits, bits + cols, to, float_from_f16);
     } else {
-      std::transform(row, row + cols, to, float_from_bf16);
+      std::transform(bits, bits + cols, to, float_from_bf16);
     }
   }
   return memory.data();
 }
 
-void narrow(const float* from, DType dtype, int64_t rows, int64_t cols, void* to, int64_t stride) {
-  auto* bits = static_cast<uint16_t*>(to);
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = from + r * cols;
-    if (dtype == DType::f16) {
-      std::transform(row, row + cols, bits + r * stride, f16_from_float);
-    } else {
-      std::transform(row, row + cols, bits + r * stride, bf16_from_float);
+/// Rows that a kernel writes as floats and that end up as the caller's dtype.
+class Output {
+ public:
+  /// The rows [count, cols] of `rows`; what they are called, for messages.
+  Output(const char* name, const hxq_output_rows& rows, int64_t count, int64_t cols)
+      : rows_(rows),
+        dtype_(float_dtype_of(rows.dtype)),
+        stride_(stride_of(name, rows.stride, count, cols)),
+        cols_(cols) {
+    if (count * cols > 0) require_pointers({{name, rows.data}});
+  }
+
+  /// Whether a kernel that writes contiguous rows can write to the caller's.
+  bool direct() const { return dtype_ == DType::f32 && stride_ == cols_; }
+  bool direct_with_stride() const { return dtype_ == DType::f32; }
+  int64_t stride() const { return stride_; }
+  float* floats(int64_t first = 0) const { return static_cast<float*>(rows_.data) + first * stride_; }
+
+  /// Stores rows [first, first + count) that were computed as contiguous floats.
+  void store(const float* from, int64_t first, int64_t count) const {
+    for (int64_t r = first; r < first + count; ++r, from += cols_) {
+      auto* bits = static_cast<uint16_t*>(rows_.data) + r * stride_;
+      if (dtype_ == DType::f32) {
+        std::copy_n(from, cols_, static_cast<float*>(rows_.data) + r * stride_);
+      } else if (dtype_ == DType::f16) {
+        std::transform(from, from + cols_, bits, f16_from_float);
+      } else {
+        std::transform(from, from + cols_, bits, bf16_from_float);
+      }
     }
   }
-}
 
-/// Where a kernel writes floats that are to end up as `dtype` at `out`.
-float* output_for(void* out, DType dtype, int64_t size, std::vector<float>& memory) {
-  if (dtype == DType::f32) return static_cast<float*>(out);
-  memory.resize(static_cast<size_t>(size));
-  return memory.data();
-}
+ private:
+  const hxq_output_rows& rows_;
+  DType dtype_;
+  int64_t stride_;
+  int64_t cols_;
+};
 
-int64_t work_of(const PreparedMatrix& matrix, int64_t tokens) { return matrix.rows() * matrix.cols() * tokens; }
+constexpr const char* kOutputFloats = "the output as floats";
+
+int64_t work_of(const CpuMatrix& matrix, int64_t tokens) { return matrix.rows() * matrix.cols() * tokens; }
 
 /// The ids as kernels take them.
-const int32_t* checked_ids(const PreparedMatrix& matrix, int64_t count, const int64_t* ids,
-                           std::vector<int32_t>& memory) {
-  memory.resize(static_cast<size_t>(count));
+const int32_t* checked_ids(const CpuMatrix& matrix, int64_t count, const int64_t* ids, std::vector<int32_t>& memory) {
+  int32_t* rows = reserve(memory, count, "a copy of the ids");
   for (int64_t i = 0; i < count; ++i) {
     if (ids[i] < 0 || ids[i] >= matrix.rows()) {
       throw InvalidArgument(fmt::format("id {} is {}, outside the {} rows of the matrix", i, ids[i], matrix.rows()));
     }
-    memory[static_cast<size_t>(i)] = static_cast<int32_t>(ids[i]);
+    rows[i] = static_cast<int32_t>(ids[i]);
   }
-  return memory.data();
+  return rows;
 }
 
+const CpuMatrix& checked(const hxq_context* context, const hxq_matrix* matrix) {
+  require_pointers({{"context", context}, {"matrix", matrix}});
+  matrix->value->finish();
+  return *matrix->value;
+}
+
+/// Of a matrix that `checked` was called for.
 const CodebookMatrix& codebook_of(const hxq_matrix* handle) {
   const auto* matrix = dynamic_cast<const kernels::cpu::PreparedCodebook*>(handle->value.get());
   require(matrix != nullptr, "the matrix has no codebook");
   return matrix->stored();
 }
 
-void check_tokens(int64_t tokens) {
-  if (tokens < 0) throw InvalidArgument(fmt::format("{} tokens", tokens));
-}
-
 }  // namespace
 
 hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t count, int64_t rows, int64_t cols,
                              hxq_matrix** matrix) {
-  return guard([&] {
+  return guard("reading a matrix", [&] {
+    require_pointers({{"name", name}, {"parts", parts}, {"matrix", matrix}});
     TensorMap tensors;
     for (size_t i = 0; i < count; ++i) {
       require(parts[i].name != nullptr, "a part of a matrix has no name");
-      tensors.emplace(fmt::format("{}.{}", name, parts[i].name), capi::view_of(parts[i]));
+      const bool added = tensors.emplace(fmt::format("{}.{}", name, parts[i].name), capi::view_of(parts[i])).second;
+      if (!added) throw InvalidArgument(fmt::format("{}.{} is given twice", name, parts[i].name));
     }
     if ((rows == 0) != (cols == 0) || rows < 0 || cols < 0) {
       throw InvalidArgument(fmt::format("shape is [{}, {}]", rows, cols));
@@ -105,8 +128,9 @@ hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t c
 void hxq_matrix_destroy(hxq_matrix* matrix) { delete matrix; }
 
 hxq_status hxq_matrix_get_info(const hxq_matrix* handle, hxq_matrix_info* info) {
-  return guard([&] {
-    const PreparedMatrix& matrix = *handle->value;
+  return guard("describing a matrix", [&] {
+    require_pointers({{"matrix", handle}, {"info", info}});
+    const CpuMatrix& matrix = *handle->value;
     const auto fact = [&](std::string_view name) {
       const auto found = std::ranges::find(handle->form.facts, name, &Fact::name);
       return found == handle->form.facts.end() ? 0 : found->value;
@@ -121,144 +145,115 @@ hxq_status hxq_matrix_get_info(const hxq_matrix* handle, hxq_matrix_info* info) 
   });
 }
 
-hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, int64_t tokens, const void* x, int32_t x_dtype,
-                      int64_t x_stride, const float* bias, void* y, int32_t y_dtype, int64_t y_stride) {
-  return guard([&] {
-    const PreparedMatrix& matrix = *handle->value;
-    const DType from = float_dtype_of(x_dtype);
-    const DType to = float_dtype_of(y_dtype);
-    check_tokens(tokens);
+hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, const hxq_linear_args* given) {
+  return guard("multiplying", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    const hxq_linear_args& call = not_null(given, "args");
+    const int64_t tokens = call.tokens;
+    require_count("tokens", tokens, matrix.cols());
+    require_count("tokens", tokens, matrix.rows());
+    const Phase phase = phase_of(call.phase);
+    const Precision precision = precision_of(call.precision);
+    const DType from = float_dtype_of(call.x.dtype);
+    const int64_t x_stride = stride_of("x", call.x.stride, tokens, matrix.cols());
+    const Output y("y", call.y, tokens, matrix.rows());
     if (tokens == 0) return;
-    require(x_stride >= matrix.cols() || tokens == 1, "rows of x overlap");
-    require(y_stride >= matrix.rows() || tokens == 1, "rows of y overlap");
-    kernels::LinearArgs args{.x = static_cast<const float*>(x), .x_stride = x_stride, .tokens = tokens, .bias = bias};
+    require_pointers({{"x", call.x.data}});
+    kernels::LinearArgs args{.x = static_cast<const float*>(call.x.data),
+                             .x_stride = x_stride,
+                             .tokens = tokens,
+                             .phase = phase,
+                             .bias = call.bias};
     if (from != DType::f32) {
-      args.x = widen(x, from, tokens, matrix.cols(), x_stride, context->input);
+      args.x = floats_of(call.x, from, tokens, matrix.cols(), x_stride, context->input);
       args.x_stride = matrix.cols();
     }
-    args.y = output_for(y, to, tokens * matrix.rows(), context->output);
-    args.y_stride = to == DType::f32 ? y_stride : matrix.rows();
-    run(*context, work_of(matrix, tokens), [&](const kernels::Context& c) { matrix.linear(args, c); });
-    if (to != DType::f32) narrow(args.y, to, tokens, matrix.rows(), y, y_stride);
+    args.y = y.direct_with_stride() ? y.floats() : reserve(context->output, tokens * matrix.rows(), kOutputFloats);
+    args.y_stride = y.direct_with_stride() ? y.stride() : matrix.rows();
+    run(
+        *context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) { matrix.linear(args, c); }, precision);
+    if (!y.direct_with_stride()) y.store(args.y, 0, tokens);
   });
 }
 
-hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* handle, int64_t tokens, const void* g,
-                                 void* dx, int32_t dtype) {
-  return guard([&] {
-    const PreparedMatrix& matrix = *handle->value;
-    const DType type = float_dtype_of(dtype);
-    check_tokens(tokens);
+hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* handle, int64_t tokens, const hxq_rows* given,
+                                 const hxq_output_rows* out) {
+  return guard("multiplying with the transpose", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    const hxq_rows& g = not_null(given, "g");
+    require_count("tokens", tokens, matrix.cols());
+    require_count("tokens", tokens, matrix.rows());
+    const DType from = float_dtype_of(g.dtype);
+    const int64_t g_stride = stride_of("g", g.stride, tokens, matrix.rows());
+    const Output dx("dx", not_null(out, "dx"), tokens, matrix.cols());
     if (tokens == 0) return;
-    const float* gradient = type == DType::f32 ? static_cast<const float*>(g)
-                                               : widen(g, type, tokens, matrix.rows(), matrix.rows(), context->input);
-    float* out = output_for(dx, type, tokens * matrix.cols(), context->output);
-    run(*context, work_of(matrix, tokens), [&](const kernels::Context& c) {
-      kernels::linear_transposed(matrix, {.g = gradient, .dx = out, .tokens = tokens}, c);
+    require_pointers({{"g", g.data}});
+    const float* gradient = floats_of(g, from, tokens, matrix.rows(), g_stride, context->input);
+    float* floats = dx.direct() ? dx.floats() : reserve(context->output, tokens * matrix.cols(), kOutputFloats);
+    run(*context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) {
+      kernels::linear_transposed(matrix, {.g = gradient, .dx = floats, .tokens = tokens}, c);
     });
-    if (type != DType::f32) narrow(out, type, tokens, matrix.cols(), dx, matrix.cols());
+    if (!dx.direct()) dx.store(floats, 0, tokens);
   });
 }
 
 hxq_status hxq_codebook_gradient(hxq_context* context, const hxq_matrix* handle, int64_t tokens, const float* x,
                                  const float* g, float* gradient) {
-  return guard([&] {
-    check_tokens(tokens);
-    const CodebookMatrix& matrix = codebook_of(handle);
-    run(*context, work_of(*handle->value, tokens), [&](const kernels::Context& c) {
-      kernels::codebook_gradient(matrix, {.x = x, .g = g, .tokens = tokens, .gradient = gradient}, c);
+  return guard("computing a codebook's gradient", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    require_count("tokens", tokens, matrix.cols());
+    require_count("tokens", tokens, matrix.rows());
+    require_pointers({{"gradient", gradient}});
+    if (tokens > 0) require_pointers({{"x", x}, {"g", g}});
+    const CodebookMatrix& codebook = codebook_of(handle);
+    run(*context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) {
+      kernels::codebook_gradient(codebook, {.x = x, .g = g, .tokens = tokens, .gradient = gradient}, c);
     });
   });
 }
 
-hxq_status hxq_gather_rows(hxq_context* context, const hxq_matrix* handle, int64_t count, const int64_t* ids, void* out,
-                           int32_t dtype) {
-  return guard([&] {
-    const PreparedMatrix& matrix = *handle->value;
-    const DType type = float_dtype_of(dtype);
-    check_tokens(count);
-    const int32_t* rows = checked_ids(matrix, count, ids, context->ids);
-    float* floats = output_for(out, type, count * matrix.cols(), context->output);
+hxq_status hxq_gather_rows(hxq_context* context, const hxq_matrix* handle, int64_t count, const int64_t* ids,
+                           const hxq_output_rows* rows) {
+  return guard("decoding rows", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    require_count("count", count, matrix.cols());
+    const Output out("out", not_null(rows, "out"), count, matrix.cols());
+    if (count == 0) return;
+    require_pointers({{"ids", ids}});
+    const int32_t* chosen = checked_ids(matrix, count, ids, context->ids);
+    float* floats = out.direct() ? out.floats() : reserve(context->output, count * matrix.cols(), kOutputFloats);
     run(*context, count * matrix.cols(),
-        [&](const kernels::Context& c) { matrix.gather_rows(rows, count, floats, c); });
-    if (type != DType::f32) narrow(floats, type, count, matrix.cols(), out, matrix.cols());
+        [&](const kernels::CpuContext& c) { matrix.gather_rows(chosen, count, floats, c); });
+    if (!out.direct()) out.store(floats, 0, count);
   });
 }
 
 hxq_status hxq_gather_gradient(hxq_context* context, const hxq_matrix* handle, int64_t count, const int64_t* ids,
                                const float* g, float* gradient) {
-  return guard([&] {
-    check_tokens(count);
-    const CodebookMatrix& matrix = codebook_of(handle);
-    const int32_t* rows = checked_ids(*handle->value, count, ids, context->ids);
-    run(*context, count * matrix.cols, [&](const kernels::Context& c) {
-      kernels::gather_codebook_gradient(matrix, {.ids = rows, .g = g, .count = count, .gradient = gradient}, c);
+  return guard("computing a codebook's gradient", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    require_count("count", count, matrix.cols());
+    require_pointers({{"gradient", gradient}});
+    if (count > 0) require_pointers({{"ids", ids}, {"g", g}});
+    const CodebookMatrix& codebook = codebook_of(handle);
+    const int32_t* rows = checked_ids(matrix, count, ids, context->ids);
+    run(*context, count * matrix.cols(), [&](const kernels::CpuContext& c) {
+      kernels::gather_codebook_gradient(codebook, {.ids = rows, .g = g, .count = count, .gradient = gradient}, c);
     });
   });
 }
 
-hxq_status hxq_decode(hxq_context* context, const hxq_matrix* handle, void* out, int32_t dtype) {
-  return guard([&] {
-    const PreparedMatrix& matrix = *handle->value;
-    const DType type = float_dtype_of(dtype);
+hxq_status hxq_decode(hxq_context* context, const hxq_matrix* handle, const hxq_output_rows* rows) {
+  return guard("decoding a matrix", [&] {
+    const CpuMatrix& matrix = checked(context, handle);
+    const Output out("out", not_null(rows, "out"), matrix.rows(), matrix.cols());
     constexpr int64_t kRows = 256;
     for (int64_t first = 0; first < matrix.rows(); first += kRows) {
       const int64_t count = std::min(kRows, matrix.rows() - first);
-      auto* at = static_cast<std::byte*>(out) + first * matrix.cols() * static_cast<int64_t>(size_of(type));
-      float* floats = output_for(at, type, count * matrix.cols(), context->output);
+      float* floats = out.direct() ? out.floats(first) : reserve(context->output, count * matrix.cols(), kOutputFloats);
       run(*context, count * matrix.cols(),
-          [&](const kernels::Context& c) { matrix.decode_rows(first, first + count, floats, c); });
-      if (type != DType::f32) narrow(floats, type, count, matrix.cols(), at, matrix.cols());
+          [&](const kernels::CpuContext& c) { matrix.decode_rows(first, first + count, floats, c); });
+      if (!out.direct()) out.store(floats, first, count);
     }
   });
 }
-
-hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_t* answer) {
-  return guard([&] {
-    for (const Role known : {Role::embedding, Role::projection, Role::head}) {
-      if (name_of(known) != role) continue;
-      require(tensor->rank >= 0 && tensor->rank <= 4, "the tensor has more than 4 dimensions");
-      const TensorView view{dtype_of(tensor->dtype), Shape(tensor->shape, tensor->shape + tensor->rank), {}};
-      *answer = choose_codec(encoder_of({}), known, view.shape, view.dtype) != nullptr;
-      return;
-    }
-    throw InvalidArgument(fmt::format("role is '{}', expected embedding, projection or head", role));
-  });
-}
-
-hxq_status hxq_encode(const hxq_tensor* source, double sidecar_fraction, int32_t max_codewords, int32_t threads,
-                      hxq_encoded** encoded, hxq_fidelity* fidelity) {
-  return guard([&] {
-    auto result = std::make_unique<hxq_encoded>();
-    try {
-      result->value =
-          encode_codebook(capi::view_of(*source),
-                          {.sidecar_fraction = sidecar_fraction, .max_codewords = max_codewords, .threads = threads});
-    } catch (const Error& error) {
-      throw Error(error.what(), {.tensor = source->name == nullptr ? "" : source->name});
-    }
-    if (fidelity != nullptr) {
-      const Fidelity& f = result->value.fidelity;
-      *fidelity = {f.snr_db(), f.cosine(), f.max_error, result->value.outliers};
-    }
-    *encoded = result.release();
-  });
-}
-
-size_t hxq_encoded_count(const hxq_encoded* encoded) { return encoded->value.parts.size(); }
-
-hxq_status hxq_encoded_part(const hxq_encoded* encoded, size_t i, hxq_tensor* part) {
-  return guard([&] {
-    const std::vector<EncodedPart>& parts = encoded->value.parts;
-    require(i < parts.size(), "there are fewer parts");
-    const EncodedPart& found = parts[i];
-    *part = {.name = found.suffix.c_str(),
-             .dtype = static_cast<int32_t>(found.dtype),
-             .rank = static_cast<int32_t>(found.shape.size()),
-             .shape = {},
-             .data = found.bytes.data()};
-    std::ranges::copy(found.shape, part->shape);
-  });
-}
-
-void hxq_encoded_destroy(hxq_encoded* encoded) { delete encoded; }

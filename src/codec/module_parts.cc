@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 
 #include "codec/codec.h"
 #include "hxq/error.h"
@@ -45,6 +46,16 @@ std::vector<float> ModuleParts::floats(std::string_view part) const {
 void ModuleParts::require_shape(std::string_view part, const Shape& expected) const {
   const Shape& found = get(part).shape;
   if (found != expected) fail(part, fmt::format("shape is {}, expected {}", to_string(found), to_string(expected)));
+}
+
+void ModuleParts::require_matrix(std::string_view part, const Shape& shape, const Shape& expected) const {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  if (shape.size() != 2 || shape[0] > kMax || shape[1] > kMax) {
+    fail(part, fmt::format("is for {}, expected a matrix [rows, cols]", to_string(shape)));
+  }
+  if (!expected.empty() && shape != as_matrix(expected)) {
+    fail(part, fmt::format("is for a matrix {}, expected {}", to_string(shape), to_string(expected)));
+  }
 }
 
 void ModuleParts::fail(std::string_view part, const std::string& message, std::optional<uint64_t> byte) const {

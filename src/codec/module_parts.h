@@ -32,6 +32,8 @@ class ModuleParts {
   std::vector<float> floats(std::string_view part) const;
 
   void require_shape(std::string_view part, const Shape& expected) const;
+  /// Throws `Error` unless `shape`, [rows, cols] by the part, is that of the parameter (`Codec::read`).
+  void require_matrix(std::string_view part, const Shape& shape, const Shape& expected) const;
 
   /// Throws `Error` that names file and tensor, and with `byte` the place of that byte of the part.
   [[noreturn]] void fail(std::string_view part, const std::string& message, std::optional<uint64_t> byte = {}) const;

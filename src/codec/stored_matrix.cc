@@ -35,7 +35,7 @@ void ExactMatrix::decode_rows(int64_t begin, int64_t end, std::span<float> out) 
 
 void decode_dense_rows(const StoredMatrix& matrix, int64_t begin, int64_t end, std::span<float> out) noexcept {
   matrix.decode_rows(begin, end, out);
-  const std::span<const float> scales = matrix.transform().channel_scales;
+  const std::span<const float> scales = matrix.transform().scales;
   if (scales.empty()) return;
   const auto weights = static_cast<size_t>((end - begin) * matrix.cols);
   for (size_t i = 0; i < weights; ++i) out[i] /= scales[i % scales.size()];

@@ -12,7 +12,7 @@ struct Codec;
 
 /// What x goes through before a product: once for all matrices that share it.
 struct InputTransform {
-  std::span<const float> channel_scales = {};  ///< [cols], x is divided by these; empty: x is used as it is
+  std::span<const float> scales = {};  ///< [cols], x is divided by these; empty: x is used as it is
 };
 
 /// A weight matrix as a checkpoint stores it: read and checked, prepared for no device. It does not change; what is

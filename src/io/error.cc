@@ -19,9 +19,18 @@ std::string describe(const std::string& message, const ErrorPlace& place) {
   return line;
 }
 
+std::string bytes_text(uint64_t bytes) {
+  if (bytes < 10'000) return fmt::format("{} bytes", bytes);
+  const auto amount = static_cast<double>(bytes);
+  return bytes < 1'000'000'000 ? fmt::format("{:.1f} MB", amount / 1e6) : fmt::format("{:.1f} GB", amount / 1e9);
+}
+
 }  // namespace
 
 Error::Error(const std::string& message, ErrorPlace place)
     : std::runtime_error(describe(message, place)), place_(std::move(place)) {}
+
+OutOfMemory::OutOfMemory(std::string_view what, uint64_t bytes)
+    : Error(fmt::format("out of memory: {} takes {}", what, bytes_text(bytes))) {}
 
 }  // namespace hxq

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "kernels/cpu/ops.h"
-#include "kernels/scratch.h"
+#include "kernels/cpu_context.h"
+#include "kernels/kv_cache.h"
+#include "kernels/uniform_batch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -58,20 +60,20 @@ struct Inputs {
 std::vector<float> run(const Case& of, Inputs in, const std::vector<int64_t>& calls, Target target, int threads) {
   std::vector<float> y(static_cast<size_t>(of.tokens * of.heads() * of.head_dim), NAN);
   std::vector<float> table(static_cast<size_t>(of.tokens * of.head_dim));
-  KvCache cache(of.kv_heads, of.head_dim, of.dtype);
+  KvCache cache(cpu_device(), of.kv_heads, of.head_dim, of.dtype);
   Scratch scratch(threads);
   int64_t position = 0;
   for (const int64_t tokens : calls) {
     cache.reserve(position + tokens);
-    run_team(threads, [&](const Team& team) {
-      const Context context{team, target, scratch};
-      rotary_table({.inverse_frequency = in.frequency.data(),
-                    .half = of.head_dim / 2,
-                    .position = position,
-                    .tokens = tokens,
-                    .table = table.data()},
-                   context);
-      team.barrier();
+    const UniformBatch batch(1, tokens, position);
+    void* tiles = cache.tiles();
+    void* frequency = in.frequency.data();
+    KvCacheView view = KvCache::shape(of.kv_heads, of.head_dim, of.dtype);
+    view.tiles = &tiles;
+    run_on_cpu(threads, target, scratch, [&](const Context& context) {
+      rotary_table(
+          {.inverse_frequency = &frequency, .half = of.head_dim / 2, .batch = batch.view(), .table = table.data()},
+          context);
       extend_cache({.q = in.q.data() + position * of.q_stride(),
                     .k = in.k.data() + position * of.kv_stride(),
                     .v = in.v.data() + position * of.kv_stride(),
@@ -79,9 +81,8 @@ std::vector<float> run(const Case& of, Inputs in, const std::vector<int64_t>& ca
                     .kv_stride = of.kv_stride(),
                     .query_heads = of.heads(),
                     .rotary_table = of.rotary ? table.data() : nullptr,
-                    .position = position,
-                    .tokens = tokens,
-                    .cache = cache.view()},
+                    .batch = batch.view(),
+                    .cache = view},
                    context);
       attention({.q = in.q.data() + position * of.q_stride(),
                  .q_stride = of.q_stride(),
@@ -90,9 +91,8 @@ std::vector<float> run(const Case& of, Inputs in, const std::vector<int64_t>& ca
                  .query_heads = of.heads(),
                  .scale = of.scale(),
                  .window = of.window,
-                 .position = position,
-                 .tokens = tokens,
-                 .cache = cache.view()},
+                 .batch = batch.view(),
+                 .cache = view},
                 context);
     });
     position += tokens;
@@ -173,7 +173,7 @@ TEST(Attention, EqualsBruteForceOnEveryTarget) {
     const std::vector<double> expected = brute_force(of, in);
     for (const Target target : supported_targets()) {
       const double difference = largest_difference(run(of, in, {of.tokens}, target, 1), expected);
-      EXPECT_LE(difference, 1e-5) << kernels::name_of(target) << ", " << name_of(of);
+      EXPECT_LE(difference, 1e-5) << name_of(target) << ", " << name_of(of);
       EXPECT_GT(difference, 0) << "a comparison with itself";
     }
   }
@@ -203,7 +203,7 @@ TEST(Attention, HalfPrecisionCacheRoundsKeysAndValuesAlone) {
   of.dtype = DType::f16;
   for (const Target target : supported_targets()) {
     const double difference = largest_difference(run(of, in, {of.tokens}, target, 2), expected);
-    EXPECT_LE(difference, 1e-2) << kernels::name_of(target);
+    EXPECT_LE(difference, 1e-2) << name_of(target);
     EXPECT_GT(difference, 1e-4) << "keys and values are not in half precision";
   }
 }
@@ -217,17 +217,19 @@ TEST(Attention, LargeScoresDoNotOverflow) {
   }
 }
 
-TEST(KvCache, TakesMemoryAsTheSequenceGrows) {
-  KvCache cache(4, 64, DType::f32);
-  EXPECT_EQ(cache.bytes(), 0);
+TEST(KvCache, TilesStayWhereTheyAreAsTheSequenceGrows) {
+  KvCache cache(cpu_device(), 4, 60, DType::f32);
+  const auto tile = [&](int64_t number) { return static_cast<std::byte* const*>(cache.tiles())[number]; };
   cache.reserve(1);
-  EXPECT_EQ(cache.bytes(), 2 * 4 * 64 * KvCacheView::kTile * 4);
-  const std::byte* first = cache.view().keys[0];
-  cache.reserve(KvCacheView::kTile);
-  EXPECT_EQ(cache.bytes(), 2 * 4 * 64 * KvCacheView::kTile * 4);
+  std::byte* first = tile(0);
+  const KvCacheView shape = KvCache::shape(4, 60, DType::f32);
+  EXPECT_EQ(shape.tile_bytes(), 4 * 64 * KvCacheView::kTile * 4);
+  EXPECT_EQ(std::count(first, first + 2 * shape.tile_bytes(), std::byte{0}), 2 * shape.tile_bytes());
+  first[0] = std::byte{7};
   cache.reserve(10 * KvCacheView::kTile + 1);
-  EXPECT_EQ(cache.bytes(), 11 * 2 * 4 * 64 * KvCacheView::kTile * 4);
-  EXPECT_EQ(cache.view().keys[0], first);
+  EXPECT_EQ(tile(0), first);
+  EXPECT_EQ(first[0], std::byte{7});
+  for (int64_t number = 1; number <= 10; ++number) EXPECT_NE(tile(number), nullptr);
 }
 
 TEST(GatedActivation, EqualsItsDefinition) {
@@ -240,7 +242,7 @@ TEST(GatedActivation, EqualsItsDefinition) {
     for (const Activation activation : {Activation::silu, Activation::gelu}) {
       std::vector<float> y(kTokens * kStride, -1);
       Scratch scratch(2);
-      run_team(2, [&](const Team& team) {
+      run_on_cpu(2, target, scratch, [&](const Context& context) {
         gated_activation({.gate = gate.data(),
                           .up = up.data(),
                           .x_stride = kStride,
@@ -249,14 +251,14 @@ TEST(GatedActivation, EqualsItsDefinition) {
                           .tokens = kTokens,
                           .dim = kDim,
                           .activation = activation},
-                         {team, target, scratch});
+                         context);
       });
       for (size_t i = 0; i < y.size(); ++i) {
         const double g = gate[i];
         const double f =
             activation == Activation::silu ? g / (1 + std::exp(-g)) : g * std::erfc(-g / std::sqrt(2.0)) / 2;
         const double expected = i % kStride < kDim ? f * static_cast<double>(up[i]) : -1;
-        ASSERT_NEAR(y[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << kernels::name_of(target);
+        ASSERT_NEAR(y[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << name_of(target);
       }
     }
   }

@@ -9,6 +9,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/kernels_test_data.h"
+#include "kernels/uniform_batch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -25,10 +26,10 @@ void expect_complete(int64_t size, const Operation& operation) {
     std::vector<float> y(static_cast<size_t>(size), -1);
     std::vector<std::vector<float>> seen(kThreads);
     Scratch scratch(kThreads);
-    run_team(kThreads, [&](const Team& team) {
-      if (team.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      operation(y.data(), Context{team, supported_targets().back(), scratch});
-      seen[static_cast<size_t>(team.rank())] = y;
+    run_on_cpu(kThreads, supported_targets().back(), scratch, [&](const CpuContext& context) {
+      if (context.team.rank() == late && !context.measures) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      operation(y.data(), context);
+      if (!context.measures) seen[static_cast<size_t>(context.team.rank())] = y;
     });
     for (const std::vector<float>& copy : seen) EXPECT_EQ(copy, y) << "thread " << late << " was late";
   }
@@ -48,49 +49,54 @@ class BarrierTest : public ::testing::Test {
 
 TEST_F(BarrierTest, Products) {
   for (const int64_t tokens : {int64_t{1}, int64_t{20}, kTokens}) {
-    expect_complete(tokens * kRows, [&](float* y, const Context& context) {
+    expect_complete(tokens * kRows, [&](float* y, const CpuContext& context) {
       linear(*matrix_.prepared, linear_args(y, tokens), context);
     });
     expect_complete(tokens * kRows,
-                    [&](float* y, const Context& context) { linear(dense_, linear_args(y, tokens), context); });
+                    [&](float* y, const CpuContext& context) { linear(dense_, linear_args(y, tokens), context); });
   }
 }
 
 TEST_F(BarrierTest, GatheredRows) {
   const std::vector<int32_t> ids = {5, 0, 95, 7, 7, 1};
   const auto count = static_cast<int64_t>(ids.size());
-  expect_complete(count * kCols, [&](float* y, const Context& context) {
+  expect_complete(count * kCols, [&](float* y, const CpuContext& context) {
     gather_rows(*matrix_.prepared, ids.data(), count, y, context);
   });
   expect_complete(count * kCols,
-                  [&](float* y, const Context& context) { gather_rows(dense_, ids.data(), count, y, context); });
+                  [&](float* y, const CpuContext& context) { gather_rows(dense_, ids.data(), count, y, context); });
 }
 
 TEST_F(BarrierTest, Norm) {
-  expect_complete(6 * kCols, [&](float* y, const Context& context) {
+  expect_complete(6 * kCols, [&](float* y, const CpuContext& context) {
     rms_norm({.x = x_.data(), .weight = weight_.data(), .y = y, .tokens = 6, .dim = kCols, .eps = 1e-5f}, context);
   });
 }
 
 TEST_F(BarrierTest, Convolution) {
-  std::vector<float> state(3 * kCols);
-  expect_complete(2 * kCols, [&](float* y, const Context& context) {
+  std::vector<float> memory(3 * kCols);
+  const UniformBatch batch(1, 2);
+  void* state = memory.data();
+  expect_complete(2 * kCols, [&](float* y, const CpuContext& context) {
     causal_conv1d_silu({.x = x_.data(),
                         .x_stride = kCols,
                         .y = y,
-                        .tokens = 2,
+                        .batch = batch.view(),
                         .channels = kCols,
                         .width = 4,
                         .weight = weight_.data(),
-                        .state = state.data()},
+                        .state = &state,
+                        .state_rows = 3},
                        context);
   });
 }
 
 TEST_F(BarrierTest, Scan) {
-  std::vector<float> state(8 * kCols);
+  std::vector<float> memory(8 * kCols);
+  const UniformBatch batch(1, 2);
+  void* state = memory.data();
   const std::vector<float> a(8 * kCols, -1);
-  expect_complete(2 * kCols, [&](float* y, const Context& context) {
+  expect_complete(2 * kCols, [&](float* y, const CpuContext& context) {
     selective_scan({.u = x_.data(),
                     .dt = x_.data() + 2 * kCols,
                     .b = weight_.data(),
@@ -100,9 +106,9 @@ TEST_F(BarrierTest, Scan) {
                     .z_stride = kCols,
                     .a = a.data(),
                     .d = weight_.data() + 100,
-                    .state = state.data(),
+                    .state = &state,
                     .y = y,
-                    .tokens = 2,
+                    .batch = batch.view(),
                     .channels = kCols,
                     .state_size = 8},
                    context);
@@ -110,7 +116,7 @@ TEST_F(BarrierTest, Scan) {
 }
 
 TEST_F(BarrierTest, GatedActivation) {
-  expect_complete(2 * kCols, [&](float* y, const Context& context) {
+  expect_complete(2 * kCols, [&](float* y, const CpuContext& context) {
     gated_activation({.gate = x_.data(),
                       .up = x_.data() + 2 * kCols,
                       .x_stride = kCols,

@@ -26,6 +26,7 @@ inline cpu::CodebookView view_of(const cpu::PreparedCodebook& weight) {
       .outlier_row = stored.sidecar.row_begin.empty() ? nullptr : stored.sidecar.row_begin.data(),
       .outlier_col = stored.sidecar.col.data(),
       .outlier_value = stored.sidecar.value.data(),
+      .outlier_change = weight.outlier_changes().data(),
   };
 }
 

@@ -14,8 +14,8 @@
 
 #include "io/half.h"
 #include "kernels/cpu/codebook_prepared.h"
+#include "kernels/cpu_context.h"
 #include "kernels/kernels.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels::testing {
 
@@ -125,6 +125,7 @@ struct TestMatrix {
       for (const float x : normal_floats(options.cols, options.seed + 4)) view.channel_scales.push_back(std::exp(x));
     }
     prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
+    prepared->finish();
   }
 
   /// The weight that multiplies x[col], all terms included.
@@ -172,7 +173,7 @@ struct TestMatrix {
 };
 
 inline std::string target_name(const ::testing::TestParamInfo<Target>& info) {
-  return std::string(kernels::name_of(info.param));
+  return std::string(name_of(info.param));
 }
 
 }  // namespace hxq::kernels::testing

@@ -1,50 +1,42 @@
 #include "kernels/kv_cache.h"
 
-#include <cstring>
-#include <new>
+#include <algorithm>
 
 namespace hxq::kernels {
 namespace {
 
 /// Floats in the widest vector of any target; also the alignment of rows in a tile.
 constexpr int64_t kWidest = 16;
-constexpr std::align_val_t kAlignment{64};
+
+constexpr std::string_view kWhat = "the key-value cache";
 
 }  // namespace
 
-void KvCache::Free::operator()(std::byte* memory) const noexcept { ::operator delete[](memory, kAlignment); }
-
-KvCache::KvCache(int64_t heads, int64_t head_dim, DType dtype)
-    : heads_(heads), head_dim_(head_dim), padded_dim_((head_dim + kWidest - 1) / kWidest * kWidest), dtype_(dtype) {}
-
-int64_t KvCache::tile_bytes() const noexcept {
-  return heads_ * padded_dim_ * KvCacheView::kTile * static_cast<int64_t>(size_of(dtype_));
+KvCacheView KvCache::shape(int64_t heads, int64_t head_dim, DType dtype) noexcept {
+  return {.heads = heads,
+          .head_dim = head_dim,
+          .padded_dim = (head_dim + kWidest - 1) / kWidest * kWidest,
+          .dtype = dtype};
 }
+
+KvCache::KvCache(const Device& device, int64_t heads, int64_t head_dim, DType dtype)
+    : device_(&device), shape_(shape(heads, head_dim, dtype)) {}
 
 void KvCache::reserve(int64_t positions) {
-  const auto tiles = static_cast<size_t>((positions + KvCacheView::kTile - 1) / KvCacheView::kTile);
-  const auto bytes = static_cast<size_t>(tile_bytes());
-  while (tiles_.size() < tiles) {
-    std::unique_ptr<std::byte[], Free> tile(static_cast<std::byte*>(::operator new[](2 * bytes, kAlignment)));
-    std::memset(tile.get(), 0, 2 * bytes);
-    tiles_.reserve(tiles);
-    keys_.reserve(tiles);
-    values_.reserve(tiles);
-    keys_.push_back(tile.get());
-    values_.push_back(tile.get() + bytes);
+  const int64_t wanted = (positions + KvCacheView::kTile - 1) / KvCacheView::kTile;
+  if (wanted <= listed_) return;
+  while (std::ssize(tiles_) < wanted) {
+    DeviceArray<std::byte> tile(*device_, 2 * shape_.tile_bytes(), kWhat);
+    tile.clear();  // what pads a head is read
     tiles_.push_back(std::move(tile));
   }
+  std::vector<std::byte*> pointers;
+  for (const DeviceArray<std::byte>& tile : tiles_) pointers.push_back(tile.data());
+  if (table_.size() < wanted) {
+    table_ = DeviceArray<std::byte*>(*device_, std::max(wanted, 2 * table_.size()), kWhat);
+  }
+  table_.upload(pointers);
+  listed_ = std::ssize(tiles_);
 }
-
-KvCacheView KvCache::view() const noexcept {
-  return {.heads = heads_,
-          .head_dim = head_dim_,
-          .padded_dim = padded_dim_,
-          .dtype = dtype_,
-          .keys = keys_.data(),
-          .values = values_.data()};
-}
-
-int64_t KvCache::bytes() const noexcept { return static_cast<int64_t>(tiles_.size()) * 2 * tile_bytes(); }
 
 }  // namespace hxq::kernels

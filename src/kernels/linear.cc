@@ -2,15 +2,14 @@
 
 #include "kernels/codebook_view.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu_matrix.h"
 #include "kernels/input_transform.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels {
 namespace {
 
 using cpu::CodebookView;
 using cpu::Ops;
-using cpu::OutlierChange;
 using cpu::PreparedCodebook;
 
 void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
@@ -25,11 +24,11 @@ void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows
 
 /// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.
 template <class Pack>
-const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const Context& context,
+const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const CpuContext& context,
                         Pack pack) {
   const int64_t panels = (args.tokens + ops.panel_tokens - 1) / ops.panel_tokens;
-  float* packed =
-      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(panels * panel_floats), context.team);
+  float* packed = context.shared(Scratch::kPackedInput, panels * panel_floats);
+  if (context.measures) return packed;
   const Range mine = context.team.share(panels);
   for (int64_t p = mine.begin; p < mine.end; ++p) {
     const int64_t first = p * ops.panel_tokens;
@@ -39,10 +38,10 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_fl
   return packed;
 }
 
-/// The product for many tokens. Tiles of weights are decoded once, into a buffer that stays in the second-level cache,
-/// and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
+/// The product with prefill rows. Tiles of weights are decoded once, into a buffer that stays in the second-level
+/// cache, and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
 template <class Matrix>
-void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) {
+void gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed =
       pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
@@ -50,7 +49,8 @@ void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) 
       });
   constexpr int64_t kTilesAtOnce = 6;
   const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
-  float* tiles = context.scratch.own(static_cast<size_t>(rows_at_once * cpu::kTileStride), context.team);
+  float* tiles = context.own(rows_at_once * cpu::kTileStride);
+  if (context.measures) return;
 
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
   for (int64_t row = mine.begin; row < mine.end; row += rows_at_once) {
@@ -79,105 +79,116 @@ void gemm(const Matrix& weight, const LinearArgs& args, const Context& context) 
 }
 
 /// The same in integers.
-void integer_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
+void integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed = pack_input(ops, args, ops.integer_gemm.panel_floats(weight.cols), context,
                                    [&](const float* x, int64_t tokens, float* panel) {
                                      ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
-  float* memory = context.scratch.own(static_cast<size_t>(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end)),
-                                      context.team);
+  float* memory = context.own(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end));
+  if (context.measures) return;
   ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
   context.team.barrier();
 }
 
-/// Many tokens: the kernel that is best for the matrix.
-void choose_gemm(const CodebookView& weight, const LinearArgs& args, const Context& context) {
-  const Ops& ops = cpu::ops_of(context.target);
-  const bool integers =
-      args.tokens >= Ops::IntegerGemm::kFastTokens && ops.integer_gemm.supports && ops.integer_gemm.supports(weight);
+/// Prefill rows: the kernel that is best for the matrix.
+void choose_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+  const Ops::IntegerGemm& integer = cpu::ops_of(context.target).integer_gemm;
+  const bool integers = context.precision == Precision::fast && integer.supports && integer.supports(weight);
   integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
 }
 
-/// Puts the outliers of the rows in `mine` in place of the codebook's weights. One loop over the entries of all rows:
-/// loops over the few entries of each would mispredict most of the time.
-void add_outliers(const PreparedCodebook& weight, const LinearArgs& args, Range mine) {
-  const std::vector<uint32_t>& row_begin = weight.stored().sidecar.row_begin;
-  if (row_begin.empty() || mine.begin == mine.end) return;
-  const uint32_t first = row_begin[static_cast<size_t>(mine.begin)], last = row_begin[static_cast<size_t>(mine.end)];
-  for (const OutlierChange& outlier : weight.outlier_changes().subspan(first, last - first)) {
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      args.y[t * args.y_stride + outlier.row] += outlier.change * args.x[t * args.x_stride + outlier.col];
-    }
+/// Packs x of several decode rows, complete for the whole team.
+void pack_decode_rows(const cpu::CodebookGemv& kernel, const CodebookView& weight, const LinearArgs& args,
+                      int64_t x_floats, float* packed_x, int64_t width, float* x_columns, const CpuContext& context) {
+  const Range tokens = context.team.share(x_floats > 0 ? args.tokens : 0);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+    kernel.pack_x(weight, args.x + t * args.x_stride, packed_x + t * x_floats);
   }
+  const Range cols = context.team.share(width > 0 ? weight.cols : 0, 16);
+  cpu::ops_of(context.target)
+      .pack_columns(args.x + cols.begin, args.x_stride, args.tokens, cols.end - cols.begin, width,
+                    x_columns + cols.begin * width);
+  context.team.barrier();
 }
 
-/// Few tokens: weights are read once, straight from where they are.
-void gemv(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) {
-  const Ops& ops = cpu::ops_of(context.target);
-  const CodebookView view = view_of(weight);
-  const int64_t floats = ops.packed_x_floats(view, args.tokens);
-  float* packed_x = nullptr;
-  if (floats > 0) {
-    packed_x = context.scratch.own(static_cast<size_t>(floats * args.tokens), context.team);
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      ops.pack_x(view, args.x + t * args.x_stride, args.tokens, packed_x + t * floats);
-    }
+/// Decode rows: weights are read once, straight from where they are. x is packed by the whole team, or by each thread
+/// for itself if it is of a single token, which takes less time than a barrier.
+void gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+  const cpu::CodebookGemv& kernel = cpu::ops_of(context.target).codebook_gemv(weight);
+  const int64_t x_floats = kernel.packed_x_floats ? kernel.packed_x_floats(weight) : 0;
+  const int64_t memory_floats = kernel.memory_floats(weight, args.tokens);
+  const bool alone = args.tokens == 1;
+  const int64_t width = alone || !weight.outlier_row ? 0 : cpu::x_columns_width(args.tokens);
+  float* memory = context.own(memory_floats + x_floats);
+  float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, args.tokens * x_floats + weight.cols * width);
+  if (context.measures) return;
+  float* packed_x = alone ? memory + memory_floats : shared;
+  float* x_columns = alone ? nullptr : shared + args.tokens * x_floats;
+  if (!alone) {
+    pack_decode_rows(kernel, weight, args, x_floats, packed_x, width, x_columns, context);
+  } else if (x_floats > 0) {
+    kernel.pack_x(weight, args.x, packed_x);
   }
-  const Range mine = context.team.share(view.rows);
-  ops.codebook_gemv(view, args, packed_x, mine.begin, mine.end);
-  add_outliers(weight, args, mine);
+  const Range mine = context.team.share(weight.rows);
+  kernel.multiply(weight, args, {.packed_x = packed_x, .x_columns = x_columns, .memory = memory}, mine.begin, mine.end);
   context.team.barrier();
 }
 
 /// y += U (Vt x).
-void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const Context& context) {
+void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const CpuContext& context) {
   const LowRank& term = weight.low_rank;
   const auto dense = [](const std::vector<float>& values, int64_t rows, int64_t cols) {
     return DenseMatrix{
         .rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
   };
-  float* product =
-      context.scratch.shared(Scratch::kLowRankProduct, static_cast<size_t>(args.tokens * term.rank), context.team);
+  float* product = context.shared(Scratch::kLowRankProduct, args.tokens * term.rank);
   linear(dense(term.vt, term.rank, weight.cols),
-         {.x = args.x, .x_stride = args.x_stride, .y = product, .y_stride = term.rank, .tokens = args.tokens}, context);
+         {.x = args.x,
+          .x_stride = args.x_stride,
+          .y = product,
+          .y_stride = term.rank,
+          .tokens = args.tokens,
+          .phase = args.phase},
+         context);
   linear(dense(term.u_scaled, weight.rows, term.rank),
          {.x = product,
           .x_stride = term.rank,
           .y = args.y,
           .y_stride = args.y_stride,
           .tokens = args.tokens,
+          .phase = args.phase,
           .accumulate = true},
          context);
 }
 
 }  // namespace
 
-void linear(const PreparedCodebook& weight, const LinearArgs& args, const Context& context) noexcept {
+void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens == 0) return;
   const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
-  if (args.tokens <= Ops::kGemvTokens) {
-    gemv(weight, transformed, context);
-  } else {
-    choose_gemm(view_of(weight), transformed, context);
-  }
+  const CodebookView view = view_of(weight);
+  args.phase == Phase::decode ? gemv(view, transformed, context) : choose_gemm(view, transformed, context);
   if (weight.stored().low_rank.rank > 0) add_low_rank(weight.stored(), transformed, context);
 }
 
-void linear(const DenseMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
-  if (args.tokens > Ops::kGemvTokens) return gemm(weight, args, context);
+void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept {
+  if (args.tokens == 0) return;
+  if (args.phase == Phase::prefill) return gemm(weight, args, context);
+  if (context.measures) return;
   const Range mine = context.team.share(weight.rows);
   cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
   context.team.barrier();
 }
 
 void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t count, float* out,
-                 const Context& context) noexcept {
+                 const CpuContext& context) noexcept {
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(prepared);
   const CodebookMatrix& weight = prepared.stored();
   const LowRank& term = weight.low_rank;
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     float* row = out + i * weight.cols;
@@ -192,7 +203,8 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
 }
 
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
-                 const Context& context) noexcept {
+                 const CpuContext& context) noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);

@@ -1,5 +1,8 @@
 #include <fmt/format.h>
 
+#include <optional>
+
+#include "kernels/activation_quantization.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/kernels_test_data.h"
 
@@ -10,6 +13,8 @@ constexpr float kCanary = 12345.0f;
 
 struct Call {
   int64_t tokens = 1;
+  Phase phase = Phase::decode;
+  Precision precision = Precision::fast;
   int64_t x_pad = 0;  ///< floats between rows of x, and of y
   int64_t y_pad = 0;
   bool bias = false;
@@ -17,25 +22,20 @@ struct Call {
   int threads = 1;
 };
 
-/// How a kernel rounds x before it multiplies.
-struct Rounding {
-  enum Kind {
-    none,
-    token,  ///< to 16 bits, 24 if the largest |x| is over 32 times the mean square's root; the product of the low byte
-            ///< of x with that of codes is estimated besides
-    block,  ///< to 11 bits below the largest |x| of 64 columns
-  };
-  Kind kind = none;
-  double code_scale = 0;  ///< what one unit of the codes stands for
+/// The ways to compute a row of x.
+struct Way {
+  Phase phase;
+  Precision precision = Precision::fast;
 };
+constexpr Way kWays[] = {{Phase::decode}, {Phase::prefill}, {Phase::prefill, Precision::exact}};
 
-Rounding rounding_of(const cpu::PreparedCodebook& weight, Target target, int64_t tokens) {
-  if (target != Target::avx512 || !weight.planes().integer_levels || weight.stored().layout != IndexLayout::u8)
-    return {};
-  return {tokens <= 3                                    ? Rounding::token
-          : tokens >= cpu::Ops::IntegerGemm::kFastTokens ? Rounding::block
-                                                         : Rounding::none,
-          weight.planes().scale};
+/// How a kernel rounds x before it multiplies; nothing: not at all.
+std::optional<ActivationQuantization> rounding_of(const TestMatrix& matrix, Target target, Way way) {
+  const bool integers = matrix.prepared->planes().integer_levels && matrix.view.layout == IndexLayout::u8;
+  if (target != Target::avx512 || !integers) return {};
+  if (way.phase == Phase::decode) return kDecodeQuantization;
+  if (way.precision == Precision::fast) return kPrefillQuantization;
+  return {};
 }
 
 /// Inputs of a product and, after `run`, its output; y starts as `before`.
@@ -57,38 +57,30 @@ struct Product {
             .y = y.data(),
             .y_stride = rows + call.y_pad,
             .tokens = call.tokens,
+            .phase = call.phase,
             .bias = call.bias ? bias.data() : nullptr,
             .accumulate = call.accumulate};
   }
 
   template <class Matrix>
-  void run(const Matrix& matrix, Target target, int threads) {
+  void run(const Matrix& matrix, Target target, int threads = 1, Precision precision = Precision::fast) {
     Scratch scratch(threads);
-    run_team(threads, [&](const Team& team) { linear(matrix, args, {team, target, scratch}); });
+    run_on_cpu(
+        threads, target, scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
   }
 
   /// What rounding x may change in a row of the product with xt: 8 standard deviations of as many errors, each
-  /// uniform, but no more than all of them together. An estimate is off by at most half of 256, times 128.
+  /// uniform, but no more than all of them together.
   template <class WeightAt>
-  static double rounding_bound(Rounding rounding, const float* xt, int64_t cols, WeightAt weight_at, int64_t row) {
-    if (rounding.kind == Rounding::none) return 0;
-    const int64_t block = rounding.kind == Rounding::block ? 64 : cols;
-    double largest_square = 0, squares = 0;
-    for (int64_t c = 0; c < cols; ++c) {
-      const double square = static_cast<double>(xt[c]) * xt[c];
-      largest_square = std::max(largest_square, square);
-      squares += square;
-    }
-    const bool spread = largest_square * static_cast<double>(cols) < 1025 * squares;
-    const double step = rounding.kind == Rounding::block ? 1 / 1023.0 : spread ? 0x1p-14 : 0x1p-22;
-    const double estimated = rounding.kind == Rounding::token ? 2 * 128 * 128 * rounding.code_scale : 0;
+  static double rounding_bound(const ActivationQuantization& rounding, const float* xt, int64_t cols,
+                               WeightAt weight_at, int64_t row) {
     double variance = 0, worst = 0;
-    for (int64_t begin = 0; begin < cols; begin += block) {
+    for (int64_t begin = 0; begin < cols; begin += rounding.block) {
       double largest = 0;
-      const int64_t end = std::min(cols, begin + block);
+      const int64_t end = std::min(cols, begin + rounding.block);
       for (int64_t c = begin; c < end; ++c) largest = std::max<double>(largest, std::fabs(xt[c]));
       for (int64_t c = begin; c < end; ++c) {
-        const double error = (std::fabs(weight_at(row, c)) + estimated) * largest * step / 2;
+        const double error = std::fabs(weight_at(row, c)) * largest / rounding.largest / 2;
         variance += error * error / 3;
         worst += error;
       }
@@ -99,7 +91,8 @@ struct Product {
   /// Compares with sums in double. A float sum of n products is off by at most n eps sum |w||x|, usually by sqrt(n);
   /// rounding x adds to it.
   template <class WeightAt>
-  void check(int64_t rows, int64_t cols, WeightAt weight_at, Rounding rounding = {}) const {
+  void check(int64_t rows, int64_t cols, WeightAt weight_at,
+             std::optional<ActivationQuantization> rounding = {}) const {
     for (int64_t t = 0; t < args.tokens; ++t) {
       const float* xt = args.x + t * args.x_stride;
       for (int64_t r = 0; r < rows; ++r) {
@@ -113,9 +106,9 @@ struct Product {
         if (args.bias) sum += args.bias[r];
         if (args.accumulate) sum += before[at];
         const double others = (args.bias ? std::fabs(args.bias[r]) : 0) + (args.accumulate ? std::fabs(before[at]) : 0);
-        const double bound =
-            (4 + std::sqrt(cols)) * (size + others) * 0x1p-24 + rounding_bound(rounding, xt, cols, weight_at, r);
-        ASSERT_NEAR(y[at], sum, std::max(bound, 1e-40)) << "token " << t << " row " << r;
+        const double bound = (4 + std::sqrt(cols)) * (size + others) * 0x1p-24 +
+                             (rounding ? rounding_bound(*rounding, xt, cols, weight_at, r) : 0);
+        ASSERT_NEAR(y[at], sum, std::max(bound, 1e-39)) << "token " << t << " row " << r;
       }
     }
     for (size_t i = 0; i < y.size(); ++i) {
@@ -126,21 +119,85 @@ struct Product {
   }
 };
 
+std::pair<int64_t, int64_t> shape_of(const DenseMatrix& matrix) { return {matrix.rows, matrix.cols}; }
+std::pair<int64_t, int64_t> shape_of(const cpu::PreparedCodebook& matrix) { return {matrix.rows(), matrix.cols()}; }
+
 class LinearTest : public ::testing::TestWithParam<Target> {
  protected:
-  void expect_product(const TestMatrix& matrix, const Call& call) {
-    SCOPED_TRACE(fmt::format("{} x {} tokens {}", matrix.view.rows, matrix.view.cols, call.tokens));
-    Product product(matrix.view.rows, matrix.view.cols, call);
-    product.run(*matrix.prepared, GetParam(), call.threads);
-    product.check(
-        matrix.view.rows, matrix.view.cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
-        rounding_of(*matrix.prepared, GetParam(), call.tokens));
+  void expect_product(const TestMatrix& matrix, Call call) {
+    for (const Way way : kWays) {
+      SCOPED_TRACE(fmt::format("{} x {} tokens {} phase {} precision {}", matrix.view.rows, matrix.view.cols,
+                               call.tokens, static_cast<int>(way.phase), static_cast<int>(way.precision)));
+      call.phase = way.phase;
+      Product product(matrix.view.rows, matrix.view.cols, call);
+      product.run(*matrix.prepared, GetParam(), call.threads, way.precision);
+      product.check(
+          matrix.view.rows, matrix.view.cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
+          rounding_of(matrix, GetParam(), way));
+    }
+  }
+
+  /// y of `whole` computed in calls of `piece` tokens.
+  template <class Matrix>
+  std::vector<float> in_pieces(const Matrix& matrix, const Product& whole, int64_t piece, int threads,
+                               Precision precision) {
+    std::vector<float> y = whole.before;
+    Scratch scratch(threads);
+    for (int64_t t = 0; t < whole.args.tokens; t += piece) {
+      LinearArgs args = whole.args;
+      args.x += t * args.x_stride;
+      args.y = y.data() + t * args.y_stride;
+      args.tokens = std::min(piece, whole.args.tokens - t);
+      run_on_cpu(
+          threads, GetParam(), scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
+    }
+    return y;
+  }
+
+  /// Rows do not depend on which others are in the call, nor on the team.
+  template <class Matrix>
+  void expect_same_rows(const Matrix& matrix, const Call& call, std::initializer_list<int64_t> pieces) {
+    const auto [rows, cols] = shape_of(matrix);
+    Product whole(rows, cols, call);
+    if (call.tokens > 7) {  // one far above its neighbours, no number, zeros, the smallest, the largest
+      const auto x = [&](int64_t t) { return whole.x.begin() + t * whole.args.x_stride; };
+      x(1)[cols / 2] = 1000;
+      x(2)[cols - 1] = NAN;
+      std::fill_n(x(3), cols, 0.0f);
+      for (int64_t c = 0; c < cols; ++c) x(4)[c] *= 1e-36f, x(5)[c] *= 1e36f;
+    }
+    whole.run(matrix, GetParam(), 1, call.precision);
+    const auto expect_same = [&, row_bytes = static_cast<size_t>(rows) * sizeof(float)](int64_t piece, int threads) {
+      const std::vector<float> y = in_pieces(matrix, whole, piece, threads, call.precision);
+      for (int64_t t = 0; t < call.tokens; ++t) {
+        const int64_t at = t * whole.args.y_stride;
+        ASSERT_EQ(std::memcmp(y.data() + at, whole.y.data() + at, row_bytes), 0)
+            << call.tokens << " tokens in pieces of " << piece << ", " << threads << " threads: token " << t;
+      }
+    };
+    for (const int64_t piece : pieces) expect_same(piece, 1);
+    for (const int threads : {2, 7}) expect_same(call.tokens, threads);
+  }
+
+  template <class Matrix>
+  void expect_same_rows(const Matrix& matrix) {
+    for (const int64_t tokens : {2, 3, 8, 9, 33, 64}) {
+      SCOPED_TRACE("decode");
+      expect_same_rows(
+          matrix, {.tokens = tokens, .x_pad = 3, .y_pad = 1, .bias = tokens % 2 == 0, .accumulate = tokens > 8}, {1});
+    }
+    for (const Precision precision : {Precision::fast, Precision::exact}) {
+      SCOPED_TRACE(precision == Precision::fast ? "prefill, fast" : "prefill, exact");
+      expect_same_rows(matrix,
+                       {.tokens = 521, .phase = Phase::prefill, .precision = precision, .x_pad = 1, .bias = true},
+                       {1, 7, 64, 512});
+    }
   }
 };
 
 constexpr int64_t kRowCounts[] = {1, 3, 4, 5, 14, 15, 29, 70};
 constexpr int64_t kColCounts[] = {1, 7, 48, 63, 64, 65, 127, 200, 769};
-constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 130};
+constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 5, 8, 9, 16, 33, 130};
 
 TEST_P(LinearTest, ProductsOfAllShapes) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
@@ -161,6 +218,47 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
   }
 }
 
+TEST_P(LinearTest, RowsDependOnNothingButThemselves) {
+  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+    SCOPED_TRACE(name_of(levels));
+    expect_same_rows(*TestMatrix({.rows = 41, .cols = 330, .levels = levels}).prepared);
+    expect_same_rows(
+        *TestMatrix({.rows = 14, .cols = 64, .levels = levels, .sidecar = 0, .rank = 3, .channel_scales = true})
+             .prepared);
+    expect_same_rows(*TestMatrix({.rows = 3, .cols = 17, .levels = levels, .sidecar = 1}).prepared);
+    if (HasFatalFailure()) return;
+  }
+  // Decoded in several pieces, for prefill.
+  const TestMatrix large({.rows = 59, .cols = 4230, .levels = Levels::integer});
+  expect_same_rows(*large.prepared, {.tokens = 35, .phase = Phase::prefill, .accumulate = true}, {1, 7});
+}
+
+TEST_P(LinearTest, RowsOfOtherLayoutsDependOnNothingButThemselves) {
+  for (const IndexLayout layout : {IndexLayout::u8, IndexLayout::u16, IndexLayout::packed12}) {
+    for (const int32_t d : {1, 2}) {
+      SCOPED_TRACE(fmt::format("layout {} d {}", static_cast<int>(layout), d));
+      expect_same_rows(*TestMatrix({.rows = 10, .cols = 76, .k = 200, .d = d, .layout = layout}).prepared);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(LinearTest, RowsOfDenseProductsDependOnNothingButThemselves) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    SCOPED_TRACE(hxq::name_of(dtype));
+    for (const int64_t cols : {7, 48, 200}) {
+      std::vector<uint16_t> bits;  // every kind of them is some number
+      for (const float value : normal_floats(2 * 13 * cols, 31)) {
+        bits.push_back(dtype == DType::f16 ? f16_from_float(value)
+                                           : static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
+      }
+      expect_same_rows(DenseMatrix{
+          .rows = 13, .cols = cols, .dtype = dtype, .data = reinterpret_cast<const std::byte*>(bits.data())});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 // Matrices that are decoded in several pieces, for many tokens.
 TEST_P(LinearTest, ProductsOfSeveralPieces) {
   const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::integer});
@@ -170,30 +268,32 @@ TEST_P(LinearTest, ProductsOfSeveralPieces) {
   }
 }
 
-// What rounding x may cost at most, whatever x is: here one value in 64 is far above the others.
+// What rounding x may cost at most, whatever x is: here one value in 64, or in 256, is far above the others.
 TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
-  constexpr int64_t kRows = 64, kCols = 1600;
+  constexpr int64_t kRows = 64, kCols = 1600, kTokens = 40;
   const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0});
   double weights = 0;
   for (const float weight : matrix.weights) weights += static_cast<double>(weight) * weight;
   for (const float spike : {1.0f, 30.0f, 300.0f, 3000.0f}) {
-    for (const int64_t tokens : {1, 3, 130}) {
-      Product product(kRows, kCols, {.tokens = tokens});
-      const size_t spiky = (tokens == 3 ? 1 : static_cast<size_t>(tokens)) * kCols;  // of three tokens the first
-      for (size_t i = 0; i < spiky; i += 64) product.x[i] *= spike;
-      product.run(*matrix.prepared, GetParam(), 1);
-      double error = 0, inputs = 0;
-      for (int64_t t = 0; t < tokens; ++t) {
-        const float* x = product.args.x + t * kCols;
-        for (int64_t c = 0; c < kCols; ++c) inputs += static_cast<double>(x[c]) * x[c];
-        for (int64_t r = 0; r < kRows; ++r) {
-          double sum = 0;
-          for (int64_t c = 0; c < kCols; ++c) sum += matrix.effective(r, c) * x[c];
-          error += std::pow(sum - product.y[static_cast<size_t>(t * kRows + r)], 2);
+    for (const size_t apart : {64, 256}) {
+      for (const Phase phase : {Phase::decode, Phase::prefill}) {
+        Product product(kRows, kCols, {.tokens = kTokens, .phase = phase});
+        for (size_t i = 0; i < product.x.size(); i += apart) product.x[i] *= spike;
+        product.run(*matrix.prepared, GetParam());
+        double error = 0, inputs = 0;
+        for (int64_t t = 0; t < kTokens; ++t) {
+          const float* x = product.args.x + t * kCols;
+          for (int64_t c = 0; c < kCols; ++c) inputs += static_cast<double>(x[c]) * x[c];
+          for (int64_t r = 0; r < kRows; ++r) {
+            double sum = 0;
+            for (int64_t c = 0; c < kCols; ++c) sum += matrix.effective(r, c) * x[c];
+            error += std::pow(sum - product.y[static_cast<size_t>(t * kRows + r)], 2);
+          }
         }
+        // Of |x|^2 times the mean square of the weights, for every row.
+        EXPECT_LT(10 * std::log10(error / (inputs * weights / kCols)), phase == Phase::decode ? -58 : -52)
+            << "spike " << spike << " apart " << apart;
       }
-      // Of |x|^2 times the mean square of the weights, for every row.
-      EXPECT_LT(10 * std::log10(error / (inputs * weights / kCols)), -52) << "spike " << spike << " tokens " << tokens;
     }
   }
 }
@@ -255,34 +355,40 @@ TEST_P(LinearTest, WeightsAreExact) {
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels, .sidecar = 0});
     std::vector<float> unit(kCols * kCols), y(kCols * kRows);
     for (size_t i = 0; i < kCols; ++i) unit[i * kCols + i] = 1;
-    for (const int64_t at_once : {int64_t{1}, int64_t{3}, int64_t{8}, kCols}) {
+    for (const Way way : kWays) {
+      const int64_t at_once = way.phase == Phase::decode ? 7 : kCols;
       Scratch scratch(1);
       for (int64_t t = 0; t < kCols; t += at_once) {
         const int64_t tokens = std::min(at_once, kCols - t);
-        run_team(1, [&](const Team& team) {
-          linear(*matrix.prepared,
-                 {.x = unit.data() + t * kCols,
-                  .x_stride = kCols,
-                  .y = y.data() + t * kRows,
-                  .y_stride = kRows,
-                  .tokens = tokens},
-                 {team, GetParam(), scratch});
-        });
+        run_on_cpu(
+            1, GetParam(), scratch,
+            [&](const CpuContext& context) {
+              linear(*matrix.prepared,
+                     {.x = unit.data() + t * kCols,
+                      .x_stride = kCols,
+                      .y = y.data() + t * kRows,
+                      .y_stride = kRows,
+                      .tokens = tokens,
+                      .phase = way.phase},
+                     context);
+            },
+            way.precision);
       }
       for (int64_t c = 0; c < kCols; ++c) {
         for (int64_t r = 0; r < kRows; ++r) {
           const float weight = matrix.weights[static_cast<size_t>(r * kCols + c)];
-          const bool scaled = rounding_of(*matrix.prepared, GetParam(), at_once).kind == Rounding::block;
+          const bool scaled = rounding_of(matrix, GetParam(), way).has_value();
           ASSERT_NEAR(y[static_cast<size_t>(c * kRows + r)], weight, scaled ? std::fabs(weight) * 0x1p-22 : 0)
-              << "row " << r << " col " << c << " tokens " << at_once;
+              << "row " << r << " col " << c;
         }
       }
     }
   }
 }
 
-// An outlier is the codebook's weight plus a difference: it comes out to within the rounding of both.
-TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
+// An outlier is the codebook's weight plus a difference: it comes out to within the roundings of both and, where x is
+// quantized, of its scale.
+TEST_P(LinearTest, OutliersComeOutToWithinRoundings) {
   constexpr int64_t kRows = 20, kCols = 150;
   const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = Levels::integer, .sidecar = 0.3});
   for (int64_t col = 0; col < kCols; ++col) {
@@ -295,42 +401,7 @@ TEST_P(LinearTest, OutliersComeOutToWithinTwoRoundings) {
       const float level =
           matrix.view.codebook[static_cast<size_t>(matrix.view.indices[static_cast<size_t>(row * kCols + col)])];
       EXPECT_NEAR(product.y[static_cast<size_t>(row)], weight,
-                  0x1p-24 * (std::fabs(weight - level) + std::fabs(weight)));
-    }
-  }
-}
-
-TEST_P(LinearTest, SameBitsForAnyTeam) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
-    const TestMatrix matrix({.rows = 83, .cols = 840, .levels = levels, .rank = 2, .channel_scales = true});
-    for (const int64_t tokens : {1, 2, 5, 8, 9, 70, 130}) {
-      const Call call{.tokens = tokens, .bias = true};
-      Product one(83, 840, call);
-      one.run(*matrix.prepared, GetParam(), 1);
-      for (const int threads : {2, 3, 5}) {
-        Product many(83, 840, call);
-        many.run(*matrix.prepared, GetParam(), threads);
-        EXPECT_EQ(std::memcmp(one.y.data(), many.y.data(), one.y.size() * sizeof(float)), 0)
-            << tokens << " tokens, " << threads << " threads";
-      }
-    }
-  }
-}
-
-// Up to three tokens are multiplied together: what one of them is like makes no difference to the others.
-TEST_P(LinearTest, TokensDoNotDependOnEachOther) {
-  constexpr int64_t kRows = 40, kCols = 800;
-  for (const Levels levels : {Levels::half, Levels::integer}) {
-    const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels});
-    Product together(kRows, kCols, {.tokens = 3});
-    together.x[kCols + 9] = 1000;     // in the second token far above the others
-    together.x[2 * kCols + 9] = NAN;  // in the third no number
-    together.run(*matrix.prepared, GetParam(), 1);
-    for (int64_t t = 0; t < 3; ++t) {
-      Product alone(kRows, kCols, {.tokens = 1});
-      std::copy_n(together.x.begin() + t * kCols, kCols, alone.x.begin());
-      alone.run(*matrix.prepared, GetParam(), 1);
-      EXPECT_EQ(std::memcmp(alone.y.data(), together.y.data() + t * kRows, kRows * sizeof(float)), 0) << "token " << t;
+                  0x1p-24 * (std::fabs(weight - level) + std::fabs(weight) + 4 * std::fabs(level)));
     }
   }
 }
@@ -340,22 +411,23 @@ TEST_P(LinearTest, ExtremeInputs) {
   for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
-    for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f})
+    for (const Way way : kWays) {
+      const auto rounding = rounding_of(matrix, GetParam(), way);
       for (const int64_t tokens : {1, 2, 3, 20, 130}) {
-        if (scale == 1e-36f && tokens == 130) continue;  // may count as 0 there
-        Product product(9, 70, {.tokens = tokens});
-        for (float& x : product.x) x *= scale;
-        product.run(*matrix.prepared, GetParam(), 1);
-        product.check(
-            9, 70, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
-            rounding_of(*matrix.prepared, GetParam(), tokens));
-      }
-    for (const float bad : {INFINITY, -INFINITY, NAN}) {
-      for (const int64_t tokens : {1, 2, 3, 20, 130}) {
-        Product product(9, 70, {.tokens = tokens});
-        product.x[5] = bad;
-        product.run(*matrix.prepared, GetParam(), 1);
-        for (size_t i = 0; i < product.y.size(); ++i) EXPECT_EQ(std::isfinite(product.y[i]), i >= 9);
+        for (const float scale : {1e36f, 1e-28f, 1e-36f, 0.0f}) {
+          if (scale == 1e-36f && rounding && way.phase == Phase::prefill) continue;  // may count as 0 there
+          Product product(9, 70, {.tokens = tokens, .phase = way.phase});
+          for (float& x : product.x) x *= scale;
+          product.run(*matrix.prepared, GetParam(), 1, way.precision);
+          product.check(
+              9, 70, [&](int64_t r, int64_t c) { return matrix.effective(r, c); }, rounding);
+        }
+        for (const float bad : {INFINITY, -INFINITY, NAN}) {
+          Product product(9, 70, {.tokens = tokens, .phase = way.phase});
+          product.x[5] = bad;
+          product.run(*matrix.prepared, GetParam(), 1, way.precision);
+          for (size_t i = 0; i < product.y.size(); ++i) EXPECT_EQ(std::isfinite(product.y[i]), i >= 9);
+        }
       }
     }
   }
@@ -384,18 +456,24 @@ TEST_P(LinearTest, DenseProducts) {
           return static_cast<double>(weights[static_cast<size_t>(r * cols + c)]);
         };
         for (const int64_t tokens : {1, 3, 8, 9, 33}) {
-          const Call call{.tokens = tokens, .x_pad = 1, .y_pad = 2, .bias = rows % 2 == 0, .accumulate = rows % 2 == 1};
-          Product product(rows, cols, call);
-          product.run(matrix, GetParam(), 1);
-          product.check(rows, cols, weight);
-          if (HasFatalFailure()) return;
+          for (const Phase phase : {Phase::decode, Phase::prefill}) {
+            Product product(rows, cols,
+                            {.tokens = tokens,
+                             .phase = phase,
+                             .x_pad = 1,
+                             .y_pad = 2,
+                             .bias = rows % 2 == 0,
+                             .accumulate = rows % 2 == 1});
+            product.run(matrix, GetParam());
+            product.check(rows, cols, weight);
+            if (HasFatalFailure()) return;
+          }
         }
         std::vector<float> gathered(static_cast<size_t>(cols * 2));
         const int32_t ids[] = {static_cast<int32_t>(rows - 1), 0};
         Scratch scratch(1);
-        run_team(1, [&](const Team& team) {
-          gather_rows(matrix, ids, 2, gathered.data(), {team, GetParam(), scratch});
-        });
+        run_on_cpu(1, GetParam(), scratch,
+                   [&](const CpuContext& context) { gather_rows(matrix, ids, 2, gathered.data(), context); });
         for (size_t c = 0; c < static_cast<size_t>(cols); ++c) {
           ASSERT_EQ(gathered[c], weights[static_cast<size_t>((rows - 1) * cols) + c]);
           ASSERT_EQ(gathered[static_cast<size_t>(cols) + c], weights[c]);
@@ -412,9 +490,8 @@ TEST_P(LinearTest, GatheredRowsAreExact) {
       const std::vector<int32_t> ids = {39, 0, 7, 7, 38};
       std::vector<float> out(ids.size() * static_cast<size_t>(cols));
       Scratch scratch(2);
-      run_team(2, [&](const Team& team) {
-        gather_rows(*matrix.prepared, ids.data(), static_cast<int64_t>(ids.size()), out.data(),
-                    {team, GetParam(), scratch});
+      run_on_cpu(2, GetParam(), scratch, [&](const CpuContext& context) {
+        gather_rows(*matrix.prepared, ids.data(), static_cast<int64_t>(ids.size()), out.data(), context);
       });
       for (size_t i = 0; i < ids.size(); ++i) {
         EXPECT_EQ(std::memcmp(&out[i * static_cast<size_t>(cols)], &matrix.weights[static_cast<size_t>(ids[i] * cols)],
@@ -430,9 +507,8 @@ TEST_P(LinearTest, GatheredRowsHaveTheLowRankTerm) {
   const int32_t id = 11;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) {
-    gather_rows(*matrix.prepared, &id, 1, out.data(), {team, GetParam(), scratch});
-  });
+  run_on_cpu(1, GetParam(), scratch,
+             [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
   for (int64_t c = 0; c < 50; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
 }
 
@@ -441,9 +517,8 @@ TEST_P(LinearTest, GatheredRowsHaveTheScalesDividedOut) {
   const int32_t id = 5;
   std::vector<float> out(50);
   Scratch scratch(1);
-  run_team(1, [&](const Team& team) {
-    gather_rows(*matrix.prepared, &id, 1, out.data(), {team, GetParam(), scratch});
-  });
+  run_on_cpu(1, GetParam(), scratch,
+             [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
   for (int64_t c = 0; c < 50; ++c) {
     const double expected = matrix.effective(5, c);
     EXPECT_NEAR(out[static_cast<size_t>(c)], expected, 1e-5 * std::max(1.0, std::abs(expected)));

@@ -5,7 +5,7 @@
 #include <random>
 
 #include "kernels/kernels.h"
-#include "kernels/scratch.h"
+#include "kernels/cpu_context.h"
 
 namespace hxq::kernels {
 namespace {
@@ -23,7 +23,7 @@ TEST_P(RmsNorm, GroupByGroup) {
     const int64_t dim = kDim / groups;
     std::vector<float> y = x;  // in place
     Scratch scratch(2);
-    run_team(2, [&](const Team& team) {
+    run_on_cpu(2, GetParam(), scratch, [&](const Context& context) {
       rms_norm({.x = y.data(),
                 .weight = weight.data(),
                 .y = y.data(),
@@ -31,7 +31,7 @@ TEST_P(RmsNorm, GroupByGroup) {
                 .dim = kDim,
                 .groups = groups,
                 .eps = 0.01f},
-               {team, GetParam(), scratch});
+               context);
     });
     for (int64_t i = 0; i < kTokens * kDim; ++i) {
       const int64_t begin = i / dim * dim;

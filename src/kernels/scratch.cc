@@ -1,17 +1,27 @@
 #include "kernels/scratch.h"
 
-#include <algorithm>
-#include <exception>
-#include <new>
+#include <cassert>
 
 namespace hxq::kernels {
 
-void Scratch::Free::operator()(float* memory) const noexcept { ::operator delete[](memory, std::align_val_t(64)); }
+void Scratch::Area_::reserve() {
+  if (memory.size() < wanted) {
+    memory = {};  // first, so that both are never held at once
+    memory = DeviceArray<float>(cpu_device(), wanted, "the work memory of operations");
+  }
+}
 
-void Scratch::Buffer::grow(size_t wanted) noexcept {
-  floats = std::max(wanted, floats + floats / 2);
-  data.reset();
-  data.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
+float* Scratch::Area_::at([[maybe_unused]] int64_t floats) noexcept {
+  assert(floats <= memory.size());
+  return memory.data();
+}
+
+void Scratch::reserve() {
+  for (Area_& area : shared_) area.reserve();
+  for (Area_& area : own_) {
+    area.want(own_floats_);
+    area.reserve();
+  }
 }
 
 }  // namespace hxq::kernels

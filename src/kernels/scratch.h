@@ -1,16 +1,15 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 #include <vector>
 
+#include "kernels/device.h"
 #include "kernels/team.h"
 
 namespace hxq::kernels {
 
-/// Memory that operations share across calls: one area per purpose for the whole team, and one per thread. Areas grow
-/// on demand and keep their size, so that nothing is allocated once every operation has run at its largest shape.
-/// Running out of memory ends the program (`std::terminate`): operations are noexcept.
+/// Memory that operations of the CPU share across calls: one area per purpose for the whole team, and one per thread.
+/// What is wanted is said first (see CpuContext::to_measure), then taken by `reserve`: operations cannot run out.
 class Scratch {
  public:
   /// Areas of the whole team, so that an operation may use several at once.
@@ -19,36 +18,29 @@ class Scratch {
   /// For teams of at most `threads` threads.
   explicit Scratch(int threads) : own_(static_cast<size_t>(threads)) {}
 
-  /// `floats` floats, 64-byte aligned, the same for all threads; contents are undefined. Called by the whole team with
-  /// the same arguments, and not while a thread may still use the area. May pass barriers.
-  float* shared(Area area, size_t floats, const Team& team) noexcept {
-    Buffer& buffer = shared_[area];
-    if (buffer.floats < floats) {
-      team.barrier();  // all threads have seen the old size
-      if (team.rank() == 0) buffer.grow(floats);
-      team.barrier();
-    }
-    return buffer.data.get();
-  }
+  void want_shared(Area area, int64_t floats) noexcept { shared_[area].want(floats); }
+  void want_own(int64_t floats) noexcept { own_floats_ = floats > own_floats_ ? floats : own_floats_; }
 
-  /// `floats` floats of the calling thread's own, 64-byte aligned; contents are undefined.
-  float* own(size_t floats, const Team& team) noexcept {
-    Buffer& buffer = own_[static_cast<size_t>(team.rank())];
-    if (buffer.floats < floats) buffer.grow(floats);
-    return buffer.data.get();
-  }
+  /// Takes the memory that is wanted. Throws `OutOfMemory`.
+  void reserve();
+
+  /// The area, 64-byte aligned, the same for all threads; contents are undefined. `floats`: at most what was wanted.
+  float* shared(Area area, int64_t floats) noexcept { return shared_[area].at(floats); }
+
+  /// Memory of the calling thread's own, 64-byte aligned; contents are undefined.
+  float* own(int64_t floats, const Team& team) noexcept { return own_[static_cast<size_t>(team.rank())].at(floats); }
 
  private:
-  struct Free {
-    void operator()(float* memory) const noexcept;
+  struct alignas(64) Area_ {
+    DeviceArray<float> memory = {};
+    int64_t wanted = 0;
+    void want(int64_t floats) noexcept { wanted = floats > wanted ? floats : wanted; }
+    void reserve();
+    float* at(int64_t floats) noexcept;
   };
-  struct alignas(64) Buffer {
-    std::unique_ptr<float[], Free> data;
-    size_t floats = 0;
-    void grow(size_t wanted) noexcept;
-  };
-  Buffer shared_[kAreas];
-  std::vector<Buffer> own_;
+  Area_ shared_[kAreas];
+  std::vector<Area_> own_;
+  int64_t own_floats_ = 0;
 };
 
 }  // namespace hxq::kernels

@@ -1,5 +1,8 @@
+#include <deque>
+
 #include "kernels/cpu/ops.h"
 #include "kernels/kernels_test_data.h"
+#include "kernels/uniform_batch.h"
 
 namespace hxq::kernels::testing {
 namespace {
@@ -9,7 +12,7 @@ class SequenceTest : public ::testing::TestWithParam<Target> {
   template <class Operation>
   void run(int threads, Operation&& operation) {
     Scratch scratch(threads);
-    run_team(threads, [&](const Team& team) { operation(Context{team, GetParam(), scratch}); });
+    run_on_cpu(threads, GetParam(), scratch, operation);
   }
 };
 
@@ -116,6 +119,8 @@ TEST_P(SequenceTest, RmsNorm) {
 struct ConvCase {
   std::vector<float> x, weight, bias, state, y;
   int64_t tokens, channels, width, x_stride;
+  std::deque<UniformBatch> batches = {};  // of the arguments
+  void* state_address = state.data();
 
   ConvCase(int64_t tokens_, int64_t channels_, int64_t width_)
       : x(normal_floats(tokens_ * (channels_ + 3), 1)),
@@ -132,12 +137,13 @@ struct ConvCase {
     return {.x = x.data() + first * x_stride,
             .x_stride = x_stride,
             .y = y.data() + first * channels,
-            .tokens = count,
+            .batch = batches.emplace_back(1, count).view(),
             .channels = channels,
             .width = width,
             .weight = weight.data(),
             .bias = with_bias ? bias.data() : nullptr,
-            .state = state.data()};
+            .state = &state_address,
+            .state_rows = width - 1};
   }
 };
 
@@ -152,8 +158,8 @@ TEST_P(SequenceTest, ConvolutionOfTokensInPieces) {
         const std::vector<float> past = c.state;
         int64_t first = 0;
         for (const int64_t piece : pieces) {
-          run(channels == 200 ? 3 : 1,
-              [&](const Context& context) { causal_conv1d_silu(c.args(first, piece, with_bias), context); });
+          const ConvArgs args = c.args(first, piece, with_bias);
+          run(channels == 200 ? 3 : 1, [&](const Context& context) { causal_conv1d_silu(args, context); });
           first += piece;
         }
         const auto input = [&](int64_t t, int64_t channel) -> double {
@@ -184,6 +190,8 @@ TEST_P(SequenceTest, ConvolutionOfTokensInPieces) {
 struct ScanCase {
   int64_t tokens, channels, states;
   std::vector<float> u, dt, dt_bias, bc, z, a, d, state, y;
+  std::deque<UniformBatch> batches = {};  // of the arguments
+  void* state_address = state.data();
 
   ScanCase(int64_t tokens_, int64_t channels_, int64_t states_)
       : tokens(tokens_),
@@ -212,9 +220,9 @@ struct ScanCase {
             .z_stride = channels + 5,
             .a = a.data(),
             .d = d.data(),
-            .state = state.data(),
+            .state = &state_address,
             .y = y.data() + first * channels,
-            .tokens = count,
+            .batch = batches.emplace_back(1, count).view(),
             .channels = channels,
             .state_size = states};
   }
@@ -231,8 +239,8 @@ TEST_P(SequenceTest, ScanOfTokensInPieces) {
         std::vector<double> h(c.state.begin(), c.state.end());
         int64_t first = 0;
         for (const int64_t piece : pieces) {
-          run(channels == 200 ? 3 : 1,
-              [&](const Context& context) { selective_scan(c.args(first, piece, with_bias), context); });
+          const ScanArgs args = c.args(first, piece, with_bias);
+          run(channels == 200 ? 3 : 1, [&](const Context& context) { selective_scan(args, context); });
           first += piece;
         }
         const auto at = [](int64_t i) { return static_cast<size_t>(i); };
@@ -261,10 +269,11 @@ TEST_P(SequenceTest, ScanOfTokensInPieces) {
 
 TEST_P(SequenceTest, ScanInPiecesHasTheSameBits) {
   ScanCase whole(7, 50, 16), pieces(7, 50, 16);
-  run(1, [&](const Context& context) { selective_scan(whole.args(0, 7, true), context); });
+  const ScanArgs all = whole.args(0, 7, true), first = pieces.args(0, 3, true), rest = pieces.args(3, 4, true);
+  run(1, [&](const Context& context) { selective_scan(all, context); });
   run(2, [&](const Context& context) {
-    selective_scan(pieces.args(0, 3, true), context);
-    selective_scan(pieces.args(3, 4, true), context);
+    selective_scan(first, context);
+    selective_scan(rest, context);
   });
   EXPECT_EQ(std::memcmp(whole.y.data(), pieces.y.data(), whole.y.size() * sizeof(float)), 0);
   EXPECT_EQ(std::memcmp(whole.state.data(), pieces.state.data(), whole.state.size() * sizeof(float)), 0);
@@ -272,12 +281,11 @@ TEST_P(SequenceTest, ScanInPiecesHasTheSameBits) {
 
 TEST_P(SequenceTest, ScanMayWriteOverItsInput) {
   ScanCase apart(5, 40, 16), over(5, 40, 16);
-  run(1, [&](const Context& context) { selective_scan(apart.args(0, 5, true), context); });
-  run(1, [&](const Context& context) {
-    ScanArgs args = over.args(0, 5, true);
-    args.y = over.u.data();
-    selective_scan(args, context);
-  });
+  const ScanArgs other = apart.args(0, 5, true);
+  ScanArgs args = over.args(0, 5, true);
+  args.y = over.u.data();
+  run(1, [&](const Context& context) { selective_scan(other, context); });
+  run(1, [&](const Context& context) { selective_scan(args, context); });
   EXPECT_EQ(std::memcmp(apart.y.data(), over.u.data(), apart.y.size() * sizeof(float)), 0);
 }
 

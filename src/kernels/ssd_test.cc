@@ -10,7 +10,8 @@
 #include <random>
 #include <vector>
 
-#include "kernels/scratch.h"
+#include "kernels/cpu_context.h"
+#include "kernels/uniform_batch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -68,6 +69,8 @@ Result run(const Sequence& in, const std::vector<int64_t>& pieces, Target target
   int64_t first = 0;
   for (const int64_t tokens : pieces) {
     const float* row = in.xbc.data() + first * shape.row();
+    const UniformBatch batch(1, tokens);
+    void* state = out.state.data();
     const SsdArgs args{.x = row,
                        .b = row + shape.inner(),
                        .c = row + shape.inner() + shape.groups * shape.state_size,
@@ -81,14 +84,14 @@ Result run(const Sequence& in, const std::vector<int64_t>& pieces, Target target
                        .d = in.d.data(),
                        .z = in.z.data() + first * in.z_stride(),
                        .z_stride = in.z_stride(),
-                       .state = out.state.data(),
+                       .state = &state,
                        .y = out.y.data() + first * shape.inner(),
-                       .tokens = tokens,
+                       .batch = batch.view(),
                        .heads = shape.heads,
                        .head_dim = shape.head_dim,
                        .groups = shape.groups,
                        .state_size = shape.state_size};
-    run_team(threads, [&](const Team& team) { ssd(args, Context{team, target, scratch}); });
+    run_on_cpu(threads, target, scratch, [&](const Context& context) { ssd(args, context); });
     first += tokens;
   }
   return out;

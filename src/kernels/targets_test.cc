@@ -17,9 +17,9 @@ TEST(Targets, ScalarIsFirstAndAllAreDistinct) {
 }
 
 TEST(Targets, NamesAreThoseOfTheSettings) {
-  EXPECT_EQ(kernels::name_of(Target::scalar), "scalar");
-  EXPECT_EQ(kernels::name_of(Target::avx2), "avx2");
-  EXPECT_EQ(kernels::name_of(Target::avx512), "avx512");
+  EXPECT_EQ(name_of(Target::scalar), "scalar");
+  EXPECT_EQ(name_of(Target::avx2), "avx2");
+  EXPECT_EQ(name_of(Target::avx512), "avx512");
 }
 
 // The sum of one row as a target with that many lanes adds it: one sum for each lane of each of two vectors in turn.
@@ -48,7 +48,8 @@ TEST(Targets, TheForcedOneRuns) {
     Scratch scratch(1);
     std::vector<float> y(kRows);
     run_team(1, [&](const Team& team) {
-      linear(matrix, {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1},
+      linear(matrix,
+             {.x = x.data(), .x_stride = kCols, .y = y.data(), .y_stride = kRows, .tokens = 1, .phase = Phase::decode},
              {team, target, scratch});
     });
     for (size_t r = 0; r < kRows; ++r) {
@@ -56,7 +57,7 @@ TEST(Targets, TheForcedOneRuns) {
         return sum_in_lanes(&weights[r * kCols], x.data(), kCols, static_cast<size_t>(ops.lanes), fused);
       };
       // The compiler is free to fuse or not.
-      EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << kernels::name_of(target) << " row " << r;
+      EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << name_of(target) << " row " << r;
     }
     results.push_back(y);
   }
@@ -107,7 +108,7 @@ TEST(LookupPlanes, IntegerLevels) {
   EXPECT_EQ(planes.scale, 0x1p-20f);
   const int codes[] = {-3, 0, 0x6000};
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ(planes.integer[0][i] + 256 * (planes.integer[1][i] - 128), codes[i]);
+    EXPECT_EQ(static_cast<int16_t>(planes.integer[0][i] | planes.integer[1][i] << 8), codes[i]);
     EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
               static_cast<float>(codes[i]));
   }

@@ -7,19 +7,18 @@
 #include "codec/codec.h"
 #include "folder/described_tensors.h"
 #include "hxq/error.h"
-#include "kernels/cpu/prepare.h"
 
 namespace hxq {
 
-Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc) {
+Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc, const kernels::Device& device) {
   const StoredTensor stored = find_described(checkpoint, desc).value();
-  if (stored.codec) return kernels::cpu::prepare(stored.codec->read(checkpoint, stored.module, desc.shape));
+  if (stored.codec) return device.prepare(stored.codec->read(checkpoint, stored.module, desc.shape));
   const TensorView& view = *checkpoint.find(stored.name);
   if (!is_float(view.dtype)) {
     throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)),
                 checkpoint.place(stored.name));
   }
-  return kernels::cpu::prepare(std::make_unique<ExactMatrix>(view));
+  return device.prepare(std::make_unique<ExactMatrix>(view));
 }
 
 std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& desc) {
@@ -53,6 +52,11 @@ std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int
     }
   }
   return out;
+}
+
+std::vector<float> decay_rates(std::vector<float> a_log) {
+  for (float& a : a_log) a = -std::exp(a);
+  return a_log;
 }
 
 }  // namespace hxq

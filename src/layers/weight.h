@@ -5,16 +5,16 @@
 
 #include "desc/model_desc.h"
 #include "io/checkpoint.h"
-#include "kernels/prepared_matrix.h"
+#include "kernels/device.h"
 
 namespace hxq {
 
 /// A matrix that a layer multiplies with, however it is stored. Null where a model has none.
 using Weight = std::unique_ptr<const kernels::PreparedMatrix>;
 
-/// The matrix `desc` names, over the checkpoint's mapped bytes (which must outlive it).
-/// Throws `Error` if it is absent or its shape or dtype is not as described.
-Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc);
+/// The matrix `desc` names, over the checkpoint's mapped bytes (which must outlive it), as the device multiplies with it.
+/// Throws `Error` if it is absent or its shape or dtype is not as described, `OutOfMemory`.
+Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc, const kernels::Device& device);
 
 /// A small tensor (norm, bias, filter, SSM parameter) widened to float, decoded if it is stored compressed.
 /// Throws `Error` as `load_matrix` does, and for a value that is not finite.
@@ -23,9 +23,7 @@ std::vector<float> load_vector(const Checkpoint& checkpoint, const WeightDesc& d
 /// [rows, cols] to [cols, rows].
 std::vector<float> transpose(const std::vector<float>& matrix, int64_t rows, int64_t cols);
 
-/// y = x W^T; see PreparedMatrix::linear.
-inline void linear(const Weight& weight, const kernels::LinearArgs& args, const kernels::Context& context) noexcept {
-  weight->linear(args, context);
-}
+/// -exp(A_log), what the recurrences of both Mambas decay with.
+std::vector<float> decay_rates(std::vector<float> a_log);
 
 }  // namespace hxq

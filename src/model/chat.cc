@@ -62,10 +62,10 @@ GenerateResult Chat::say(std::string message, const GenerateOptions& options, co
     std::string rendering = template_.render(messages_, tokenizer_);
     GenerateResult result = session_.generate(next_tokens(rendering), options, on_text);
     std::vector<int32_t> tokens;
-    if (result.stop_reason != "stop") {
+    if (result.stop_reason != StopReason::stop) {
       tokens = result.prompt_tokens;
       // The rendering has the end of the answer itself.
-      const bool ended = result.stop_reason == "eos";
+      const bool ended = result.stop_reason == StopReason::eos;
       tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end() - ended);
     }
     messages_.push_back({"assistant", result.text});

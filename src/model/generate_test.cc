@@ -9,6 +9,7 @@
 #include "hxq/chat.h"
 #include "hxq/error.h"
 #include "text/tokenizer_fixture.h"
+#include "model_runner.h"
 
 namespace {
 
@@ -105,14 +106,14 @@ TEST(Generate, StopsWhereTheContextEnds) {
   const Tokenizer tokenizer = letters();
   const GenerateOptions options = {.max_tokens = 1000, .ignore_eos = true};
   const GenerateResult some = generate(llama(), tokenizer, std::string(150, 'C'), options);
-  EXPECT_EQ(some.stop_reason, "context");
+  EXPECT_EQ(some.stop_reason, StopReason::context);
   EXPECT_EQ(some.tokens.size(), 11u) << "the last one is chosen after the context's last token, and not run";
   const GenerateResult full = generate(llama(), tokenizer, std::string(160, 'C'), options);
-  EXPECT_EQ(full.stop_reason, "context");
+  EXPECT_EQ(full.stop_reason, StopReason::context);
   EXPECT_EQ(full.tokens.size(), 1u);
   EXPECT_EQ(full.text.size(), 1u);
   EXPECT_EQ(generate(llama(), tokenizer, std::string(150, 'C'), {.max_tokens = 11, .ignore_eos = true}).stop_reason,
-            "length");
+            StopReason::length);
 }
 
 TEST(Generate, EndsWhereItIsInterrupted) {
@@ -120,14 +121,26 @@ TEST(Generate, EndsWhereItIsInterrupted) {
   const std::vector<std::string> prompts = {"Hello", "abc", "Hello"};
   GenerateOptions options = {.max_tokens = 8, .ignore_eos = true};
   const std::vector<GenerateResult> whole = generate_all(llama(), tokenizer, prompts, options);
-  options.interrupted = [asked = 0]() mutable { return ++asked > 11; };  // 8 times by the first
+  // Asked by each before its prompt, then after the prompt and after every token.
+  options.interrupted = [asked = 0]() mutable { return ++asked > 3 + 3 * 4; };
   const std::vector<GenerateResult> results = generate_all(llama(), tokenizer, prompts, options);
-  ASSERT_EQ(results.size(), 2u);
-  EXPECT_EQ(results[0].tokens, whole[0].tokens);
-  EXPECT_EQ(results[0].stop_reason, "length");
-  EXPECT_EQ(results[1].stop_reason, "interrupted");
-  ASSERT_EQ(results[1].tokens.size(), 3u);
-  EXPECT_EQ(results[1].text, whole[1].text.substr(0, 3));
+  ASSERT_EQ(results.size(), prompts.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    EXPECT_EQ(results[i].stop_reason, StopReason::interrupted);
+    ASSERT_EQ(results[i].tokens.size(), 4u);
+    EXPECT_EQ(results[i].text, whole[i].text.substr(0, 4));
+  }
+}
+
+TEST(Generate, PromptsThatWaitWhenItIsInterruptedAreNotRun) {
+  const Tokenizer tokenizer = letters();
+  const std::vector<std::string> prompts(70, "Hello");  // more than are run at once
+  const auto results = generate_all(llama(), tokenizer, prompts, {.max_tokens = 8, .interrupted = [] { return true; }});
+  ASSERT_EQ(results.size(), prompts.size());
+  for (const GenerateResult& result : results) {
+    EXPECT_EQ(result.stop_reason, StopReason::interrupted);
+    EXPECT_TRUE(result.tokens.empty());
+  }
 }
 
 TEST(Generate, LongPromptsAreTheSameInOnePieceAndTokenByToken) {
@@ -138,9 +151,13 @@ TEST(Generate, LongPromptsAreTheSameInOnePieceAndTokenByToken) {
   const GenerateOptions options = {.max_tokens = 12, .ignore_eos = true};
   const GenerateResult whole = generate(model, tokenizer, prompt, options);
   EXPECT_EQ(whole.prompt_tokens.size(), 1500u);
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
-  for (const int32_t token : whole.prompt_tokens) model.forward({&token, 1}, state, Logits::last, logits);
+  std::vector<float> in_one(logits.size());
+  testing::ModelRunner other(model);
+  other.prefill(whole.prompt_tokens, Logits::last, in_one);
+  for (const int32_t token : whole.prompt_tokens) runner.prefill({&token, 1}, Logits::last, logits);
+  EXPECT_EQ(logits, in_one);
   Sampler sampler({});
   EXPECT_EQ(sampler.choose(logits), whole.tokens[0]);
 }
@@ -173,7 +190,7 @@ TEST(Generate, StopsAtTheEndTokensOfEveryFile) {
   const GenerateResult open = generate(llama(), plain, "Hello", {.max_tokens = 6, .ignore_eos = true});
   const int32_t third = open.tokens[2];
   const auto ended = [&](const GenerateResult& result) {
-    EXPECT_EQ(result.stop_reason, "eos");
+    EXPECT_EQ(result.stop_reason, StopReason::eos);
     EXPECT_EQ(result.tokens.back(), third);
     EXPECT_LE(result.tokens.size(), 3u);
   };
@@ -314,15 +331,19 @@ TEST(Model, RefusesMoreThreadsThanASystemHas) {
   EXPECT_NE(message.find("100000 threads: expected 0 (all cores) to 1024"), std::string::npos) << message;
 }
 
-TEST(State, BelongsToItsModel) {
+TEST(Sequence, BelongsToItsModel) {
   const Model other = Model::open(tiny("llama-linear"));
-  State state = other.new_state();
+  Sequence sequence = other.new_sequence();
+  Workspace workspace = other.new_workspace(), foreign = llama().new_workspace();
   const std::vector<int32_t> tokens = {1};
-  EXPECT_NE(message_of([&] { llama().forward(tokens, state, Logits::none, {}); }).find("this model's"),
-            std::string::npos);
-  State moved = std::move(state);
-  EXPECT_THROW(other.forward(tokens, state, Logits::none, {}), Error);
-  EXPECT_NO_THROW(other.forward(tokens, moved, Logits::none, {}));
+  const auto run = [&](const Model& model, Sequence& on, Workspace& in) {
+    model.forward(tokens, on, Phase::prefill, Logits::none, in, {});
+  };
+  EXPECT_NE(message_of([&] { run(llama(), sequence, foreign); }).find("this model's"), std::string::npos);
+  EXPECT_NE(message_of([&] { run(other, sequence, foreign); }).find("this model's"), std::string::npos);
+  Sequence moved = std::move(sequence);
+  EXPECT_THROW(run(other, sequence, workspace), Error);
+  EXPECT_NO_THROW(run(other, moved, workspace));
 }
 
 }  // namespace

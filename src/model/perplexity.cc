@@ -61,23 +61,27 @@ Scores score(std::span<const float> logits, std::span<const float> reference, in
 class Runner {
  public:
   explicit Runner(const Model& model)
-      : model_(model), state_(model.new_state()), logits_(static_cast<size_t>(kChunk * model.info().vocab_size)) {}
+      : model_(model),
+        sequence_(model.new_sequence()),
+        workspace_(model.new_workspace()),
+        logits_(static_cast<size_t>(kChunk * model.info().vocab_size)) {}
 
   void start(std::span<const int32_t> unscored) {
-    state_.reset();
-    model_.forward(unscored, state_, Logits::none, {});
+    sequence_.reset();
+    model_.forward(unscored, sequence_, Phase::prefill, Logits::none, workspace_, {});
   }
 
   /// Logits [tokens.size(), vocab], valid until the next call.
   std::span<const float> run(std::span<const int32_t> tokens) {
     const auto size = tokens.size() * static_cast<size_t>(model_.info().vocab_size);
-    model_.forward(tokens, state_, Logits::all, std::span(logits_).first(size));
+    model_.forward(tokens, sequence_, Phase::prefill, Logits::all, workspace_, std::span(logits_).first(size));
     return std::span(logits_).first(size);
   }
 
  private:
   const Model& model_;
-  State state_;
+  Sequence sequence_;
+  Workspace workspace_;
   std::vector<float> logits_;
 };
 

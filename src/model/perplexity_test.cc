@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "hxq/error.h"
+#include "model_runner.h"
 
 namespace hxq {
 namespace {
@@ -26,8 +27,8 @@ std::vector<int32_t> some_tokens(int64_t count) {
 double nll_of(std::span<const int32_t> window, int64_t scored) {
   const auto vocab = static_cast<size_t>(tiny_model().info().vocab_size);
   std::vector<float> logits(window.size() * vocab);
-  State state = tiny_model().new_state();
-  tiny_model().forward(window, state, Logits::all, logits);
+  testing::ModelRunner runner(tiny_model());
+  runner.prefill(window, Logits::all, logits);
   double sum = 0;
   for (size_t t = window.size() - static_cast<size_t>(scored); t < window.size(); ++t) {
     const auto at = std::span(logits).subspan((t - 1) * vocab, vocab);

@@ -1,7 +1,9 @@
-"""Files that earlier versions wrote stay readable for ever, to the same numbers."""
+"""Files that earlier versions wrote stay readable for ever, to the same numbers; and what is written stays the same."""
 
 import hashlib
 import json
+import os
+import pathlib
 import sys
 
 import pytest
@@ -26,6 +28,22 @@ def test_golden_files_decode_to_what_they_did(hxq, tmp_path, version):
         assert set(dense.keys()) == set(expected)
         for name, digest in expected.items():
             assert hashlib.sha256(dense.get_tensor(name).tobytes()).hexdigest() == digest, name
+
+
+#: Files that `compress` writes with default options, by the source's folder.
+COMPRESSED = json.loads((GOLDEN / "compressed_sha256.json").read_text())
+SHARED = pathlib.Path(os.environ.get("HXQ_SHARED_DIR", ROOT.parent / "shared"))
+
+
+@pytest.mark.parametrize("model", sorted(COMPRESSED))
+def test_compression_writes_the_bytes_it_always_wrote(hxq, tmp_path, model):
+    inside, _, name = model.partition("/")
+    source = SHARED / name if inside == "shared" else ROOT / model
+    if inside == "shared" and not source.exists():
+        pytest.skip(f"{source} is not there (set HXQ_SHARED_DIR)")
+    assert hxq("compress", source, tmp_path / "out").code == 0
+    for file, digest in COMPRESSED[model].items():
+        assert hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest() == digest, file
 
 
 def test_there_are_golden_files():

@@ -10,6 +10,8 @@
 #include "hxq/model.h"
 #include "io/checkpoint.h"
 #include "kernels/kernels.h"
+#include "kernels/cpu_context.h"
+#include "model_runner.h"
 
 namespace hxq {
 namespace {
@@ -27,12 +29,12 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
 
   /// Largest difference of the last logits when the tokens come in calls of `piece`.
   float difference(const Model& model, size_t piece) const {
-    State state = model.new_state();
+    testing::ModelRunner runner(model);
     const auto vocab = static_cast<size_t>(model.info().vocab_size);
     std::vector<float> logits(ids_.size() * vocab);
     for (size_t first = 0; first < ids_.size(); first += piece) {
       const size_t count = std::min(piece, ids_.size() - first);
-      model.forward(std::span(ids_).subspan(first, count), state, Logits::all,
+      runner.prefill(std::span(ids_).subspan(first, count), Logits::all,
                     std::span(logits).subspan(first * vocab, count * vocab));
     }
     const float* last = logits.data() + logits.size() - logits_.size();
@@ -48,8 +50,8 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
-  for (const kernels::Target target : kernels::supported_targets()) {
-    const Model model = Model::open(dir_, {.threads = 1, .target = std::string(name_of(target))});
+  for (const Target target : kernels::supported_targets()) {
+    const Model model = Model::open(dir_, {.threads = 1, .target = target});
     for (const size_t piece : {ids_.size(), size_t{100}, size_t{7}, size_t{1}}) {
       // The angles of dynamic scaling depend on how far the call goes.
       if (std::string_view(GetParam()) == "llama-dynamic" && piece < ids_.size()) continue;
@@ -61,31 +63,32 @@ TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
 
 TEST_P(EndToEnd, StatesStartOver) {
   const Model model = Model::open(dir_, {.threads = 2});
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   const auto vocab = static_cast<size_t>(model.info().vocab_size);
   std::vector<float> first(vocab), again(vocab);
-  model.forward(ids_, state, Logits::last, first);
-  state.reset();
-  model.forward(ids_, state, Logits::last, again);
+  runner.prefill(ids_, Logits::last, first);
+  runner.reset();
+  runner.prefill(ids_, Logits::last, again);
   EXPECT_EQ(first, again);
 }
 
 TEST(Context, EndsWhereTheConfigSays) {
   const Model model = Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "llama-bias");
   ASSERT_EQ(model.info().context_length, 160);
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   const std::vector<int32_t> tokens(161, 1);
   try {
-    model.forward(tokens, state, Logits::none, {});
+    runner.prefill(tokens, Logits::none, {});
     ADD_FAILURE() << "161 tokens went into a context of 160";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "161 tokens after 0: the model's context holds 160");
   }
-  EXPECT_EQ(state.position(), 0);
-  model.forward(std::span(tokens).first(160), state, Logits::none, {});
-  EXPECT_THROW(model.forward(std::span(tokens).first(1), state, Logits::none, {}), Error);
-  state.reset();
-  EXPECT_NO_THROW(model.forward(std::span(tokens).first(1), state, Logits::none, {}));
+  EXPECT_EQ(runner.position(), 0);
+  const std::span<const int32_t> all(tokens);
+  runner.prefill(all.first(160), Logits::none, {});
+  EXPECT_THROW(runner.prefill(all.first(1), Logits::none, {}), Error);
+  runner.reset();
+  EXPECT_NO_THROW(runner.prefill(all.first(1), Logits::none, {}));
 }
 
 TEST(KvCache, InHalfPrecisionIsCloseButNotTheSame) {
@@ -94,14 +97,14 @@ TEST(KvCache, InHalfPrecisionIsCloseButNotTheSame) {
   for (int32_t i = 0; i < 100; ++i) tokens.push_back(i * 7 % 64);
   std::vector<float> logits[2];
   for (const bool half : {false, true}) {
-    const Model model = Model::open(dir, {.kv_cache = half ? "f16" : "f32"});
-    State state = model.new_state();
+    const Model model = Model::open(dir, {.kv_cache = half ? DType::f16 : DType::f32});
+    testing::ModelRunner runner(model);
     logits[half].resize(static_cast<size_t>(model.info().vocab_size));
-    model.forward(tokens, state, Logits::last, logits[half]);
+    runner.prefill(tokens, Logits::last, logits[half]);
   }
   EXPECT_NE(logits[0], logits[1]);
   for (size_t i = 0; i < logits[0].size(); ++i) EXPECT_NEAR(logits[0][i], logits[1][i], 5e-3f);
-  EXPECT_THROW(Model::open(dir, {.kv_cache = "int8"}), Error);
+  EXPECT_THROW(Model::open(dir, {.kv_cache = DType::u8}), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EndToEnd,

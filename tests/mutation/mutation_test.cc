@@ -16,6 +16,7 @@
 #include "hxq/tokenizer.h"
 #include "hxq/verify.h"
 #include "temp_dir.h"
+#include "model_runner.h"
 
 namespace hxq {
 namespace {
@@ -102,10 +103,10 @@ int use_folder(const fs::path& dir, bool write) {
   run([&] { verify(dir); });
   run([&] {
     const Model model = Model::open(dir, {.threads = 1});
-    State state = model.new_state();
+    testing::ModelRunner runner(model);
     std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
     const std::vector<int32_t> tokens = {0, 0, 0};
-    model.forward(tokens, state, Logits::last, logits);
+    runner.prefill(tokens, Logits::last, logits);
   });
   if (!write) return content;
   const testing::TempDir out;

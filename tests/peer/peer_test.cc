@@ -22,6 +22,8 @@
 #include "kernels/kernels.h"
 #include "shared_data.h"
 #include "temp_dir.h"
+#include "kernels/cpu_context.h"
+#include "model_runner.h"
 
 namespace hxq {
 namespace {
@@ -176,12 +178,12 @@ TEST(PeerScalar, RunsToTheLogitsOfTheOtherImplementation) {
   const MappedFile file = MappedFile::open(peer_dir() / "hxq-scalar" / "logits.npy");
   const std::vector<float> expected = to_float(parse_npy(file.bytes(), "logits.npy"));
   ASSERT_EQ(expected.size(), 16u * 8192u);
-  for (const kernels::Target target : kernels::supported_targets()) {
-    SCOPED_TRACE(kernels::name_of(target));
-    const Model model = Model::open(peer_dir() / "hxq-scalar", {.target = std::string(kernels::name_of(target))});
-    State state = model.new_state();
+  for (const Target target : kernels::supported_targets()) {
+    SCOPED_TRACE(name_of(target));
+    const Model model = Model::open(peer_dir() / "hxq-scalar", {.target = target});
+    testing::ModelRunner runner(model);
     std::vector<float> logits(ids.size() * static_cast<size_t>(model.info().vocab_size));
-    model.forward(ids, state, Logits::all, logits);
+    runner.prefill(ids, Logits::all, logits);
     const float* last = logits.data() + logits.size() - expected.size();
     float largest = 0;
     for (size_t i = 0; i < expected.size(); ++i) largest = std::max(largest, std::abs(last[i] - expected[i]));

@@ -13,6 +13,7 @@
 #include "hxq/model.h"
 #include "io/safetensors_writer.h"
 #include "test_checkpoint.h"
+#include "model_runner.h"
 
 namespace hxq::testing {
 
@@ -162,9 +163,9 @@ inline std::vector<float> logits_of(const Model& model, int count) {
   const int64_t vocab = model.info().vocab_size;
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>((i * 7919 + 5) % vocab));
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   std::vector<float> logits(tokens.size() * static_cast<size_t>(vocab));
-  model.forward(tokens, state, Logits::all, logits);
+  runner.prefill(tokens, Logits::all, logits);
   return logits;
 }
 

@@ -15,6 +15,7 @@
 #include "io/npy.h"
 #include "shared_data.h"
 #include "text_file.h"
+#include "model_runner.h"
 
 namespace hxq {
 namespace {
@@ -40,9 +41,9 @@ TEST_P(Reference, LogitsOfTheFirst64Tokens) {
   const std::vector<float> expected = to_float(npy);
   ASSERT_EQ(npy.shape, (Shape{16, model.info().vocab_size}));
 
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   std::vector<float> logits(ids.size() * static_cast<size_t>(model.info().vocab_size));
-  model.forward(ids, state, Logits::all, logits);
+  runner.prefill(ids, Logits::all, logits);
   const float* last = logits.data() + logits.size() - expected.size();
   float largest = 0;
   for (size_t i = 0; i < expected.size(); ++i) largest = std::max(largest, std::abs(last[i] - expected[i]));
@@ -55,13 +56,13 @@ TEST_P(Reference, Greedy48Tokens) {
   const Model model = Model::open(dir_);
   const auto expected = expected_.at("greedy").get<std::vector<int32_t>>();
   std::vector<int32_t> tokens(expected.begin(), expected.end() - 48);
-  State state = model.new_state();
+  testing::ModelRunner runner(model);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
-  model.forward(tokens, state, Logits::last, logits);
+  runner.prefill(tokens, Logits::last, logits);
   while (tokens.size() < expected.size()) {
     const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
     tokens.push_back(token);
-    model.forward({&token, 1}, state, Logits::last, logits);
+    runner.decode(token, logits);
   }
   EXPECT_EQ(tokens, expected);
 }
@@ -95,13 +96,13 @@ class Stories : public ::testing::Test {
 
   /// Greedy continuation of `tokens`, which go in as one call.
   std::vector<int32_t> continued(std::vector<int32_t> tokens, size_t size) const {
-    State state = model_->new_state();
+    testing::ModelRunner runner(*model_);
     std::vector<float> logits(static_cast<size_t>(model_->info().vocab_size));
-    model_->forward(tokens, state, Logits::last, logits);
+    runner.prefill(tokens, Logits::last, logits);
     while (tokens.size() < size) {
       const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
       tokens.push_back(token);
-      model_->forward({&token, 1}, state, Logits::last, logits);
+      runner.decode(token, logits);
     }
     return tokens;
   }
@@ -124,9 +125,9 @@ TEST_F(Stories, Logits) {
   const std::vector<int32_t> tokens = ids("prompt_ids");
   const MappedFile file = MappedFile::open(testing::shared_dir() / "reference" / "stories260k.logits.npy");
   const std::vector<float> expected = to_float(parse_npy(file.bytes(), "logits.npy"));
-  State state = model_->new_state();
+  testing::ModelRunner runner(*model_);
   std::vector<float> logits(tokens.size() * static_cast<size_t>(model_->info().vocab_size));
-  model_->forward(tokens, state, Logits::all, logits);
+  runner.prefill(tokens, Logits::all, logits);
   ASSERT_EQ(expected_.at("logits_positions"), (std::vector<int32_t>{0, 16}));
   ASSERT_EQ(expected.size(), 16u * 512u);
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 1e-3f);

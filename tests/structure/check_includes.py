@@ -1,4 +1,5 @@
-"""Checks that includes between the folders of src/ point one way, and that public headers need nothing but std."""
+"""Checks that includes between the folders of src/ point one way, that what belongs to one device or codec is included
+where it may be known, that the command uses the public headers, and that these need nothing but std."""
 
 import pathlib
 import re
@@ -10,20 +11,50 @@ ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "jinja", "text", 
 ALLOWED = {folder: set(ORDER[: i + 1]) for i, folder in enumerate(ORDER)}
 ALLOWED["jinja"] = {"io", "jinja"}
 ALLOWED["text"] = {"io", "jinja", "text"}
-ALLOWED["compress"] -= {"layers", "jinja", "text", "model"}
+ALLOWED["codec"] -= {"desc"}
+ALLOWED["kernels"] -= {"folder"}
+ALLOWED["compress"] -= {"kernels", "layers", "jinja", "text", "model"}
 ALLOWED["capi"] -= {"jinja", "text"}
+#: Headers of these folders are for these files alone (beginnings of paths). A codec's folder: its rows, its kernels, the
+#: container format that has a file for each of its parts, and the C functions that only it has.
+INNER = {
+    "kernels/cpu/": ("src/kernels/", "src/capi/"),
+    "codec/codebook/": (
+        "src/codec/codebook/",
+        "src/codec/codecs.cc",
+        "src/codec/encoders.cc",
+        "src/kernels/",
+        "src/compress/cdnav3_write.",
+        "src/capi/encode",
+        "src/capi/matrix.cc",
+    ),
+}
+#: What the command includes of src/: the yardstick that `bench` measures the machine with.
+TOOLS_MAY_INCLUDE = {"kernels/cpu_context.h", "kernels/read_bandwidth.h"}
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
 
 
+def project_includes(folder: pathlib.Path):
+    """Files that are no tests, with what they include in quotes."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".h", ".cc") and not path.name.endswith(("_test.cc", "_test_data.h")):
+            for kind, target in INCLUDE.findall(path.read_text()):
+                if kind == '"':
+                    yield path, target
+
+
 def faults(root: pathlib.Path):
-    for path in sorted((root / "src").rglob("*")):
-        if path.suffix not in (".h", ".cc") or path.name.endswith("_test.cc"):
-            continue
-        folder = path.relative_to(root / "src").parts[0]
-        for kind, target in INCLUDE.findall(path.read_text()):
-            target_folder = target.split("/")[0]
-            if kind == '"' and target_folder in ORDER and target_folder not in ALLOWED[folder]:
-                yield f"{path.relative_to(root)} includes {target}: {folder} may not use {target_folder}"
+    for path, target in project_includes(root / "src"):
+        file = path.relative_to(root)
+        folder, target_folder = file.parts[1], target.split("/")[0]
+        if target_folder in ORDER and target_folder not in ALLOWED[folder]:
+            yield f"{file} includes {target}: {folder} may not use {target_folder}"
+        for inner, users in INNER.items():
+            if target.startswith(inner) and not str(file).startswith(users):
+                yield f"{file} includes {target}: src/{inner} is for {', '.join(users)} alone"
+    for path, target in project_includes(root / "tools"):
+        if "/" in target and not target.startswith("hxq/") and target not in TOOLS_MAY_INCLUDE:
+            yield f"{path.relative_to(root)} includes {target}: the command uses the public headers"
     for path in sorted((root / "include").rglob("*.h")):
         for kind, target in INCLUDE.findall(path.read_text()):
             own = kind == '"' and target.startswith("hxq/")

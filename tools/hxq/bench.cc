@@ -11,6 +11,7 @@
 #include "console.h"
 #include "hxq/error.h"
 #include "hxq/model.h"
+#include "kernels/cpu_context.h"
 #include "kernels/read_bandwidth.h"
 #include "usage.h"
 #include "verbs.h"
@@ -68,11 +69,14 @@ std::vector<int32_t> some_tokens(int64_t count, int64_t vocab) {
 void measure_decode(const Model& model, const Arguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.decode_tokens, model.info().vocab_size);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
-  State state = model.new_state();
+  Sequence sequence = model.new_sequence();
+  Workspace workspace = model.new_workspace();
   kernels::ReadBandwidth bandwidth(model.info().threads, kernels::supported_targets().back());
   const auto burst = [&] {
-    state.reset();
-    for (const int32_t& token : tokens) model.forward({&token, 1}, state, Logits::last, logits);
+    sequence.reset();
+    for (const int32_t& token : tokens) {
+      model.forward({&token, 1}, sequence, Phase::decode, Logits::last, workspace, logits);
+    }
   };
   burst();  // maps the pages and warms the caches
   std::vector<double> rates, shares, reads;
@@ -95,10 +99,11 @@ void measure_decode(const Model& model, const Arguments& arguments, Figures& fig
 void measure_prompt(const Model& model, const Arguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.prompt_tokens, model.info().vocab_size);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
-  State state = model.new_state();
+  Sequence sequence = model.new_sequence();
+  Workspace workspace = model.new_workspace();
   const auto prompt = [&] {
-    state.reset();
-    model.forward(tokens, state, Logits::last, logits);
+    sequence.reset();
+    model.forward(tokens, sequence, Phase::prefill, Logits::last, workspace, logits);
   };
   prompt();  // maps the pages and takes the memory
   std::vector<double> rates;
@@ -115,7 +120,8 @@ std::string json_text(const ModelInfo& info, const Figures& figures) {
                                 {"compressed_matrices", info.compressed_matrices},
                                 {"dense_matrices", info.dense_matrices},
                                 {"threads", info.threads},
-                                {"target", info.target},
+                                {"target", name_of(info.target)},
+                                {"precision", name_of(info.precision)},
                                 {"open_seconds", figures.open_seconds},
                                 {"anonymous_bytes_open", figures.anonymous_bytes_open},
                                 {"anonymous_bytes_run", figures.anonymous_bytes_run},
@@ -135,7 +141,7 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Arg
       "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
       "prompt  {:8.1f} tokens/s ({} tokens)\n"
       "decode  {:8.1f} tokens/s: {} per token, {:.0f} % of the {:.1f} GB/s this machine reads\n",
-      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads, info.target,
+      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads, name_of(info.target),
       1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open), bytes_text(figures.anonymous_bytes_run),
       bytes_text(figures.mapped_bytes_run), figures.prompt_rate, arguments.prompt_tokens, figures.decode_rate,
       bytes_text(info.bytes_per_token), 100 * figures.decode_share, figures.bandwidth / 1e9);

@@ -115,6 +115,9 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("SRC", arguments->source, "Model folder: safetensors (F32, F16 or BF16) and, usually, config.json")
       ->required();
   app.add_option("DST", arguments->destination, "Folder to create")->required();
+  app.add_option("--codec", arguments->options.codec, "How matrices are stored")
+      ->default_str(codec_names().front())
+      ->check(CLI::IsMember(codec_names()));
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
       ->check(number("a number from 0 to 0.5", [](double share) { return share >= 0 && share <= 0.5; }));

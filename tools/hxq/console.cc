@@ -101,11 +101,21 @@ void print(std::string_view text) {
 
 void ModelArguments::add_to(CLI::App& app) {
   add_threads(app, threads, "Threads (0: all cores, fewer while other programs hold them up)");
+  app.add_option("--precision", precision,
+                 "What prompts may round: fast (activations to 11 bits, where that is twice as fast) or exact (nothing)")
+      ->transform(CLI::IsMember({"fast", "exact"}, CLI::ignore_case))
+      ->capture_default_str();
 }
 
 ModelOptions ModelArguments::options() const {
-  const char* target = std::getenv("HXQ_TARGET");
-  return {.threads = threads, .target = target ? target : ""};
+  ModelOptions options;
+  options.threads = threads;
+  options.precision = find_precision(precision).value();
+  if (const char* name = std::getenv("HXQ_TARGET"); name != nullptr && *name != 0) {
+    options.target = find_target(name);
+    if (!options.target) throw UsageError(not_as_expected("HXQ_TARGET as scalar, avx2 or avx512", name));
+  }
+  return options;
 }
 
 std::string read_text(const std::string& path) {

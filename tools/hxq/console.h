@@ -52,9 +52,10 @@ std::string bytes_text(int64_t bytes);
 /// Writes to standard output. Throws `Error` if that fails (a full disk, a closed pipe).
 void print(std::string_view text);
 
-/// --threads on a verb that runs a model, and HXQ_TARGET from the environment.
+/// --threads and --precision on a verb that runs a model, and HXQ_TARGET from the environment.
 struct ModelArguments {
   int threads = 0;
+  std::string precision = "fast";
 
   void add_to(CLI::App& app);
   ModelOptions options() const;

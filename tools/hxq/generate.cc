@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -61,39 +62,53 @@ std::vector<std::string> prompts_of(const Arguments& arguments) {
   return arguments.prompts;
 }
 
-/// Prints results as text, each under a heading when there are several.
+/// Prints results as text, each under a heading when there are several. Of texts that grow side by side, the first that
+/// is not complete is printed as it comes; what others have by then waits.
 class TextPrinter {
  public:
   TextPrinter(const Arguments& arguments, const std::vector<std::string>& prompts)
-      : echo_(arguments.echo), stream_(arguments.stream || isatty(STDOUT_FILENO) == 1), prompts_(prompts) {}
+      : echo_(arguments.echo),
+        stream_(arguments.stream || isatty(STDOUT_FILENO) == 1),
+        prompts_(prompts),
+        waiting_(prompts.size()),
+        complete_(prompts.size()) {}
 
   void add(size_t prompt, std::string_view text) {
-    if (!stream_) return;
-    begin(prompt);
-    print(text);
+    complete_[prompt] = text.empty();
+    waiting_[prompt] += text;
+    while (stream_ && current_ < prompts_.size()) {
+      begin(current_);
+      print(waiting_[current_]);
+      waiting_[current_].clear();
+      if (!complete_[current_]) break;
+      ++current_;
+    }
   }
 
-  void finish(const std::vector<GenerateResult>& results) {
-    for (size_t i = 0; i < results.size(); ++i) {
-      if (i >= begun_) begin(i);
-      if (!stream_) print(results[i].text);
-      if (i + 1 == results.size()) print("\n");
+  void finish() {
+    for (; current_ < prompts_.size(); ++current_) {
+      begin(current_);
+      print(waiting_[current_]);
     }
+    print("\n");
   }
 
  private:
-  /// The headings, and echoed prompts, up to this prompt's.
+  /// The heading and the echoed prompt, once.
   void begin(size_t prompt) {
-    for (; begun_ <= prompt; ++begun_) {
-      if (prompts_.size() > 1) {
-        print(fmt::format("{}==> prompt {} of {} <==\n", begun_ > 0 ? "\n\n" : "", begun_ + 1, prompts_.size()));
-      }
-      if (echo_) print(prompts_[begun_]);
+    if (prompt < begun_) return;
+    if (prompts_.size() > 1) {
+      print(fmt::format("{}==> prompt {} of {} <==\n", begun_ > 0 ? "\n\n" : "", begun_ + 1, prompts_.size()));
     }
+    if (echo_) print(prompts_[prompt]);
+    ++begun_;
   }
 
   bool echo_, stream_;
   const std::vector<std::string>& prompts_;
+  std::vector<std::string> waiting_;  // text that was not printed yet
+  std::vector<bool> complete_;
+  size_t current_ = 0;  // the first prompt that is not printed to its end
   size_t begun_ = 0;
 };
 
@@ -117,10 +132,10 @@ int run(Arguments& arguments) {
     const bool one = prompts.size() == 1 && arguments.prompts_file.empty();
     print(dumped(one ? list[0] : list, 2));
   } else {
-    printer.finish(results);
+    printer.finish();
   }
   print_speed(results);
-  check_interrupt();
+  if (std::ranges::count(results, StopReason::interrupted, &GenerateResult::stop_reason) > 0) throw Interrupted{};
   return 0;
 }
 

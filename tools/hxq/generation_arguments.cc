@@ -68,7 +68,7 @@ nlohmann::ordered_json result_json(const GenerateResult& result) {
   return {{"prompt_tokens", result.prompt_tokens},
           {"text", result.text},
           {"tokens", result.tokens},
-          {"stop_reason", result.stop_reason},
+          {"stop_reason", name_of(result.stop_reason)},
           {"prompt_tokens_per_second", per_second(prompt_runs(result), result.prompt_seconds)},
           {"decode_tokens_per_second", per_second(decode_runs(result), result.decode_seconds)}};
 }

@@ -32,7 +32,7 @@ std::vector<std::string> arguments_of(int argc, char** argv) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Compress neural networks to a codebook and one byte per weight, and run them in that form.", "hxq");
+  CLI::App app("Compress neural networks without calibration data, and run them in the compressed form.", "hxq");
   app.set_version_flag("-V,--version", std::string("hxq ") + hxq::kVersion);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);

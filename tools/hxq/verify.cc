@@ -41,8 +41,8 @@ std::string snr_text(double snr_db) { return std::isinf(snr_db) ? "exact" : fmt:
 std::string summary(const std::string& dir, const VerifyResult& result) {
   std::string text = fmt::format("{}: {}, ", dir, counted(result.tensors, "tensor"));
   text += result.compressed == 0 ? "none compressed"
-                                 : fmt::format("{} compressed; indices, positions and values of {} checked",
-                                               result.compressed, result.matrices_checked);
+                                 : fmt::format("{} compressed; everything stored of {} checked", result.compressed,
+                                               result.matrices_checked);
   text += result.has_receipt ? fmt::format("; {} hashes checked", result.hashes_checked)
                              : "; there is no receipt, so no hash was checked";
   if (result.has_source) {

@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
+from ctypes import byref
 from typing import Optional
 
 import torch
 
-from .. import _core
-from .weights import CORE_DTYPES, Parts, check, context, define, library, matrix_of, row_stride, watched
+from .. import _abi, _core
+from .._abi import library
+from .define import define
+from .gate import CORE_DTYPES, Arguments, direct
+from .weights import Parts, context, matrix_of
 
 _hxq = torch.ops.hxq
+check = _core.check
 
 # ---- CPU kernels ----
 
 
-def linear_forward(matrix: _core.Matrix, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+def phase_of(x: torch.Tensor) -> int:
+    """Decode where each sequence [..., tokens, features] has one token, prefill otherwise."""
+    shape = x.shape
+    return _abi.DECODE if len(shape) < 2 or shape[-2] == 1 else _abi.PREFILL
+
+
+def _check_features(x: torch.Tensor, features: int, matrix: _core.Matrix) -> None:
+    if x.dim() == 0 or x.shape[-1] != features:
+        found = x.shape[-1] if x.dim() else "no"
+        raise ValueError(f"input has {found} features, the weight [{matrix.rows}, {matrix.cols}] expects {features}")
+
+
+def linear_forward(
+    matrix: _core.Matrix, x: torch.Tensor, bias: Optional[torch.Tensor], precision: Optional[str] = None
+) -> torch.Tensor:
     """y = x W^T + bias by the core, outside of autograd."""
-    code = CORE_DTYPES.get(x.dtype)
-    if code is None:
+    if x.dtype not in CORE_DTYPES:
         if not x.is_floating_point():
             raise ValueError(f"the input is {x.dtype}, expected a floating-point dtype")
-        return linear_forward(matrix, x.float(), bias).to(x.dtype)
-    cols, rows = matrix.cols, matrix.rows
-    if x.shape[-1] != cols:
-        raise ValueError(f"input has {x.shape[-1]} features, the weight [{rows}, {cols}] expects {cols}")
-    stride = row_stride(x)
-    if stride is None:
-        x = x.contiguous()
-        stride = cols
-    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
-    if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
-        bias = bias.float().contiguous()
-    check(
-        library.hxq_linear(
-            context(),
-            matrix.address,
-            y.numel() // rows,
-            x.data_ptr(),
-            code,
-            stride,
-            None if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            code,
-            rows,
-        )
-    )
+        return linear_forward(matrix, x.float(), bias, precision).to(x.dtype)
+    _check_features(x, matrix.cols, matrix)
+    given = Arguments()
+    y, out = given.output_rows((*x.shape[:-1], matrix.rows), x.dtype)
+    args = _abi.LinearArgs(
+        x.numel() // matrix.cols, given.typed_rows("the input", x, x.shape), out,
+        given.floats("the bias", bias, (matrix.rows,)), phase_of(x), _core.precision_code(precision),
+    )  # fmt: skip
+    check(library.hxq_linear(context(), matrix.address, byref(args)))
     return y
 
 
-def _linear_cpu(x, codebook, indices, positions, values, u, s, vt, scales, bias, rows, cols):
+def _linear_cpu(x, codebook, indices, positions, values, u, s, vt, scales, bias, rows, cols, precision=None):
     parts = Parts(codebook, indices, positions, values, u, s, vt, scales)
-    return linear_forward(matrix_of(parts, rows, cols), x, bias)
+    return linear_forward(matrix_of(parts, rows, cols), x, bias, precision)
 
 
 def _linear_transposed_cpu(g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
@@ -58,23 +60,22 @@ def _linear_transposed_cpu(g, codebook, indices, positions, values, u, s, vt, sc
     matrix = matrix_of(parts, rows, cols)
     if g.dtype not in CORE_DTYPES:
         return _linear_transposed_cpu(g.float(), *parts, rows, cols).to(g.dtype)
-    g = g.contiguous()
-    dx = torch.empty((*g.shape[:-1], cols), dtype=g.dtype)
-    tokens, code = g.numel() // rows, CORE_DTYPES[g.dtype]
-    check(library.hxq_linear_transposed(context(), matrix.address, tokens, g.data_ptr(), dx.data_ptr(), code))
+    _check_features(g, rows, matrix)
+    given = Arguments()
+    from_rows = given.typed_rows("the gradient", g, g.shape)
+    dx, out = given.output_rows((*g.shape[:-1], cols), g.dtype)
+    check(library.hxq_linear_transposed(context(), matrix.address, g.numel() // rows, byref(from_rows), byref(out)))
     return dx
 
 
 def _codebook_gradient_cpu(x, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     matrix = matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols)
-    x, g = x.float().contiguous(), g.float().contiguous()
-    gradient = torch.empty_like(codebook, dtype=torch.float32)
-    tokens = g.numel() // rows
-    check(
-        library.hxq_codebook_gradient(
-            context(), matrix.address, tokens, x.data_ptr(), g.data_ptr(), gradient.data_ptr()
-        )
-    )
+    _check_features(x, cols, matrix)
+    given = Arguments()
+    gradient, out = given.output(codebook.shape)
+    x_address = given.floats("the input", x, x.shape)
+    g_address = given.floats("the gradient", g, (*x.shape[:-1], rows))
+    check(library.hxq_codebook_gradient(context(), matrix.address, x.numel() // cols, x_address, g_address, out))
     return gradient.to(codebook.dtype)
 
 
@@ -82,14 +83,10 @@ def gather_forward(matrix: _core.Matrix, ids: torch.Tensor, dtype: torch.dtype) 
     """The rows `ids`, decoded, by the core."""
     if dtype not in CORE_DTYPES:
         return gather_forward(matrix, ids, torch.float32).to(dtype)
-    ids = ids.to(torch.int64).contiguous()
-    out = torch.empty((*ids.shape, matrix.cols), dtype=dtype)
-    check(
-        library.hxq_gather_rows(
-            context(), matrix.address, ids.numel(), ids.data_ptr(), out.data_ptr(), CORE_DTYPES[dtype]
-        )
-    )
-    return out
+    given = Arguments()
+    rows, out = given.output_rows((*ids.shape, matrix.cols), dtype)
+    check(library.hxq_gather_rows(context(), matrix.address, ids.numel(), given.ids("ids", ids), byref(out)))
+    return rows
 
 
 def _embedding_cpu(ids, codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
@@ -99,13 +96,14 @@ def _embedding_cpu(ids, codebook, indices, positions, values, u, s, vt, scales, 
 
 def _embedding_gradient_cpu(ids, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     matrix = matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols)
-    ids, g = ids.to(torch.int64).contiguous(), g.float().contiguous()
-    gradient = torch.empty_like(codebook, dtype=torch.float32)
+    given = Arguments()
+    gradient, out = given.output(codebook.shape)
+    g_address = given.floats("the gradient", g, (*ids.shape, cols))
     check(
         library.hxq_gather_gradient(
-            context(), matrix.address, ids.numel(), ids.data_ptr(), g.data_ptr(), gradient.data_ptr()
+            context(), matrix.address, ids.numel(), given.ids("ids", ids), g_address, out
         )
-    )
+    )  # fmt: skip
     return gradient.to(codebook.dtype)
 
 
@@ -113,13 +111,177 @@ def decode(matrix: _core.Matrix, dtype: torch.dtype = torch.float32) -> torch.Te
     """The whole matrix, dense."""
     if dtype not in CORE_DTYPES:
         return decode(matrix).to(dtype)
-    out = torch.empty((matrix.rows, matrix.cols), dtype=dtype)
-    check(library.hxq_decode(context(), matrix.address, out.data_ptr(), CORE_DTYPES[dtype]))
-    return out
+    dense, out = Arguments().output_rows((matrix.rows, matrix.cols), dtype)
+    check(library.hxq_decode(context(), matrix.address, byref(out)))
+    return dense
 
 
 def _decode_cpu(codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
     return decode(matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols), dtype)
+
+
+# ---- Gradients. All of these operations are linear in x, g and the codebook, so they are each other's gradients. ----
+
+
+def _refuse(operation: str, ctx, first: int) -> None:
+    """An error for a gradient that is not there, with respect to parts from input `first` on."""
+    for name, needed in zip(Parts._fields, ctx.needs_input_grad[first:]):
+        if needed and name != "codebook":
+            raise RuntimeError(f"hxq::{operation} has no gradient with respect to {name}: detach it")
+
+
+def _with_codebook(parts, codebook: torch.Tensor) -> Parts:
+    """The matrix whose entries are those of `codebook`, with zeros for outliers: what a codebook's gradient multiplies."""
+    parts = Parts(*parts)
+    zeros = None if parts.sidecar_values is None else torch.zeros_like(parts.sidecar_values)
+    return parts._replace(codebook=codebook.contiguous(), sidecar_values=zeros, svd_U=None, svd_s=None, svd_Vt=None)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *parts, bias, ctx.rows, ctx.cols = inputs[:12]
+        ctx.count = len(inputs)
+        ctx.precision = inputs[12] if len(inputs) > 12 else None
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[1:9]) else None, *parts)
+        ctx.save_for_forward(*parts)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, *parts = ctx.saved_tensors
+        rows, cols = ctx.rows, ctx.cols
+        needed = ctx.needs_input_grad
+        gradients = [None] * ctx.count
+        dx = _hxq.linear_transposed(g, *parts, rows, cols) if needed[0] or needed[8] else None
+        if needed[0]:
+            gradients[0] = dx
+        if needed[1]:
+            gradients[1] = _hxq.codebook_gradient(x, g, *parts, rows, cols)
+        if any(needed[4:9]):
+            gradients[4:9] = _part_gradients(needed[4:9], x, g, dx, Parts(*parts), cols)
+        if needed[9]:
+            gradients[9] = g.reshape(-1, rows).sum(0).to(ctx.bias_dtype)
+        return tuple(gradients)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        if any(tangent is not None for tangent in tangents[1:9]):
+            raise NotImplementedError("hxq::linear has forward derivatives with respect to its input and bias alone")
+        parts, (x, bias) = ctx.saved_tensors, (tangents[0], tangents[9])
+        y = None if x is None else _hxq.linear(x, *parts, None, ctx.rows, ctx.cols, ctx.precision)
+        return bias if y is None else y if bias is None else y + bias
+
+
+def _part_gradients(needed, x, g, dx, parts: Parts, cols: int) -> list[Optional[torch.Tensor]]:
+    """With respect to sidecar_values, svd_U, svd_s, svd_Vt, channel_scales."""
+    x, g = x.reshape(-1, cols).float(), g.reshape(-1, g.shape[-1]).float()
+    scaled = x if parts.channel_scales is None else x / parts.channel_scales.float()
+    found = [None] * 5
+    if needed[0]:
+        row, col = parts.sidecar_positions // cols, parts.sidecar_positions % cols
+        found[0] = (g[:, row] * scaled[:, col]).sum(0)
+    if any(needed[1:4]):
+        u, s, vt = parts.svd_U.float(), parts.svd_s.float(), parts.svd_Vt.float()
+        inner, outer = scaled @ vt.T, g @ u
+        found[1:4] = [g.T @ (inner * s), (inner * outer).sum(0), (outer * s).T @ scaled]
+    if needed[4]:
+        found[4] = -(dx.reshape(-1, cols).float() * scaled).sum(0)
+    stored = parts[3:]
+    return [value.to(part.dtype) if need else None for need, value, part in zip(needed, found, stored)]
+
+
+class _LinearTransposed(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        g, *parts, ctx.rows, ctx.cols = inputs
+        ctx.save_for_backward(g, *parts)
+        ctx.save_for_forward(*parts)
+
+    @staticmethod
+    def backward(ctx, v):
+        g, *parts = ctx.saved_tensors
+        rows, cols = ctx.rows, ctx.cols
+        needed = ctx.needs_input_grad
+        gradients = [None] * 11
+        if needed[0]:
+            gradients[0] = _hxq.linear(v, *parts, None, rows, cols, "exact")
+        if needed[1]:
+            gradients[1] = _hxq.codebook_gradient(v, g, *parts, rows, cols)
+        if any(needed[4:9]):  # those of a product in which v is x
+            y = _hxq.linear_transposed(g, *parts, rows, cols) if needed[8] else None
+            gradients[4:9] = _part_gradients(needed[4:9], v, g, y, Parts(*parts), cols)
+        return tuple(gradients)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        if any(tangent is not None for tangent in tangents[1:9]):
+            raise NotImplementedError("hxq::linear_transposed has forward derivatives with respect to g alone")
+        return _hxq.linear_transposed(tangents[0], *ctx.saved_tensors, ctx.rows, ctx.cols)
+
+
+class _CodebookGradient(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, g, *parts, ctx.rows, ctx.cols = inputs
+        _refuse("codebook_gradient", ctx, 2)
+        ctx.save_for_backward(x, g, *parts)
+
+    @staticmethod
+    def backward(ctx, v):
+        x, g, *parts = ctx.saved_tensors
+        turned = _with_codebook(parts, v)
+        rows, cols = ctx.rows, ctx.cols
+        dx = _hxq.linear_transposed(g, *turned, rows, cols).to(x.dtype) if ctx.needs_input_grad[0] else None
+        dg = _hxq.linear(x, *turned, None, rows, cols, "exact").to(g.dtype) if ctx.needs_input_grad[1] else None
+        return dx, dg, *([None] * 10)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ids, *parts, ctx.rows, ctx.cols, _ = inputs
+        _refuse("embedding", ctx, 1)
+        ctx.save_for_backward(ids, *parts)
+
+    @staticmethod
+    def backward(ctx, g):
+        ids, *parts = ctx.saved_tensors
+        return None, _hxq.embedding_gradient(ids, g, *parts, ctx.rows, ctx.cols), *([None] * 10)
+
+
+class _EmbeddingGradient(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ids, g, *parts, ctx.rows, ctx.cols = inputs
+        _refuse("embedding_gradient", ctx, 2)
+        ctx.dtype = g.dtype
+        ctx.save_for_backward(ids, *parts)
+
+    @staticmethod
+    def backward(ctx, v):
+        ids, *parts = ctx.saved_tensors
+        return None, _hxq.embedding(ids, *_with_codebook(parts, v), ctx.rows, ctx.cols, ctx.dtype), *([None] * 10)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *parts, ctx.rows, ctx.cols, _ = inputs
+        ctx.save_for_backward(*parts)
+
+    @staticmethod
+    def backward(ctx, g):
+        parts = Parts(*ctx.saved_tensors)._replace(channel_scales=None)
+        needed = ctx.needs_input_grad
+        gradients = [None] * 11
+        if needed[0]:
+            ids = torch.arange(ctx.rows, device=g.device)
+            gradients[0] = _hxq.embedding_gradient(ids, g, *parts, ctx.rows, ctx.cols)
+        if any(needed[3:7]):  # those of a product with every unit vector
+            unit = torch.eye(ctx.cols, device=g.device)
+            gradients[3:7] = _part_gradients((*needed[3:7], False), unit, g.T, None, parts, ctx.cols)[:4]
+        return tuple(gradients)
 
 
 # ---- Declarations ----
@@ -130,91 +292,70 @@ _WEIGHT = (
 )
 
 
-def _fake_rows(x, n):
-    return x.new_empty((*x.shape[:-1], n))
+def _fake(like, codebook, shape, dtype=None):
+    if like.device != codebook.device:
+        raise RuntimeError(f"the input is on {like.device}, the compressed weight on {codebook.device}")
+    return like.new_empty(shape, dtype=dtype)
 
 
 define(
-    f"linear(Tensor x, {_WEIGHT}, Tensor? bias, SymInt rows, SymInt cols) -> Tensor",
+    f"linear(Tensor x, {_WEIGHT}, Tensor? bias, SymInt rows, SymInt cols, str? precision=None) -> Tensor",
     _linear_cpu,
-    lambda x, *rest: _fake_rows(x, rest[-2]),
+    lambda x, codebook, *rest: _fake(x, codebook, (*x.shape[:-1], rest[8])),
+    _Linear,
 )
 define(
     f"linear_transposed(Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
     _linear_transposed_cpu,
-    lambda g, *rest: _fake_rows(g, rest[-1]),
+    lambda g, codebook, *rest: _fake(g, codebook, (*g.shape[:-1], rest[-1])),
+    _LinearTransposed,
 )
 define(
     f"codebook_gradient(Tensor x, Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
     _codebook_gradient_cpu,
     lambda x, g, codebook, *rest: torch.empty_like(codebook),
+    _CodebookGradient,
 )
 define(
     f"embedding(Tensor ids, {_WEIGHT}, SymInt rows, SymInt cols, ScalarType dtype) -> Tensor",
     _embedding_cpu,
-    lambda ids, *rest: ids.new_empty((*ids.shape, rest[-2]), dtype=rest[-1]),
+    lambda ids, codebook, *rest: _fake(ids, codebook, (*ids.shape, rest[-2]), rest[-1]),
+    _Embedding,
 )
 define(
     f"embedding_gradient(Tensor ids, Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
     _embedding_gradient_cpu,
     lambda ids, g, codebook, *rest: torch.empty_like(codebook),
+    _EmbeddingGradient,
 )
 define(
     f"decode({_WEIGHT}, SymInt rows, SymInt cols, ScalarType dtype) -> Tensor",
     _decode_cpu,
     lambda codebook, *rest: codebook.new_empty((rest[-3], rest[-2]), dtype=rest[-1]),
+    _Decode,
 )
 
 
-# ---- Gradients ----
+# ---- What the modules call: straight to the core where nobody else has to see it ----
 
 
-def _linear_setup(ctx, inputs, output):
-    x, *parts, bias, rows, cols = inputs
-    ctx.shape = (rows, cols)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, *parts)
+def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
+    """y = (x / channel_scales) W^T + bias. weight: anything with `parts`, `rows`, `cols` and `matrix`. precision: "fast"
+    or "exact"; None: what is set (`helix_substrate.set_precision`)."""
+    if direct(x, weight.codebook, bias):
+        return linear_forward(weight.matrix, x, bias, precision)
+    return _hxq.linear(x, *weight.parts, bias, weight.rows, weight.cols, precision)
 
 
-def _linear_backward(ctx, g):
-    x, *parts = ctx.saved_tensors
-    rows, cols = ctx.shape
-    dx = _hxq.linear_transposed(g, *parts, rows, cols) if ctx.needs_input_grad[0] else None
-    dcodebook = _hxq.codebook_gradient(x, g, *parts, rows, cols) if ctx.needs_input_grad[1] else None
-    dbias = g.reshape(-1, rows).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[9] else None
-    return dx, dcodebook, *([None] * 7), dbias, None, None
-
-
-def _embedding_setup(ctx, inputs, output):
-    ids, *parts, rows, cols, _ = inputs
-    ctx.shape = (rows, cols)
-    ctx.save_for_backward(ids, *parts)
-
-
-def _embedding_backward(ctx, g):
-    ids, *parts = ctx.saved_tensors
-    dcodebook = _hxq.embedding_gradient(ids, g, *parts, *ctx.shape) if ctx.needs_input_grad[1] else None
-    return None, dcodebook, *([None] * 10)
-
-
-torch.library.register_autograd("hxq::linear", _linear_backward, setup_context=_linear_setup)
-torch.library.register_autograd("hxq::embedding", _embedding_backward, setup_context=_embedding_setup)
-
-
-# ---- What the modules call: straight to the core where autograd has nothing to see ----
-
-
-def linear(x, weight, bias) -> torch.Tensor:
-    """y = (x / channel_scales) W^T + bias. weight: anything with `parts`, `rows`, `cols` and `matrix`."""
-    if not x.is_cpu:
-        raise RuntimeError(f"the input is on {x.device}; this build of helix_substrate computes on cpu")
-    if watched(x, weight.codebook, bias):
-        return _hxq.linear(x, *weight.parts, bias, weight.rows, weight.cols)
-    return linear_forward(weight.matrix, x, bias)
+def decoded(weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The whole matrix, dense; differentiable in the codebook. With channel scales: what x / scales is multiplied with."""
+    if direct(weight.codebook, weight.part("indices")):
+        return decode(weight.matrix, dtype)
+    return _hxq.decode(*weight.parts, weight.rows, weight.cols, dtype)
 
 
 def embedding(ids, weight, dtype: torch.dtype) -> torch.Tensor:
     """Rows of the matrix, decoded."""
-    if watched(weight.codebook):
-        return _hxq.embedding(ids, *weight.parts, weight.rows, weight.cols, dtype)
-    return gather_forward(weight.matrix, ids, dtype)
+    if direct(ids, weight.codebook):
+        return gather_forward(weight.matrix, ids, dtype)
+    return _hxq.embedding(ids, *weight.parts, weight.rows, weight.cols, dtype)

@@ -7,33 +7,56 @@ from typing import Optional
 
 import torch
 
-from .. import _core
+from .. import _abi, _core
+from .._abi import library
+from .gate import Arguments
+from .linear import phase_of
 from .sequence import decay_rates
-from .weights import address, check, context, library, plain, stamp_of
+from .weights import context
 
 
 class MixerPlan:
-    """A mixer's weights as the core takes them, good while none of its tensors is replaced or written to.
+    """A mixer's weights as the core takes them, good while its tensors are the same and hold the same.
 
     matrices: in_proj, x_proj, dt_proj, out_proj. vectors: in_proj's bias, dt_proj's bias, out_proj's bias, filter
-    [inner, 1, width], its bias, A_log [inner, state_size], D; None where there is none.
+    [inner, 1, width], its bias, A_log [inner, state_size], D; None where there is none. All are plain tensors
+    (`ops.direct`). Raises ValueError for shapes that do not fit each other.
     """
 
     def __init__(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]):
         self.matrices = matrices
-        self.vectors = vectors
-        self._stamps = [stamp_of(vector) for vector in vectors if vector is not None]
         *most, a_log, d = vectors
-        self._kept = [*map(plain, most), decay_rates(a_log), plain(d)]
-        self._mixer = _core.MambaMixer(
-            *(matrix.address for matrix in matrices), *map(address, self._kept), vectors[3].shape[-1], a_log.shape[1]
+        # The core reads float32 vectors where they are. Of the others, and of what A_log stands for, it has copies: their
+        # content is compared, for no version number or address tells of every write.
+        self._live = [None if v is None or not _is_live(v) else v.detach() for v in (*most, d)]
+        self._copied = [None if v is None or _is_live(v) else v.detach().clone() for v in (*most, d)]
+        self._a_log = a_log.detach().clone()
+        self._rates = decay_rates(self._a_log)
+        in_proj, _, _, out_proj = matrices
+        in_bias, dt_bias, out_bias, filter_, conv_bias = most
+        self.inner, self.hidden = out_proj.cols, in_proj.cols
+        self.width, self.state_size = filter_.shape[-1], a_log.shape[-1]
+        self._arguments = given = Arguments()
+        self._mixer = _abi.MambaMixer(
+            *(matrix.address for matrix in matrices),
+            in_proj_bias=given.floats("in_proj.bias", in_bias, (2 * self.inner,)),
+            dt_bias=given.floats("dt_proj.bias", dt_bias, (self.inner,)),
+            out_proj_bias=given.floats("out_proj.bias", out_bias, (self.hidden,)),
+            conv_weight=given.floats("conv1d.weight", filter_, (self.inner, 1, self.width)),
+            conv_bias=given.floats("conv1d.bias", conv_bias, (self.inner,)),
+            a=given.floats("A_log", self._rates, (self.state_size, self.inner)),
+            d=given.floats("D", d, (self.inner,)),
+            width=self.width,
+            state_size=self.state_size,
         )
 
     def fits(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]) -> bool:
+        *most, a_log, d = vectors
         return (
             all(a is b for a, b in zip(matrices, self.matrices))
-            and all(a is b for a, b in zip(vectors, self.vectors))
-            and self._stamps == [stamp_of(vector) for vector in vectors if vector is not None]
+            and all(map(_is_same, (*most, d), self._live, self._copied))
+            and a_log.dtype is self._a_log.dtype
+            and torch.equal(a_log, self._a_log)
         )
 
     def __reduce__(self):
@@ -42,12 +65,27 @@ class MixerPlan:
     def forward(self, x: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> torch.Tensor:
         """x [batch, tokens, hidden]; conv_state [batch, width, inner] and ssm_state [batch, state_size, inner],
         float32, are advanced."""
-        x = plain(x)
-        y = torch.empty_like(x)
-        check(
-            library.hxq_mamba_mixer_forward(
-                context(), byref(self._mixer), x.shape[0], x.shape[1], x.data_ptr(), conv_state.data_ptr(),
-                ssm_state.data_ptr(), y.data_ptr(),
-            )
+        batch, tokens, _ = x.shape
+        given = Arguments()
+        y, at = given.output(x.shape)
+        args = _abi.MambaMixerArgs(
+            batch, tokens, given.floats("the input", x, (batch, tokens, self.hidden)),
+            given.state("the convolution's state", conv_state, (batch, self.width, self.inner)),
+            given.state("the scan's state", ssm_state, (batch, self.state_size, self.inner)), at, phase_of(x),
+            _core.precision_code(),
         )  # fmt: skip
+        _core.check(library.hxq_mamba_mixer_forward(context(), byref(self._mixer), byref(args)))
         return y
+
+
+def _is_live(vector: torch.Tensor) -> bool:
+    return vector.dtype is torch.float32 and vector.is_contiguous()
+
+
+def _is_same(vector: Optional[torch.Tensor], live: Optional[torch.Tensor], copied: Optional[torch.Tensor]) -> bool:
+    if vector is None:
+        return live is None and copied is None
+    if live is not None:
+        # `live` holds the memory, so nothing else can have got its address.
+        return vector.data_ptr() == live.data_ptr() and vector.shape == live.shape and _is_live(vector)
+    return copied is not None and vector.dtype is copied.dtype and torch.equal(vector, copied)

@@ -1,24 +1,15 @@
-"""What the operators share: stored tensors, the core's handles over them, and how tensors are handed to the core."""
+"""The stored tensors of compressed matrices and the core's handles over them."""
 
 from __future__ import annotations
 
-import weakref
+import ctypes
 from typing import NamedTuple, Optional
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _core
-
-PART_NAMES = (
-    "codebook",
-    "indices",
-    "sidecar_positions",
-    "sidecar_values",
-    "svd_U",
-    "svd_s",
-    "svd_Vt",
-    "channel_scales",
-)
+from .gate import address
 
 
 class Parts(NamedTuple):
@@ -33,6 +24,8 @@ class Parts(NamedTuple):
     svd_Vt: Optional[torch.Tensor] = None
     channel_scales: Optional[torch.Tensor] = None
 
+
+PART_NAMES = Parts._fields
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -49,98 +42,53 @@ DTYPE_NAMES = {
 }
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
-#: Dtypes that the core takes and gives; others go through float32.
-CORE_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-check = _core.check
-library = _core.library
-
 
 def context() -> int:
     """The core's context for torch's number of threads."""
     return _core.context(torch.get_num_threads())
 
 
-_handles: dict[int, tuple] = {}
+#: Bytes up to which a stamp holds a tensor's content: writes through `.data` and numpy leave no other trace. Tensors made
+#: in inference mode have no version, so of those larger ones are held.
+_CONTENT, _INFERENCE_CONTENT = 4096, 1 << 20
 
 
-def stamp_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Changes when the tensor is written to, and when it gets other memory (`.data =`, `share_memory_`)."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def stamp_of(tensor: torch.Tensor) -> tuple:
+    """Changes when the tensor is written to, and when it gets other memory (`.data =`, `share_memory_`). To be compared
+    with later stamps while the memory is held, lest other memory gets the same address."""
+    pointer, size = tensor.data_ptr(), tensor.nbytes
+    if tensor.is_inference():
+        version, limit = None, _INFERENCE_CONTENT
+    else:
+        version, limit = tensor._version, _CONTENT
+    if size > limit or not pointer or not tensor.is_cpu:
+        return pointer, version
+    return pointer, version, ctypes.string_at(pointer, size)
+
+
+#: {indices: (the other parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address in a stamp cannot
+#: be given to other tensors; an entry goes with the tensor object that is its key.
+_matrices = WeakTensorKeyDictionary()
 
 
 def matrix_of(parts: Parts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
     """The core's matrix over these tensors, made at first use and when one of them has changed."""
-    key = parts[1].data_ptr()
-    stamp = tuple(stamp_of(part) for part in parts if part is not None)
-    entry = _handles.get(key)
-    if entry is not None and entry[0] == stamp and entry[1].rows == rows and entry[1].cols == cols:
+    stamps = tuple(None if part is None else stamp_of(part) for part in parts)
+    entry = _matrices.get(parts[1])
+    if entry is not None and entry[0] == stamps and entry[1].rows == rows and entry[1].cols == cols:
         return entry[1]
-    described = []
-    for part_name, part in zip(PART_NAMES, parts):
-        if part is None:
-            continue
-        if part.device.type != "cpu":
-            raise RuntimeError(f"{name}.{part_name} is on {part.device}; this build of helix_substrate computes on cpu")
-        if not part.is_contiguous():
-            raise ValueError(f"{name}.{part_name} is not contiguous")
-        described.append((part_name, DTYPE_NAMES[part.dtype], part.shape, part.data_ptr()))
-    matrix = _core.Matrix(name, described, rows, cols)
-    if entry is None:
-        weakref.finalize(parts[1], _handles.pop, key, None)
-    _handles[key] = (stamp, matrix)
+    given = {part_name: part.detach() for part_name, part in zip(PART_NAMES, parts) if part is not None}
+    described = [
+        (part_name, _dtype_name(name, part_name, part), part.shape, address(part, f"{name}.{part_name}", part.dtype))
+        for part_name, part in given.items()
+    ]
+    matrix = _core.Matrix(name, described, rows, cols, owner=given)
+    _matrices[parts[1]] = (stamps, matrix)
     return matrix
 
 
-def row_stride(x: torch.Tensor) -> Optional[int]:
-    """Elements between rows if x is rows a constant distance apart, or None."""
-    if x.is_contiguous():
-        return x.shape[-1]
-    if x.stride(-1) != 1 or x.dim() < 2:
-        return None
-    stride = x.stride(-2)
-    for i in range(x.dim() - 2):
-        if x.shape[i] != 1 and x.stride(i) != stride * _product(x.shape[i + 1 : -1]):
-            return None
-    return stride if stride >= x.shape[-1] or _product(x.shape[:-1]) == 1 else None
-
-
-def _product(sizes) -> int:
-    n = 1
-    for size in sizes:
-        n *= size
-    return n
-
-
-def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """x as float [batch, tokens, n] with rows a constant distance apart, and that distance."""
-    if x.dtype is not torch.float32:
-        x = x.float()
-    stride = row_stride(x)
-    return (x, stride) if stride is not None else (x.contiguous(), x.shape[-1])
-
-
-def address(tensor: Optional[torch.Tensor]):
-    return None if tensor is None else tensor.data_ptr()
-
-
-def plain(tensor: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
-        return tensor
-    return tensor.detach().float().contiguous()
-
-
-def define(schema: str, cpu, fake) -> None:
-    name = "hxq::" + schema.split("(")[0]
-    torch.library.define(name, schema[schema.index("(") :])
-    torch.library.impl(name, "CPU", cpu)
-    torch.library.register_fake(name, fake)
-
-
-def watched(*tensors) -> bool:
-    """Whether autograd or a compiler has to see what is done with these tensors."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return torch.compiler.is_compiling()
+def _dtype_name(name: str, part_name: str, part: torch.Tensor) -> str:
+    found = DTYPE_NAMES.get(part.dtype)
+    if found is None:
+        raise ValueError(f"{name}.{part_name} is {part.dtype}, expected one of {', '.join(map(str, DTYPE_NAMES))}")
+    return found

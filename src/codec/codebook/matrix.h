@@ -52,7 +52,7 @@ struct CodebookMatrix final : StoredMatrix {
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 
   void decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept override;
-  InputTransform transform() const noexcept override { return {.channel_scales = channel_scales}; }
+  InputTransform transform() const noexcept override { return {.scales = channel_scales}; }
   int64_t outliers() const noexcept override { return static_cast<int64_t>(sidecar.value.size()); }
   int64_t bytes_read() const noexcept override;
 };

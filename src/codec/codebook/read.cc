@@ -99,11 +99,8 @@ Shape matrix_shape(const ModuleParts& parts, const Geometry& geometry, const Sha
   if (shape.size() != 2) {
     parts.fail("indices", "is packed flat and nothing stored tells rows from columns: the shape must be given");
   }
-  if (!wanted.empty() && shape != wanted) {
-    parts.fail("indices", fmt::format("is for a matrix {}, expected {}", to_string(shape), to_string(expected)));
-  }
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  if (shape[0] > kMax || shape[1] > kMax || shape[1] % geometry.d != 0) {
+  parts.require_matrix("indices", shape, expected);
+  if (shape[1] % geometry.d != 0) {
     parts.fail("indices", fmt::format("matrix {} cannot be made of codewords of {}", to_string(shape), geometry.d));
   }
   return shape;

@@ -46,19 +46,26 @@ void put_key(VecF v, int64_t i, int64_t n, typename Type::Element* column) {
   for (int64_t j = 0; j < n; ++j) column[(i + j) * kKeys] = lane[j];
 }
 
+/// The tiles of a segment's cache; a tile's values lie behind its keys.
+inline std::byte* const* tiles_of(const KvCacheView& cache, int64_t segment) {
+  return static_cast<std::byte* const*>(cache.tiles[segment]);
+}
+
+inline int64_t elements_before_values(const KvCacheView& cache) { return cache.heads * cache.padded_dim * kKeys; }
+
 template <class Type>
-void cache_token(const ExtendCacheArgs& args, int64_t t, const float* table) {
+void cache_token(const ExtendCacheArgs& args, int64_t segment, int64_t t, const float* table) {
   typedef typename Type::Element Element;
   const KvCacheView& cache = args.cache;
-  const int64_t tile = (args.position + t) / kKeys;
-  const int64_t slot = (args.position + t) % kKeys;
+  auto* tile = reinterpret_cast<Element*>(tiles_of(cache, segment)[args.batch.position[t] / kKeys]);
+  const int64_t slot = args.batch.position[t] % kKeys;
   const int64_t half = cache.head_dim / 2;
   for (int64_t head = 0; head < cache.heads; ++head) {
     const int64_t begin = head * cache.padded_dim * kKeys;
     const float* k = args.k + t * args.kv_stride + head * cache.head_dim;
     const float* v = args.v + t * args.kv_stride + head * cache.head_dim;
-    Element* column = reinterpret_cast<Element*>(cache.keys[tile]) + begin + slot;
-    Element* row = reinterpret_cast<Element*>(cache.values[tile]) + begin + slot * cache.padded_dim;
+    Element* column = tile + begin + slot;
+    Element* row = tile + elements_before_values(cache) + begin + slot * cache.padded_dim;
     for (int64_t i = 0; table && i < half; i += kLanes) {
       const int64_t n = lanes_at(i, half);
       const Halves key = rotated(k, table, half, i, n);
@@ -89,11 +96,15 @@ void rotate_queries(const ExtendCacheArgs& args, int64_t t, const float* table) 
   }
 }
 
-void extend_cache(const ExtendCacheArgs& args, int64_t token_begin, int64_t token_end) {
-  for (int64_t t = token_begin; t < token_end; ++t) {
+void extend_cache(const ExtendCacheArgs& args, int64_t segment, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
     const float* table = args.rotary_table ? args.rotary_table + t * args.cache.head_dim : nullptr;
     if (table) rotate_queries(args, t, table);
-    args.cache.dtype == DType::f16 ? cache_token<CacheF16>(args, t, table) : cache_token<CacheF32>(args, t, table);
+    if (args.cache.dtype == DType::f16) {
+      cache_token<CacheF16>(args, segment, t, table);
+    } else {
+      cache_token<CacheF32>(args, segment, t, table);
+    }
   }
 }
 
@@ -234,36 +245,42 @@ struct AttentionWork {
 
 int64_t attention_floats(const KvCacheView& cache, int64_t rows) { return AttentionWork::floats(cache, rows); }
 
-/// Rows of one key-value head: row r is query head r % group of token r / group.
+/// Rows of one key-value head: row r is query head r % group of the segment's row r / group.
 class RowsOfHead {
  public:
-  RowsOfHead(const AttentionArgs& args, int64_t kv_head)
-      : args_(args), group_(args.query_heads / args.cache.heads), first_head_(kv_head * group_) {}
+  RowsOfHead(const AttentionArgs& args, int64_t segment, int64_t kv_head)
+      : args_(args),
+        group_(args.query_heads / args.cache.heads),
+        first_row_(args.batch.segment[segment].begin),
+        first_head_(kv_head * group_) {}
 
-  int64_t position(int64_t row) const { return args_.position + row / group_; }
+  int64_t position(int64_t row) const { return args_.batch.position[first_row_ + row / group_]; }
   /// The first position the row sees.
   int64_t window_begin(int64_t row) const {
     const int64_t begin = position(row) - args_.window + 1;
     return args_.window > 0 && begin > 0 ? begin : 0;
   }
-  const float* query(int64_t row) const { return args_.q + row / group_ * args_.q_stride + offset(row); }
-  float* result(int64_t row) const { return args_.y + row / group_ * args_.y_stride + offset(row); }
+  const float* query(int64_t row) const { return args_.q + (first_row_ + row / group_) * args_.q_stride + offset(row); }
+  float* result(int64_t row) const { return args_.y + (first_row_ + row / group_) * args_.y_stride + offset(row); }
 
  private:
   int64_t offset(int64_t row) const { return (first_head_ + row % group_) * args_.cache.head_dim; }
 
   const AttentionArgs& args_;
   int64_t group_;
+  int64_t first_row_;
   int64_t first_head_;
 };
 
 inline int64_t clamp_to_tile(int64_t key) { return key < 0 ? 0 : key > kKeys ? kKeys : key; }
 
 template <class Type>
-void attend_rows(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, int64_t row_end, float* memory) {
+void attend_rows(const AttentionArgs& args, int64_t segment, int64_t kv_head, int64_t row_begin, int64_t row_end,
+                 float* memory) {
   typedef typename Type::Element Element;
   const KvCacheView& cache = args.cache;
-  const RowsOfHead source(args, kv_head);
+  const RowsOfHead source(args, segment, kv_head);
+  std::byte* const* tiles = tiles_of(cache, segment);
   const int64_t rows = row_end - row_begin;
   const AttentionWork work(memory, cache, rows);
   for (int64_t r = 0; r < rows; ++r) {
@@ -277,8 +294,8 @@ void attend_rows(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, 
   const int64_t end = source.position(row_end - 1) + 1;
   for (int64_t tile = source.window_begin(row_begin) / kKeys; tile * kKeys < end; ++tile) {
     const int64_t base = tile * kKeys;
-    const Element* keys = reinterpret_cast<const Element*>(cache.keys[tile]) + kv_head * cache.padded_dim * kKeys;
-    const Element* values = reinterpret_cast<const Element*>(cache.values[tile]) + kv_head * cache.padded_dim * kKeys;
+    const Element* keys = reinterpret_cast<const Element*>(tiles[tile]) + kv_head * cache.padded_dim * kKeys;
+    const Element* values = keys + elements_before_values(cache);
     Product<Type>{.a = work.query,
                   .a_stride = cache.head_dim,
                   .b = keys,
@@ -313,11 +330,11 @@ void attend_rows(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, 
   }
 }
 
-void attend(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, int64_t row_end, float* memory) {
+void attend(const AttentionArgs& args, int64_t segment, int64_t kv_head, int64_t begin, int64_t end, float* memory) {
   if (args.cache.dtype == DType::f16) {
-    attend_rows<CacheF16>(args, kv_head, row_begin, row_end, memory);
+    attend_rows<CacheF16>(args, segment, kv_head, begin, end, memory);
   } else {
-    attend_rows<CacheF32>(args, kv_head, row_begin, row_end, memory);
+    attend_rows<CacheF32>(args, segment, kv_head, begin, end, memory);
   }
 }
 

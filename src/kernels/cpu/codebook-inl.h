@@ -50,69 +50,67 @@ void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t 
   }
 }
 
-/// Any layout: a piece of a row is looked up, then multiplied with every token.
-void codebook_gemv_by_pieces(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kPiece = 256;
-  alignas(64) float piece[kPiece];
-  for (int64_t row = begin; row < end; ++row) {
-    VecF sum[Ops::kGemvTokens] = {};
-    for (int64_t col = 0; col < weight.cols; col += kPiece) {
-      const int64_t n = weight.cols - col < kPiece ? weight.cols - col : kPiece;
-      lookup_row(weight, row, col, n, piece);
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        const float* x = args.x + t * args.x_stride + col;
-        int64_t j = 0;
-        for (; j + kLanes <= n; j += kLanes) sum[t] += load(piece + j) * load(x + j);
-        if (j < n) sum[t] += load_first(piece + j, n - j) * load_first(x + j, n - j);
-      }
-    }
-    for (int64_t t = 0; t < args.tokens; ++t) put(args, t, row, sum_lanes(sum[t]));
-  }
-}
-
 /// Bytes ahead of its reading that a stream of indices is asked for; hardware prefetch alone reached half the rate.
 constexpr int64_t kPrefetch = 2048;
 
-/// Byte indices, for kTokens tokens from `first` on: vectors of weights are looked up in memory. Two sums each, in
-/// turn.
-template <int kTokens>
-void codebook_gemv_by_lanes(const CodebookView& weight, const LinearArgs& args, int64_t first, int64_t begin,
-                            int64_t end) {
-  const float* x = args.x + first * args.x_stride;
+/// Looks rows up once, into memory, for any number of tokens.
+struct LookedUpRows : RowsInMemory<F32> {
+  const CodebookView& weight;
+  float* memory;
+
+  static int64_t stride(int64_t columns) { return columns + 16; }  // no multiple of 4 KB, or rows share cache sets
+
+  void open(int64_t first, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) lookup_row(weight, first + i, 0, cols, memory + i * stride(cols));
+    set_rows(reinterpret_cast<const std::byte*>(memory), stride(cols) * 4, rows);
+  }
+};
+
+/// Byte indices and one token: vectors of weights are looked up in memory and multiplied at once.
+void lookup_gemv_of_1(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const uint8_t* index = weight.indices + row * weight.cols;
-    VecF sum[kTokens][2] = {};
+    VecF sum[2] = {};
     int64_t col = 0;
     for (; col + 2 * kLanes <= weight.cols; col += 2 * kLanes) {
       __builtin_prefetch(index + col + kPrefetch);
-      const VecF w0 = look_up_lanes(weight.codebook, index + col);
-      const VecF w1 = look_up_lanes(weight.codebook, index + col + kLanes);
-#pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-        sum[t][0] += w0 * load(x + t * args.x_stride + col);
-        sum[t][1] += w1 * load(x + t * args.x_stride + col + kLanes);
-      }
+      sum[0] += look_up_lanes(weight.codebook, index + col) * load(args.x + col);
+      sum[1] += look_up_lanes(weight.codebook, index + col + kLanes) * load(args.x + col + kLanes);
     }
-    float rest[kTokens] = {};
-    for (; col < weight.cols; ++col) {
-      for (int t = 0; t < kTokens; ++t) rest[t] += weight.codebook[index[col]] * x[t * args.x_stride + col];
+    for (int turn = 0; col < weight.cols; col += kLanes, ++turn) {
+      const int64_t n = weight.cols - col < kLanes ? weight.cols - col : kLanes;
+      float found[HXQ_LANES] = {};
+      for (int64_t i = 0; i < n; ++i) found[i] = weight.codebook[index[col + i]];
+      sum[turn] += load(found) * load_first(args.x + col, n);
     }
-    for (int t = 0; t < kTokens; ++t) {
-      put(args, first + t, row, sum_lanes(sum[t][0] + sum[t][1]) + rest[t]);
-    }
+    store_rows(args, 0, row, 1, finished(args, 0, row, 1, Vec4{sum_lanes(sum[0] + sum[1])}));
   }
 }
 
-/// Any matrix, up to kGemvTokens tokens.
-void codebook_gemv_by_lookup(const CodebookView& weight, const LinearArgs& args, const float*, int64_t begin,
-                             int64_t end) {
-  if (weight.index_bits != 8 || weight.d != 1) return codebook_gemv_by_pieces(weight, args, begin, end);
-  int64_t t = 0;
-  for (; t + 4 <= args.tokens; t += 4) codebook_gemv_by_lanes<4>(weight, args, t, begin, end);
-  for (; t < args.tokens; ++t) codebook_gemv_by_lanes<1>(weight, args, t, begin, end);
+inline bool looks_up_at_once(const CodebookView& weight, int64_t tokens) {
+  return tokens == 1 && weight.index_bits == 8 && weight.d == 1;
 }
 
-int64_t x_as_is(const CodebookView&, int64_t) { return 0; }
+/// Any matrix.
+void lookup_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
+  if (looks_up_at_once(weight, args.tokens)) {
+    lookup_gemv_of_1(weight, args, begin, end);
+    return add_outliers(weight, args, begin, end);
+  }
+  float* rows = work.memory + OutlierSums::floats(args.tokens);
+  joint_gemv(LookedUpRows{{args.x, args.x_stride, weight.cols}, weight, rows}, weight, args, work.x_columns, begin, end,
+             work.memory);
+}
+
+int64_t lookup_memory_floats(const CodebookView& weight, int64_t tokens) {
+  if (looks_up_at_once(weight, tokens)) return 0;
+  return OutlierSums::floats(tokens) + kGemvRows * LookedUpRows::stride(weight.cols);
+}
+
+constexpr CodebookGemv kLookupGemv{
+    .packed_x_floats = nullptr, .pack_x = nullptr, .memory_floats = lookup_memory_floats, .multiply = lookup_gemv};
+
+const CodebookGemv& lookup_gemv_for(const CodebookView&) { return kLookupGemv; }
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

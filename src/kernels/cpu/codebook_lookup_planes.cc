@@ -46,7 +46,7 @@ LookupPlanes make_planes(std::span<const float> codebook) {
       const float level = codebook[i] / scale;
       planes.integer_levels = planes.integer_levels && std::nearbyint(level) == level;
       put_bytes(planes.half, i, f16_from_float(level));
-      put_bytes(planes.integer, i, static_cast<uint32_t>(static_cast<int>(level) + 0x8000));
+      put_bytes(planes.integer, i, static_cast<uint32_t>(static_cast<int>(level)));
     }
   } else {
     planes.kind = LookupPlanes::Kind::float32;

@@ -21,8 +21,8 @@ struct LookupPlanes {
   bool integer_levels = false;  ///< `half`, and every level / scale is an integer
   /// `half`: level / scale in binary16.
   alignas(64) std::array<BytePlane, 2> half = {};
-  /// `integer_levels`: the integer level / scale is integer[0][i] + 256 * (integer[1][i] - 128). Integer dot products
-  /// then take the place of conversions to float.
+  /// `integer_levels`: level / scale as a signed 16-bit integer. Integer dot products then take the place of
+  /// conversions to float.
   std::array<BytePlane, 2> integer = {};
   /// `float32`: the levels themselves.
   std::array<BytePlane, 4> float32 = {};

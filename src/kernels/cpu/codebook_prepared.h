@@ -7,19 +7,13 @@
 
 #include "codec/codebook/matrix.h"
 #include "kernels/cpu/codebook_lookup_planes.h"
-#include "kernels/prepared_matrix.h"
+#include "kernels/cpu/outlier_change.h"
+#include "kernels/cpu_matrix.h"
 
 namespace hxq::kernels::cpu {
 
-/// What an outlier changes in a product with x: y[row] += change * x[col], change = value - the codebook's weight.
-struct OutlierChange {
-  uint32_t row;
-  uint32_t col;
-  float change;
-};
-
 /// A codebook matrix with what kernels of the CPU want beside it.
-class PreparedCodebook final : public PreparedMatrix {
+class PreparedCodebook final : public CpuMatrix {
  public:
   explicit PreparedCodebook(std::unique_ptr<const CodebookMatrix> stored);
 
@@ -28,16 +22,17 @@ class PreparedCodebook final : public PreparedMatrix {
   /// Of a scalar codebook; none for codewords of several weights.
   const LookupPlanes& planes() const noexcept { return planes_; }
 
-  /// In the order of the sidecar. They depend on indices all over the matrix, which opening a model should not read: so
-  /// they are worked out when they are first asked for, then kept. Any number of threads may call. Ends the program if
-  /// memory runs out.
-  std::span<const OutlierChange> outlier_changes() const noexcept;
+  /// In the order of the sidecar; there once `finish` was called.
+  std::span<const OutlierChange> outlier_changes() const noexcept { return changes_; }
+
+  /// Works out `outlier_changes`: they depend on indices all over the matrix, which opening a model should not read.
+  void finish() const override;
 
   InputTransform transform() const noexcept override { return stored_->transform(); }
   int64_t bytes_read() const noexcept override { return stored_->bytes_read(); }
-  void linear(const LinearArgs& args, const Context& context) const noexcept override;
-  void gather_rows(const int32_t* ids, int64_t count, float* out, const Context& context) const noexcept override;
-  void decode_rows(int64_t begin, int64_t end, float* out, const Context& context) const noexcept override;
+  void linear(const LinearArgs& args, const CpuContext& context) const noexcept override;
+  void gather_rows(const int32_t* ids, int64_t count, float* out, const CpuContext& context) const noexcept override;
+  void decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept override;
 
  private:
   std::unique_ptr<const CodebookMatrix> stored_;
@@ -46,6 +41,6 @@ class PreparedCodebook final : public PreparedMatrix {
   mutable std::vector<OutlierChange> changes_ = {};
 };
 
-std::unique_ptr<const PreparedMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored);
+std::unique_ptr<const CpuMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored);
 
 }  // namespace hxq::kernels::cpu

@@ -2,18 +2,10 @@
 
 #pragma once
 
-#include "kernels/cpu/ops.h"
-#include "kernels/cpu/vec-inl.h"
+#include "kernels/cpu/gemv-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
-
-/// Adds what `args` asks for to a finished sum and stores it.
-inline void put(const LinearArgs& args, int64_t t, int64_t row, float value) {
-  float* y = args.y + t * args.y_stride + row;
-  if (args.bias) value += args.bias[row];
-  *y = args.accumulate ? *y + value : value;
-}
 
 struct F32 {
   static constexpr int64_t kBytes = 4;
@@ -43,42 +35,93 @@ VecF load_some(const std::byte* from, int64_t n) {
   return Type::load_vec(padded);
 }
 
-/// Rows of a dense matrix for kTokens tokens; two sums for each, in turn.
-template <class Type, int kTokens>
-void dense_gemv_of(const DenseMatrix& weight, const LinearArgs& args, int64_t first, int64_t begin, int64_t end) {
-  const float* x[kTokens];
-  for (int t = 0; t < kTokens; ++t) x[t] = args.x + (first + t) * args.x_stride;
-  for (int64_t row = begin; row < end; ++row) {
-    const std::byte* w = weight.data + row * weight.cols * Type::kBytes;
-    VecF sum[kTokens][2] = {};
-    int64_t col = 0;
-    for (; col + 2 * kLanes <= weight.cols; col += 2 * kLanes) {
-      const VecF w0 = Type::load_vec(w + col * Type::kBytes);
-      const VecF w1 = Type::load_vec(w + (col + kLanes) * Type::kBytes);
+/// Adds the products of vector `turn` of two from `col` on, which has n columns, of kRows rows with kTokens tokens.
+template <class Type, int kRows, int kTokens, int kTurn>
+HXQ_ALWAYS_INLINE void add_vector(VecF (&sum)[kRows][kTokens][2], const std::byte* const* w, const float* x,
+                                  int64_t x_stride, int64_t col, int64_t n) {
+  VecF x_part[kTokens];
+#pragma GCC unroll 3
+  for (int t = 0; t < kTokens; ++t) {
+    x_part[t] = n == kLanes ? load(x + t * x_stride + col) : load_first(x + t * x_stride + col, n);
+  }
 #pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-        sum[t][0] += w0 * load(x[t] + col);
-        sum[t][1] += w1 * load(x[t] + col + kLanes);
-      }
-    }
-    if (col + kLanes <= weight.cols) {
-      const VecF w0 = Type::load_vec(w + col * Type::kBytes);
-      for (int t = 0; t < kTokens; ++t) sum[t][0] += w0 * load(x[t] + col);
-      col += kLanes;
-    }
-    if (const int64_t rest = weight.cols - col; rest > 0) {
-      const VecF w1 = load_some<Type>(w + col * Type::kBytes, rest);
-      for (int t = 0; t < kTokens; ++t) sum[t][1] += w1 * load_first(x[t] + col, rest);
-    }
-    for (int t = 0; t < kTokens; ++t) put(args, first + t, row, sum_lanes(sum[t][0] + sum[t][1]));
+  for (int i = 0; i < kRows; ++i) {
+    const std::byte* from = w[i] + col * Type::kBytes;
+    VecF part = n == kLanes ? Type::load_vec(from) : load_some<Type>(from, n);
+    keep_in_register(part);
+#pragma GCC unroll 3
+    for (int t = 0; t < kTokens; ++t) sum[i][t][kTurn] += part * x_part[t];
   }
 }
 
+/// sums[t][first + i] of rows w[i], i < kRows, with kTokens tokens. `step` is called after every two vectors.
+template <class Type, int kRows, int kTokens, class Step>
+HXQ_ALWAYS_INLINE void sum_rows(const std::byte* const* w, const float* x, int64_t x_stride, int64_t cols,
+                                int64_t first, RowSums<kTokens>& sums, Step step) {
+  VecF sum[kRows][kTokens][2] = {};
+  int64_t col = 0;
+  for (; col + 2 * kLanes <= cols; col += 2 * kLanes) {
+    add_vector<Type, kRows, kTokens, 0>(sum, w, x, x_stride, col, kLanes);
+    add_vector<Type, kRows, kTokens, 1>(sum, w, x, x_stride, col + kLanes, kLanes);
+    step();
+  }
+  if (col + kLanes <= cols) {
+    add_vector<Type, kRows, kTokens, 0>(sum, w, x, x_stride, col, kLanes);
+    if (col + kLanes < cols) {
+      add_vector<Type, kRows, kTokens, 1>(sum, w, x, x_stride, col + kLanes, cols - col - kLanes);
+    }
+  } else if (col < cols) {
+    add_vector<Type, kRows, kTokens, 0>(sum, w, x, x_stride, col, cols - col);
+  }
+#pragma GCC unroll 3
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) sums[t][first + i] = sum[i][t][0] + sum[i][t][1];
+  }
+}
+
+/// A kernel of joint_gemv for rows of numbers in memory.
+template <class Type>
+struct RowsInMemory {
+  const float* x;  // of the first token
+  int64_t x_stride;
+  int64_t cols;
+  const std::byte* row[kGemvRows] = {};
+
+  /// Rows `stride` bytes apart; the last one again where there are fewer than kGemvRows.
+  void set_rows(const std::byte* first, int64_t stride, int64_t rows) {
+    for (int64_t i = 0; i < kGemvRows; ++i) row[i] = first + (i < rows ? i : rows - 1) * stride;
+  }
+
+  template <int kTokens, class Step>
+  HXQ_ALWAYS_INLINE void sum_with(int64_t t, RowSums<kTokens>& sums, Step step) const {
+    constexpr int kRows = kTokens == 1 ? kGemvRows : HXQ_GEMV_ROWS;  // as registers allow
+    for (int64_t i = 0; i < kGemvRows; i += kRows) {
+      sum_rows<Type, kRows, kTokens>(row + i, x + t * x_stride, x_stride, cols, i, sums, step);
+    }
+  }
+
+  template <int kTokens>
+  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
+    sum_with<kTokens>(t, sums, [] {});
+  }
+
+  static Vec4 finish(int64_t, Vec4 sums) { return sums; }
+};
+
+template <class Type>
+struct DenseRows : RowsInMemory<Type> {
+  const DenseMatrix& weight;
+
+  void open(int64_t first, int64_t rows) {
+    const int64_t stride = weight.cols * Type::kBytes;
+    this->set_rows(weight.data + first * stride, stride, rows);
+  }
+};
+
 template <class Type>
 void dense_gemv_of(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {
-  int64_t t = 0;
-  for (; t + 4 <= args.tokens; t += 4) dense_gemv_of<Type, 4>(weight, args, t, begin, end);
-  for (; t < args.tokens; ++t) dense_gemv_of<Type, 1>(weight, args, t, begin, end);
+  joint_gemv(DenseRows<Type>{{args.x, args.x_stride, weight.cols}, weight}, args, begin, end);
 }
 
 void dense_gemv(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end) {

@@ -2,11 +2,11 @@
 
 #include <memory>
 
-#include "kernels/prepared_matrix.h"
+#include "kernels/cpu_matrix.h"
 
 namespace hxq::kernels::cpu {
 
 /// Of an ExactMatrix: multiplied in the type it is stored in, where it lies.
-std::unique_ptr<const PreparedMatrix> prepare_exact(std::unique_ptr<const StoredMatrix> stored);
+std::unique_ptr<const CpuMatrix> prepare_exact(std::unique_ptr<const StoredMatrix> stored);
 
 }  // namespace hxq::kernels::cpu

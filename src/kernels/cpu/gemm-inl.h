@@ -42,8 +42,7 @@ inline void transpose(VecF (&rows)[HXQ_LANES]) {
   }
 }
 
-void pack_panel(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, float* panel) {
-  const int64_t width = panel_width(tokens);
+void pack_columns(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t width, float* panel) {
   for (int64_t first = 0; first < width; first += kLanes) {
     for (int64_t col = 0; col < cols; col += kLanes) {
       const int64_t n = cols - col < kLanes ? cols - col : kLanes;
@@ -57,6 +56,10 @@ void pack_panel(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, 
       for (int64_t i = 0; i < n; ++i) store(panel + (col + i) * width + first, rows[i]);
     }
   }
+}
+
+void pack_panel(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, float* panel) {
+  pack_columns(x, x_stride, tokens, cols, panel_width(tokens), panel);
 }
 
 /// sums[v][i] over tokens of row i, i < kLanes, are transposed and stored to y[t, row ..].

@@ -1,4 +1,4 @@
-// How the kernels for few tokens on AVX-512 go through the rows of a matrix.
+// How the AVX-512 kernels for a single decode row go through the rows of a matrix, at the rate memory is read.
 
 #pragma once
 
@@ -8,8 +8,8 @@ namespace hxq::kernels::cpu {
 namespace {
 
 /// Sums of up to 16 consecutive rows of each of kRows streams, before the lanes of a row are added.
-template <int kRows, int kTokens>
-using RowTotals = VecF[kTokens][kRows][HXQ_LANES];
+template <int kRows>
+using RowTotals = VecF[kRows][HXQ_LANES];
 
 /// The sums of the lanes of each of 16 vectors.
 inline VecF sum_lanes_of_16(const VecF (&v)[HXQ_LANES]) {
@@ -19,38 +19,36 @@ inline VecF sum_lanes_of_16(const VecF (&v)[HXQ_LANES]) {
 }
 
 /// Adds what `args` asks for to finished sums of rows [row, row + rows) and stores them.
-inline void put_rows(const LinearArgs& args, int64_t t, int64_t row, int64_t rows, VecF value) {
-  float* y = args.y + t * args.y_stride + row;
+inline void put_rows(const LinearArgs& args, int64_t row, int64_t rows, VecF value) {
+  float* y = args.y + row;
   if (args.bias) value += load_first(args.bias + row, rows);
   if (args.accumulate) value += load_first(y, rows);
   store_first(y, value, rows);
 }
 
-/// Rows [begin, end) for kTokens tokens, kRows streams `apart` rows from each other, [begin, end) being the first's.
-/// `Kernel::sum` adds up at most 16 rows of each stream, `Kernel::finish` makes numbers of what it found.
-template <class Kernel, int kRows, int kTokens>
+/// kRows streams of rows, `apart` rows from each other; [begin, end) is the first's. `Kernel::sum` adds up at most 16
+/// rows of each stream, `Kernel::finish` makes numbers of what it found.
+template <class Kernel, int kRows>
 void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
                  int64_t apart, int64_t end) {
   for (int64_t row = begin; row < end; row += kLanes) {
     const int64_t rows = end - row < kLanes ? end - row : kLanes;
-    RowTotals<kRows, kTokens> totals;
+    RowTotals<kRows> totals;
     if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
-    Kernel::template sum<kRows, kTokens>(weight, row, rows, apart, packed_x, totals);
+    Kernel::template sum<kRows>(weight, row, rows, apart, packed_x, totals);
     for (int i = 0; i < kRows; ++i) {
-      for (int t = 0; t < kTokens; ++t) {
-        put_rows(args, t, row + i * apart, rows, Kernel::finish(weight, packed_x, t, sum_lanes_of_16(totals[t][i])));
-      }
+      put_rows(args, row + i * apart, rows, Kernel::finish(packed_x, sum_lanes_of_16(totals[i])));
     }
   }
 }
 
-/// kRows rows are taken at once, as far apart as possible: separate streams draw more bandwidth from one core than a
-/// single one.
-template <class Kernel, int kRows, int kTokens>
+/// Rows [begin, end), kRows at once and as far apart as possible: separate streams draw more bandwidth from one core
+/// than a single one.
+template <class Kernel, int kRows>
 void gemv_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
   const int64_t apart = (end - begin) / kRows;
-  stream_rows<Kernel, kRows, kTokens>(weight, args, packed_x, begin, apart, begin + apart);
-  stream_rows<Kernel, 1, kTokens>(weight, args, packed_x, begin + apart * kRows, 0, end);  // fewer than kRows rows
+  stream_rows<Kernel, kRows>(weight, args, packed_x, begin, apart, begin + apart);
+  stream_rows<Kernel, 1>(weight, args, packed_x, begin + apart * kRows, 0, end);  // fewer than kRows rows
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "kernels/input_transform.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -13,11 +12,11 @@ constexpr int64_t kPanelWeights = int64_t{1} << 19;
 
 }  // namespace
 
-void GenericMatrix::linear(const LinearArgs& args, const Context& context) const noexcept {
+void GenericMatrix::linear(const LinearArgs& args, const CpuContext& context) const noexcept {
   if (args.tokens == 0) return;
   const LinearArgs whole = transform_input(stored_->transform(), args, context);
-  const int64_t panel_rows = std::clamp<int64_t>(kPanelWeights / std::max<int64_t>(1, cols()), 16, rows());
-  float* panel = context.scratch.shared(Scratch::kDecodedPanel, static_cast<size_t>(panel_rows * cols()), context.team);
+  const int64_t panel_rows = std::min(rows(), std::max<int64_t>(16, kPanelWeights / std::max<int64_t>(1, cols())));
+  float* panel = context.shared(Scratch::kDecodedPanel, panel_rows * cols());
   for (int64_t begin = 0; begin < rows(); begin += panel_rows) {
     const int64_t end = std::min(begin + panel_rows, rows());
     decode_rows(begin, end, panel, context);
@@ -30,7 +29,9 @@ void GenericMatrix::linear(const LinearArgs& args, const Context& context) const
   }
 }
 
-void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out, const Context& context) const noexcept {
+void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out,
+                                const CpuContext& context) const noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     decode_dense_rows(*stored_, ids[i], ids[i] + 1, {out + i * cols(), static_cast<size_t>(cols())});
@@ -38,7 +39,8 @@ void GenericMatrix::gather_rows(const int32_t* ids, int64_t count, float* out, c
   context.team.barrier();
 }
 
-void GenericMatrix::decode_rows(int64_t begin, int64_t end, float* out, const Context& context) const noexcept {
+void GenericMatrix::decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept {
+  if (context.measures) return;
   const Range mine = context.team.share(end - begin);
   stored_->decode_rows(begin + mine.begin, begin + mine.end,
                        {out + mine.begin * cols(), static_cast<size_t>((mine.end - mine.begin) * cols())});

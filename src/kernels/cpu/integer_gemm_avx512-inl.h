@@ -1,10 +1,7 @@
-// The product of a codebook of integer levels with many tokens on AVX-512 VNNI. One vpdpwssd does 32 products of 16-bit
-// numbers, twice what a float multiply-add does.
-//
-// Weights are exact. x is rounded to 11 bits (|x| <= 1023) with a scale for every token and 64 columns, so that the sum
-// of 64 products fits 32 bits: 64 * 32767 * 1023 < 2^31. In energy that is an error of at most -52 dB, usually -61 dB,
-// of |x|^2 times the mean square of the weights; that of 256 levels for the weights is about -45 dB of it. Sums of 64
-// are exact; they are put together in float. |x| below 2^-100 counts as 0.
+// Prefill rows times a codebook of integer levels on AVX-512 VNNI. One vpdpwssd does 32 products of 16-bit numbers,
+// twice what a float multiply-add does. x is rounded to 11 bits (kPrefillQuantization), so that the sum of 64 products
+// fits 32 bits: 64 * 32767 * 1023 < 2^31. Sums of 64 are exact; they are added up in float. |x| below 2^-100 counts
+// as 0.
 //
 // As in gemm-inl.h lanes are tokens and a weight is broadcast, here a pair of weights.
 
@@ -12,17 +9,17 @@
 
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/lookup_avx512-inl.h"
+#include "kernels/cpu/quantize_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
 
-constexpr float kLargestX = 1023;
 constexpr int64_t kPairs = kBlock / 2;
 
-/// Rows of codes decoded at once, and columns: they stay in the second-level cache.
-constexpr int64_t kCodeRows = 4 * kTileRows;
-constexpr int64_t kCodeCols = 4096;
-constexpr int64_t kCodeStride = kCodeCols + 32;  // no multiple of 4 KB, or rows would share cache sets
+/// Rows of levels decoded at once, and columns: they stay in the second-level cache.
+constexpr int64_t kLevelRows = 4 * kTileRows;
+constexpr int64_t kLevelCols = 4096;
+constexpr int64_t kLevelStride = kLevelCols + 32;  // no multiple of 4 KB, or rows would share cache sets
 
 /// x of 64 columns in a panel of tokens: [kPairs, width] pairs of 16-bit numbers, then [width] scales of x, then
 /// [width] scales of products.
@@ -40,24 +37,13 @@ RoundedX round_block(const float* x, int64_t cols) {
   VecF part[4];
   VecF largest = {};
   for (int64_t i = 0; i < 4; ++i) {
-    const int64_t n = cols - i * kLanes;
-    part[i] = n >= kLanes ? load(x + i * kLanes) : n > 0 ? load_first(x + i * kLanes, n) : VecF{};
-    // Magnitudes are ordered as their bits, infinities and NaN above all others.
-    largest = _mm512_castsi512_ps(
-        _mm512_max_epu32(_mm512_castps_si512(largest), _mm512_castps_si512(_mm512_abs_ps(part[i]))));
+    part[i] = columns_of(x + i * kLanes, cols - i * kLanes);
+    largest = larger_magnitude(largest, part[i]);
   }
-  const float most = __builtin_bit_cast(float, _mm512_reduce_max_epu32(_mm512_castps_si512(largest)));
-  // What is not finite makes all sums of the token NaN. What is too small for a reciprocal counts as 0.
-  if (!(most <= __FLT_MAX__)) return {{}, __builtin_nanf("")};
-  if (most < 0x1p-100f) return {{}, 0};
-  const float inverse = kLargestX / most;
-  const auto rounded = [&](int i) { return _mm512_cvtps_epi32(part[i] * inverse); };
-  alignas(64) int16_t lower[32];  // the lower halves of all lanes of two vectors
-  for (int16_t i = 0; i < 32; ++i) lower[i] = static_cast<int16_t>(2 * i);
-  const __m512i order = _mm512_load_si512(lower);
-  return {{_mm512_permutex2var_epi16(rounded(0), order, rounded(1)),
-           _mm512_permutex2var_epi16(rounded(2), order, rounded(3))},
-          most / kLargestX};
+  const BlockScale by(kPrefillQuantization, largest_lane(largest));
+  return {{round_columns(part[0] * by.inverse, part[1] * by.inverse),
+           round_columns(part[2] * by.inverse, part[3] * by.inverse)},
+          by.scale};
 }
 
 void pack_integer_panel(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
@@ -81,61 +67,60 @@ void pack_integer_panel(const CodebookView& weight, const float* x, int64_t x_st
   }
 }
 
-/// An outlier of a decoded row: column within the tile, and what is to be added to the code's weight.
+/// An outlier of a decoded row: column within the tile, and what is to be added to the codebook's weight.
 struct TileOutlier {
   int32_t col;
   float delta;
 };
 
-/// Rows of codes with their outliers: those of row i are outlier[begin[i]] to outlier[begin[i + 1]].
-struct CodeTiles {
-  int16_t* code;    // [kCodeRows, kCodeStride]
-  uint32_t* begin;  // [kCodeRows + 1]
+/// Rows of levels with their outliers: those of row i are outlier[begin[i]] to outlier[begin[i + 1]].
+struct LevelTiles {
+  int16_t* level;   // [kLevelRows, kLevelStride]
+  uint32_t* begin;  // [kLevelRows + 1]
   TileOutlier* outlier;
 
-  CodeTiles(float* memory)
-      : code(reinterpret_cast<int16_t*>(memory)),
-        begin(reinterpret_cast<uint32_t*>(code + kCodeRows * kCodeStride)),
-        outlier(reinterpret_cast<TileOutlier*>(begin + kCodeRows + 16)) {}
+  LevelTiles(float* memory)
+      : level(reinterpret_cast<int16_t*>(memory)),
+        begin(reinterpret_cast<uint32_t*>(level + kLevelRows * kLevelStride)),
+        outlier(reinterpret_cast<TileOutlier*>(begin + kLevelRows + 16)) {}
 };
 
 int64_t integer_memory_floats(const CodebookView& weight, int64_t begin, int64_t end) {
   uint32_t most = 0;
-  for (int64_t row = begin; weight.outlier_row && row < end; row += kCodeRows) {
-    const int64_t row_end = row + kCodeRows < end ? row + kCodeRows : end;
+  for (int64_t row = begin; weight.outlier_row && row < end; row += kLevelRows) {
+    const int64_t row_end = row + kLevelRows < end ? row + kLevelRows : end;
     const uint32_t outliers = weight.outlier_row[row_end] - weight.outlier_row[row];
     most = outliers > most ? outliers : most;
   }
-  return kCodeRows * kCodeStride / 2 + kCodeRows + 16 + 2 * static_cast<int64_t>(most);
+  return kLevelRows * kLevelStride / 2 + kLevelRows + 16 + 2 * static_cast<int64_t>(most);
 }
 
-/// Codes of W[row .. row + rows, col .. col + cols); rows up to a multiple of kTileRows are filled with zeros.
-void decode_codes(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                  const CodeTiles& tiles) {
+/// Levels of W[row .. row + rows, col .. col + cols); rows up to a multiple of kTileRows are filled with zeros.
+void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                   const LevelTiles& tiles) {
   const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
-  // Bytes are interleaved within 128 bits; with the indices in this order codes come out in the order of columns.
+  // Bytes are interleaved within 128 bits; with the indices in this order levels come out in the order of columns.
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
   for (int64_t i = 0; i < rows; ++i) {
     const uint8_t* index = weight.indices + (row + i) * weight.cols + col;
-    int16_t* code = tiles.code + i * kCodeStride;
+    int16_t* level = tiles.level + i * kLevelStride;
     for (int64_t c = 0; c < cols; c += kBlock) {
-      const __mmask64 keep = cols - c < kBlock ? _bzhi_u64(~0ull, static_cast<unsigned>(cols - c)) : ~__mmask64{0};
+      const __mmask64 keep = first_bytes(cols - c);
       const Indices found = indices_of(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(keep, index + c)));
       const __m512i low_bytes = low.look_up<false>(found, keep);
-      const __m512i high_bytes = _mm512_xor_si512(high.look_up<false>(found, keep), sign);
-      _mm512_storeu_si512(code + c, _mm512_unpacklo_epi8(low_bytes, high_bytes));
-      _mm512_storeu_si512(code + c + 32, _mm512_unpackhi_epi8(low_bytes, high_bytes));
+      const __m512i high_bytes = high.look_up<false>(found, keep);
+      _mm512_storeu_si512(level + c, _mm512_unpacklo_epi8(low_bytes, high_bytes));
+      _mm512_storeu_si512(level + c + 32, _mm512_unpackhi_epi8(low_bytes, high_bytes));
     }
   }
   for (int64_t i = rows; i % kTileRows != 0; ++i) {
-    int16_t* code = tiles.code + i * kCodeStride;
-    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(code + c, __m512i{});
+    int16_t* level = tiles.level + i * kLevelStride;
+    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(level + c, __m512i{});
   }
 }
 
 void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                   const CodeTiles& tiles) {
+                   const LevelTiles& tiles) {
   uint32_t count = 0;
   for (int64_t i = 0; i < rows; ++i) {
     tiles.begin[i] = count;
@@ -150,13 +135,13 @@ void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_
   tiles.begin[rows] = count;
 }
 
-/// sums[v][first + i] of kRows rows of codes and kVectors vectors of tokens.
+/// sums[v][first + i] of kRows rows of levels and kVectors vectors of tokens.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void multiply_codes(const int16_t* code, const float* panel, int64_t blocks,
-                                              VecF (*sums)[HXQ_LANES], int64_t first) {
+__attribute__((noinline)) void multiply_levels(const int16_t* level, const float* panel, int64_t blocks,
+                                               VecF (*sums)[HXQ_LANES], int64_t first) {
   constexpr int64_t kWidth = kVectors * kLanes;
   VecF total[kRows][kVectors] = {};
-  for (int64_t b = 0; b < blocks; ++b, code += kBlock, panel += (kPairs + 2) * kWidth) {
+  for (int64_t b = 0; b < blocks; ++b, level += kBlock, panel += (kPairs + 2) * kWidth) {
     __m512i sum[kRows][kVectors] = {};
 #pragma GCC unroll 4
     for (int64_t p = 0; p < kPairs; ++p) {
@@ -166,7 +151,7 @@ __attribute__((noinline)) void multiply_codes(const int16_t* code, const float* 
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         int32_t pair;
-        __builtin_memcpy(&pair, code + i * kCodeStride + 2 * p, sizeof pair);
+        __builtin_memcpy(&pair, level + i * kLevelStride + 2 * p, sizeof pair);
         const __m512i w = _mm512_set1_epi32(pair);
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_dpwssd_epi32(sum[i][v], w, x[v]);
@@ -199,15 +184,15 @@ inline void add_outlier(const TileOutlier& outlier, const float* panel, VecF (*s
   }
 }
 
-/// y (+)= the product of kTileRows rows of decoded codes from `first` on with one panel. `args` is that of the panel.
+/// y (+)= the product of kTileRows rows of decoded levels from `first` on with one panel. `args` is that of the panel.
 template <int kVectors>
-void multiply_code_tile(const CodeTiles& tiles, int64_t first, const float* panel, int64_t cols, const LinearArgs& args,
-                        int64_t row, int64_t rows) {
+void multiply_level_tile(const LevelTiles& tiles, int64_t first, const float* panel, int64_t cols,
+                         const LinearArgs& args, int64_t row, int64_t rows) {
   constexpr int kHalf = kTileRows / 2;  // integers and floats of as many rows fit the registers
   static_assert(kTileRows % 2 == 0 && kTileRows < HXQ_LANES);
   VecF sums[kVectors][HXQ_LANES] = {};
   for (int64_t i = 0; i < kTileRows; i += kHalf) {
-    multiply_codes<kHalf, kVectors>(tiles.code + (first + i) * kCodeStride, panel, blocks_of(cols), sums, i);
+    multiply_levels<kHalf, kVectors>(tiles.level + (first + i) * kLevelStride, panel, blocks_of(cols), sums, i);
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (uint32_t o = tiles.begin[first + i]; o < tiles.begin[first + i + 1]; ++o) {
@@ -218,7 +203,7 @@ void multiply_code_tile(const CodeTiles& tiles, int64_t first, const float* pane
 }
 
 /// One decoded piece of the matrix, `rows` by `cols` at (row, col), with all panels.
-void multiply_piece(const CodebookView& weight, const LinearArgs& args, const float* packed, const CodeTiles& tiles,
+void multiply_piece(const CodebookView& weight, const LinearArgs& args, const float* packed, const LevelTiles& tiles,
                     int64_t row, int64_t rows, int64_t col, int64_t cols) {
   const int64_t panel_floats = integer_panel_floats(weight.cols);
   for (int64_t first = 0; first < args.tokens; first += kPanelTokens, packed += panel_floats) {
@@ -232,9 +217,9 @@ void multiply_piece(const CodebookView& weight, const LinearArgs& args, const fl
     for (int64_t i = 0; i < rows; i += kTileRows) {
       const int64_t n = rows - i < kTileRows ? rows - i : kTileRows;
       if (width == kLanes) {
-        multiply_code_tile<1>(tiles, i, panel, cols, part, row + i, n);
+        multiply_level_tile<1>(tiles, i, panel, cols, part, row + i, n);
       } else {
-        multiply_code_tile<HXQ_PANEL_VECTORS>(tiles, i, panel, cols, part, row + i, n);
+        multiply_level_tile<HXQ_PANEL_VECTORS>(tiles, i, panel, cols, part, row + i, n);
       }
     }
   }
@@ -244,12 +229,12 @@ bool supports_integer_gemm(const CodebookView& weight) { return weight.index_bit
 
 void integer_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                   float* memory) {
-  const CodeTiles tiles(memory);
-  for (int64_t row = begin; row < end; row += kCodeRows) {
-    const int64_t rows = end - row < kCodeRows ? end - row : kCodeRows;
-    for (int64_t col = 0; col < weight.cols; col += kCodeCols) {
-      const int64_t cols = weight.cols - col < kCodeCols ? weight.cols - col : kCodeCols;
-      decode_codes(weight, row, rows, col, cols, tiles);
+  const LevelTiles tiles(memory);
+  for (int64_t row = begin; row < end; row += kLevelRows) {
+    const int64_t rows = end - row < kLevelRows ? end - row : kLevelRows;
+    for (int64_t col = 0; col < weight.cols; col += kLevelCols) {
+      const int64_t cols = weight.cols - col < kLevelCols ? weight.cols - col : kLevelCols;
+      decode_levels(weight, row, rows, col, cols, tiles);
       list_outliers(weight, row, rows, col, cols, tiles);
       multiply_piece(weight, args, packed, tiles, row, rows, col, cols);
     }

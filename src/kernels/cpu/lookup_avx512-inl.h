@@ -5,9 +5,6 @@
 #include "kernels/cpu/codebook-inl.h"
 #include "kernels/cpu/vec_avx512-inl.h"
 
-// The compiler keeps tables and sums in registers only if everything is one function early on.
-#define HXQ_ALWAYS_INLINE __attribute__((always_inline)) inline
-
 namespace hxq::kernels::cpu {
 namespace {
 
@@ -24,7 +21,17 @@ struct Indices {
 
 HXQ_ALWAYS_INLINE Indices indices_of(__m512i value) { return {value, _mm512_movepi8_mask(value)}; }
 
-/// One byte of every codeword.
+/// The first of 64 bytes; all from 64 columns on.
+HXQ_ALWAYS_INLINE __mmask64 first_bytes(int64_t cols) {
+  return cols >= kBlock ? ~__mmask64{0} : _bzhi_u64(~0ull, static_cast<unsigned>(cols));
+}
+
+/// Indices of up to 64 columns, 0 past the last.
+HXQ_ALWAYS_INLINE __m512i load_indices(const uint8_t* index, int64_t cols) {
+  return cols >= kBlock ? _mm512_loadu_si512(index) : _mm512_maskz_loadu_epi8(first_bytes(cols), index);
+}
+
+/// One byte of every level.
 struct ByteTable {
   __m512i part0, part1, part2, part3;
 
@@ -49,17 +56,6 @@ struct ByteTable {
     return kMasked ? _mm512_maskz_mov_epi8(keep, found) : found;
   }
 };
-
-/// Lane sums of four vectors. The order of additions is the same in all four.
-inline __m128 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512 four = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
-}
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

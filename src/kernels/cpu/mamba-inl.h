@@ -33,26 +33,29 @@ void rms_norm(const RmsNormArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void conv(const ConvArgs& args, int64_t channel_begin, int64_t channel_end) {
+void conv(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end) {
   const int64_t past = args.width - 1;
+  const int64_t first = args.batch.segment[segment].begin;
+  const int64_t tokens = args.batch.segment[segment].end - first;
+  float* state = static_cast<float*>(args.state[segment]);
   // Inputs of time t; those before the first token lie in the state.
   const auto input = [&](int64_t t) {
-    return t < 0 ? args.state + (t + past) * args.channels : args.x + t * args.x_stride;
+    return t < 0 ? state + (t + args.state_rows) * args.channels : args.x + (first + t) * args.x_stride;
   };
-  for (int64_t t = 0; t < args.tokens; ++t) {
+  for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = channel_begin; c < channel_end; c += kLanes) {
       const int64_t n = lanes_at(c, channel_end);
       VecF sum = args.bias ? load_lanes(args.bias + c, n) : VecF{};
       for (int64_t j = 0; j < args.width; ++j) {
         sum += load_lanes(args.weight + j * args.channels + c, n) * load_lanes(input(t - past + j) + c, n);
       }
-      store_lanes(args.y + t * args.channels + c, vec_silu(sum), n);
+      store_lanes(args.y + (first + t) * args.channels + c, vec_silu(sum), n);
     }
   }
   // Oldest first: a row that comes from the state itself is read before it is overwritten.
-  for (int64_t i = 0; i < past; ++i) {
-    const float* from = input(args.tokens - past + i);
-    float* to = args.state + i * args.channels;
+  for (int64_t i = 0; i < args.state_rows; ++i) {
+    const float* from = input(tokens - args.state_rows + i);
+    float* to = state + i * args.channels;
     if (from != to) {
       for (int64_t c = channel_begin; c < channel_end; ++c) to[c] = from[c];
     }
@@ -69,12 +72,12 @@ struct ScanChunk {
 
 /// Runs kStates rows of the state, from `row` on, over the tokens of a chunk, the state in registers.
 template <int kStates>
-void scan_states(const ScanArgs& args, int64_t first, int64_t tokens, int64_t row, int64_t c, int64_t n,
+void scan_states(const ScanArgs& args, float* state, int64_t first, int64_t tokens, int64_t row, int64_t c, int64_t n,
                  ScanChunk& chunk) {
   VecF h[kStates], a[kStates];
 #pragma GCC unroll 8
   for (int i = 0; i < kStates; ++i) {
-    h[i] = load_lanes(args.state + (row + i) * args.channels + c, n);
+    h[i] = load_lanes(state + (row + i) * args.channels + c, n);
     a[i] = load_lanes(args.a + (row + i) * args.channels + c, n);
   }
   const float* b = args.b + first * args.bc_stride + row;
@@ -89,15 +92,15 @@ void scan_states(const ScanArgs& args, int64_t first, int64_t tokens, int64_t ro
     chunk.sum[t] = sum;
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kStates; ++i) store_lanes(args.state + (row + i) * args.channels + c, h[i], n);
+  for (int i = 0; i < kStates; ++i) store_lanes(state + (row + i) * args.channels + c, h[i], n);
 }
 
 /// n <= kLanes channels from c on. A sum runs over the state in order, whatever the number of tokens.
-void scan_channels(const ScanArgs& args, int64_t c, int64_t n) {
+void scan_channels(const ScanArgs& args, RowRange rows, float* state, int64_t c, int64_t n) {
   const VecF bias = args.dt_bias ? load_lanes(args.dt_bias + c, n) : VecF{};
   const VecF d = load_lanes(args.d + c, n);
-  for (int64_t first = 0; first < args.tokens; first += kScanTokens) {
-    const int64_t tokens = args.tokens - first < kScanTokens ? args.tokens - first : kScanTokens;
+  for (int64_t first = rows.begin; first < rows.end; first += kScanTokens) {
+    const int64_t tokens = rows.end - first < kScanTokens ? rows.end - first : kScanTokens;
     ScanChunk chunk;
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t at = (first + t) * args.channels + c;
@@ -107,8 +110,8 @@ void scan_channels(const ScanArgs& args, int64_t c, int64_t n) {
       chunk.sum[t] = d * u;
     }
     int64_t row = 0;
-    for (; row + 4 <= args.state_size; row += 4) scan_states<4>(args, first, tokens, row, c, n, chunk);
-    for (; row < args.state_size; ++row) scan_states<1>(args, first, tokens, row, c, n, chunk);
+    for (; row + 4 <= args.state_size; row += 4) scan_states<4>(args, state, first, tokens, row, c, n, chunk);
+    for (; row < args.state_size; ++row) scan_states<1>(args, state, first, tokens, row, c, n, chunk);
     for (int64_t t = 0; t < tokens; ++t) {
       const VecF gate = vec_silu(load_lanes(args.z + (first + t) * args.z_stride + c, n));
       store_lanes(args.y + (first + t) * args.channels + c, chunk.sum[t] * gate, n);
@@ -117,18 +120,19 @@ void scan_channels(const ScanArgs& args, int64_t c, int64_t n) {
 }
 
 /// Asks for what a vector of channels needs from memory: rows are too far apart for the processor to foresee them.
-inline void prefetch_scan(const ScanArgs& args, int64_t c) {
+inline void prefetch_scan(const ScanArgs& args, const float* state, int64_t c) {
   for (int64_t row = 0; row < args.state_size; ++row) {
-    __builtin_prefetch(args.state + row * args.channels + c, 1);
+    __builtin_prefetch(state + row * args.channels + c, 1);
     __builtin_prefetch(args.a + row * args.channels + c);
   }
 }
 
-void scan(const ScanArgs& args, int64_t channel_begin, int64_t channel_end) {
+void scan(const ScanArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end) {
   constexpr int64_t kAhead = 2 * kLanes;
+  float* state = static_cast<float*>(args.state[segment]);
   for (int64_t c = channel_begin; c < channel_end; c += kLanes) {
-    if (c + kAhead < channel_end) prefetch_scan(args, c + kAhead);
-    scan_channels(args, c, lanes_at(c, channel_end));
+    if (c + kAhead < channel_end) prefetch_scan(args, state, c + kAhead);
+    scan_channels(args, args.batch.segment[segment], state, c, lanes_at(c, channel_end));
   }
 }
 

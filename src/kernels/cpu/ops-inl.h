@@ -1,5 +1,6 @@
 // The functions every target has, with the codebook in memory. Before this a target includes its vectors and defines
-// HXQ_TILE_ROWS and HXQ_PANEL_VECTORS.
+// HXQ_TILE_ROWS and HXQ_PANEL_VECTORS for GEMM, HXQ_GEMV_ROWS and HXQ_GEMV_TOKENS for GEMV: what is in registers at
+// once.
 
 #pragma once
 
@@ -20,9 +21,8 @@ constexpr Ops common_ops(Target target) {
   return {
       .target = target,
       .lanes = kLanes,
-      .packed_x_floats = x_as_is,
-      .pack_x = nullptr,
-      .codebook_gemv = codebook_gemv_by_lookup,
+      .codebook_gemv = lookup_gemv_for,
+      .pack_columns = pack_columns,
       .dense_gemv = dense_gemv,
       .decode_codebook = decode_codebook_by_lookup,
       .decode_dense = decode_dense,
@@ -35,7 +35,6 @@ constexpr Ops common_ops(Target target) {
       .rms_norm = rms_norm,
       .conv = conv,
       .scan = scan,
-      .ssd_floats = ssd_floats,
       .ssd = ssd,
       .read_bytes = read_bytes,
       .extend_cache = extend_cache,

@@ -5,6 +5,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/codebook_lookup_planes.h"
+#include "kernels/cpu/outlier_change.h"
+#include "kernels/dense_matrix.h"
 #include "kernels/kernels.h"
 #include "kernels/ssd.h"
 
@@ -32,28 +34,44 @@ struct CodebookView {
   const uint32_t* outlier_row;    // [rows + 1], null without sidecar
   const uint32_t* outlier_col;
   const float* outlier_value;
+  const OutlierChange* outlier_change;  // of every outlier
 };
 
 /// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.
 inline constexpr int64_t kBlockCols = 768;
 inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB, or rows would share cache sets
 
+/// What a product with decode rows works on besides its arguments; all 64-byte aligned.
+struct GemvWork {
+  const float* packed_x;  // [tokens, packed_x_floats], null if x is taken as it is
+  /// [cols, x_columns_width(tokens)], zero past the last token: for outliers, of more than one token.
+  const float* x_columns;
+  float* memory;  // memory_floats, the thread's own
+};
+
+/// Floats of a column of x, in vectors of every target.
+constexpr int64_t x_columns_width(int64_t tokens) { return (tokens + 15) / 16 * 16; }
+
+/// A way to multiply a codebook matrix with decode rows. What a token's product is does not depend on the others.
+struct CodebookGemv {
+  /// Floats of one token's packed x, a multiple of 16; null: x is taken as it is.
+  int64_t (*packed_x_floats)(const CodebookView& weight);
+  void (*pack_x)(const CodebookView& weight, const float* x, float* packed_x);
+  int64_t (*memory_floats)(const CodebookView& weight, int64_t tokens);
+  /// y for weight rows [begin, end).
+  void (*multiply)(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                   int64_t end);
+};
+
 struct Ops {
   Target target;
   int64_t lanes;  ///< floats in a vector of this target
 
-  /// Tokens that `codebook_gemv` and `dense_gemv` take at once.
-  static constexpr int64_t kGemvTokens = 8;
-
-  /// Floats of one token's x in the form `codebook_gemv` wants beside it, a multiple of 16; 0: none. `tokens` are those
-  /// of the call.
-  int64_t (*packed_x_floats)(const CodebookView& weight, int64_t tokens);
-  void (*pack_x)(const CodebookView& weight, const float* x, int64_t tokens, float* packed_x);
-
-  /// y for weight rows [begin, end) and up to kGemvTokens tokens, without outliers. `packed_x`: that of each token,
-  /// packed_x_floats apart, 64-byte aligned.
-  void (*codebook_gemv)(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
-                        int64_t end);
+  /// The best for a matrix, the same for any number of tokens.
+  const CodebookGemv& (*codebook_gemv)(const CodebookView& weight);
+  /// x as [cols, width], width a multiple of `lanes`; lanes past `tokens` are zero.
+  void (*pack_columns)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t width, float* columns);
+  /// y for weight rows [begin, end).
   void (*dense_gemv)(const DenseMatrix& weight, const LinearArgs& args, int64_t begin, int64_t end);
 
   /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
@@ -75,9 +93,6 @@ struct Ops {
 
   /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
   struct IntegerGemm {
-    /// From here on speed counts more than the last bits, which `supports` gives up.
-    static constexpr int64_t kFastTokens = 128;
-
     bool (*supports)(const CodebookView& weight);
     /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
     int64_t (*panel_floats)(int64_t cols);
@@ -91,20 +106,21 @@ struct Ops {
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
-  void (*conv)(const ConvArgs& args, int64_t channel_begin, int64_t channel_end);
-  void (*scan)(const ScanArgs& args, int64_t channel_begin, int64_t channel_end);
-  /// The recurrence for heads [begin, end); `memory`: ssd_floats floats of the thread's own, 64-byte aligned.
-  int64_t (*ssd_floats)(const SsdArgs& args);
-  void (*ssd)(const SsdArgs& args, int64_t head_begin, int64_t head_end, float* memory);
+  /// Of one segment, as all that follow along the sequence.
+  void (*conv)(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end);
+  void (*scan)(const ScanArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end);
+  void (*ssd)(const SsdArgs& args, int64_t segment, int64_t head_begin, int64_t head_end);
 
   /// Reads memory, a multiple of 4096 bytes, and returns something that depends on it all.
   int32_t (*read_bytes)(const std::byte* data, int64_t bytes);
 
-  void (*extend_cache)(const ExtendCacheArgs& args, int64_t token_begin, int64_t token_end);
-  /// Attention of rows [begin, end) of one key-value head; row r is its query head r % group of token r / group.
-  /// `memory`: attention_floats floats of the thread's own.
-  int64_t (*attention_floats)(const KvCacheView& cache, int64_t rows);
-  void (*attend)(const AttentionArgs& args, int64_t kv_head, int64_t row_begin, int64_t row_end, float* memory);
+  /// Rows [begin, end) of the batch, all of the segment.
+  void (*extend_cache)(const ExtendCacheArgs& args, int64_t segment, int64_t begin, int64_t end);
+  /// Attention of queries [begin, end) of one key-value head; query r is its head r % group of the segment's row
+  /// r / group. `memory`: attention_floats floats of the thread's own.
+  int64_t (*attention_floats)(const KvCacheView& cache, int64_t queries);
+  void (*attend)(const AttentionArgs& args, int64_t segment, int64_t kv_head, int64_t begin, int64_t end,
+                 float* memory);
   void (*gated_activation)(const GatedActivationArgs& args, int64_t begin, int64_t end);
 
   /// Elementwise, for tests of accuracy.

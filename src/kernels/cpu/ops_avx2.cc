@@ -3,6 +3,8 @@
 
 #define HXQ_TILE_ROWS 6
 #define HXQ_PANEL_VECTORS 2
+#define HXQ_GEMV_ROWS 2
+#define HXQ_GEMV_TOKENS 2
 
 #include "kernels/cpu/ops-inl.h"
 

@@ -3,19 +3,19 @@
 
 #define HXQ_TILE_ROWS 14
 #define HXQ_PANEL_VECTORS 2
+#define HXQ_GEMV_ROWS 4
+#define HXQ_GEMV_TOKENS 3
 
-#include "kernels/cpu/codebook_avx512-inl.h"
 #include "kernels/cpu/integer_gemm_avx512-inl.h"
 #include "kernels/cpu/ops-inl.h"
+#include "kernels/cpu/table_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
 
 constexpr Ops avx512_ops() {
   Ops ops = common_ops(Target::avx512);
-  ops.packed_x_floats = packed_x_floats;
-  ops.pack_x = pack_x;
-  ops.codebook_gemv = codebook_gemv;
+  ops.codebook_gemv = choose_gemv;
   ops.decode_codebook = decode_codebook;
   ops.integer_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel, integer_memory_floats,
                       integer_gemm};

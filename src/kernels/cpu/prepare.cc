@@ -11,7 +11,7 @@ namespace {
 
 struct Row {
   std::string_view codec_id;
-  std::unique_ptr<const PreparedMatrix> (*prepare)(std::unique_ptr<const StoredMatrix> stored);
+  std::unique_ptr<const CpuMatrix> (*prepare)(std::unique_ptr<const StoredMatrix> stored);
 };
 
 /// Codecs with kernels of their own.
@@ -22,7 +22,7 @@ constexpr Row kRows[] = {
 
 }  // namespace
 
-std::unique_ptr<const PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) {
+std::unique_ptr<const CpuMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) {
   const std::string_view id = stored->codec == nullptr ? kExact : stored->codec->id;
   for (const Row& row : kRows) {
     if (row.codec_id == id) return row.prepare(std::move(stored));

@@ -1,9 +1,4 @@
-// Mamba-2's recurrence: lanes are elements of a head, rows x[t, :] and s[n, :] are contiguous as they are.
-//
-// With c[t] = sum_{i <= t} delta[i] A in a chunk, its matrix form is
-//     y[t] = exp(c[t]) C[t] s  +  sum_{i <= t} M[t, i] x[i],   M[t, i] = (C[t] . B[i]) exp(c[t] - c[i]) delta[i]
-//     s    = exp(c[last]) s    +  sum_i B[i]^T (exp(c[last] - c[i]) delta[i] x[i])
-// Only differences of c are taken to the power, and in double: c itself grows with the chunk.
+// Mamba-2's recurrence: lanes are elements of a head.
 
 #pragma once
 
@@ -15,232 +10,118 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-constexpr int64_t kSsdChunk = 64;  // longer ones spend more on M, shorter ones on passes over the state
-
-/// One thread's memory.
-struct SsdMemory {
-  SsdMemory(const SsdArgs& args, float* memory)
-      : total(reinterpret_cast<double*>(memory)),
-        delta(memory + 2 * kSsdChunk),
-        growth(delta + kSsdChunk),
-        row(growth + kSsdChunk),
-        b(row + kSsdChunk),
-        cb(b + args.state_size * kSsdChunk),
-        mix(cb + kSsdChunk * kSsdChunk),
-        weighted(mix + kSsdChunk * kSsdChunk) {}
-
-  static int64_t floats(const SsdArgs& args) {
-    return kSsdChunk * (5 + args.state_size + 2 * kSsdChunk + args.head_dim);
-  }
-
-  double* total;    // [chunk]: c
-  float* delta;     // [chunk]
-  float* growth;    // [chunk]: exp(c)
-  float* row;       // [chunk]: what one row of exponents is made in
-  float* b;         // [state_size, chunk]: B of the group, transposed
-  float* cb;        // [chunk, chunk]: C B^T of the group
-  float* mix;       // [chunk, chunk]: M
-  float* weighted;  // [chunk, head_dim]: exp(c[last] - c[i]) delta[i] x[i]
-};
-
-int64_t ssd_floats(const SsdArgs& args) { return SsdMemory::floats(args); }
-
-/// sum[i][v] += sum_k a[i, k] * b[k, v]; `n` lanes of b are used when kVectors is 1.
-template <int kRows, int kVectors>
-inline void add_product(VecF (&sum)[kRows][kVectors], const float* a, int64_t a_stride, const float* b,
-                        int64_t b_stride, int64_t count, int64_t n) {
-  for (int64_t k = 0; k < count; ++k) {
-    VecF v[kVectors];
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j)
-      v[j] = kVectors == 1 ? load_lanes(b + k * b_stride, n) : load(b + k * b_stride + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const VecF w = splat(a[i * a_stride + k]);
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) sum[i][j] += w * v[j];
-    }
-  }
-}
-
-template <int kRows, int kVectors, class Tile>
-inline void for_row_tiles(int64_t row, int64_t rows, int64_t col, int64_t n, const Tile& tile) {
-  for (; row + kRows <= rows; row += kRows) tile.template operator()<kRows, kVectors>(row, col, n);
-  if constexpr (kRows > 1) {
-    if (row < rows) for_row_tiles<kRows / 2, kVectors>(row, rows, col, n, tile);
-  }
-}
-
-/// Calls tile<kRows, kVectors>(row, col, n) to cover [rows, cols]; a tile starts at a multiple of its height, and is
-/// kVectors vectors wide, or n lanes.
-template <class Tile>
-inline void for_tiles(int64_t rows, int64_t cols, const Tile& tile) {
-  constexpr int kRows = kLanes == 16 ? 8 : 4;  // as registers allow
-  int64_t col = 0;
-  for (; col + 2 * kLanes <= cols; col += 2 * kLanes) for_row_tiles<kRows, 2>(0, rows, col, kLanes, tile);
-  for (; col < cols; col += kLanes) for_row_tiles<kRows, 1>(0, rows, col, lanes_at(col, cols), tile);
-}
+/// Tokens that a row of the state is taken through while it is in registers.
+constexpr int64_t kSsdTokens = 16;
 
 /// e^x for x <= 0, and 0 below 1e-35: products with such factors could be subnormal, which is slow and means nothing.
 inline VecF ssd_decay(VecF x) { return x < -80.0f ? VecF{} : vec_exp(x); }
 
-/// delta[i] of one head for `tokens` tokens from `first`.
-inline void ssd_deltas(const SsdArgs& args, int64_t head, int64_t first, int64_t tokens, float* delta) {
-  for (int64_t t = 0; t < tokens; ++t) delta[t] = args.dt[(first + t) * args.dt_stride + head] + args.dt_bias[head];
+/// What the recurrence of some columns of one head needs of up to kSsdTokens tokens, and gives.
+template <int kVectors>
+struct SsdChunk {
+  VecF input[kSsdTokens][kVectors];  // delta * x
+  VecF sum[kSsdTokens][kVectors];
+};
+
+/// Time steps of one head, and what the state decays to in each.
+struct SsdSteps {
+  alignas(64) float delta[kSsdTokens];
+  alignas(64) float decay[kSsdTokens];  // exp(delta * A)
+};
+
+inline void ssd_steps(const SsdArgs& args, int64_t head, int64_t first, int64_t tokens, SsdSteps& steps) {
+  for (int64_t t = 0; t < kSsdTokens; ++t) {
+    steps.delta[t] = t < tokens ? args.dt[(first + t) * args.dt_stride + head] + args.dt_bias[head] : 0.0f;
+  }
   for (int64_t t = 0; t < tokens; t += kLanes) {
-    const int64_t n = lanes_at(t, tokens);
-    const VecF value = vec_softplus(load_lanes(delta + t, n));
-    store_lanes(delta + t, smaller(larger(value, splat(args.dt_min)), splat(args.dt_max)), n);
+    const VecF delta = smaller(larger(vec_softplus(load(steps.delta + t)), splat(args.dt_min)), splat(args.dt_max));
+    store(steps.delta + t, delta);
+    store(steps.decay + t, ssd_decay(delta * args.a[head]));
   }
 }
 
-inline VecF ssd_output(const SsdArgs& args, int64_t head, int64_t t, int64_t col, int64_t n, VecF sum) {
-  const int64_t at = head * args.head_dim + col;
-  const VecF x = load_lanes(args.x + t * args.xbc_stride + at, n);
-  return (sum + args.d[head] * x) * vec_silu(load_lanes(args.z + t * args.z_stride + at, n));
-}
-
-/// A single token of one head, kVectors vectors of it (or n lanes): reads and writes the state once.
-template <int kVectors>
-inline void ssd_step(const SsdArgs& args, int64_t head, float delta, int64_t col, int64_t n) {
-  const int64_t group = head / (args.heads / args.groups);
-  const float* b = args.b + group * args.state_size;
-  const float* c = args.c + group * args.state_size;
-  const int64_t at = head * args.head_dim + col;
-  const VecF decay = ssd_decay(splat(delta * args.a[head]));
-  VecF input[kVectors], sum[kVectors] = {};
+/// Takes kRows rows of the state, from row `i` on, through the tokens of a chunk, in registers. b and c: of the first
+/// token and of row 0.
+template <int kRows, int kVectors>
+inline void ssd_rows(const SsdArgs& args, float* state, const float* b, const float* c, int64_t tokens,
+                     const SsdSteps& steps, int64_t i, int64_t n, SsdChunk<kVectors>& chunk) {
+  VecF s[kRows][kVectors];
+  float* row = state + i * args.head_dim;
 #pragma GCC unroll 4
-  for (int j = 0; j < kVectors; ++j) input[j] = delta * load_lanes(args.x + at + j * kLanes, n);
-  float* state = args.state + head * args.state_size * args.head_dim + col;
-  for (int64_t i = 0; i < args.state_size; ++i, state += args.head_dim) {
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) s[r][j] = load_lanes(row + r * args.head_dim + j * kLanes, n);
+  }
+  b += i;
+  c += i;
+  for (int64_t t = 0; t < tokens; ++t, b += args.xbc_stride, c += args.xbc_stride) {
+    const VecF decay = splat(steps.decay[t]);
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      const VecF s = decay * load_lanes(state + j * kLanes, n) + b[i] * input[j];
-      store_lanes(state + j * kLanes, s, n);
-      sum[j] += s * c[i];
+      const VecF input = chunk.input[t][j];
+      VecF sum = chunk.sum[t][j];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        s[r][j] = decay * s[r][j] + b[r] * input;
+        sum += s[r][j] * c[r];
+      }
+      chunk.sum[t][j] = sum;
     }
   }
 #pragma GCC unroll 4
-  for (int j = 0; j < kVectors; ++j) {
-    store_lanes(args.y + at + j * kLanes, ssd_output(args, head, 0, col + j * kLanes, n, sum[j]), n);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) store_lanes(row + r * args.head_dim + j * kLanes, s[r][j], n);
   }
 }
 
-void ssd_step(const SsdArgs& args, int64_t head_begin, int64_t head_end) {
-  for (int64_t head = head_begin; head < head_end; ++head) {
-    float delta;
-    ssd_deltas(args, head, 0, 1, &delta);
-    int64_t col = 0;
-    for (; col + 4 * kLanes <= args.head_dim; col += 4 * kLanes) ssd_step<4>(args, head, delta, col, kLanes);
-    for (; col < args.head_dim; col += kLanes) ssd_step<1>(args, head, delta, col, lanes_at(col, args.head_dim));
-  }
-}
-
-/// B^T and C B^T of a group; of the latter what lies above the diagonal's tiles is not computed.
-inline void ssd_group(const SsdArgs& args, int64_t group, int64_t first, int64_t tokens, const SsdMemory& memory) {
-  const float* b = args.b + first * args.xbc_stride + group * args.state_size;
-  const float* c = args.c + first * args.xbc_stride + group * args.state_size;
+/// kVectors vectors of a head, from `col` on (or n lanes of one), through the tokens of a chunk. For each token the sum
+/// runs over the state in order, whatever the chunk.
+template <int kVectors>
+void ssd_columns(const SsdArgs& args, float* state, int64_t head, int64_t first, int64_t tokens, const SsdSteps& steps,
+                 int64_t col, int64_t n) {
+  const int64_t at = head * args.head_dim + col;
+  SsdChunk<kVectors> chunk;
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t i = 0; i < args.state_size; ++i) memory.b[i * kSsdChunk + t] = b[t * args.xbc_stride + i];
-  }
-  for_tiles(tokens, tokens, [&]<int kRows, int kVectors>(int64_t row, int64_t col, int64_t n) {
-    if (col >= row + kRows) return;
-    VecF sum[kRows][kVectors] = {};
-    add_product(sum, c + row * args.xbc_stride, args.xbc_stride, memory.b + col, kSsdChunk, args.state_size, n);
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j)
-        store_lanes(memory.cb + (row + i) * kSsdChunk + col + j * kLanes, sum[i][j], n);
+    const float* x = args.x + (first + t) * args.xbc_stride + at;
+    for (int j = 0; j < kVectors; ++j) {
+      chunk.input[t][j] = steps.delta[t] * load_lanes(x + j * kLanes, n);
+      chunk.sum[t][j] = VecF{};
     }
-  });
-}
-
-/// exp(end - c[i]) for i < count, into memory.row.
-inline void ssd_decays(const SsdMemory& memory, double end, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) memory.row[i] = static_cast<float>(end - memory.total[i]);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t n = lanes_at(i, count);
-    store_lanes(memory.row + i, ssd_decay(load_lanes(memory.row + i, n)), n);
   }
-}
-
-/// Everything of a chunk that depends on its time steps: c, exp(c), M and the weighted input.
-inline void ssd_weights(const SsdArgs& args, int64_t head, int64_t first, int64_t tokens, const SsdMemory& memory) {
-  ssd_deltas(args, head, first, tokens, memory.delta);
-  double total = 0;
+  const int64_t group = head / (args.heads / args.groups) * args.state_size;
+  const float* b = args.b + first * args.xbc_stride + group;
+  const float* c = args.c + first * args.xbc_stride + group;
+  float* columns = state + head * args.state_size * args.head_dim + col;
+  int64_t i = 0;
+  for (; i + 4 <= args.state_size; i += 4) ssd_rows<4, kVectors>(args, columns, b, c, tokens, steps, i, n, chunk);
+  for (; i < args.state_size; ++i) ssd_rows<1, kVectors>(args, columns, b, c, tokens, steps, i, n, chunk);
   for (int64_t t = 0; t < tokens; ++t) {
-    total += static_cast<double>(memory.delta[t]) * args.a[head];
-    memory.total[t] = total;
-  }
-  for (int64_t t = 0; t < tokens; ++t) {
-    ssd_decays(memory, memory.total[t], t + 1);
-    float* mix = memory.mix + t * kSsdChunk;
-    for (int64_t i = 0; i <= t; i += kLanes) {
-      const int64_t n = lanes_at(i, t + 1);
-      const VecF decay = load_lanes(memory.row + i, n);
-      // Lanes past t are stored as 0: the product of M and x runs to the end of a tile.
-      store(mix + i, load_lanes(memory.cb + t * kSsdChunk + i, n) * decay * load_lanes(memory.delta + i, n));
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t lane = at + j * kLanes;
+      const VecF x = load_lanes(args.x + (first + t) * args.xbc_stride + lane, n);
+      const VecF gate = vec_silu(load_lanes(args.z + (first + t) * args.z_stride + lane, n));
+      const VecF y = (chunk.sum[t][j] + args.d[head] * x) * gate;
+      store_lanes(args.y + (first + t) * args.heads * args.head_dim + lane, y, n);
     }
-  }
-  for (int64_t t = 0; t < tokens; ++t) memory.growth[t] = static_cast<float>(memory.total[t]);
-  for (int64_t t = 0; t < tokens; t += kLanes) {
-    const int64_t n = lanes_at(t, tokens);
-    store_lanes(memory.growth + t, ssd_decay(load_lanes(memory.growth + t, n)), n);
-  }
-  ssd_decays(memory, total, tokens);
-  for (int64_t t = 0; t < tokens; ++t) {
-    const float* x = args.x + (first + t) * args.xbc_stride + head * args.head_dim;
-    const float weight = memory.row[t] * memory.delta[t];
-    for (int64_t col = 0; col < args.head_dim; ++col) memory.weighted[t * args.head_dim + col] = weight * x[col];
   }
 }
 
-/// One head's outputs for a chunk, then its state.
-inline void ssd_chunk(const SsdArgs& args, int64_t head, int64_t first, int64_t tokens, const SsdMemory& memory) {
-  const int64_t dim = args.head_dim;
-  const int64_t group = head / (args.heads / args.groups);
-  const float* c = args.c + first * args.xbc_stride + group * args.state_size;
-  const float* x = args.x + first * args.xbc_stride + head * dim;
-  float* state = args.state + head * args.state_size * dim;
-  for_tiles(tokens, dim, [&]<int kRows, int kVectors>(int64_t row, int64_t col, int64_t n) {
-    VecF sum[kRows][kVectors] = {};
-    add_product(sum, c + row * args.xbc_stride, args.xbc_stride, state + col, dim, args.state_size, n);
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j) sum[i][j] *= memory.growth[row + i];
-    }
-    add_product(sum, memory.mix + row * kSsdChunk, kSsdChunk, x + col, args.xbc_stride, row + kRows, n);
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t t = first + row + i;
-      for (int j = 0; j < kVectors; ++j) {
-        const int64_t at = col + j * kLanes;
-        store_lanes(args.y + (t * args.heads + head) * dim + at, ssd_output(args, head, t, at, n, sum[i][j]), n);
-      }
-    }
-  });
-  const float decay = memory.growth[tokens - 1];
-  for_tiles(args.state_size, dim, [&]<int kRows, int kVectors>(int64_t row, int64_t col, int64_t n) {
-    float* at = state + row * dim + col;
-    VecF sum[kRows][kVectors];
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = decay * load_lanes(at + i * dim + j * kLanes, n);
-    }
-    add_product(sum, memory.b + row * kSsdChunk, kSsdChunk, memory.weighted + col, dim, tokens, n);
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j) store_lanes(at + i * dim + j * kLanes, sum[i][j], n);
-    }
-  });
-}
-
-void ssd(const SsdArgs& args, int64_t head_begin, int64_t head_end, float* own) {
-  if (args.tokens == 1) return ssd_step(args, head_begin, head_end);
-  const SsdMemory memory(args, own);
-  const int64_t heads_per_group = args.heads / args.groups;
-  for (int64_t first = 0; first < args.tokens; first += kSsdChunk) {
-    const int64_t tokens = args.tokens - first < kSsdChunk ? args.tokens - first : kSsdChunk;
+void ssd(const SsdArgs& args, int64_t segment, int64_t head_begin, int64_t head_end) {
+  const RowRange rows = args.batch.segment[segment];
+  float* state = static_cast<float*>(args.state[segment]);
+  for (int64_t first = rows.begin; first < rows.end; first += kSsdTokens) {
+    const int64_t tokens = rows.end - first < kSsdTokens ? rows.end - first : kSsdTokens;
     for (int64_t head = head_begin; head < head_end; ++head) {
-      if (head == head_begin || head % heads_per_group == 0)
-        ssd_group(args, head / heads_per_group, first, tokens, memory);
-      ssd_weights(args, head, first, tokens, memory);
-      ssd_chunk(args, head, first, tokens, memory);
+      SsdSteps steps;
+      ssd_steps(args, head, first, tokens, steps);
+      int64_t col = 0;
+      for (; col + 2 * kLanes <= args.head_dim; col += 2 * kLanes) {
+        ssd_columns<2>(args, state, head, first, tokens, steps, col, kLanes);
+      }
+      for (; col < args.head_dim; col += kLanes) {
+        ssd_columns<1>(args, state, head, first, tokens, steps, col, lanes_at(col, args.head_dim));
+      }
     }
   }
 }

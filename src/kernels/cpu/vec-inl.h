@@ -7,12 +7,16 @@
 #include <cstddef>
 #include <cstdint>
 
+// The compiler keeps tables and sums in registers only if everything is one function early on.
+#define HXQ_ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace hxq::kernels::cpu {
 namespace {
 
 constexpr int64_t kLanes = HXQ_LANES;
 typedef float VecF __attribute__((vector_size(HXQ_LANES * 4)));
 typedef int32_t VecI __attribute__((vector_size(HXQ_LANES * 4)));
+typedef float Vec4 __attribute__((vector_size(16)));
 
 [[maybe_unused]] inline VecF load(const void* from) {
   VecF v;
@@ -21,6 +25,12 @@ typedef int32_t VecI __attribute__((vector_size(HXQ_LANES * 4)));
 }
 
 [[maybe_unused]] inline void store(float* to, VecF v) { __builtin_memcpy(to, &v, sizeof v); }
+
+[[maybe_unused]] inline Vec4 load4(const float* from) {
+  Vec4 v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
 
 [[maybe_unused]] inline VecF splat(float value) { return value - VecF{}; }
 

@@ -25,6 +25,21 @@ inline void store_first(float* to, VecF v, int64_t n) { _mm256_maskstore_ps(to, 
 inline VecF smaller(VecF a, VecF b) { return _mm256_min_ps(b, a); }  // a when a is NaN
 inline VecF larger(VecF a, VecF b) { return _mm256_max_ps(b, a); }   // a when a is NaN
 
+/// Opaque to the compiler, which would otherwise read a value that is used several times from memory each time.
+template <class Vector>
+HXQ_ALWAYS_INLINE void keep_in_register(Vector& v) {
+  asm("" : "+v"(v));
+}
+
+/// sum_lanes of each of four vectors, to the last bit.
+inline Vec4 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
+  const VecF ab = _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);  // four lanes of each
+  const VecF cd = _mm256_permute2f128_ps(c, d, 0x20) + _mm256_permute2f128_ps(c, d, 0x31);
+  const VecF two = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);  // of a and c, of b and d
+  const VecF one = _mm256_shuffle_ps(two, two, 0x88) + _mm256_shuffle_ps(two, two, 0xdd);
+  return _mm_unpacklo_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1));
+}
+
 /// v * 2^n for whole n in [-252, 254], rounded once: two factors, so that each is a normal number.
 inline VecF scale_by_power(VecF v, VecF n) {
   const VecI power = __builtin_convertvector(n, VecI);

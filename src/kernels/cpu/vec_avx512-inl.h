@@ -21,6 +21,23 @@ inline void store_first(float* to, VecF v, int64_t n) { _mm512_mask_storeu_ps(to
 inline VecF smaller(VecF a, VecF b) { return _mm512_min_ps(b, a); }  // a when a is NaN
 inline VecF larger(VecF a, VecF b) { return _mm512_max_ps(b, a); }   // a when a is NaN
 
+/// Opaque to the compiler, which would otherwise read a value that is used several times from memory each time.
+template <class Vector>
+HXQ_ALWAYS_INLINE void keep_in_register(Vector& v) {
+  asm("" : "+v"(v));
+}
+
+/// sum_lanes of each of four vectors, to the last bit.
+inline Vec4 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
+  const VecF ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);  // eight lanes of each
+  const VecF cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
+  const VecF four = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);  // a, b, c, d
+  const VecF two = four + _mm512_permute_ps(four, 0xee);
+  const VecF one = two + _mm512_permute_ps(two, 0x55);
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one));
+}
+
 /// v * 2^n for whole n, rounded once.
 inline VecF scale_by_power(VecF v, VecF n) { return _mm512_scalef_ps(v, n); }
 

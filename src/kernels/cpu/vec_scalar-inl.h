@@ -24,6 +24,15 @@ inline void store_first(float* to, VecF v, int64_t n) {
 inline VecF smaller(VecF a, VecF b) { return a > b ? b : a; }  // a when a is NaN
 inline VecF larger(VecF a, VecF b) { return a < b ? b : a; }   // a when a is NaN
 
+/// Left to the compiler.
+template <class Vector>
+inline void keep_in_register(Vector&) {}
+
+/// sum_lanes of each of four vectors, to the last bit.
+inline Vec4 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
+  return Vec4{sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)};
+}
+
 /// v * 2^n for whole n in [-252, 254], rounded once: two factors, so that each is a normal number.
 inline VecF scale_by_power(VecF v, VecF n) {
   const VecI power = __builtin_convertvector(n, VecI);

@@ -4,7 +4,6 @@
 
 #include "codec/codebook/index_packing.h"
 #include "kernels/gradients/ops.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -29,16 +28,17 @@ void add_row(const CodebookMatrix& weight, int64_t row, const float* product, do
 }
 
 /// Sums of kParts parts, [kParts, k * d] in doubles, in the team's memory.
-double* clear_sums(const CodebookMatrix& weight, const Context& context) {
+double* clear_sums(const CodebookMatrix& weight, const CpuContext& context) {
   const int64_t size = int64_t{weight.k} * weight.d;
-  float* memory = context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(2 * kParts * size), context.team);
+  float* memory = context.shared(Scratch::kPackedInput, 2 * kParts * size);
   auto* sums = reinterpret_cast<double*>(memory);
+  if (context.measures) return sums;
   const Range mine = context.team.share(kParts);
   std::fill(sums + mine.begin * size, sums + mine.end * size, 0.0);
   return sums;
 }
 
-void finish_sums(const CodebookMatrix& weight, const double* sums, float* gradient, const Context& context) {
+void finish_sums(const CodebookMatrix& weight, const double* sums, float* gradient, const CpuContext& context) {
   context.team.barrier();
   const int64_t size = int64_t{weight.k} * weight.d;
   const Range mine = context.team.share(size);
@@ -53,10 +53,11 @@ void finish_sums(const CodebookMatrix& weight, const double* sums, float* gradie
 }  // namespace
 
 void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args,
-                       const Context& context) noexcept {
+                       const CpuContext& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
   double* sums = clear_sums(weight, context);
-  float* product = context.scratch.own(static_cast<size_t>(weight.cols), context.team);
+  float* product = context.own(weight.cols);
+  if (context.measures) return;
   context.team.barrier();
   const Range mine = context.team.share(kParts);
   for (int64_t part = mine.begin; part < mine.end; ++part) {
@@ -73,9 +74,10 @@ void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs&
 }
 
 void gather_codebook_gradient(const CodebookMatrix& weight, const GatherGradientArgs& args,
-                              const Context& context) noexcept {
+                              const CpuContext& context) noexcept {
   double* sums = clear_sums(weight, context);
-  float* scaled = context.scratch.own(static_cast<size_t>(weight.cols), context.team);
+  float* scaled = context.own(weight.cols);
+  if (context.measures) return;
   context.team.barrier();
   const Range mine = context.team.share(kParts);
   for (int64_t part = mine.begin; part < mine.end; ++part) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "codec/codebook/matrix.h"
-#include "kernels/kernels.h"
+#include "kernels/cpu_context.h"
 
 /// Gradients of codebooks, by the rules of gradients.h.
 namespace hxq::kernels {
@@ -15,7 +15,7 @@ struct CodebookGradientArgs {
   int64_t tokens = 0;
   float* gradient = nullptr;  // [k, d]
 };
-void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const Context& context) noexcept;
+void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const CpuContext& context) noexcept;
 
 /// The same for `gather_rows`: dC[j, i] = sum of g over the elements gathered from component i of codeword j.
 struct GatherGradientArgs {
@@ -25,6 +25,6 @@ struct GatherGradientArgs {
   float* gradient = nullptr;  // [k, d]
 };
 void gather_codebook_gradient(const CodebookMatrix& weight, const GatherGradientArgs& args,
-                              const Context& context) noexcept;
+                              const CpuContext& context) noexcept;
 
 }  // namespace hxq::kernels

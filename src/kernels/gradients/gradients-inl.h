@@ -60,11 +60,11 @@ class Scan {
         c_(c),
         n_(n),
         starts_(memory),
-        states_(memory + runs_of(args.forward.tokens) * args.forward.state_size * kLanes) {}
+        states_(memory + runs_of(args.forward.batch.rows) * args.forward.state_size * kLanes) {}
 
   void run(float* partial) {
     const int64_t size = in_.state_size * kLanes;
-    const int64_t runs = runs_of(in_.tokens);
+    const int64_t runs = runs_of(in_.batch.rows);
     for (int64_t i = 0; i < size; i += kLanes) store(starts_ + i, VecF{});
     for (int64_t r = 0; r + 1 < runs; ++r) {
       for (int64_t i = 0; i < size; i += kLanes) store(starts_ + (r + 1) * size + i, load(starts_ + r * size + i));
@@ -79,7 +79,7 @@ class Scan {
     for (int64_t i = 0; i < size; i += kLanes) store(carry + i, VecF{});
     for (int64_t r = runs - 1; r >= 0; --r) {
       const int64_t first = r * kRun;
-      const int64_t last = first + kRun < in_.tokens ? first + kRun : in_.tokens;
+      const int64_t last = first + kRun < in_.batch.rows ? first + kRun : in_.batch.rows;
       for (int64_t t = first; t < last; ++t) {
         step(t, t == first ? starts_ + r * size : states_ + (t - first - 1) * size, states_ + (t - first) * size);
       }
@@ -172,10 +172,10 @@ class Ssd {
         group_(head / (in_.heads / in_.groups)),
         size_(in_.state_size * in_.head_dim),
         starts_(memory),
-        states_(memory + runs_of(in_.tokens) * size_) {}
+        states_(memory + runs_of(in_.batch.rows) * size_) {}
 
   void run(float* partial) {
-    const int64_t runs = runs_of(in_.tokens);
+    const int64_t runs = runs_of(in_.batch.rows);
     clear(starts_);
     for (int64_t r = 0; r + 1 < runs; ++r) {
       for (int64_t i = 0; i < size_; ++i) starts_[(r + 1) * size_ + i] = starts_[r * size_ + i];
@@ -185,7 +185,7 @@ class Ssd {
     clear(carry);
     for (int64_t r = runs - 1; r >= 0; --r) {
       const int64_t first = r * kRun;
-      const int64_t last = first + kRun < in_.tokens ? first + kRun : in_.tokens;
+      const int64_t last = first + kRun < in_.batch.rows ? first + kRun : in_.batch.rows;
       for (int64_t t = first; t < last; ++t) step(t, state_before(r, t), states_ + (t - first) * size_);
       for (int64_t t = last - 1; t >= first; --t) {
         back(t, state_before(r, t), states_ + (t - first) * size_, carry, partial + t * 2 * in_.state_size);

@@ -2,8 +2,7 @@
 
 #include <cstdint>
 
-#include "kernels/kernels.h"
-#include "kernels/prepared_matrix.h"
+#include "kernels/cpu_matrix.h"
 #include "kernels/ssd.h"
 
 /// Reverse-mode gradients of the operations of kernels.h and ssd.h, with the same rules: called by every thread of the
@@ -17,7 +16,7 @@ struct LinearTransposedArgs {
   float* dx = nullptr;       // [tokens, cols], contiguous
   int64_t tokens = 0;
 };
-void linear_transposed(const PreparedMatrix& weight, const LinearTransposedArgs& args, const Context& context) noexcept;
+void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args, const CpuContext& context) noexcept;
 
 /// Of `causal_conv1d_silu`, for a sequence that starts at x[0]: what came before is zero.
 struct ConvGradientArgs {
@@ -33,12 +32,12 @@ struct ConvGradientArgs {
   float* dweight = nullptr;       // [width, channels], added to
   float* dbias = nullptr;         // [channels], added to
 };
-void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const Context& context) noexcept;
+void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const CpuContext& context) noexcept;
 
 /// Of `selective_scan`, for a sequence that starts from a state of zeros. The states are computed again, a run of
 /// tokens at a time (checkpointing: Gu & Dao 2023, arXiv 2312.00752, section 3.3.2), so memory stays small.
 struct ScanGradientArgs {
-  ScanArgs forward;           ///< as given to `selective_scan`; y and state are not used
+  ScanArgs forward;           ///< as given to `selective_scan`; the batch is one segment; y and state are not used
   const float* g = nullptr;   // [tokens, channels], contiguous
   float* du = nullptr;        // [tokens, channels]
   float* ddt = nullptr;       // [tokens, channels]
@@ -49,12 +48,12 @@ struct ScanGradientArgs {
   float* dd = nullptr;        // [channels], added to
   float* ddt_bias = nullptr;  // [channels], added to
 };
-void selective_scan_gradient(const ScanGradientArgs& args, const Context& context) noexcept;
+void selective_scan_gradient(const ScanGradientArgs& args, const CpuContext& context) noexcept;
 
 /// Of `ssd`, for a sequence that starts from a state of zeros; states are computed again as above. Where delta is
 /// clamped, no gradient passes to dt.
 struct SsdGradientArgs {
-  SsdArgs forward;            ///< as given to `ssd`; y and state are not used
+  SsdArgs forward;            ///< as given to `ssd`; the batch is one segment; y and state are not used
   const float* g = nullptr;   // [tokens, heads, head_dim], contiguous
   float* dx = nullptr;        // [tokens, heads, head_dim]
   float* ddt = nullptr;       // [tokens, heads]
@@ -65,6 +64,6 @@ struct SsdGradientArgs {
   float* dd = nullptr;        // [heads], added to
   float* ddt_bias = nullptr;  // [heads], added to
 };
-void ssd_gradient(const SsdGradientArgs& args, const Context& context) noexcept;
+void ssd_gradient(const SsdGradientArgs& args, const CpuContext& context) noexcept;
 
 }  // namespace hxq::kernels

@@ -31,10 +31,10 @@ inline int64_t runs_of(int64_t tokens) { return (tokens + kRun - 1) / kRun; }
 
 /// The states before each run, and after each token of one run.
 inline int64_t scan_floats(const ScanGradientArgs& args, int64_t lanes) {
-  return (runs_of(args.forward.tokens) + kRun + 1) * args.forward.state_size * lanes;
+  return (runs_of(args.forward.batch.rows) + kRun + 1) * args.forward.state_size * lanes;
 }
 inline int64_t ssd_floats(const SsdGradientArgs& args) {
-  return (runs_of(args.forward.tokens) + kRun + 2) * args.forward.state_size * args.forward.head_dim;
+  return (runs_of(args.forward.batch.rows) + kRun + 2) * args.forward.state_size * args.forward.head_dim;
 }
 
 const Ops& ops_of(Target target) noexcept;

@@ -1,7 +1,6 @@
 #include <algorithm>
 
 #include "kernels/gradients/ops.h"
-#include "kernels/scratch.h"
 
 namespace hxq::kernels {
 namespace {
@@ -13,24 +12,26 @@ constexpr int64_t kGroups = 8;
 
 }  // namespace
 
-void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const Context& context) noexcept {
+void causal_conv1d_silu_gradient(const ConvGradientArgs& args, const CpuContext& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
-  float* memory = context.scratch.own(static_cast<size_t>(args.tokens * ops.lanes), context.team);
+  float* memory = context.own(args.tokens * ops.lanes);
+  if (context.measures) return;
   const Range mine = context.team.share(args.channels, kChannelGranule);
   ops.conv(args, mine.begin, mine.end, memory);
   context.team.barrier();
 }
 
-void selective_scan_gradient(const ScanGradientArgs& args, const Context& context) noexcept {
+void selective_scan_gradient(const ScanGradientArgs& args, const CpuContext& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
   const ScanArgs& in = args.forward;
   const int64_t width = 2 * in.state_size;  // dB, dC of one token
-  const int64_t partial_size = in.tokens * width * ops.lanes;
+  const int64_t partial_size = in.batch.rows * width * ops.lanes;
   const int64_t blocks = (in.channels + kChannelGranule - 1) / kChannelGranule;
   const int64_t groups = std::min(blocks, kGroups);
   float* partial =
-      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(groups * partial_size), context.team);
-  float* memory = context.scratch.own(static_cast<size_t>(gradients::scan_floats(args, ops.lanes)), context.team);
+      context.shared(Scratch::kPackedInput, groups * partial_size);
+  float* memory = context.own(gradients::scan_floats(args, ops.lanes));
+  if (context.measures) return;
   const Range mine = context.team.share(groups);
   for (int64_t group = mine.begin; group < mine.end; ++group) {
     float* sums = partial + group * partial_size;
@@ -40,7 +41,7 @@ void selective_scan_gradient(const ScanGradientArgs& args, const Context& contex
     ops.scan(args, begin, end, sums, memory);
   }
   context.team.barrier();
-  const Range tokens = context.team.share(in.tokens);
+  const Range tokens = context.team.share(in.batch.rows);
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     for (int64_t i = 0; i < width; ++i) {
       float sum = 0;
@@ -54,26 +55,27 @@ void selective_scan_gradient(const ScanGradientArgs& args, const Context& contex
   context.team.barrier();
 }
 
-void ssd_gradient(const SsdGradientArgs& args, const Context& context) noexcept {
+void ssd_gradient(const SsdGradientArgs& args, const CpuContext& context) noexcept {
   const gradients::Ops& ops = gradients::ops_of(context.target);
   const SsdArgs& in = args.forward;
   const int64_t width = 2 * in.state_size;
   float* partial =
-      context.scratch.shared(Scratch::kPackedInput, static_cast<size_t>(in.heads * in.tokens * width), context.team);
-  float* memory = context.scratch.own(static_cast<size_t>(gradients::ssd_floats(args)), context.team);
+      context.shared(Scratch::kPackedInput, in.heads * in.batch.rows * width);
+  float* memory = context.own(gradients::ssd_floats(args));
+  if (context.measures) return;
   const Range mine = context.team.share(in.heads);
   for (int64_t head = mine.begin; head < mine.end; ++head) {
-    ops.ssd(args, head, partial + head * in.tokens * width, memory);
+    ops.ssd(args, head, partial + head * in.batch.rows * width, memory);
   }
   context.team.barrier();
   const int64_t heads_per_group = in.heads / in.groups;
-  const Range tokens = context.team.share(in.tokens);
+  const Range tokens = context.team.share(in.batch.rows);
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     for (int64_t group = 0; group < in.groups; ++group) {
       for (int64_t i = 0; i < width; ++i) {
         float sum = 0;
         for (int64_t h = group * heads_per_group; h < (group + 1) * heads_per_group; ++h) {
-          sum += partial[(h * in.tokens + t) * width + i];
+          sum += partial[(h * in.batch.rows + t) * width + i];
         }
         (i < in.state_size ? args.db : args.dc)[(t * in.groups + group) * in.state_size + i % in.state_size] = sum;
       }

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+/// What decides how numbers are computed, apart from the weights themselves.
+namespace hxq {
+
+/// What a token is to a step. Its arithmetic depends on its phase and never on the tokens it is computed with.
+enum class Phase : uint8_t {
+  prefill,  ///< of a prompt: many tokens of a sequence may come at once
+  decode    ///< generated: one token a sequence and step
+};
+
+/// What products with prefill rows round, besides the sums: see `kernels::linear`.
+enum class Precision : uint8_t {
+  fast,  ///< x to 11 bits for every 64 columns, where that doubles the speed
+  exact  ///< nothing
+};
+
+std::string_view name_of(Precision precision) noexcept;
+std::optional<Precision> find_precision(std::string_view name) noexcept;
+
+/// Instruction sets that have kernels of their own, slowest first.
+enum class Target : uint8_t { scalar, avx2, avx512 };
+
+std::string_view name_of(Target target) noexcept;
+std::optional<Target> find_target(std::string_view name) noexcept;
+
+}  // namespace hxq

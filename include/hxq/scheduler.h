@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "hxq/generate.h"
+
+namespace hxq {
+
+/// One text that is being continued: which tokens are to be run, which one comes next, where it ends. It knows no model
+/// but its facts: whoever runs the tokens hands it the logits.
+class Generation {
+ public:
+  /// `tokenizer` must outlive it. Throws `Error` for options out of range and for no tokens, `ContextError` for a prompt
+  /// that the context does not hold.
+  Generation(const ModelInfo& model, const Tokenizer& tokenizer, std::vector<int32_t> prompt,
+             const GenerateOptions& options, OnText on_text = {});
+  Generation(Generation&&) noexcept;
+  Generation& operator=(Generation&&) noexcept;
+  ~Generation();
+
+  /// Every token that is to be run, in order: the prompt, then what was chosen.
+  std::span<const int32_t> tokens() const noexcept;
+
+  /// Chooses the next token by the logits of the last of `tokens`, which it changes. Passes text on, and on what
+  /// `on_text` throws.
+  void next(std::span<float> logits);
+
+  /// What `GenerateOptions::interrupted` says; false without it.
+  bool asked_to_stop() const;
+
+  /// Ends it as interrupted.
+  void interrupt();
+
+  /// No token is to be run any more.
+  bool done() const noexcept;
+
+  /// Final when it is done.
+  const GenerateResult& result() const noexcept;
+  GenerateResult& result() noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Runs many generations on one model, a step at a time. Each step decodes a token of every text whose prompt was run,
+/// and runs what a budget allows of the prompts, first come first. Results are those of each generation alone, bit for
+/// bit. One thread of control at a time.
+class Scheduler {
+ public:
+  struct Limits {
+    int64_t sequences = 64;        ///< that are run at once; more wait
+    int64_t prefill_tokens = 512;  ///< of prompts, in a step
+  };
+  using Id = uint64_t;
+
+  /// `model` must outlive it. Throws `Error` for limits less than 1.
+  explicit Scheduler(const Model& model);
+  Scheduler(const Model& model, const Limits& limits);
+  Scheduler(Scheduler&&) noexcept;
+  Scheduler& operator=(Scheduler&&) noexcept;
+  ~Scheduler();
+
+  Id add(Generation generation);
+  /// Continues in `sequence`, which has seen the first of the generation's tokens (not all), and must outlive it.
+  Id add(Generation generation, Sequence& sequence);
+
+  /// Runs one step; false if there is nothing to run. Throws what `Model::forward` throws: nothing has changed then.
+  bool step();
+
+  /// Forgets a generation, done or not.
+  void cancel(Id id);
+
+  /// The result of a generation that is done, which is then forgotten; empty if it is not done. Throws what the
+  /// generation's `on_text` has thrown, and `Error` where no token could be chosen.
+  std::optional<GenerateResult> take(Id id);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Continues one text again and again, and runs only what is new of it.
+class Session {
+ public:
+  /// Both must outlive it.
+  Session(const Model& model, const Tokenizer& tokenizer);
+
+  /// Continues `tokens`. If they begin with all that was run before, only the rest is run; otherwise everything is.
+  /// Throws `Error` for no tokens and for options out of range, `ContextError` for more tokens than the context holds.
+  GenerateResult generate(std::span<const int32_t> tokens, const GenerateOptions& options = {}, OnText on_text = {});
+
+  /// Forgets what was run.
+  void reset();
+
+ private:
+  const Model& model_;
+  const Tokenizer& tokenizer_;
+  Scheduler scheduler_;
+  Sequence sequence_;
+  std::vector<int32_t> seen_;  // what sequence_ has seen
+};
+
+}  // namespace hxq

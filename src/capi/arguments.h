@@ -1,0 +1,53 @@
+#pragma once
+
+#include <initializer_list>
+
+#include "capi/guard.h"
+#include "hxq/arithmetic.h"
+#include "hxq/tensor.h"
+
+/// Checks of what a caller passes: every one throws `InvalidArgument` with one line.
+namespace hxq::capi {
+
+void require(bool condition, const char* message);
+
+/// A pointer that must not be null, by its name.
+template <class T>
+T& not_null(T* pointer, const char* name) {
+  if (pointer == nullptr) throw InvalidArgument(std::string(name) + " is null");
+  return *pointer;
+}
+
+struct NamedPointer {
+  const char* name;
+  const void* pointer;
+};
+void require_pointers(std::initializer_list<NamedPointer> pointers);
+
+struct NamedSize {
+  const char* name;
+  int64_t value;
+};
+/// Every size at least 1, and their product no more than memory can hold.
+void require_sizes(std::initializer_list<NamedSize> sizes);
+
+/// A count of 0 or more whose rows of `cols` memory can hold.
+void require_count(const char* name, int64_t count, int64_t cols);
+
+/// A stride that keeps rows of `cols` apart, where 0 stands for `cols`. Returns it.
+int64_t stride_of(const char* name, int64_t stride, int64_t rows, int64_t cols);
+
+/// A number of threads from `least` to kMaxThreads.
+void require_threads(int32_t threads, int32_t least);
+
+Phase phase_of(int32_t phase);
+Precision precision_of(int32_t precision);
+
+DType dtype_of(int32_t dtype);
+/// As `dtype_of`, but only F32, F16 and BF16.
+DType float_dtype_of(int32_t dtype);
+/// The shape of a tensor: rank, dimensions and their product checked.
+Shape shape_of(const hxq_tensor& tensor);
+TensorView view_of(const hxq_tensor& tensor);
+
+}  // namespace hxq::capi

@@ -1,0 +1,92 @@
+#include "codec/codebook/encode.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "capi/arguments.h"
+#include "capi/encode_options.h"
+#include "capi/handles.h"
+#include "compress/policy.h"
+
+using namespace hxq;
+using namespace hxq::capi;
+
+namespace hxq::capi {
+
+CodebookOptions codebook_options(const hxq_encode_options* options) {
+  hxq_encode_options chosen;
+  hxq_encode_options_init(&chosen);
+  if (options != nullptr) chosen = *options;
+  if (!(chosen.sidecar_fraction >= 0 && chosen.sidecar_fraction <= 1)) {
+    throw InvalidArgument(fmt::format("sidecar_fraction is {}, expected 0 to 1", chosen.sidecar_fraction));
+  }
+  if (chosen.max_codewords < 1 || chosen.max_codewords > 256) {
+    throw InvalidArgument(fmt::format("max_codewords is {}, expected 1 to 256", chosen.max_codewords));
+  }
+  require_threads(chosen.threads, 0);
+  return {
+      .sidecar_fraction = chosen.sidecar_fraction, .max_codewords = chosen.max_codewords, .threads = chosen.threads};
+}
+
+}  // namespace hxq::capi
+
+hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_t* answer) {
+  return guard("asking the policy", [&] {
+    require_pointers({{"role", role}, {"tensor", tensor}, {"answer", answer}});
+    for (const Role known : {Role::embedding, Role::projection, Role::head}) {
+      if (name_of(known) != role) continue;
+      *answer = choose_codec(encoder_of({}), known, shape_of(*tensor), dtype_of(tensor->dtype)) != nullptr;
+      return;
+    }
+    throw InvalidArgument(fmt::format("role is '{}', expected embedding, projection or head", role));
+  });
+}
+
+void hxq_encode_options_init(hxq_encode_options* options) {
+  if (options != nullptr) *options = {.sidecar_fraction = 0.001, .max_codewords = 256, .threads = 0};
+}
+
+hxq_status hxq_encode(const hxq_tensor* source, const hxq_encode_options* options, hxq_encoded** encoded,
+                      hxq_fidelity* fidelity) {
+  return guard("compressing a matrix", [&] {
+    require_pointers({{"source", source}, {"encoded", encoded}});
+    const TensorView view = capi::view_of(*source);
+    float_dtype_of(source->dtype);
+    if (view.shape.size() != 2 || view.size() == 0) {
+      throw InvalidArgument(fmt::format("shape is {}, expected [rows, cols]", to_string(view.shape)));
+    }
+    const CodebookOptions chosen = codebook_options(options);
+    auto result = std::make_unique<hxq_encoded>();
+    try {
+      result->value = encode_codebook(view, chosen);
+    } catch (const Error& error) {
+      throw Error(error.what(), {.tensor = source->name == nullptr ? "" : source->name});
+    }
+    if (fidelity != nullptr) {
+      const Fidelity& f = result->value.fidelity;
+      *fidelity = {f.snr_db(), f.cosine(), f.max_error, result->value.outliers};
+    }
+    *encoded = result.release();
+  });
+}
+
+size_t hxq_encoded_count(const hxq_encoded* encoded) { return encoded == nullptr ? 0 : encoded->value.parts.size(); }
+
+hxq_status hxq_encoded_part(const hxq_encoded* encoded, size_t i, hxq_tensor* part) {
+  return guard("describing a part", [&] {
+    require_pointers({{"encoded", encoded}, {"part", part}});
+    const std::vector<EncodedPart>& parts = encoded->value.parts;
+    if (i >= parts.size()) throw InvalidArgument(fmt::format("part {} of {}", i, parts.size()));
+    const EncodedPart& found = parts[i];
+    require(found.shape.size() <= 4, "the part has more than 4 dimensions");
+    *part = {.name = found.suffix.c_str(),
+             .dtype = static_cast<int32_t>(found.dtype),
+             .rank = static_cast<int32_t>(found.shape.size()),
+             .shape = {},
+             .data = found.bytes.data()};
+    std::ranges::copy(found.shape, part->shape);
+  });
+}
+
+void hxq_encoded_destroy(hxq_encoded* encoded) { delete encoded; }

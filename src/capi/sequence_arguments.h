@@ -1,0 +1,36 @@
+#pragma once
+
+#include "capi/arguments.h"
+#include "capi/handles.h"
+#include "kernels/uniform_batch.h"
+
+/// What the operations along a sequence share.
+namespace hxq::capi {
+
+/// Rows of floats with their stride filled in.
+struct FloatRows {
+  const float* data;
+  int64_t stride;
+
+  const float* row(int64_t i) const { return data + i * stride; }
+};
+
+/// The rows [count, cols] that the caller gives, checked.
+FloatRows float_rows(const char* name, const hxq_float_rows& rows, int64_t count, int64_t cols);
+
+/// to [cols, rows] = from [rows, cols] transposed.
+void transpose(const float* from, int64_t rows, int64_t cols, float* to);
+
+/// The filter [channels, width] as kernels want it, in memory of the context.
+const float* filter_of(hxq_context& context, const float* weight, int64_t channels, int64_t width);
+
+/// The rows of `sequences` sequences of `tokens` each. More than rows are counted with is an invalid argument.
+kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens);
+
+/// The states that sequences start from, `size` floats each: the caller's, or zeros that nobody looks at afterwards.
+float* states_or_zeros(hxq_context& context, float* states, int64_t sequences, int64_t size);
+
+/// Turns a gradient with respect to a = -exp(a_log) into one with respect to a_log: da * a.
+void through_log(const float* a, float* da, int64_t count);
+
+}  // namespace hxq::capi

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hxq::kernels {
+
+/// Rows [begin, end) of a batch, all of one sequence and in its order.
+struct RowRange {
+  int32_t begin = 0;
+  int32_t end = 0;
+};
+
+/// The rows of one step, of one sequence or of many. The arrays are in device memory: what a device records once can
+/// run again on other sequences and positions.
+struct Batch {
+  int64_t rows = 0;
+  int64_t decode_rows = 0;  ///< these come first and are of phase `decode`; all others are of `prefill`
+  int64_t segments = 0;
+  const RowRange* segment = nullptr;  // [segments]: cover all rows, in order
+  const int32_t* position = nullptr;  // [rows]: of each row in its sequence; null where nothing asks for it
+};
+
+}  // namespace hxq::kernels

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hxq::kernels::cpu {
+
+/// What an outlier changes in a product with x: y[row] += change * x[col], change = value - the codebook's weight.
+struct OutlierChange {
+  uint32_t row;
+  uint32_t col;
+  float change;
+};
+
+}  // namespace hxq::kernels::cpu

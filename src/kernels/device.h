@@ -1,0 +1,135 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels/context.h"
+#include "kernels/prepared_matrix.h"
+
+namespace hxq::kernels {
+
+/// Code that runs on a device: `body(context, argument)` calls operations of the context, and nothing of it may throw.
+struct DeviceCode {
+  void (*body)(const Context& context, const void* argument) noexcept;
+  const void* argument;
+
+  /// Of a callable that outlives the call it is passed to.
+  template <class Body>
+  static DeviceCode of(const Body& callable) noexcept {
+    return {[](const Context& context, const void* argument) noexcept {
+              (*static_cast<const Body*>(argument))(context);
+            },
+            &callable};
+  }
+  void operator()(const Context& context) const noexcept { body(context, argument); }
+};
+
+struct ExecutorOptions {
+  int threads = 1;  ///< of the CPU, at most
+  Target target = Target::scalar;
+  Precision precision = Precision::fast;
+};
+
+/// Runs code on a device, with the memory that its operations share. One thread of control at a time.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  /// Takes the memory that operations of `code` need beside their arguments. `code` is called with a context whose
+  /// operations compute nothing: its pointers need not lead anywhere. Throws `OutOfMemory`.
+  virtual void reserve(const DeviceCode& code) = 0;
+
+  /// Runs `code`, for which memory was reserved, and waits until it is done. `threads`: of the CPU, at most as many as
+  /// the executor was made for.
+  virtual void run(int threads, const DeviceCode& code) = 0;
+};
+
+/// Where a model's numbers live and its operations run. Device memory is touched by operations alone, and by the
+/// functions here: the host may not be able to reach it.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string_view name() const noexcept = 0;
+
+  /// Whether device memory is the host's, so that results can be written to where the caller wants them.
+  virtual bool is_host() const noexcept { return false; }
+
+  /// At least `bytes` bytes, aligned to 64; contents are undefined. Throws `OutOfMemory`, which names `what`.
+  virtual std::byte* allocate(size_t bytes, std::string_view what) const = 0;
+  virtual void free(std::byte* memory, size_t bytes) const noexcept = 0;
+  virtual void upload(std::byte* to, std::span<const std::byte> from) const = 0;
+  virtual void download(std::span<std::byte> to, const std::byte* from) const = 0;
+  virtual void clear(std::byte* memory, size_t bytes) const = 0;  ///< to zeros
+
+  /// The matrix in the form that the device multiplies with. Throws `OutOfMemory`.
+  virtual std::unique_ptr<const PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const = 0;
+
+  virtual std::unique_ptr<Executor> new_executor(const ExecutorOptions& options) const = 0;
+};
+
+/// The device of that name. Throws `Error` where there is none, naming those that there are.
+const Device& find_device(std::string_view name);
+const Device& cpu_device() noexcept;
+
+/// Adds a device for `find_device`; it stays for the rest of the process.
+void add_device(std::unique_ptr<const Device> device);
+
+/// An array in device memory.
+template <class T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  /// Contents are undefined. Throws `OutOfMemory`, which names `what`.
+  DeviceArray(const Device& device, int64_t size, std::string_view what)
+      : device_(&device), size_(size), data_(size == 0 ? nullptr : device.allocate(bytes(), what)) {}
+  /// A copy of `values`.
+  DeviceArray(const Device& device, std::span<const T> values, std::string_view what)
+      : DeviceArray(device, std::ssize(values), what) {
+    upload(values);
+  }
+  DeviceArray(DeviceArray&& other) noexcept { swap(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    DeviceArray(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_ != nullptr) device_->free(data_, bytes());
+  }
+
+  /// Device memory; null if empty.
+  T* data() const noexcept { return reinterpret_cast<T*>(data_); }
+  int64_t size() const noexcept { return size_; }
+  bool empty() const noexcept { return size_ == 0; }
+  size_t bytes() const noexcept { return static_cast<size_t>(size_) * sizeof(T); }
+
+  /// Writes `values` to the elements from `first` on.
+  void upload(std::span<const T> values, int64_t first = 0) {
+    if (!values.empty()) device_->upload(data_ + static_cast<size_t>(first) * sizeof(T), std::as_bytes(values));
+  }
+  void download(std::span<T> values) const {
+    if (!values.empty()) device_->download(std::as_writable_bytes(values), data_);
+  }
+  void clear() {
+    if (data_ != nullptr) device_->clear(data_, bytes());
+  }
+
+ private:
+  void swap(DeviceArray& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+  }
+
+  const Device* device_ = nullptr;
+  int64_t size_ = 0;
+  std::byte* data_ = nullptr;
+};
+
+}  // namespace hxq::kernels

@@ -1,0 +1,26 @@
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/kernels.h"
+#include "kernels/ssd.h"
+
+namespace hxq::kernels {
+
+/// What a device can do: the functions behind those of kernels.h, attention.h and ssd.h, under the same rules. A table,
+/// so that a shared library can provide one.
+struct Operations {
+  void (*linear)(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
+  void (*gather_rows)(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                      const Context& context) noexcept;
+  void (*copy_rows)(const CopyRowsArgs& args, const Context& context) noexcept;
+  void (*rms_norm)(const RmsNormArgs& args, const Context& context) noexcept;
+  void (*causal_conv1d_silu)(const ConvArgs& args, const Context& context) noexcept;
+  void (*selective_scan)(const ScanArgs& args, const Context& context) noexcept;
+  void (*ssd)(const SsdArgs& args, const Context& context) noexcept;
+  void (*rotary_table)(const RotaryTableArgs& args, const Context& context) noexcept;
+  void (*extend_cache)(const ExtendCacheArgs& args, const Context& context) noexcept;
+  void (*attention)(const AttentionArgs& args, const Context& context) noexcept;
+  void (*gated_activation)(const GatedActivationArgs& args, const Context& context) noexcept;
+};
+
+}  // namespace hxq::kernels

@@ -1,0 +1,71 @@
+#include "layers/attention.h"
+
+#include "kernels/attention.h"
+
+namespace hxq {
+
+AttentionState::AttentionState(const StateOptions& options, int64_t kv_heads, int64_t head_dim, const RopeDesc* rope)
+    : rope_(rope), cache_(*options.device, kv_heads, head_dim, options.kv_cache) {
+  if (rope_ != nullptr) {
+    inverse_frequency_ = {*options.device, std::span<const float>(inverse_frequencies(*rope_, 0)), "rotary positions"};
+  }
+}
+
+void AttentionState::reserve(int64_t positions, int64_t end) {
+  cache_.reserve(positions);
+  // Keys that are in the cache keep the angles they came with, as in transformers.
+  if (rope_ != nullptr && rope_->type == RopeDesc::Type::dynamic) {
+    inverse_frequency_.upload(inverse_frequencies(*rope_, end));
+  }
+}
+
+void AttentionState::put_arrays(std::span<void*> arrays) const noexcept {
+  arrays[0] = cache_.tiles();
+  arrays[1] = inverse_frequency_.data();
+}
+
+void Attention::operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch,
+                           const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept {
+  const int64_t rows = batch.rows;
+  const int64_t q_size = shape_.heads * shape_.head_dim;
+  const int64_t kv_size = shape_.kv_heads * shape_.head_dim;
+  float* q = work.take<float>(rows * q_size);                             // [rows, heads, head_dim]
+  float* k = work.take<float>(rows * kv_size);                            // [rows, kv_heads, head_dim]
+  float* v = work.take<float>(rows * kv_size);                            // [rows, kv_heads, head_dim]
+  float* attended = work.take<float>(rows * q_size);                      // [rows, heads, head_dim]
+  float* table = shape_.rotary ? work.take<float>(rows * shape_.head_dim) : nullptr;  // [rows, 2, head_dim / 2]
+
+  const int64_t in = q_.cols();
+  q_({.x = x, .x_stride = in, .y = q, .y_stride = q_size}, batch, work, context);
+  k_({.x = x, .x_stride = in, .y = k, .y_stride = kv_size}, batch, work, context);
+  v_({.x = x, .x_stride = in, .y = v, .y_stride = kv_size}, batch, work, context);
+  if (shape_.rotary) {
+    kernels::rotary_table(
+        {.inverse_frequency = state.array(1), .half = shape_.head_dim / 2, .batch = batch, .table = table}, context);
+  }
+  kernels::KvCacheView cache = kernels::KvCache::shape(shape_.kv_heads, shape_.head_dim, shape_.kv_cache);
+  cache.tiles = state.array(0);
+  kernels::extend_cache({.q = q,
+                         .k = k,
+                         .v = v,
+                         .q_stride = q_size,
+                         .kv_stride = kv_size,
+                         .query_heads = shape_.heads,
+                         .rotary_table = table,
+                         .batch = batch,
+                         .cache = cache},
+                        context);
+  kernels::attention({.q = q,
+                      .q_stride = q_size,
+                      .y = attended,
+                      .y_stride = q_size,
+                      .query_heads = shape_.heads,
+                      .scale = shape_.scale,
+                      .window = shape_.window,
+                      .batch = batch,
+                      .cache = cache},
+                     context);
+  o_({.x = attended, .x_stride = q_size, .y = y, .y_stride = o_.rows(), .accumulate = accumulate}, batch, context);
+}
+
+}  // namespace hxq

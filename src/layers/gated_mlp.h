@@ -1,0 +1,27 @@
+#pragma once
+
+#include <optional>
+
+#include "desc/activation.h"
+#include "layers/projection.h"
+
+namespace hxq {
+
+/// down(activation(gate(x)) * up(x)), where gate and up may be one matrix, gate first.
+class GatedMlp {
+ public:
+  GatedMlp(AdaptedProjection gate, std::optional<Projection> up, Projection down, Activation activation)
+      : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), activation_(activation) {}
+
+  /// y = mlp(x) (+ y). x and y: [rows, hidden], contiguous; may be the same unless y is added to.
+  void operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch, WorkMemory work,
+                  const kernels::Context& context) const noexcept;
+
+ private:
+  AdaptedProjection gate_;        // [inner, hidden], or [2 * inner, hidden]: gate, then up
+  std::optional<Projection> up_;  // [inner, hidden]
+  Projection down_;               // [hidden, inner]
+  Activation activation_;
+};
+
+}  // namespace hxq

@@ -1,0 +1,59 @@
+#include "layers/mamba_mixer.h"
+
+#include "layers/projection.h"
+
+namespace hxq {
+
+void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Context& context) const noexcept {
+  const kernels::Batch& batch = args.batch;
+  const int64_t hidden = in_proj->cols();
+  const int64_t inner = out_proj->cols();
+  const int64_t dt_rank = dt_proj->cols();
+  const int64_t dbc_size = x_proj->rows();
+  float* xz = work.take<float>(batch.rows * 2 * inner);   // [rows, 2 * inner]: x, gate z
+  float* u = work.take<float>(batch.rows * inner);        // [rows, inner], later the scan's output
+  float* dbc = work.take<float>(batch.rows * dbc_size);   // [rows, dt_rank + 2 * state_size]: dt, B, C
+  float* dt = work.take<float>(batch.rows * inner);       // [rows, inner]
+
+  linear(*in_proj, {.x = args.x, .x_stride = hidden, .y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}, batch,
+         context);
+  kernels::causal_conv1d_silu({.x = xz,
+                               .x_stride = 2 * inner,
+                               .y = u,
+                               .batch = batch,
+                               .channels = inner,
+                               .width = conv_width,
+                               .weight = conv_weight,
+                               .bias = conv_bias,
+                               .state = args.conv_state,
+                               .state_rows = args.conv_state_rows},
+                              context);
+  linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);
+  linear(*dt_proj, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner}, batch, context);
+  kernels::selective_scan({.u = u,
+                           .dt = dt,
+                           .dt_bias = dt_bias,
+                           .b = dbc + dt_rank,
+                           .c = dbc + dt_rank + state_size,
+                           .bc_stride = dbc_size,
+                           .z = xz + inner,
+                           .z_stride = 2 * inner,
+                           .a = a,
+                           .d = d,
+                           .state = args.ssm_state,
+                           .y = u,
+                           .batch = batch,
+                           .channels = inner,
+                           .state_size = state_size},
+                          context);
+  linear(*out_proj,
+         {.x = u,
+          .x_stride = inner,
+          .y = args.y,
+          .y_stride = hidden,
+          .bias = out_proj_bias,
+          .accumulate = args.accumulate},
+         batch, context);
+}
+
+}  // namespace hxq

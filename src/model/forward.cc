@@ -1,0 +1,321 @@
+// Steps: what many sequences need of a model at once, cut into pieces that fit the work memory.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "hxq/error.h"
+#include "layers/projection.h"
+#include "model/model_parts.h"
+
+namespace hxq {
+namespace {
+
+/// Rows of a step: enough to amortise decoding a tile of weights, while activations stay small.
+constexpr int64_t kStepRows = 512;
+
+/// A segment, or the part of it that one step runs.
+struct Piece {
+  Sequence::Parts* sequence;
+  Phase phase;
+  int64_t token;         ///< of the call: its first
+  int64_t tokens;        ///< how many
+  int64_t logits;        ///< rows whose logits are asked for, the last ones of the piece
+  int64_t first_logits;  ///< of the call's logits: the row of the first of these
+};
+
+struct Step {
+  StepShape shape = {};
+  std::vector<Piece> pieces = {};
+};
+
+int64_t logit_rows(const Segment& segment) noexcept {
+  if (segment.logits == Logits::none) return 0;
+  return segment.logits == Logits::last ? std::min<int64_t>(segment.tokens, 1) : segment.tokens;
+}
+
+void add(Step& step, const Piece& piece) {
+  const bool decode = piece.phase == Phase::decode;
+  step.shape.rows += piece.tokens;
+  step.shape.decode_rows += decode ? piece.tokens : 0;
+  step.shape.segments += 1;
+  step.shape.wanted += piece.logits;
+  step.shape.wanted_decode += decode ? piece.logits : 0;
+  step.pieces.push_back(piece);
+}
+
+/// Cuts the pieces, those to decode first, into steps.
+std::vector<Step> plan_steps(std::span<const Piece> pieces) {
+  std::vector<Step> steps;
+  for (const Piece& all : pieces) {
+    const int64_t first_wanted = all.tokens - all.logits;
+    for (int64_t done = 0; done < all.tokens;) {
+      if (steps.empty() || steps.back().shape.rows == kStepRows) steps.emplace_back();
+      Piece piece = all;
+      piece.token += done;
+      piece.tokens = std::min(all.tokens - done, kStepRows - steps.back().shape.rows);
+      done += piece.tokens;
+      piece.logits = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
+      piece.first_logits += std::max<int64_t>(done - piece.logits - first_wanted, 0);
+      add(steps.back(), piece);
+    }
+  }
+  return steps;
+}
+
+/// Whether the wanted logits of the step are consecutive rows of the call's.
+bool in_order(const Step& step) noexcept {
+  int64_t next = -1;
+  for (const Piece& piece : step.pieces) {
+    if (piece.logits == 0) continue;
+    if (next >= 0 && piece.first_logits != next) return false;
+    next = piece.first_logits + piece.logits;
+  }
+  return true;
+}
+
+/// Writes the step's inputs.
+void fill(const Step& step, std::span<const int32_t> tokens, const StepInputs& inputs) {
+  int64_t row = 0, wanted = 0;
+  for (size_t s = 0; s < step.pieces.size(); ++s) {
+    const Piece& piece = step.pieces[s];
+    inputs.segment[s] = {static_cast<int32_t>(row), static_cast<int32_t>(row + piece.tokens)};
+    piece.sequence->put_arrays(static_cast<int64_t>(s), step.shape.segments, inputs.state);
+    for (int64_t t = 0; t < piece.tokens; ++t, ++row) {
+      inputs.token[row] = tokens[static_cast<size_t>(piece.token + t)];
+      inputs.position[row] = static_cast<int32_t>(piece.sequence->position + t);
+      if (t >= piece.tokens - piece.logits) inputs.wanted[wanted++] = static_cast<int32_t>(row);
+    }
+  }
+}
+
+/// Runs a step that memory was reserved for, and advances its sequences. staging: as many logits as the step has, where
+/// they lie apart in the call's.
+void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, std::span<float> logits,
+         std::span<float> staging) {
+  fill(step, tokens, workspace.inputs_on_host(step.shape));
+  const auto vocab = static_cast<size_t>(workspace.model->desc.vocab_size);
+  const auto place = [&](const Piece& piece) { return logits.data() + static_cast<size_t>(piece.first_logits) * vocab; };
+  const auto begin = std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.logits > 0; });
+  const bool direct = begin != step.pieces.end() && in_order(step);
+  float* to = direct ? place(*begin) : staging.data();
+  workspace.run(step.shape, to);
+  for (const Piece& piece : step.pieces) {
+    const auto size = static_cast<size_t>(piece.logits) * vocab;
+    if (!direct) std::copy_n(to, size, place(piece));
+    to += size;
+    piece.sequence->position += piece.tokens;
+  }
+}
+
+void check_tokens(std::span<const int32_t> tokens, std::span<const Segment> segments, int64_t vocab) {
+  int64_t count = 0;
+  for (const Segment& segment : segments) {
+    if (segment.tokens < 0) throw Error(fmt::format("a segment of {} tokens: expected 0 or more", segment.tokens));
+    count += segment.tokens;
+  }
+  if (count != std::ssize(tokens)) throw Error(fmt::format("{} tokens, expected {} of the segments", tokens.size(), count));
+  for (const int32_t token : tokens) {
+    if (token < 0 || token >= vocab) throw Error(fmt::format("token {} is outside the vocabulary of {}", token, vocab));
+  }
+}
+
+void check_sequences(std::span<const Segment> segments, const ModelInfo& info) {
+  std::vector<const Sequence*> sequences;
+  for (const Segment& segment : segments) {
+    const int64_t seen = segment.sequence->position();
+    if (info.context_length > 0 && seen + segment.tokens > info.context_length) {
+      throw Error(fmt::format("{} tokens after {}: the model's context holds {}", segment.tokens, seen,
+                              info.context_length));
+    }
+    if (segment.end != 0 && segment.end < seen + segment.tokens) {
+      throw Error(fmt::format("{} tokens after {} end beyond the sequence's {}", segment.tokens, seen, segment.end));
+    }
+    sequences.push_back(segment.sequence);
+  }
+  std::ranges::sort(sequences);
+  if (std::ranges::adjacent_find(sequences) != sequences.end()) throw Error("a sequence comes twice in one call");
+}
+
+void check_logits(std::span<const Segment> segments, int64_t vocab, std::span<float> logits) {
+  int64_t rows = 0;
+  for (const Segment& segment : segments) rows += logit_rows(segment);
+  if (std::ssize(logits) != rows * vocab) {
+    throw Error(fmt::format("room for {} logits, expected {} x {}", logits.size(), rows, vocab));
+  }
+}
+
+}  // namespace
+
+Sequence::Parts::Parts(const Model::Parts& of) : model(&of) {
+  for (const auto& block : of.blocks) blocks.push_back(block->new_state());
+}
+
+void Sequence::Parts::put_arrays(int64_t segment, int64_t segments, void** addresses) const noexcept {
+  void* arrays[8];
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const auto count = static_cast<size_t>(model->blocks[i]->state_arrays());
+    blocks[i]->put_arrays({arrays, count});
+    for (size_t a = 0; a < count; ++a, addresses += segments) addresses[segment] = arrays[a];
+  }
+}
+
+Sequence::Sequence(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Sequence::Sequence(Sequence&&) noexcept = default;
+Sequence& Sequence::operator=(Sequence&&) noexcept = default;
+Sequence::~Sequence() = default;
+
+int64_t Sequence::position() const noexcept { return parts_->position; }
+
+void Sequence::reset() {
+  for (const auto& block : parts_->blocks) block->reset();
+  parts_->position = 0;
+}
+
+Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Workspace::Workspace(Workspace&&) noexcept = default;
+Workspace& Workspace::operator=(Workspace&&) noexcept = default;
+Workspace::~Workspace() = default;
+
+Workspace::Parts::Parts(const Model::Parts& of)
+    : model(&of),
+      executor(of.state_options.device->new_executor(
+          {.threads = of.info.threads, .target = of.info.target, .precision = of.info.precision})),
+      step_threads(of.info.threads) {
+  for (const Weight& matrix : of.matrices) {
+    if (matrix) matrix->finish();
+  }
+}
+
+void Workspace::Parts::reserve(const StepShape& shape) {
+  if (shape == reserved) return;
+  const kernels::Device& device = *model->state_options.device;
+  const auto grow = [](auto& array, const kernels::Device& where, int64_t size, std::string_view what) {
+    if (array.size() >= size) return;
+    array = {};  // first, so that both are never held at once
+    array = {where, size, what};
+  };
+  reserved = {};
+  size_t input_bytes = 0, work_bytes = 0;
+  const StepInputs measured(WorkMemory::measuring(input_bytes), shape, model->state_arrays);
+  executor->reserve(kernels::DeviceCode::of([&](const kernels::Context& context) {
+    WorkMemory nothing = WorkMemory::measuring(work_bytes);
+    model->run(shape, measured, nothing, WorkMemory(nothing).take<float>(0), context);
+  }));
+  grow(host_inputs, kernels::cpu_device(), static_cast<int64_t>(input_bytes), "the inputs of a step");
+  grow(inputs, device, static_cast<int64_t>(input_bytes), "the inputs of a step");
+  grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
+  const int64_t vocab = model->desc.vocab_size;
+  if (!device.is_host()) grow(logits, device, shape.wanted * vocab, fmt::format("logits of {} tokens", shape.wanted));
+  reserved = shape;
+}
+
+StepInputs Workspace::Parts::inputs_on_host(const StepShape& shape) noexcept {
+  return {WorkMemory(host_inputs.data()), shape, model->state_arrays};
+}
+
+void Workspace::Parts::run(const StepShape& shape, float* to) {
+  inputs.upload({host_inputs.data(), static_cast<size_t>(host_inputs.size())});
+  const StepInputs on_device(WorkMemory(inputs.data()), shape, model->state_arrays);
+  const bool is_host = model->state_options.device->is_host();
+  const bool adapts = shape.rows == shape.decode_rows && model->adapt_threads;
+  const auto start = std::chrono::steady_clock::now();
+  executor->run(adapts ? step_threads.threads() : model->info.threads,
+                kernels::DeviceCode::of([&](const kernels::Context& context) {
+                  model->run(shape, on_device, WorkMemory(work.data()), is_host ? to : logits.data(), context);
+                }));
+  if (adapts) {
+    step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  if (!is_host) logits.download({to, static_cast<size_t>(shape.wanted * model->desc.vocab_size)});
+}
+
+void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* logits,
+                       const kernels::Context& context) const noexcept {
+  const kernels::Batch batch{.rows = shape.rows,
+                             .decode_rows = shape.decode_rows,
+                             .segments = shape.segments,
+                             .segment = inputs.segment,
+                             .position = inputs.position};
+  const int64_t hidden = desc.hidden_size;
+  float* x = work.take<float>(shape.rows * hidden);
+  float* embedding = desc.blocks_read_embedding ? work.take<float>(shape.rows * hidden) : nullptr;
+  kernels::gather_rows(matrix(desc.embedding), inputs.token, shape.rows, x, context);
+  if (embedding) {
+    kernels::copy_rows(
+        {.from = x, .from_stride = hidden, .to = embedding, .to_stride = hidden, .rows = shape.rows, .cols = hidden},
+        context);
+  }
+  StateArrays state(inputs.state, shape.segments);
+  for (const auto& block : blocks) {
+    block->forward({.x = x, .embedding = embedding, .batch = batch, .state = state, .work = work}, context);
+    state = state.from(block->state_arrays());
+  }
+  if (shape.wanted == 0) return;
+  float* last = work.take<float>(shape.wanted * hidden);  // [wanted, hidden]
+  kernels::copy_rows({.from = x,
+                      .from_stride = hidden,
+                      .row = inputs.wanted,
+                      .to = last,
+                      .to_stride = hidden,
+                      .rows = shape.wanted,
+                      .cols = hidden},
+                     context);
+  (*final_norm)(last, last, shape.wanted, context);
+  const kernels::Batch of_logits{.rows = shape.wanted, .decode_rows = shape.wanted_decode};
+  linear(matrix(head), {.x = last, .x_stride = hidden, .y = logits, .y_stride = desc.vocab_size}, of_logits, context);
+}
+
+Sequence Model::new_sequence() const { return Sequence(std::make_unique<Sequence::Parts>(*parts_)); }
+
+Workspace Model::new_workspace() const { return Workspace(std::make_unique<Workspace::Parts>(*parts_)); }
+
+void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+                    std::span<float> logits) const {
+  if (!workspace.parts_ || workspace.parts_->model != parts_.get()) {
+    throw Error("the workspace is not one of this model's");
+  }
+  for (const Segment& segment : segments) {
+    const bool own = segment.sequence && segment.sequence->parts_ && segment.sequence->parts_->model == parts_.get();
+    if (!own) throw Error("a sequence is not one of this model's");
+  }
+  const int64_t vocab = info().vocab_size;
+  check_tokens(tokens, segments, vocab);
+  check_sequences(segments, info());
+  check_logits(segments, vocab, logits);
+
+  std::vector<Piece> pieces;
+  for (const Phase phase : {Phase::decode, Phase::prefill}) {
+    Piece piece{};
+    for (const Segment& segment : segments) {
+      piece.sequence = segment.sequence->parts_.get();
+      piece.phase = phase;
+      piece.tokens = segment.tokens;
+      piece.logits = logit_rows(segment);
+      if (segment.phase == phase) pieces.push_back(piece);
+      piece.token += piece.tokens;
+      piece.first_logits += piece.logits;
+    }
+  }
+  const std::vector<Step> steps = plan_steps(pieces);
+  for (const Segment& segment : segments) {
+    const int64_t end = segment.sequence->position() + segment.tokens;
+    for (const auto& state : segment.sequence->parts_->blocks) state->reserve(end, segment.end == 0 ? end : segment.end);
+  }
+  size_t apart = 0;  // logits of a step that lie apart in the call's
+  for (const Step& step : steps) {
+    workspace.parts_->reserve(step.shape);
+    if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.shape.wanted * vocab));
+  }
+  std::vector<float> staging(apart);
+  for (const Step& step : steps) run(step, tokens, *workspace.parts_, logits, staging);
+}
+
+void Model::forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted,
+                    Workspace& workspace, std::span<float> logits) const {
+  const Segment segment{.sequence = &sequence, .tokens = std::ssize(tokens), .phase = phase, .logits = wanted};
+  forward(tokens, {&segment, 1}, workspace, logits);
+}
+
+}  // namespace hxq

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "hxq/model.h"
+#include "io/checkpoint.h"
+#include "layers/block.h"
+#include "layers/norm.h"
+#include "model/step_threads.h"
+
+namespace hxq {
+
+/// The rows of a step, as far as they decide what is computed and what memory that takes.
+struct StepShape {
+  int64_t rows = 0;
+  int64_t decode_rows = 0;  ///< these come first
+  int64_t segments = 0;
+  int64_t wanted = 0;         ///< rows whose logits are asked for
+  int64_t wanted_decode = 0;  ///< of these, decode rows, which come first
+
+  bool operator==(const StepShape&) const = default;
+};
+
+/// What a step reads beside weights and states: one piece of memory, filled on the host and copied to the device.
+struct StepInputs {
+  StepInputs(WorkMemory memory, const StepShape& shape, int64_t state_arrays) noexcept
+      : token(memory.take<int32_t>(shape.rows)),
+        position(memory.take<int32_t>(shape.rows)),
+        wanted(memory.take<int32_t>(shape.wanted)),
+        segment(memory.take<kernels::RowRange>(shape.segments)),
+        state(memory.take<void*>(state_arrays * shape.segments)) {}
+
+  int32_t* token;              // [rows]
+  int32_t* position;           // [rows]
+  int32_t* wanted;             // [wanted]: rows
+  kernels::RowRange* segment;  // [segments]
+  void** state;                // [state arrays of all blocks, segments]
+};
+
+struct Model::Parts {
+  explicit Parts(Checkpoint opened) : checkpoint(std::move(opened)) {}
+
+  Checkpoint checkpoint;
+  ModelDesc desc;
+  ModelInfo info;
+  StateOptions state_options;
+  bool adapt_threads = false;    // of decode steps; the user did not say how many
+  std::vector<Weight> matrices;  // by WeightId; null for what is not a matrix
+  std::vector<std::unique_ptr<Block>> blocks;
+  int64_t state_arrays = 0;  // of all blocks
+  std::unique_ptr<RmsNorm> final_norm;
+  WeightId head = kNoWeight;
+
+  const kernels::PreparedMatrix& matrix(WeightId id) const { return *matrices[static_cast<size_t>(id)]; }
+  void load();
+  /// A step on the device; see Block::forward. logits: [shape.wanted, vocab].
+  void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* logits,
+           const kernels::Context& context) const noexcept;
+};
+
+struct Sequence::Parts {
+  explicit Parts(const Model::Parts& model);
+  /// Writes the addresses of its arrays to column `segment` of [state_arrays, segments].
+  void put_arrays(int64_t segment, int64_t segments, void** addresses) const noexcept;
+
+  const Model::Parts* model;  ///< the only one that can use the states
+  std::vector<std::unique_ptr<BlockState>> blocks;
+  int64_t position = 0;
+};
+
+struct Workspace::Parts {
+  explicit Parts(const Model::Parts& model);
+  /// Takes the memory that steps of this shape need. Throws `OutOfMemory`.
+  void reserve(const StepShape& shape);
+  /// Where a step's inputs are to be written before it is run.
+  StepInputs inputs_on_host(const StepShape& shape) noexcept;
+  /// Runs a step that memory was reserved for. to: [wanted, vocab], on the host.
+  void run(const StepShape& shape, float* to);
+
+  const Model::Parts* model;
+  std::unique_ptr<kernels::Executor> executor;
+  StepThreads step_threads;
+  StepShape reserved = {};
+  kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
+  kernels::DeviceArray<std::byte> inputs;
+  kernels::DeviceArray<std::byte> work;
+  kernels::DeviceArray<float> logits;  // where the device cannot write to the host's
+};
+
+}  // namespace hxq

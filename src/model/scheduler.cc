@@ -1,0 +1,204 @@
+#include "hxq/scheduler.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <exception>
+
+#include "hxq/error.h"
+
+namespace hxq {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point start, Clock::time_point end) {
+  return std::chrono::duration<double>(end - start).count();
+}
+
+/// A generation and where it is.
+struct Task {
+  Task(Scheduler::Id with_id, Generation of, Sequence* in)
+      : id(with_id), generation(std::move(of)), sequence(in), is_given(in != nullptr) {}
+
+  Scheduler::Id id;
+  Generation generation;
+  Sequence* sequence;  ///< null while it waits
+  bool is_given;       ///< the sequence is the caller's
+  std::exception_ptr error = {};
+  std::optional<Clock::time_point> began = {};
+  std::optional<Clock::time_point> decodes = {};  ///< since then
+
+  bool ended() const noexcept { return error || generation.done(); }
+  /// Tokens that are still to be run.
+  std::span<const int32_t> rest() const noexcept {
+    return generation.tokens().subspan(static_cast<size_t>(sequence->position()));
+  }
+};
+
+}  // namespace
+
+struct Scheduler::Impl {
+  Impl(const Model& of, const Limits& given) : model(of), limits(given), workspace(of.new_workspace()) {
+    if (limits.sequences < 1 || limits.prefill_tokens < 1) {
+      throw Error(fmt::format("{} sequences and {} prompt tokens at once: expected 1 or more", limits.sequences,
+                              limits.prefill_tokens));
+    }
+  }
+
+  Task* find(Id id) {
+    const auto at = std::ranges::find(tasks, id, &Task::id);
+    return at == tasks.end() ? nullptr : &*at;
+  }
+
+  void admit();
+  void release(Task& task);
+  void forget(Id id);
+  void plan();
+  void advance(Task& task, std::span<float> logits, Clock::time_point now);
+
+  const Model& model;
+  Limits limits;
+  Workspace workspace;
+  Id last_id = 0;
+  std::deque<Task> tasks;                        // in the order in which they came
+  std::vector<std::unique_ptr<Sequence>> free;   // to be used again
+  std::vector<std::unique_ptr<Sequence>> taken;  // by tasks
+
+  // Of the step at hand.
+  std::vector<int32_t> tokens;
+  std::vector<Segment> segments;
+  std::vector<Task*> running;  // by segment
+  std::vector<float> logits;
+};
+
+/// Gives sequences to those that wait, as far as there may be more.
+void Scheduler::Impl::admit() {
+  for (Task& task : tasks) {
+    if (!task.ended() && !task.decodes && task.generation.asked_to_stop()) {
+      task.generation.interrupt();
+      release(task);
+    }
+    if (task.ended()) continue;
+    if (!task.sequence) {
+      if (std::ssize(taken) >= limits.sequences) continue;
+      if (free.empty()) free.push_back(std::make_unique<Sequence>(model.new_sequence()));
+      taken.reserve(taken.size() + 1);
+      taken.push_back(std::move(free.back()));
+      free.pop_back();
+      task.sequence = taken.back().get();
+      task.sequence->reset();
+    }
+    if (!task.began) task.began = Clock::now();
+  }
+}
+
+void Scheduler::Impl::release(Task& task) {
+  if (task.is_given || !task.sequence) return;
+  const auto at = std::ranges::find(taken, task.sequence, &std::unique_ptr<Sequence>::get);
+  free.push_back(std::move(*at));
+  taken.erase(at);
+  task.sequence = nullptr;
+}
+
+void Scheduler::Impl::forget(Id id) {
+  if (Task* task = find(id)) release(*task);
+  std::erase_if(tasks, [&](const Task& task) { return task.id == id; });
+}
+
+/// The segments of the next step: a token of everyone who decodes, then prompts as far as the budget goes.
+void Scheduler::Impl::plan() {
+  tokens.clear();
+  segments.clear();
+  running.clear();
+  const auto add = [&](Task& task, int64_t count, Phase phase) {
+    const std::span<const int32_t> rest = task.rest();
+    tokens.insert(tokens.end(), rest.begin(), rest.begin() + count);
+    segments.push_back({.sequence = task.sequence,
+                        .tokens = count,
+                        .phase = phase,
+                        .logits = count == std::ssize(rest) ? Logits::last : Logits::none,
+                        .end = std::ssize(task.generation.tokens())});
+    running.push_back(&task);
+  };
+  for (Task& task : tasks) {
+    if (task.sequence && !task.ended() && task.decodes) add(task, 1, Phase::decode);
+  }
+  // Rows to decode count, so that a step of both is no longer than one of prompts alone.
+  int64_t budget = std::max<int64_t>(limits.prefill_tokens - std::ssize(segments), 1);
+  for (Task& task : tasks) {
+    if (!task.sequence || task.ended() || task.decodes || budget == 0) continue;
+    const int64_t count = std::min(std::ssize(task.rest()), budget);
+    add(task, count, Phase::prefill);
+    budget -= count;
+  }
+}
+
+/// Takes the logits of the last token of a task.
+void Scheduler::Impl::advance(Task& task, std::span<float> of_last, Clock::time_point now) {
+  GenerateResult& result = task.generation.result();
+  if (!task.decodes) {
+    task.decodes = now;
+    result.prompt_seconds = seconds_between(*task.began, now);
+  }
+  try {
+    task.generation.next(of_last);
+  } catch (...) {
+    task.error = std::current_exception();
+  }
+  result.decode_seconds = seconds_between(*task.decodes, Clock::now());
+}
+
+Scheduler::Scheduler(const Model& model) : Scheduler(model, Limits{}) {}
+Scheduler::Scheduler(const Model& model, const Limits& limits) : impl_(std::make_unique<Impl>(model, limits)) {}
+Scheduler::Scheduler(Scheduler&&) noexcept = default;
+Scheduler& Scheduler::operator=(Scheduler&&) noexcept = default;
+Scheduler::~Scheduler() = default;
+
+Scheduler::Id Scheduler::add(Generation generation) {
+  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), nullptr);
+  return impl_->last_id;
+}
+
+Scheduler::Id Scheduler::add(Generation generation, Sequence& sequence) {
+  if (sequence.position() >= std::ssize(generation.tokens())) throw Error("no token is left to run");
+  generation.result().reused_tokens = sequence.position();
+  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), &sequence);
+  return impl_->last_id;
+}
+
+bool Scheduler::step() {
+  Impl& my = *impl_;
+  my.admit();
+  my.plan();
+  if (my.segments.empty()) return false;
+  const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
+  const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
+  my.logits.resize(rows * vocab);
+  my.model.forward(my.tokens, my.segments, my.workspace, my.logits);
+  const auto now = Clock::now();
+  std::span<float> rest = my.logits;
+  for (size_t s = 0; s < my.segments.size(); ++s) {
+    if (my.segments[s].logits != Logits::last) continue;
+    my.advance(*my.running[s], rest.first(vocab), now);
+    rest = rest.subspan(vocab);
+    if (my.running[s]->ended()) my.release(*my.running[s]);
+  }
+  return true;
+}
+
+void Scheduler::cancel(Id id) { impl_->forget(id); }
+
+std::optional<GenerateResult> Scheduler::take(Id id) {
+  Task* task = impl_->find(id);
+  if (!task || !task->ended()) return std::nullopt;
+  const std::exception_ptr error = task->error;
+  GenerateResult result = std::move(task->generation.result());
+  impl_->forget(id);
+  if (error) std::rethrow_exception(error);
+  return result;
+}
+
+}  // namespace hxq
