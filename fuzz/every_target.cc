@@ -1,6 +1,7 @@
 // Every instruction set against the scalar decoder: weights bit for bit, products within what rounding may do.
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -10,8 +11,8 @@
 #include "fuzz/readers.h"
 #include "hxq/error.h"
 #include "io/safetensors.h"
+#include "kernels/cpu_context.h"
 #include "kernels/kernels.h"
-#include "kernels/scratch.h"
 #include "layers/weight.h"
 
 namespace hxq::fuzz {
@@ -37,13 +38,17 @@ std::vector<float> some_x(int64_t count) {
   return x;
 }
 
-void check_products(const Weight& weight, const std::vector<float>& rows, int64_t tokens,
-                    const kernels::Context& context) {
+void check_products(const Weight& weight, const std::vector<float>& rows, int64_t tokens, Phase phase, Target target) {
   const int64_t cols = weight->cols();
   const std::vector<float> x = some_x(tokens * cols);
   std::vector<float> y(static_cast<size_t>(tokens * weight->rows()));
-  weight->linear({.x = x.data(), .x_stride = cols, .y = y.data(), .y_stride = weight->rows(), .tokens = tokens},
-                 context);
+  kernels::Scratch scratch(1);
+  kernels::run_on_cpu(1, target, scratch, [&](const kernels::Context& context) {
+    kernels::linear(
+        *weight,
+        {.x = x.data(), .x_stride = cols, .y = y.data(), .y_stride = weight->rows(), .tokens = tokens, .phase = phase},
+        context);
+  });
   for (int64_t r = 0; r < weight->rows(); ++r) {
     for (int64_t t = 0; t < tokens; ++t) {
       double sum = 0, size = 0;
@@ -68,16 +73,20 @@ void check_matrix(const Checkpoint& checkpoint, const StoredTensor& stored) {
     if (!std::isfinite(value)) return;
   }
   const Weight weight =
-      load_matrix(checkpoint, {.name = stored.name, .shape = {matrix->rows, matrix->cols}, .role = Role::projection});
+      load_matrix(checkpoint, {.name = stored.name, .shape = {matrix->rows, matrix->cols}, .role = Role::projection},
+                  kernels::cpu_device());
+  weight->finish();
   std::vector<int32_t> ids;
   for (int64_t r = 0; r < matrix->rows; ++r) ids.push_back(static_cast<int32_t>(r));
-  kernels::Scratch scratch(1);
-  for (const kernels::Target target : kernels::supported_targets()) {
-    const kernels::Context context{Team(0, 1), target, scratch};
+  for (const Target target : kernels::supported_targets()) {
     std::vector<float> gathered(rows.size());
-    weight->gather_rows(ids.data(), matrix->rows, gathered.data(), context);
+    kernels::Scratch scratch(1);
+    kernels::run_on_cpu(1, target, scratch, [&](const kernels::Context& context) {
+      kernels::gather_rows(*weight, ids.data(), matrix->rows, gathered.data(), context);
+    });
     expect(std::memcmp(gathered.data(), rows.data(), 4 * rows.size()) == 0, "a decoded row is off");
-    for (const int64_t tokens : {1, 5, 130}) check_products(weight, rows, tokens, context);
+    for (const int64_t tokens : {1, 5}) check_products(weight, rows, tokens, Phase::decode, target);
+    for (const int64_t tokens : {1, 130}) check_products(weight, rows, tokens, Phase::prefill, target);
   }
 }
 

@@ -7,7 +7,7 @@
 namespace hxq {
 
 /// A regular file mapped read-only. Move-only; views of `bytes()` stay valid when the object is moved.
-/// The file must not be truncated while it is mapped: see `guard_mapped_files`.
+/// The file must not be truncated while it is mapped: see hxq/mapped_files.h.
 class MappedFile {
  public:
   /// Throws `Error` if the file cannot be opened or is not a regular file. An empty file gives empty bytes.

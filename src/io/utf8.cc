@@ -69,13 +69,13 @@ Utf8Step first_utf8_step(std::string_view bytes) {
   return {Kind::character, lead.continuations + 1};
 }
 
-bool is_valid_utf8(std::string_view bytes) {
-  for (size_t i = 0; i < bytes.size();) {
-    const Utf8Step step = first_utf8_step(bytes.substr(i));
-    if (step.kind != Kind::character) return false;
-    i += step.size;
+std::optional<size_t> first_invalid_utf8(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Step step = first_utf8_step(text.substr(at));
+    if (step.kind != Kind::character) return at;
+    at += step.size;
   }
-  return true;
+  return std::nullopt;
 }
 
 void take_complete_utf8(std::string& bytes, std::string& out) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "hxq/utf8.h"
+
 namespace hxq {
 
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";
@@ -40,7 +42,7 @@ struct Utf8Step {
 };
 Utf8Step first_utf8_step(std::string_view bytes);
 
-bool is_valid_utf8(std::string_view bytes);
+inline bool is_valid_utf8(std::string_view bytes) { return !first_invalid_utf8(bytes); }
 
 /// `bytes` with U+FFFD in place of each maximal ill-formed subsequence, the one that the end cuts short included.
 std::string to_valid_utf8(std::string_view bytes);

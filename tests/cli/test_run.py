@@ -182,7 +182,7 @@ def test_byte_order_marks_are_no_text(hxq, compressed, tmp_path):
         file = ("--prompt-file", tmp_path / "prompt.txt")
         return hxq("generate", compressed, *file, "--max-tokens", 1, "--json").json()["prompt_tokens"]
 
-    assert tokens(b"\xef\xbb\xbf" + PROMPT.encode()) == tokens(PROMPT.encode()) != tokens(b"\xef" + PROMPT.encode())
+    assert tokens(b"\xef\xbb\xbf" + PROMPT.encode()) == tokens(PROMPT.encode())
     scores = []
     for mark in (b"", b"\xef\xbb\xbf"):
         (tmp_path / "text.txt").write_bytes(mark + TEXT.read_bytes()[:2000])

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -10,11 +11,12 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <optional>
+#include <system_error>
 
 #include "hxq/error.h"
-#include "io/mapped_file_guard.h"
-#include "io/system_error.h"
-#include "io/utf8.h"
+#include "hxq/mapped_files.h"
+#include "hxq/utf8.h"
 #include "usage.h"
 
 namespace hxq::tools {
@@ -35,7 +37,7 @@ std::string bytes_of(const std::string& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw_system_error(path, "read");
+  if (!file) throw Error("cannot read: " + std::generic_category().message(errno), {.file = path});
   return text;
 }
 
@@ -101,8 +103,9 @@ void print(std::string_view text) {
 
 void ModelArguments::add_to(CLI::App& app) {
   add_threads(app, threads, "Threads (0: all cores, fewer while other programs hold them up)");
-  app.add_option("--precision", precision,
-                 "What prompts may round: fast (activations to 11 bits, where that is twice as fast) or exact (nothing)")
+  app.add_option(
+         "--precision", precision,
+         "What prompts may round: fast (activations to 11 bits, where that is twice as fast) or exact (nothing)")
       ->transform(CLI::IsMember({"fast", "exact"}, CLI::ignore_case))
       ->capture_default_str();
 }
@@ -127,14 +130,10 @@ std::string read_text(const std::string& path) {
 }
 
 void check_utf8(std::string_view text, const std::string& name) {
-  if (is_valid_utf8(text)) return;
-  size_t at = 0;
-  for (Utf8Step step = first_utf8_step(text); step.kind == Utf8Step::Kind::character;
-       step = first_utf8_step(text.substr(at))) {
-    at += step.size;
-  }
+  const std::optional<size_t> at = first_invalid_utf8(text);
+  if (!at) return;
   const bool utf16 = text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF");
-  throw Error(fmt::format("is not UTF-8 text{}", utf16 ? ", it looks like UTF-16" : ""), {.file = name, .offset = at});
+  throw Error(fmt::format("is not UTF-8 text{}", utf16 ? ", it looks like UTF-16" : ""), {.file = name, .offset = *at});
 }
 
 std::string name_of_text(const std::string& path) { return path == "-" ? "standard input" : path; }

@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vec-inl.h"
 
@@ -18,13 +20,13 @@ constexpr int64_t kPanelTokens = kPanelVectors * kLanes;
 int64_t panel_width(int64_t tokens) { return tokens <= kLanes ? kLanes : kPanelTokens; }
 
 /// Interleaves the lower (or upper) halves of two vectors.
+template <bool kUpper, int... kLane>
+inline VecF interleave_lanes(VecF a, VecF b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, ((kUpper ? kLanes / 2 : 0) + kLane / 2 + (kLane % 2) * kLanes)...);
+}
 template <bool kUpper>
 inline VecF interleave(VecF a, VecF b) {
-  VecI order;
-  for (int i = 0; i < kLanes; ++i) {
-    order[i] = static_cast<int32_t>((kUpper ? kLanes / 2 : 0) + i / 2 + (i % 2) * kLanes);
-  }
-  return __builtin_shuffle(a, b, order);
+  return interleave_lanes<kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
 }
 
 /// rows[i][j] = rows[j][i]: each of log2(kLanes) rounds is a perfect shuffle of all elements.
