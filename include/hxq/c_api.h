@@ -414,7 +414,7 @@ HXQ_API hxq_status hxq_compress(const char* source, const char* destination, con
 
 /* Checks a model folder, against its dense source if that is not null:
  * {"ok": true, "tensors": n, "compressed": n, "has_receipt": true, "matrices_checked": n, "hashes_checked": n,
- *  "fidelities_checked": n, "exact_compared": n, "worst_snr_db": x or null, "worst_tensor": "…",
+ *  "fidelities_checked": n, "exact_compared": n, "exact_converted": n, "worst_snr_db": x or null, "worst_tensor": "…",
  *  "median_snr_db": x or null, "problems": ["…"]}
  * A folder with problems is no failure of the call. */
 HXQ_API hxq_status hxq_verify(const char* folder, const char* source, const hxq_progress* progress, char** json);

@@ -17,7 +17,7 @@ namespace hxq {
 inline constexpr int kMaxThreads = 1024;
 
 struct ModelOptions {
-  int threads = 0;               ///< 0: the cores this process may run on, fewer while other programs hold them up
+  int threads = 0;                    ///< 0: the cores this process may run on, fewer while other programs hold them up
   std::optional<Target> target = {};  ///< empty: the best instruction set this processor has
   Precision precision = Precision::fast;
   DType kv_cache = DType::f32;  ///< how attention keeps keys and values: F32, or F16 at half the memory

@@ -14,8 +14,8 @@ namespace hxq {
 /// but its facts: whoever runs the tokens hands it the logits.
 class Generation {
  public:
-  /// `tokenizer` must outlive it. Throws `Error` for options out of range and for no tokens, `ContextError` for a prompt
-  /// that the context does not hold.
+  /// `tokenizer` must outlive it. Throws `Error` for options out of range and for no tokens, `ContextError` for a
+  /// prompt that the context does not hold.
   Generation(const ModelInfo& model, const Tokenizer& tokenizer, std::vector<int32_t> prompt,
              const GenerateOptions& options, OnText on_text = {});
   Generation(Generation&&) noexcept;

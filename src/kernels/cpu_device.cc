@@ -23,8 +23,7 @@ class CpuExecutor final : public Executor {
   }
 
   void run(int threads, const DeviceCode& code) override {
-    run_team(threads,
-             [&](const Team& team) { code(CpuContext(team, options_.target, scratch_, options_.precision)); });
+    run_team(threads, [&](const Team& team) { code(CpuContext(team, options_.target, scratch_, options_.precision)); });
   }
 
  private:

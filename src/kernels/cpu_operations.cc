@@ -25,7 +25,7 @@ struct Cpu {
   }
 
   static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
-                   const Context& context) noexcept {
+                          const Context& context) noexcept {
     static_cast<const CpuMatrix&>(weight).gather_rows(ids, count, out, on_cpu(context));
   }
 
@@ -70,7 +70,8 @@ struct Cpu {
         float* cos = args.table + row * 2 * args.half;
         float* sin = cos + args.half;
         for (int64_t i = 0; i < args.half; ++i) {
-          const double angle = static_cast<double>(args.batch.position[row]) * static_cast<double>(inverse_frequency[i]);
+          const double angle =
+              static_cast<double>(args.batch.position[row]) * static_cast<double>(inverse_frequency[i]);
           cos[i] = static_cast<float>(std::cos(angle));
           sin[i] = static_cast<float>(std::sin(angle));
         }
@@ -121,7 +122,6 @@ struct Cpu {
 
   template <class Args>
   static void nothing(const Args&, const Context&) noexcept {}
-
 };
 
 }  // namespace

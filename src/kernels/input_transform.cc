@@ -1,9 +1,9 @@
 #include "kernels/input_transform.h"
 
-
 namespace hxq::kernels {
 
-LinearArgs transform_input(const InputTransform& transform, const LinearArgs& args, const CpuContext& context) noexcept {
+LinearArgs transform_input(const InputTransform& transform, const LinearArgs& args,
+                           const CpuContext& context) noexcept {
   const std::span<const float> scales = transform.scales;
   if (scales.empty()) return args;
   const auto cols = static_cast<int64_t>(scales.size());

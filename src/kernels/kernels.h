@@ -21,8 +21,8 @@ struct LinearArgs {
   int64_t y_stride = 0;
   int64_t tokens = 0;
   Phase phase = Phase::prefill;  ///< of all tokens
-  const float* bias = nullptr;  ///< [rows], or null
-  bool accumulate = false;      ///< add to y instead of overwriting it
+  const float* bias = nullptr;   ///< [rows], or null
+  bool accumulate = false;       ///< add to y instead of overwriting it
 };
 
 /// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode (outliers as the codebook's weight plus a

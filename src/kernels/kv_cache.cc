@@ -13,10 +13,8 @@ constexpr std::string_view kWhat = "the key-value cache";
 }  // namespace
 
 KvCacheView KvCache::shape(int64_t heads, int64_t head_dim, DType dtype) noexcept {
-  return {.heads = heads,
-          .head_dim = head_dim,
-          .padded_dim = (head_dim + kWidest - 1) / kWidest * kWidest,
-          .dtype = dtype};
+  return {
+      .heads = heads, .head_dim = head_dim, .padded_dim = (head_dim + kWidest - 1) / kWidest * kWidest, .dtype = dtype};
 }
 
 KvCache::KvCache(const Device& device, int64_t heads, int64_t head_dim, DType dtype)

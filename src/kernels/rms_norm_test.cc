@@ -4,8 +4,8 @@
 #include <cmath>
 #include <random>
 
-#include "kernels/kernels.h"
 #include "kernels/cpu_context.h"
+#include "kernels/kernels.h"
 
 namespace hxq::kernels {
 namespace {

@@ -29,10 +29,10 @@ void Attention::operator()(const float* x, float* y, bool accumulate, const kern
   const int64_t rows = batch.rows;
   const int64_t q_size = shape_.heads * shape_.head_dim;
   const int64_t kv_size = shape_.kv_heads * shape_.head_dim;
-  float* q = work.take<float>(rows * q_size);                             // [rows, heads, head_dim]
-  float* k = work.take<float>(rows * kv_size);                            // [rows, kv_heads, head_dim]
-  float* v = work.take<float>(rows * kv_size);                            // [rows, kv_heads, head_dim]
-  float* attended = work.take<float>(rows * q_size);                      // [rows, heads, head_dim]
+  float* q = work.take<float>(rows * q_size);                                         // [rows, heads, head_dim]
+  float* k = work.take<float>(rows * kv_size);                                        // [rows, kv_heads, head_dim]
+  float* v = work.take<float>(rows * kv_size);                                        // [rows, kv_heads, head_dim]
+  float* attended = work.take<float>(rows * q_size);                                  // [rows, heads, head_dim]
   float* table = shape_.rotary ? work.take<float>(rows * shape_.head_dim) : nullptr;  // [rows, 2, head_dim / 2]
 
   const int64_t in = q_.cols();

@@ -86,7 +86,9 @@ struct WeightSource {
     if (id == kNoWeight) return {};
     return load_vector(checkpoint, model.weights[static_cast<size_t>(id)]);
   }
-  kernels::DeviceArray<float> upload(std::span<const float> values) const { return {*state.device, values, "a weight"}; }
+  kernels::DeviceArray<float> upload(std::span<const float> values) const {
+    return {*state.device, values, "a weight"};
+  }
   kernels::DeviceArray<float> vector(WeightId id) const { return upload(host_vector(id)); }
 };
 

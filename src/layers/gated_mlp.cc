@@ -8,7 +8,7 @@ void GatedMlp::operator()(const float* x, float* y, bool accumulate, const kerne
                           const kernels::Context& context) const noexcept {
   const int64_t inner = down_.cols();
   const int64_t stride = gate_.rows();
-  float* gate = work.take<float>(batch.rows * stride);                                    // later the product
+  float* gate = work.take<float>(batch.rows * stride);  // later the product
   float* up = up_ ? work.take<float>(batch.rows * stride) : gate + inner;
   const int64_t hidden = gate_.cols();
   gate_({.x = x, .x_stride = hidden, .y = gate, .y_stride = stride}, batch, work, context);

@@ -25,8 +25,8 @@ Mamba2Mixer::Mamba2Mixer(const Mamba2BlockDesc& desc, const WeightSource& source
       hidden_(source.model.hidden_size),
       norm_(source, desc.norm, source.model.norm_eps),
       in_proj_(source, desc.in_proj, desc.in_proj_bias),
-      conv_weight_(source.upload(
-          transpose(source.host_vector(desc.conv_weight), desc.conv_channels(), desc.conv_width))),
+      conv_weight_(
+          source.upload(transpose(source.host_vector(desc.conv_weight), desc.conv_channels(), desc.conv_width))),
       conv_bias_(source.vector(desc.conv_bias)),
       dt_bias_(source.vector(desc.dt_bias)),
       a_(source.upload(decay_rates(source.host_vector(desc.a_log)))),

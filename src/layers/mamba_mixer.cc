@@ -10,10 +10,10 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
   const int64_t inner = out_proj->cols();
   const int64_t dt_rank = dt_proj->cols();
   const int64_t dbc_size = x_proj->rows();
-  float* xz = work.take<float>(batch.rows * 2 * inner);   // [rows, 2 * inner]: x, gate z
-  float* u = work.take<float>(batch.rows * inner);        // [rows, inner], later the scan's output
-  float* dbc = work.take<float>(batch.rows * dbc_size);   // [rows, dt_rank + 2 * state_size]: dt, B, C
-  float* dt = work.take<float>(batch.rows * inner);       // [rows, inner]
+  float* xz = work.take<float>(batch.rows * 2 * inner);  // [rows, 2 * inner]: x, gate z
+  float* u = work.take<float>(batch.rows * inner);       // [rows, inner], later the scan's output
+  float* dbc = work.take<float>(batch.rows * dbc_size);  // [rows, dt_rank + 2 * state_size]: dt, B, C
+  float* dt = work.take<float>(batch.rows * inner);      // [rows, inner]
 
   linear(*in_proj, {.x = args.x, .x_stride = hidden, .y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}, batch,
          context);

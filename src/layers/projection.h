@@ -19,7 +19,8 @@ class Projection {
       : weight_(source.matrix(weight)), bias_(source.vector(bias)) {}
 
   /// See `linear`; nor is `bias` looked at.
-  void operator()(kernels::LinearArgs args, const kernels::Batch& batch, const kernels::Context& context) const noexcept {
+  void operator()(kernels::LinearArgs args, const kernels::Batch& batch,
+                  const kernels::Context& context) const noexcept {
     args.bias = bias_.data();
     linear(*weight_, args, batch, context);
   }

@@ -12,8 +12,8 @@ namespace hxq {
 /// A matrix that a layer multiplies with, however it is stored. Null where a model has none.
 using Weight = std::unique_ptr<const kernels::PreparedMatrix>;
 
-/// The matrix `desc` names, over the checkpoint's mapped bytes (which must outlive it), as the device multiplies with it.
-/// Throws `Error` if it is absent or its shape or dtype is not as described, `OutOfMemory`.
+/// The matrix `desc` names, over the checkpoint's mapped bytes (which must outlive it), as the device multiplies with
+/// it. Throws `Error` if it is absent or its shape or dtype is not as described, `OutOfMemory`.
 Weight load_matrix(const Checkpoint& checkpoint, const WeightDesc& desc, const kernels::Device& device);
 
 /// A small tensor (norm, bias, filter, SSM parameter) widened to float, decoded if it is stored compressed.

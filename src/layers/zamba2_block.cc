@@ -59,7 +59,9 @@ class Zamba2Block final : public Block {
         linear_(source, desc.linear),
         mixer_(desc.mamba, source) {}
 
-  std::unique_ptr<BlockState> new_state() const override { return std::make_unique<Zamba2State>(state_options_, desc_); }
+  std::unique_ptr<BlockState> new_state() const override {
+    return std::make_unique<Zamba2State>(state_options_, desc_);
+  }
   int64_t state_arrays() const noexcept override { return Zamba2State::kArrays; }
 
   void forward(const BlockArgs& args, const kernels::Context& context) const noexcept override {

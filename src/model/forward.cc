@@ -96,7 +96,9 @@ void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& wo
          std::span<float> staging) {
   fill(step, tokens, workspace.inputs_on_host(step.shape));
   const auto vocab = static_cast<size_t>(workspace.model->desc.vocab_size);
-  const auto place = [&](const Piece& piece) { return logits.data() + static_cast<size_t>(piece.first_logits) * vocab; };
+  const auto place = [&](const Piece& piece) {
+    return logits.data() + static_cast<size_t>(piece.first_logits) * vocab;
+  };
   const auto begin = std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.logits > 0; });
   const bool direct = begin != step.pieces.end() && in_order(step);
   float* to = direct ? place(*begin) : staging.data();
@@ -115,7 +117,8 @@ void check_tokens(std::span<const int32_t> tokens, std::span<const Segment> segm
     if (segment.tokens < 0) throw Error(fmt::format("a segment of {} tokens: expected 0 or more", segment.tokens));
     count += segment.tokens;
   }
-  if (count != std::ssize(tokens)) throw Error(fmt::format("{} tokens, expected {} of the segments", tokens.size(), count));
+  if (count != std::ssize(tokens))
+    throw Error(fmt::format("{} tokens, expected {} of the segments", tokens.size(), count));
   for (const int32_t token : tokens) {
     if (token < 0 || token >= vocab) throw Error(fmt::format("token {} is outside the vocabulary of {}", token, vocab));
   }
@@ -126,8 +129,8 @@ void check_sequences(std::span<const Segment> segments, const ModelInfo& info) {
   for (const Segment& segment : segments) {
     const int64_t seen = segment.sequence->position();
     if (info.context_length > 0 && seen + segment.tokens > info.context_length) {
-      throw Error(fmt::format("{} tokens after {}: the model's context holds {}", segment.tokens, seen,
-                              info.context_length));
+      throw Error(
+          fmt::format("{} tokens after {}: the model's context holds {}", segment.tokens, seen, info.context_length));
     }
     if (segment.end != 0 && segment.end < seen + segment.tokens) {
       throw Error(fmt::format("{} tokens after {} end beyond the sequence's {}", segment.tokens, seen, segment.end));
@@ -301,7 +304,8 @@ void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> se
   const std::vector<Step> steps = plan_steps(pieces);
   for (const Segment& segment : segments) {
     const int64_t end = segment.sequence->position() + segment.tokens;
-    for (const auto& state : segment.sequence->parts_->blocks) state->reserve(end, segment.end == 0 ? end : segment.end);
+    for (const auto& state : segment.sequence->parts_->blocks)
+      state->reserve(end, segment.end == 0 ? end : segment.end);
   }
   size_t apart = 0;  // logits of a step that lie apart in the call's
   for (const Step& step : steps) {

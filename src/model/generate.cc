@@ -41,8 +41,8 @@ std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& to
   for (size_t i = 0; i < prompts.size(); ++i) {
     OnText on_piece;
     if (on_text) on_piece = [&on_text, i](std::string_view text) { on_text(i, text); };
-    ids.push_back(scheduler.add(
-        Generation(model.info(), tokenizer, prompt_tokens(model, tokenizer, prompts[i]), options, std::move(on_piece))));
+    ids.push_back(scheduler.add(Generation(model.info(), tokenizer, prompt_tokens(model, tokenizer, prompts[i]),
+                                           options, std::move(on_piece))));
   }
   std::vector<GenerateResult> results(ids.size());
   for (bool more = true; more;) {

@@ -8,8 +8,8 @@
 
 #include "hxq/chat.h"
 #include "hxq/error.h"
-#include "text/tokenizer_fixture.h"
 #include "model_runner.h"
+#include "text/tokenizer_fixture.h"
 
 namespace {
 

@@ -64,8 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Models, SecondDevice,
                                            Case{"tests/e2e/mamba2-no-conv-bias", true},
                                            Case{"tests/e2e/zamba2-adapters", true},
                                            Case{"tests/e2e/zamba2-plain", false}, Case{"tests/e2e/llama-bias", false},
-                                           Case{"tests/e2e/llama-dynamic", true},
-                                           Case{"tests/e2e/qwen2-sliding", true},
+                                           Case{"tests/e2e/llama-dynamic", true}, Case{"tests/e2e/qwen2-sliding", true},
                                            Case{"tests/e2e/qwen2-layer-types", false}),
                          [](const auto& test) {
                            std::string name = std::filesystem::path(test.param.folder).filename();

@@ -9,8 +9,8 @@
 #include "hxq/error.h"
 #include "hxq/model.h"
 #include "io/checkpoint.h"
-#include "kernels/kernels.h"
 #include "kernels/cpu_context.h"
+#include "kernels/kernels.h"
 #include "model_runner.h"
 
 namespace hxq {
@@ -35,7 +35,7 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
     for (size_t first = 0; first < ids_.size(); first += piece) {
       const size_t count = std::min(piece, ids_.size() - first);
       runner.prefill(std::span(ids_).subspan(first, count), Logits::all,
-                    std::span(logits).subspan(first * vocab, count * vocab));
+                     std::span(logits).subspan(first * vocab, count * vocab));
     }
     const float* last = logits.data() + logits.size() - logits_.size();
     float largest = 0;

@@ -113,8 +113,7 @@ TEST_P(Joint, EveryTextIsWhatItIsAlone) {
 TEST_P(Joint, PromptsComeInAnyPieces) {
   for (const Target target : kernels::supported_targets()) {
     for (const Precision precision : {Precision::fast, Precision::exact}) {
-      const Model model =
-          Model::open(folder_.path(), {.threads = 2, .target = target, .precision = precision});
+      const Model model = Model::open(folder_.path(), {.threads = 2, .target = target, .precision = precision});
       const int64_t context = model.info().context_length;
       const int64_t length = context > 0 ? std::min<int64_t>(context, 1500) : 1500;
       const auto vocab = static_cast<size_t>(model.info().vocab_size);
@@ -128,9 +127,10 @@ TEST_P(Joint, PromptsComeInAnyPieces) {
         for (int64_t first = 0; first < length; first += piece) {
           const int64_t count = std::min(piece, length - first);
           const Segment segment{.sequence = &sequence, .tokens = count, .logits = Logits::all, .end = length};
-          model.forward(std::span(tokens).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-                        {&segment, 1}, workspace,
-                        std::span(logits[piece]).subspan(static_cast<size_t>(first) * vocab, static_cast<size_t>(count) * vocab));
+          model.forward(
+              std::span(tokens).subspan(static_cast<size_t>(first), static_cast<size_t>(count)), {&segment, 1},
+              workspace,
+              std::span(logits[piece]).subspan(static_cast<size_t>(first) * vocab, static_cast<size_t>(count) * vocab));
         }
         ASSERT_EQ(logits[piece], logits[length]) << "pieces of " << piece << ", " << name_of(target);
       }
@@ -140,7 +140,8 @@ TEST_P(Joint, PromptsComeInAnyPieces) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Joint,
                          ::testing::Values(Case{"tests/golden/1", false}, Case{"tests/e2e/mamba2-limit", false},
-                                           Case{"tests/e2e/mamba2-limit", true}, Case{"tests/e2e/zamba2-adapters", false},
+                                           Case{"tests/e2e/mamba2-limit", true},
+                                           Case{"tests/e2e/zamba2-adapters", false},
                                            Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/llama-bias", false},
                                            Case{"tests/e2e/llama-bias", true}, Case{"tests/e2e/llama-dynamic", true},
                                            Case{"tests/e2e/qwen2-sliding", false},

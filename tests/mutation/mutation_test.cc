@@ -15,8 +15,8 @@
 #include "hxq/model.h"
 #include "hxq/tokenizer.h"
 #include "hxq/verify.h"
-#include "temp_dir.h"
 #include "model_runner.h"
+#include "temp_dir.h"
 
 namespace hxq {
 namespace {

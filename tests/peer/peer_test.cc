@@ -19,11 +19,11 @@
 #include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/npy.h"
+#include "kernels/cpu_context.h"
 #include "kernels/kernels.h"
+#include "model_runner.h"
 #include "shared_data.h"
 #include "temp_dir.h"
-#include "kernels/cpu_context.h"
-#include "model_runner.h"
 
 namespace hxq {
 namespace {

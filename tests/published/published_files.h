@@ -12,8 +12,8 @@
 
 #include "hxq/model.h"
 #include "io/safetensors_writer.h"
-#include "test_checkpoint.h"
 #include "model_runner.h"
+#include "test_checkpoint.h"
 
 namespace hxq::testing {
 

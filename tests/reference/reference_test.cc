@@ -13,9 +13,9 @@
 #include "io/json.h"
 #include "io/mapped_file.h"
 #include "io/npy.h"
+#include "model_runner.h"
 #include "shared_data.h"
 #include "text_file.h"
-#include "model_runner.h"
 
 namespace hxq {
 namespace {

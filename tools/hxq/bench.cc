@@ -141,10 +141,11 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Arg
       "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
       "prompt  {:8.1f} tokens/s ({} tokens)\n"
       "decode  {:8.1f} tokens/s: {} per token, {:.0f} % of the {:.1f} GB/s this machine reads\n",
-      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads, name_of(info.target),
-      1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open), bytes_text(figures.anonymous_bytes_run),
-      bytes_text(figures.mapped_bytes_run), figures.prompt_rate, arguments.prompt_tokens, figures.decode_rate,
-      bytes_text(info.bytes_per_token), 100 * figures.decode_share, figures.bandwidth / 1e9);
+      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads,
+      name_of(info.target), 1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open),
+      bytes_text(figures.anonymous_bytes_run), bytes_text(figures.mapped_bytes_run), figures.prompt_rate,
+      arguments.prompt_tokens, figures.decode_rate, bytes_text(info.bytes_per_token), 100 * figures.decode_share,
+      figures.bandwidth / 1e9);
 }
 
 int run(const Arguments& arguments) {

@@ -24,7 +24,7 @@ class PreparedExact final : public CpuMatrix {
 
   void decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept override {
     if (context.measures) return;
-  const Range mine = context.team.share(end - begin);
+    const Range mine = context.team.share(end - begin);
     ops_of(context.target)
         .decode_dense(view_, begin + mine.begin, mine.end - mine.begin, 0, cols(), out + mine.begin * cols(), cols());
     context.team.barrier();

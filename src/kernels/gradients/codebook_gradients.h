@@ -15,7 +15,8 @@ struct CodebookGradientArgs {
   int64_t tokens = 0;
   float* gradient = nullptr;  // [k, d]
 };
-void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args, const CpuContext& context) noexcept;
+void codebook_gradient(const CodebookMatrix& weight, const CodebookGradientArgs& args,
+                       const CpuContext& context) noexcept;
 
 /// The same for `gather_rows`: dC[j, i] = sum of g over the elements gathered from component i of codeword j.
 struct GatherGradientArgs {

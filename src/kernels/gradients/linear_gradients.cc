@@ -61,8 +61,7 @@ void multiply_panel(const float* decoded, Range panel, const CpuMatrix& weight, 
 
 }  // namespace
 
-void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args,
-                       const CpuContext& context) noexcept {
+void linear_transposed(const CpuMatrix& weight, const LinearTransposedArgs& args, const CpuContext& context) noexcept {
   const float* packed = pack(cpu::ops_of(context.target), args.g, args.tokens, weight.rows(), context);
   const int64_t panel_rows = std::min(cpu::kBlockCols, weight.rows());
   float* decoded = context.shared(Scratch::kDecodedPanel, panel_rows * weight.cols());

@@ -28,8 +28,7 @@ void selective_scan_gradient(const ScanGradientArgs& args, const CpuContext& con
   const int64_t partial_size = in.batch.rows * width * ops.lanes;
   const int64_t blocks = (in.channels + kChannelGranule - 1) / kChannelGranule;
   const int64_t groups = std::min(blocks, kGroups);
-  float* partial =
-      context.shared(Scratch::kPackedInput, groups * partial_size);
+  float* partial = context.shared(Scratch::kPackedInput, groups * partial_size);
   float* memory = context.own(gradients::scan_floats(args, ops.lanes));
   if (context.measures) return;
   const Range mine = context.team.share(groups);
@@ -59,8 +58,7 @@ void ssd_gradient(const SsdGradientArgs& args, const CpuContext& context) noexce
   const gradients::Ops& ops = gradients::ops_of(context.target);
   const SsdArgs& in = args.forward;
   const int64_t width = 2 * in.state_size;
-  float* partial =
-      context.shared(Scratch::kPackedInput, in.heads * in.batch.rows * width);
+  float* partial = context.shared(Scratch::kPackedInput, in.heads * in.batch.rows * width);
   float* memory = context.own(gradients::ssd_floats(args));
   if (context.measures) return;
   const Range mine = context.team.share(in.heads);
