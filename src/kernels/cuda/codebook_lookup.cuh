@@ -9,29 +9,53 @@
 
 namespace hxq::cuda {
 
-inline constexpr int kTableBytes = 256 * 32 * 4;
+/// Where the table is. Addresses are put together from an index, a lane and the table's own address without addition,
+/// so it lies at a multiple of its size; what a block keeps beside it goes behind it.
+///
+/// `wide`: entry i of lane l is at i << 8 | l << 2, which one byte permutation gives; the table takes 64 KB, half
+/// unused. Otherwise at i << 7 | l << 2: a shift more, but only 32 KB, which leave room for a second block.
+template <bool wide>
+struct LookupTable {
+  static constexpr uint32_t kBytes = wide ? 65536 : 32768;
+  /// Dynamic shared memory up to the end of the table. It starts somewhere in the first kBytes, behind what the system
+  /// keeps for itself.
+  static constexpr uint32_t kSharedBytes = 2 * kBytes;
 
-/// Entry i of lane l is at byte i << 7 | l << 2.
-__device__ inline uint32_t table_offset(uint32_t word, int byte, uint32_t lane_offset) {
-  const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
-  return (shifted & 0x7f80u) | lane_offset;
-}
+  /// What all lookups of a lane have in common.
+  __device__ static uint32_t lane_base(const void* shared_memory) {
+    const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));
+    return (start + kBytes - 1) / kBytes * kBytes + threadIdx.x % 32 * 4;
+  }
 
-/// The table of a block: at an address that the compiler knows, so that a lookup needs no addition.
-__device__ inline unsigned char* lookup_table() {
-  __shared__ __align__(128) unsigned char table[kTableBytes];
-  return table;
-}
+  /// What lies behind the table.
+  __device__ static unsigned char* end(unsigned char* shared_memory) {
+    return shared_memory + (kSharedBytes - static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory)));
+  }
 
-__device__ inline uint32_t look_up(uint32_t word, int byte, uint32_t lane_offset) {
-  return *reinterpret_cast<const uint32_t*>(lookup_table() + table_offset(word, byte, lane_offset));
-}
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    uint32_t address;
+    if constexpr (wide) {
+      address = __byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4);
+    } else {
+      address = ((byte == 0 ? word << 7 : word >> (8 * byte - 7)) & 0x7f80u) | lane_base;
+    }
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+    return value;
+  }
+
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / kBytes * kBytes + static_cast<uint32_t>(entry) * (kBytes / 256) + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
+};
 
 /// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue
 /// behind them, and written when it is there.
 template <int kThreads>
 class TableFill {
-  static constexpr int kItems = (256 * 8 + kThreads - 1) / kThreads;  ///< 8 threads write the 32 copies of an entry, 16 bytes each
+  static constexpr int kItems =
+      (256 * 8 + kThreads - 1) / kThreads;  ///< 8 threads write the 32 copies of an entry, 16 bytes each
 
  public:
   __device__ TableFill(const float* codebook, int k) {
@@ -43,13 +67,12 @@ class TableFill {
   }
 
   /// `word_of(level)` is what lookups give.
-  template <class WordOf>
-  __device__ void store(const WordOf& word_of) const {
+  template <class Table, class WordOf>
+  __device__ void store(uint32_t lane_base, const WordOf& word_of) const {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      if (static_cast<int>(threadIdx.x) + i * kThreads >= 256 * 8) break;
-      const uint32_t word = word_of(level_[i]);
-      reinterpret_cast<uint4*>(lookup_table())[static_cast<int>(threadIdx.x) + i * kThreads] = make_uint4(word, word, word, word);
+      const int item = static_cast<int>(threadIdx.x) + i * kThreads;
+      if (item < 256 * 8) Table::store(lane_base, item / 8, item % 8, word_of(level_[i]));
     }
   }
 

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/host_device.h"
 #include "kernels/cuda/types.h"
 
 namespace hxq::cuda {
@@ -18,7 +19,7 @@ constexpr bool is_activation(DType dtype) { return dtype == DType::f32 || dtype 
 constexpr int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 template <class T>
-constexpr T ceil_div(T a, T b) {
+HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
@@ -129,6 +130,13 @@ __device__ inline void let_successors_begin() {
 #endif
 }
 
+/// 2^x within 2 units in the last place.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
 
 /// ln(1 + e^x)
@@ -154,7 +162,7 @@ struct LaunchShape {
 /// calls wait_for_predecessors.
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Arguments&&... arguments) {
-  if (shape.shared_bytes > 16 * 1024) {  // beside 32 KB of a lookup table more than a kernel gets unasked
+  if (shape.shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return status_of(error);

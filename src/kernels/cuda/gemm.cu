@@ -2,10 +2,10 @@
 // bytes: looked up into registers, never written anywhere. x is packed once (pack_x.cu) and travels through shared
 // memory in a ring. Every block has the same share of the work (gemm_plan.h).
 
+#include <algorithm>
+
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemm.cuh"
-
-#include <algorithm>
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/pack_x.cuh"
@@ -25,17 +25,28 @@ struct GemmParameters {
   GemmPlan plan;
 };
 
+using Table = LookupTable<true>;
+
 /// The ring of x.
 template <int kN>
 struct GemmShared {
   static constexpr int kStageBytes = kN * kChunkCols * 2;
-  static constexpr int kStages = kN <= 64 ? 8 : 6;
+  static constexpr int kStages = kN <= 64 ? 8 : 5;
 
   alignas(1024) unsigned char x[kStages][kStageBytes];
   uint64_t full[kStages];
   uint64_t empty[kStages];
   uint32_t arrived;  ///< blocks that were done with a tile before
 };
+
+/// Rows are read a little at a time: what follows is asked for as well, so that memory is read in longer pieces.
+__device__ inline uint4 load_bytes_of_row(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
 
 /// A lane's bytes of one chunk: 16 of row g and 16 of row g + 8 of its warp's 16 rows.
 struct RawWeights {
@@ -52,8 +63,7 @@ struct Fragments {
   uint32_t high[4][4];
   uint32_t low[kTwoLevels ? 4 : 1][4];
 
-  __device__ void decode(const RawWeights& raw) {
-    const uint32_t lane_offset = threadIdx.x % 32 * 4;
+  __device__ void decode(uint32_t lane_base, const RawWeights& raw) {
     const uint32_t upper[4] = {raw.upper.x, raw.upper.y, raw.upper.z, raw.upper.w};
     const uint32_t lower[4] = {raw.lower.x, raw.lower.y, raw.lower.z, raw.lower.w};
 #pragma unroll
@@ -61,8 +71,8 @@ struct Fragments {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t word = i % 2 == 0 ? upper[j] : lower[j];
-        const uint32_t first = look_up(word, i / 2 * 2, lane_offset);
-        const uint32_t second = look_up(word, i / 2 * 2 + 1, lane_offset);
+        const uint32_t first = Table::look_up(lane_base, word, i / 2 * 2);
+        const uint32_t second = Table::look_up(lane_base, word, i / 2 * 2 + 1);
         high[j][i] = pair_of(first, second, false);
         if constexpr (kTwoLevels) low[j][i] = pair_of(first, second, true);
       }
@@ -105,18 +115,17 @@ __device__ inline void finish_value(const GemmParameters& p, int64_t token, int6
 template <int kN, int kWarpgroups, bool kTwoLevels, bool kAligned>
 class Worker {
  public:
-  __device__ Worker(const GemmParameters& p, GemmShared<kN>& shared)
+  __device__ Worker(const GemmParameters& p, GemmShared<kN>& shared, uint32_t lane_base)
       : p_(p),
         shared_(shared),
+        lane_base_(lane_base),
         begin_(p.plan.block_begin(blockIdx.x)),
         count_(static_cast<int>(p.plan.block_begin(blockIdx.x + 1) - begin_)) {
     start_portion(0);
   }
 
   __device__ void run() {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < Shared::kStages && i < count_; ++i) fetch_x(i);
-    }
+    if (threadIdx.x == 0) start_ring();
     while (true) {
       start_sums();
       multiply_portion();
@@ -131,8 +140,17 @@ class Worker {
  private:
   using Shared = GemmShared<kN>;
   static constexpr int kThreads = kWarpgroups * 128;
-  static constexpr int kAhead = kN <= 16 ? 4 : 2;  ///< chunks whose bytes are in flight
+  static constexpr int kAhead = kN <= 64 ? 4 : 2;  ///< chunks whose bytes are in flight
   static constexpr int kLag = 2;                   ///< chunks that warps may be apart before thread 0 waits for them
+
+  static constexpr int kOutliersAhead = kN <= 16 ? 4 : kN <= 64 ? 2 : 1;
+
+  /// Of the lane's two rows: what is loaded, and what comes after it.
+  struct Outliers {
+    uint32_t next[2], end[2], step;
+    float change[2][kOutliersAhead];
+    uint32_t col[2][kOutliersAhead];
+  };
 
   /// Items [first, end) of the block, all of one tile.
   struct Portion {
@@ -159,61 +177,74 @@ class Worker {
     lower_ = indices + min(row + 8, last_row) * p_.weight.cols;
     col_ = chunk * kChunkCols + static_cast<int>(threadIdx.x % 4) * 16;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) raw_[i] = load(first + i);
+    for (int i = 0; i < kAhead; ++i) load(raw_[i], first + i);
+    if (p_.weight.outlier_row_begin) start_outliers(row);
   }
 
-  /// The lane's bytes of an item of the portion; zeros behind its end, where nothing uses them.
-  __device__ RawWeights load(int i) const {
-    RawWeights raw = {};
+  /// The lane's bytes of an item of the portion. Outside of the matrix they stay what they were: x is zero there.
+  __device__ void load(RawWeights& raw, int i) const {
     const int col = col_ + (i - portion_.first) * kChunkCols;
-    if (i >= portion_.end || col >= static_cast<int>(p_.weight.cols)) return raw;
+    if (i >= portion_.end || col >= static_cast<int>(p_.weight.cols)) return;
     if constexpr (kAligned) {
-      raw.upper = load_bytes_once(upper_ + col);
-      raw.lower = load_bytes_once(lower_ + col);
+      raw.upper = load_bytes_of_row(upper_ + col);
+      raw.lower = load_bytes_of_row(lower_ + col);
     } else {
       const auto* last = static_cast<const unsigned char*>(p_.weight.indices) + p_.weight.rows * p_.weight.cols - 1;
       raw.upper = load_bytes_unaligned(upper_ + col, last);
       raw.lower = load_bytes_unaligned(lower_ + col, last);
     }
-    return raw;
   }
 
-  /// Starts to bring x for an item of the block into its place of the ring.
-  __device__ void fetch_x(int i) const {
-    const int64_t item = begin_ + i;
-    const int64_t tile = item / p_.plan.chunks;
-    const int64_t chunk = item - tile * p_.plan.chunks + p_.plan.token_tile(tile) * p_.plan.chunks;
-    const int stage = i % Shared::kStages;
+  // Thread 0 keeps the ring of x filled. The chunks that a block's items want follow each other in memory, from the
+  // last back to the first.
+  __device__ const char* x_begin() const { return static_cast<const char*>(p_.x.packed); }
+  __device__ const char* x_end() const {
+    return x_begin() + p_.plan.token_tiles * p_.plan.chunks * Shared::kStageBytes;
+  }
+
+  __device__ void start_ring() {
+    const int64_t tile = begin_ / p_.plan.chunks;
+    next_x_ =
+        x_begin() + (begin_ - tile * p_.plan.chunks + p_.plan.token_tile(tile) * p_.plan.chunks) * Shared::kStageBytes;
+    for (int i = 0; i < Shared::kStages && i < count_; ++i) fetch_x(i);
+  }
+
+  __device__ void fetch_x(int stage) {
     hopper::arrive_and_expect_bytes(&shared_.full[stage], Shared::kStageBytes);
-    hopper::copy_bulk(shared_.x[stage], static_cast<const char*>(p_.x.packed) + chunk * Shared::kStageBytes,
-                      Shared::kStageBytes, &shared_.full[stage]);
+    hopper::copy_bulk(shared_.x[stage], next_x_, Shared::kStageBytes, &shared_.full[stage]);
+    next_x_ += Shared::kStageBytes;
+    if (next_x_ == x_end()) next_x_ = x_begin();
   }
 
-  /// Thread 0 keeps the ring filled: it writes over a chunk that all warps have left behind a while ago.
-  __device__ void refill(int i) const {
-    const int next = i - kLag + Shared::kStages;
-    if (threadIdx.x != 0 || i < kLag || next >= count_) return;
-    hopper::wait(&shared_.empty[next % Shared::kStages], static_cast<uint32_t>((i - kLag) / Shared::kStages % 2));
-    fetch_x(next);
+  /// Called for item i: writes over a chunk that all warps have left behind a while ago.
+  __device__ void refill(int i) {
+    if (i < kLag || i - kLag + Shared::kStages >= count_) return;
+    const bool same_round = stage_ >= kLag;
+    const int stage = same_round ? stage_ - kLag : stage_ - kLag + Shared::kStages;
+    hopper::wait(&shared_.empty[stage], same_round ? phase_ : phase_ ^ 1);
+    fetch_x(stage);
   }
 
   __device__ void multiply_portion() {
     Fragments<kTwoLevels> weights[2];
-    weights[0].decode(raw_[0]);
+    weights[0].decode(lane_base_, raw_[0]);
     for (int first = portion_.first; first < portion_.end; first += kAhead) {
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
         const int i = first + j;
         if (i >= portion_.end) break;
-        const int stage = i % Shared::kStages;
-        refill(i);
+        if (threadIdx.x == 0) refill(i);
         __syncwarp();
-        hopper::wait(&shared_.full[stage], static_cast<uint32_t>(i / Shared::kStages % 2));
-        multiply_chunk<kN>(sum_, weights[j % 2], shared_.x[stage]);
-        raw_[j] = load(i + kAhead);
-        weights[(j + 1) % 2].decode(raw_[(j + 1) % kAhead]);
+        hopper::wait(&shared_.full[stage_], phase_);
+        multiply_chunk<kN>(sum_, weights[j % 2], shared_.x[stage_]);
+        load(raw_[j], i + kAhead);
+        weights[(j + 1) % 2].decode(lane_base_, raw_[(j + 1) % kAhead]);
         hopper::wait_for_products();
-        if (threadIdx.x % 32 == 0) hopper::arrive(&shared_.empty[stage]);
+        if (threadIdx.x % 32 == 0) hopper::arrive(&shared_.empty[stage_]);
+        if (++stage_ == Shared::kStages) {
+          stage_ = 0;
+          phase_ ^= 1;
+        }
       }
     }
   }
@@ -224,40 +255,71 @@ class Worker {
   }
   __device__ int token_eights() const { return kN / 8 / p_.plan.parts; }
 
-  /// Sums start as what outliers add. The blocks that share a tile take turns with its rows.
+  /// The first outliers of the lane's rows. The blocks that share a tile take turns with the outliers of a row.
+  __device__ void start_outliers(int64_t row) {
+    const int64_t first_block = p_.plan.block_of(portion_.tile * p_.plan.chunks);
+    outliers_.step =
+        static_cast<uint32_t>(p_.plan.block_of((portion_.tile + 1) * p_.plan.chunks - 1) - first_block + 1);
+    const auto own = static_cast<uint32_t>(blockIdx.x - first_block);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool exists = row + 8 * half < p_.weight.rows;
+      outliers_.next[half] = exists ? p_.weight.outlier_row_begin[row + 8 * half] + own : 0;
+      outliers_.end[half] = exists ? p_.weight.outlier_row_begin[row + 8 * half + 1] : 0;
+    }
+    load_outliers();
+  }
+
+  __device__ void load_outliers() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int k = 0; k < kOutliersAhead; ++k, outliers_.next[half] += outliers_.step) {
+        const bool is_there = outliers_.next[half] < outliers_.end[half];
+        outliers_.change[half][k] = is_there ? p_.weight.outlier_change[outliers_.next[half]] : 0.0f;
+        outliers_.col[half][k] = is_there ? p_.weight.outlier_col[outliers_.next[half]] : 0;
+      }
+    }
+  }
+
+  /// Sums start as what outliers add. In the end they are multiplied by powers of two, which are taken out here.
   __device__ void start_sums() {
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) sum_[i] = 0;
     if (!p_.weight.outlier_row_begin) return;
-    const int64_t first_block = p_.plan.block_of(portion_.tile * p_.plan.chunks);
-    const int64_t blocks = p_.plan.block_of((portion_.tile + 1) * p_.plan.chunks - 1) - first_block + 1;
-    const int64_t token = first_token(portion_.tile);
+    const float* x = p_.x.transposed + first_token(portion_.tile);
+    while (true) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = row_in(portion_.tile) + 8 * half;
-      if (row >= p_.weight.rows || row % blocks != blockIdx.x - first_block) continue;
-      const uint32_t end = p_.weight.outlier_row_begin[row + 1];
-      for (uint32_t i = p_.weight.outlier_row_begin[row]; i < end; ++i) {
-        const float change = p_.weight.outlier_change[i];
-        const float* x = p_.x.transposed + p_.weight.outlier_col[i] * p_.x.transposed_stride + token;
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int e = 0; e < kN / 8; ++e) {
-          if (e >= token_eights()) break;
-          const float2 v = *reinterpret_cast<const float2*>(x + 8 * e);
-          sum_[4 * e + 2 * half] = fmaf(change, v.x, sum_[4 * e + 2 * half]);
-          sum_[4 * e + 2 * half + 1] = fmaf(change, v.y, sum_[4 * e + 2 * half + 1]);
+        for (int k = 0; k < kOutliersAhead; ++k) {
+          add_outlier(half, outliers_.change[half][k], x + outliers_.col[half][k] * p_.x.transposed_stride);
         }
       }
+      if (outliers_.next[0] >= outliers_.end[0] && outliers_.next[1] >= outliers_.end[1]) break;
+      load_outliers();
     }
-    // In the end sums are multiplied by powers of two.
+    const float* scales = p_.x.scales + first_token(portion_.tile);
 #pragma unroll
     for (int e = 0; e < kN / 8; ++e) {
       if (e >= token_eights()) break;
-      const float2 scale = *reinterpret_cast<const float2*>(p_.x.scales + token + 8 * e);
-      sum_[4 * e] /= p_.weight.level_scale * scale.x;
-      sum_[4 * e + 1] /= p_.weight.level_scale * scale.y;
-      sum_[4 * e + 2] /= p_.weight.level_scale * scale.x;
-      sum_[4 * e + 3] /= p_.weight.level_scale * scale.y;
+      const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * e);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        sum_[4 * e + 2 * half] /= p_.weight.level_scale * scale.x;
+        sum_[4 * e + 2 * half + 1] /= p_.weight.level_scale * scale.y;
+      }
+    }
+  }
+
+  __device__ void add_outlier(int half, float change, const float* x) {
+#pragma unroll
+    for (int e = 0; e < kN / 8; ++e) {
+      if (e >= token_eights()) break;
+      const float2 v = *reinterpret_cast<const float2*>(x + 8 * e);
+      // An outlier that is not there must not make a NaN of an infinite x.
+      sum_[4 * e + 2 * half] += change != 0 ? change * v.x : 0.0f;
+      sum_[4 * e + 2 * half + 1] += change != 0 ? change * v.y : 0.0f;
     }
   }
 
@@ -304,13 +366,18 @@ class Worker {
 
   const GemmParameters& p_;
   Shared& shared_;
-  int64_t begin_;  // of the block's items
-  int count_;
+  const uint32_t lane_base_;
+  const int64_t begin_;  // of the block's items
+  const int count_;
+  int stage_ = 0;  // of the ring: where the next item's x is
+  uint32_t phase_ = 0;
+  const char* next_x_ = nullptr;  // thread 0: what the ring gets next
   Portion portion_;
   const unsigned char* upper_;
   const unsigned char* lower_;
   int col_;
-  RawWeights raw_[kAhead];
+  Outliers outliers_;
+  RawWeights raw_[kAhead] = {};
   float sum_[kN / 2];
 };
 
@@ -318,7 +385,8 @@ template <int kN, int kWarpgroups, bool kTwoLevels, bool kAligned>
 __global__ void __launch_bounds__(kWarpgroups * 128, 1) gemm_kernel(const __grid_constant__ GemmParameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<GemmShared<kN>*>(memory);
+  auto& shared = *reinterpret_cast<GemmShared<kN>*>(Table::end(memory));
+  const uint32_t lane_base = Table::lane_base(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < GemmShared<kN>::kStages; ++i) {
       hopper::init_barrier(&shared.full[i], 1);
@@ -328,9 +396,9 @@ __global__ void __launch_bounds__(kWarpgroups * 128, 1) gemm_kernel(const __grid
   }
   if (p.weight_changes) wait_for_predecessors();
   const TableFill<kWarpgroups * 128> table(p.weight.codebook, p.weight.k);
-  Worker<kN, kWarpgroups, kTwoLevels, kAligned> worker(p, shared);
+  Worker<kN, kWarpgroups, kTwoLevels, kAligned> worker(p, shared, lane_base);
   const float inverse_scale = 1.0f / p.weight.level_scale;
-  table.store([&](float level) { return two_halves(level * inverse_scale); });
+  table.template store<Table>(lane_base, [&](float level) { return two_halves(level * inverse_scale); });
   __syncthreads();
   let_successors_begin();
   wait_for_predecessors();
@@ -342,7 +410,7 @@ template <int kN, int kWarpgroups, bool kTwoLevels>
 Status launch_tile(const GemmParameters& p, Stream stream) {
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
                           .block = dim3(kWarpgroups * 128),
-                          .shared_bytes = sizeof(GemmShared<kN>)};
+                          .shared_bytes = Table::kSharedBytes + sizeof(GemmShared<kN>)};
   const bool aligned = p.weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(p.weight.indices) % 16 == 0;
   return aligned ? launch(gemm_kernel<kN, kWarpgroups, kTwoLevels, true>, shape, stream, p)
                  : launch(gemm_kernel<kN, kWarpgroups, kTwoLevels, false>, shape, stream, p);

@@ -15,12 +15,12 @@ namespace hxq::cuda {
 inline constexpr int kGemmMaxColumns = 128;
 
 struct GemmPlan {
-  int columns = 8;         ///< of one tile: 8, 16, 32, 64 or 128
-  int parts = 1;           ///< 2: each token has a column for the upper and one for the lower bits of x
-  int warpgroups = 4;      ///< of 64 rows each
+  int columns = 8;     ///< of one tile: 8, 16, 32, 64 or 128
+  int parts = 1;       ///< 2: each token has a column for the upper and one for the lower bits of x
+  int warpgroups = 4;  ///< of 64 rows each
   int64_t token_tiles = 1;
   int64_t row_tiles = 1;
-  int64_t chunks = 1;      ///< of kChunkCols columns of the matrix
+  int64_t chunks = 1;  ///< of kChunkCols columns of the matrix
   int64_t blocks = 1;
 
   HXQ_HOST_DEVICE int tile_tokens() const { return columns / parts; }
@@ -37,7 +37,7 @@ struct GemmPlan {
 /// Warpgroups of a block, as registers allow: more of them share what x costs.
 constexpr int warpgroups_of(int columns, bool two_levels) {
   if (two_levels) return columns <= 64 ? 3 : 2;
-  return columns <= 64 ? 4 : 3;
+  return columns <= 32 ? 4 : 3;
 }
 
 inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, bool two_levels, int64_t blocks) {

@@ -107,84 +107,123 @@ __device__ inline void finish_rows(const GemvParameters& p, const GemvShared& sh
   }
 }
 
-/// One thread's rows: kUnits loads of 16 bytes in each of kRows rows.
-template <int kUnits, int kRows, bool kAligned>
-struct Bytes {
-  uint4 v[kRows][kUnits];
+/// One thread's part of the work: which rows and columns are its own does not change.
+template <int kWarps, int kUnits, bool kAligned>
+class Worker {
+ public:
+  static constexpr int kRows = GemvPlan::rows_in_flight(kUnits);
+  using Table = LookupTable<(kWarps > 8)>;
+  struct Bytes {
+    uint4 v[kRows][kUnits];
+  };
 
-  /// Rows begin, begin + slots, ... below `rows` of the block, whose bytes start at `block`.
-  __device__ void load(const GemvParameters& p, const unsigned char* block, int begin, int rows) {
-    const auto cols = static_cast<int>(p.weight.cols);
-    const int slots = p.plan.row_slots();
+  __device__ Worker(const GemvParameters& p, uint32_t lane_base, float* partial, int64_t first_row, int rows)
+      : p_(p),
+        cols_(static_cast<int>(p.weight.cols)),
+        rows_(rows),
+        slots_(p.plan.row_slots()),
+        slot_in_warp_(p.plan.slot_in_warp(static_cast<int>(threadIdx.x))),
+        lane_base_(lane_base),
+        partial_(partial + threadIdx.x / 32 % p.plan.warps),
+        block_(static_cast<const unsigned char*>(p.weight.indices) + first_row * p.weight.cols) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) col_[u] = p.plan.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
+  }
+
+  /// Rows begin, begin + slots, ... of the block. What lies outside of the matrix is left as it was: nobody uses it, or
+  /// it is multiplied with zeros.
+  __device__ void load(Bytes& bytes, int begin) const {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int row = begin + r * slots;
+      const int row = begin + r * slots_;
+      const unsigned char* line = block_ + static_cast<uint32_t>(row * cols_);
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const int col = p.plan.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
-        v[r][u] = make_uint4(0, 0, 0, 0);
-        if (row >= rows || col >= cols) continue;
-        const unsigned char* from = block + static_cast<uint32_t>(row * cols + col);
-        v[r][u] = kAligned ? load_bytes_once(from) : load_bytes_unaligned(from, block + (rows * cols - 1));
+        if (row >= rows_ || col_[u] >= cols_) continue;
+        bytes.v[r][u] = kAligned ? load_bytes_once(line + col_[u])
+                                 : load_bytes_unaligned(line + col_[u], block_ + (rows_ * cols_ - 1));
       }
     }
   }
-};
 
-/// Products of a thread's rows with its part of x, summed over the lanes of a row.
-template <int kUnits, int kRows, bool kAligned>
-__device__ inline void multiply(const GemvParameters& p, const GemvShared& shared,
-                                const Bytes<kUnits, kRows, kAligned>& bytes, const float (&x)[kUnits][16], int begin,
-                                int rows) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const uint32_t lane_offset = threadIdx.x % 32 * 4;
-  const int slots = p.plan.row_slots();
-  float sum[kRows] = {};
-  const auto multiply_row = [&](int r) {
+  __device__ void load_x() {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      load_run(p_.x.data, p_.x.dtype, col_[u], cols_ - col_[u], x_[u]);
+      if (!p_.weight.channel_scales) continue;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        if (col_[u] + i < cols_) x_[u][i] /= p_.weight.channel_scales[col_[u] + i];
+      }
+    }
+  }
+
+  /// Products of a thread's rows with its part of x, summed over the lanes of a row.
+  __device__ void multiply(const Bytes& bytes, int begin) const {
+    const int left = rows_ - begin + slot_in_warp_;  // the same for all lanes: sums need all of them
+    if (left <= 0) return;
+    float sum[kRows] = {};
+    if (left > (kRows - 1) * slots_) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sum[r] = multiply_row(bytes, r);
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r * slots_ < left) sum[r] = multiply_row(bytes, r);
+      }
+    }
+    const int thread = static_cast<int>(threadIdx.x);
+    if (p_.plan.lanes == 32) {
+      const float total = sum_lanes_each(sum);
+      const int row = begin + thread % 32 / (32 / kRows) * slots_;
+      if (thread % (32 / kRows) == 0 && row < rows_) partial_[row * p_.plan.warps] = total;
+      return;
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      float total = sum[r];
+      for (int offset = p_.plan.lanes / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
+      const int row = begin + r * slots_;
+      if ((thread & (p_.plan.lanes - 1)) == 0 && row < rows_) partial_[row * p_.plan.warps] = total;
+    }
+  }
+
+ private:
+  __device__ float multiply_row(const Bytes& bytes, int r) const {
+    float sum[4] = {};  // chains of additions short enough to overlap
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const uint32_t words[4] = {bytes.v[r][u].x, bytes.v[r][u].y, bytes.v[r][u].z, bytes.v[r][u].w};
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        sum[r] = fmaf(__uint_as_float(look_up(words[i / 4], i % 4, lane_offset)), x[u][i], sum[r]);
+        sum[i / 4] = fmaf(__uint_as_float(Table::look_up(lane_base_, words[i / 4], i % 4)), x_[u][i], sum[i / 4]);
       }
     }
-  };
-  const int left = (rows - begin + p.plan.slot_in_warp(thread) + slots - 1) / slots;  // rows of the warp
-  if (left >= kRows) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) multiply_row(r);
-  } else {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r < left) multiply_row(r);
-    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-  float* partial = shared.partial + thread / 32 % p.plan.warps;
-  if (p.plan.lanes == 32) {
-    const float total = sum_lanes_each(sum);
-    const int row = begin + thread % 32 / (32 / kRows) * slots;
-    if (thread % (32 / kRows) == 0 && row < rows) partial[row * p.plan.warps] = total;
-    return;
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float total = sum_lanes(sum[r], p.plan.lanes);
-    const int row = begin + r * slots;
-    if (thread % p.plan.lanes == 0 && row < rows) partial[row * p.plan.warps] = total;
-  }
-}
+
+  const GemvParameters& p_;
+  const int cols_, rows_, slots_, slot_in_warp_;
+  const uint32_t lane_base_;
+  float* const partial_;
+  const unsigned char* const block_;
+  int col_[kUnits];
+  float x_[kUnits][16];
+};
 
 template <int kWarps, int kUnits, bool kAligned>
 __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) gemv_kernel(const __grid_constant__ GemvParameters p) {
-  constexpr int kRows = GemvPlan::rows_in_flight(kUnits);
-  extern __shared__ __align__(128) unsigned char memory[];
-  const GemvShared shared(memory, p);
+  using Work = Worker<kWarps, kUnits, kAligned>;
+  using Table = typename Work::Table;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const uint32_t lane_base = Table::lane_base(memory);
+  const GemvShared shared(Table::end(memory), p);
   const int64_t first_row = p.plan.row_begin(p.weight.rows, blockIdx.x);
   const auto rows = static_cast<int>(p.plan.row_begin(p.weight.rows, blockIdx.x + 1) - first_row);
-  const auto* block = static_cast<const unsigned char*>(p.weight.indices) + first_row * p.weight.cols;
-  const int step = kRows * p.plan.row_slots();
+  Work work(p, lane_base, shared.partial, first_row, rows);
   int begin = p.plan.slot_of(static_cast<int>(threadIdx.x));
+  const int step = Work::kRows * p.plan.row_slots();
+  const int last_begin = rows + p.plan.slot_in_warp(static_cast<int>(threadIdx.x));
 
   if (p.weight_changes) wait_for_predecessors();
   uint32_t outlier_begin = 0, outlier_end = 0;
@@ -193,35 +232,23 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) gemv_kernel(const __
     outlier_end = __ldg(p.weight.outlier_row_begin + first_row + rows);
   }
   const TableFill<kWarps * 32> table(p.weight.codebook, p.weight.k);
-  Bytes<kUnits, kRows, kAligned> a, b;
-  a.load(p, block, begin, rows);
-  table.store([](float level) { return __float_as_uint(level); });
+  typename Work::Bytes a = {}, b = {};
+  work.load(a, begin);
+  table.template store<Table>(lane_base, [](float level) { return __float_as_uint(level); });
   if (p.weight.outlier_row_begin) {
     stage_outliers(p, shared, first_row, rows, outlier_begin, outlier_end - outlier_begin);
   }
   let_successors_begin();
   wait_for_predecessors();
-
-  float x[kUnits][16];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    const int col = p.plan.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
-    load_run(p.x.data, p.x.dtype, col, static_cast<int>(p.weight.cols) - col, x[u]);
-    if (p.weight.channel_scales) {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        if (col + i < static_cast<int>(p.weight.cols)) x[u][i] /= p.weight.channel_scales[col + i];
-      }
-    }
-  }
-  b.load(p, block, begin + step, rows);
+  work.load_x();
+  work.load(b, begin + step);
   __syncthreads();
   // Warps as a whole: a lane whose own rows have ended helps with the sums of the others.
-  for (; begin - p.plan.slot_in_warp(static_cast<int>(threadIdx.x)) < rows; begin += 2 * step) {
-    multiply(p, shared, a, x, begin, rows);
-    a.load(p, block, begin + 2 * step, rows);
-    multiply(p, shared, b, x, begin + step, rows);
-    b.load(p, block, begin + 3 * step, rows);
+  for (; begin < last_begin; begin += 2 * step) {
+    work.multiply(a, begin);
+    work.load(a, begin + 2 * step);
+    work.multiply(b, begin + step);
+    work.load(b, begin + 3 * step);
   }
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
@@ -230,9 +257,10 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) gemv_kernel(const __
 
 template <int kWarps, int kUnits>
 Status launch_units(const GemvParameters& p, Stream stream) {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
-                          .block = dim3(kWarps * 32),
-                          .shared_bytes = GemvShared::bytes(p.weight, p.plan)};
+  const LaunchShape shape{
+      .grid = dim3(static_cast<unsigned>(p.plan.blocks)),
+      .block = dim3(kWarps * 32),
+      .shared_bytes = LookupTable<(kWarps > 8)>::kSharedBytes + GemvShared::bytes(p.weight, p.plan)};
   const bool aligned = p.weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(p.weight.indices) % 16 == 0;
   return aligned ? launch(gemv_kernel<kWarps, kUnits, true>, shape, stream, p)
                  : launch(gemv_kernel<kWarps, kUnits, false>, shape, stream, p);

@@ -16,9 +16,9 @@ struct GemvPlan {
   static constexpr int kUnitCols = 16;
   static constexpr int kMaxUnits = 4;  ///< of a lane
 
-  int units = 1;   ///< 1 to kMaxUnits
-  int lanes = 32;  ///< 32, or 16, 8, 4 where warps is 1
-  int warps = 1;   ///< 1, 2, 4, 8 or 16
+  int units = 1;        ///< 1 to kMaxUnits
+  int lanes = 32;       ///< 32, or 16, 8, 4 where warps is 1
+  int warps = 1;        ///< 1, 2, 4, 8 or 16
   int block_warps = 8;  ///< 8, or 16
   int64_t blocks = 1;
 
@@ -41,15 +41,16 @@ struct GemvPlan {
 };
 
 /// Columns that a plan can cover.
-inline constexpr int64_t kGemvMaxCols =
-    int64_t{GemvPlan::kMaxUnits} * 32 * GemvPlan::kMaxWarps * GemvPlan::kUnitCols;
+inline constexpr int64_t kGemvMaxCols = int64_t{GemvPlan::kMaxUnits} * 32 * GemvPlan::kMaxWarps * GemvPlan::kUnitCols;
 
 /// The plan that gives a thread the fewest units to look up; of equal ones that with the fewest loads a row, which
-/// keeps most rows in flight. `cols` is at most kGemvMaxCols; `blocks`: one for each multiprocessor. Blocks of 8 warps
-/// leave room for the next kernel's beside them, which then has its first weights when this kernel ends.
+/// keeps most rows in flight. `cols` is at most kGemvMaxCols; `blocks`: one for each multiprocessor. Blocks of matrices
+/// so small that they are in flight at once have 8 warps, which leave room for the next kernel's blocks beside them.
 inline GemvPlan plan_gemv(int64_t rows, int64_t cols, int64_t blocks) {
+  constexpr int64_t kSmallBlockBytes = 32768;
   const int64_t row_units = (cols + GemvPlan::kUnitCols - 1) / GemvPlan::kUnitCols;
-  const int block_warps = row_units <= 8 * 32 * GemvPlan::kMaxUnits ? 8 : 16;
+  const bool small = rows * cols <= blocks * kSmallBlockBytes && row_units <= 8 * 32 * GemvPlan::kMaxUnits;
+  const int block_warps = small ? 8 : 16;
   GemvPlan best;
   int64_t best_cost = -1;
   const auto consider = [&](int units, int lanes, int warps) {

@@ -59,13 +59,14 @@ __device__ inline void store_run(const Parameters& p, int64_t token, int64_t col
   }
 }
 
-/// One block a token; tokens that fill up the last tile are zeros.
+/// Several blocks a token, each of which looks for its largest element; tokens that fill up the last tile are zeros.
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ Parameters p) {
   __shared__ float shared[32];
   let_successors_begin();
   wait_for_predecessors();
   const int64_t token = blockIdx.x;
-  for (int64_t i = token * kThreads + threadIdx.x; i < p.plan.tiles(); i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = token * kThreads + threadIdx.x; blockIdx.y == 0 && i < p.plan.tiles();
+       i += int64_t{gridDim.x} * kThreads) {
     p.out.counters[i] = 0;
   }
   const int64_t padded_cols = p.plan.chunks * kChunkCols;
@@ -81,11 +82,13 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   __syncthreads();
   largest = max_lanes(threadIdx.x % 32 < kThreads / 32 ? shared[threadIdx.x % 32] : 0.0f);
   const float scale = scale_for(largest);
-  if (threadIdx.x == 0) p.out.scales[token] = scale;
-  const bool once = padded_cols <= kThreads * kRun;
-  for (int64_t col = threadIdx.x * kRun; col < padded_cols; col += kThreads * kRun) {
-    if (!once) load_scaled(p, token, col, v);
-    store_run(p, token, col, 1.0f / scale, v);
+  if (threadIdx.x == 0 && blockIdx.y == 0) p.out.scales[token] = scale;
+  // Stores are scattered: the blocks of a token share them.
+  const int64_t runs = padded_cols / kRun;
+  const int64_t begin = runs * blockIdx.y / gridDim.y, end = runs * (blockIdx.y + 1) / gridDim.y;
+  for (int64_t run = begin + threadIdx.x; run < end; run += kThreads) {
+    load_scaled(p, token, run * kRun, v);
+    store_run(p, token, run * kRun, 1.0f / scale, v);
   }
 }
 
@@ -127,7 +130,12 @@ PackedX place_packed_x(const GemmPlan& plan, bool outliers, const Workspace& wor
 
 Status pack_x(const LinearArgs& args, const CodebookWeight& weight, const GemmPlan& plan, const PackedX& x,
               Stream stream) noexcept {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(plan.token_tiles * plan.tile_tokens())),
+  const int64_t tokens = plan.token_tiles * plan.tile_tokens();
+  const int64_t parts = tokens >= 128 ? 1 : 128 / tokens;
+  const int64_t most = plan.chunks * kChunkCols / (kRun * 32);
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(parts < most ? parts
+                                                                                            : most > 0   ? most
+                                                                                                         : 1)),
                           .block = dim3(kThreads)};
   return launch(pack_kernel, shape, stream,
                 Parameters{.x = args.x,

@@ -8,8 +8,8 @@ namespace hxq::cuda {
 /// The lower part of x is kept this much larger than it is, clear of binary16's subnormal numbers.
 inline constexpr float kLowPartScale = 1.0f / 2048;
 
-/// x as the tensor cores take it, and the memory that blocks share: x = scale (upper + kLowPartScale lower), with a power of two for each token that
-/// brings its largest element into [2^14, 2^15).
+/// x as the tensor cores take it, and the memory that blocks share: x = scale (upper + kLowPartScale lower), with a
+/// power of two for each token that brings its largest element into [2^14, 2^15).
 struct PackedX {
   void* packed = nullptr;   // [tiles, chunks, columns, kChunkCols] binary16, placed as packed_x.h says
   float* scales = nullptr;  // [tiles * tile_tokens]

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <random>
 #include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "io/half.h"
@@ -58,6 +58,7 @@ class DeviceArray {
   }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
+  DeviceArray(DeviceArray&& other) noexcept : data_(std::exchange(other.data_, nullptr)), count_(other.count_) {}
   ~DeviceArray() { cudaFree(data_); }
 
   T* data() const { return static_cast<T*>(data_); }
