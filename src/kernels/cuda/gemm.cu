@@ -143,7 +143,7 @@ class Worker {
   static constexpr int kAhead = kN <= 64 ? 4 : 2;  ///< chunks whose bytes are in flight
   static constexpr int kLag = 2;                   ///< chunks that warps may be apart before thread 0 waits for them
 
-  static constexpr int kOutliersAhead = kN <= 16 ? 4 : kN <= 64 ? 2 : 1;
+  static constexpr int kOutliersAhead = kN <= 64 ? 2 : 1;
 
   /// Of the lane's two rows: what is loaded, and what comes after it.
   struct Outliers {

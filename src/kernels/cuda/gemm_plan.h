@@ -36,8 +36,8 @@ struct GemmPlan {
 
 /// Warpgroups of a block, as registers allow: more of them share what x costs.
 constexpr int warpgroups_of(int columns, bool two_levels) {
-  if (two_levels) return columns <= 64 ? 3 : 2;
-  return columns <= 32 ? 4 : 3;
+  if (two_levels) return columns <= 32 ? 3 : 2;
+  return columns <= 16 ? 4 : 3;
 }
 
 inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, bool two_levels, int64_t blocks) {
@@ -49,7 +49,10 @@ inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts,
   plan.warpgroups = warpgroups_of(plan.columns, two_levels);
   plan.row_tiles = (rows + plan.tile_rows() - 1) / plan.tile_rows();
   plan.chunks = (cols + kChunkCols - 1) / kChunkCols;
-  plan.blocks = plan.items() < blocks ? plan.items() : blocks;
+  // Adding up the sums of many blocks costs more than a few chunks do.
+  constexpr int64_t kLeastItems = 4;
+  const int64_t useful = (plan.items() + kLeastItems - 1) / kLeastItems;
+  plan.blocks = useful < blocks ? useful : blocks;
   return plan;
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/prefill.cuh"
 
 namespace hxq::cuda {
 namespace {
@@ -31,7 +32,9 @@ Status multiply_vt(const CodebookWeight& weight, const LinearArgs& args, float* 
 }  // namespace
 
 size_t linear_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  return low_rank_bytes(weight, tokens) + codebook_gemm_workspace(weight, tokens);
+  const size_t own = low_rank_bytes(weight, tokens) + codebook_gemm_workspace(weight, tokens);
+  const size_t prefill = prefill_workspace(weight, tokens);
+  return own > prefill ? own : prefill;
 }
 
 size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
@@ -39,6 +42,7 @@ size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
 Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept {
   if (!are_valid(args) || args.workspace.bytes < linear_workspace(weight, args.tokens)) return Status::invalid_value;
   if (args.tokens == 0 || weight.rows == 0) return Status::ok;
+  if (supports_prefill(weight, args)) return prefill_product(weight, args, stream);
   float* product = nullptr;
   LinearArgs rest = args;
   if (weight.rank > 0) {

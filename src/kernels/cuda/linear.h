@@ -36,7 +36,7 @@ struct DenseWeight {
 /// How much of x and the weights a product keeps where tensor cores are used (more tokens than one).
 enum class Precision : uint8_t {
   exact,  ///< x as two binary16 parts (22 bits below the largest of its token), levels in full: errors as in float
-  fast,   ///< x as one (11 bits), levels rounded to binary16
+  fast,   ///< x as one (11 bits), levels rounded to binary16; many tokens: both as BF16, where cuBLAS is at hand
 };
 
 /// y = x W^T (+ bias) (+ y)
