@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/test_device.h"
 
@@ -28,7 +29,7 @@ struct Call {
   Precision precision = Precision::exact;
 };
 
-void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what) {
+void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what, double bound) {
   Random random(99);
   const auto tokens = call.tokens;
   const std::vector<float> x = random.normals(static_cast<size_t>(tokens * matrix.cols), call.x);
@@ -53,8 +54,11 @@ void expect_product(const TestMatrix& matrix, const Call& call, const std::strin
   expect_finished();
   const Product expected = multiply(matrix, x, tokens, call.bias ? bias : std::vector<float>{},
                                     call.accumulate ? start : std::vector<float>{});
-  expect_close(device_y.values(), expected.y, expected.size, call.precision == Precision::exact ? kExact : kFast,
-               call.y, what);
+  expect_close(device_y.values(), expected.y, expected.size, bound, call.y, what);
+}
+
+void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what) {
+  expect_product(matrix, call, what, call.precision == Precision::exact ? kExact : kFast);
 }
 
 TEST(CudaLinear, MultipliesOneToken) {
@@ -166,6 +170,21 @@ TEST(CudaLinear, KeepsValuesFarApart) {
   expect_finished();
   const Product expected = multiply(matrix, x, 5, {}, {});
   expect_close(device_y.values(), expected.y, expected.size, kExact, DType::f32, "sizes");
+}
+
+TEST(CudaLinear, MultipliesPromptsThroughCublas) {
+  HXQ_NEEDS_GPU();
+  if (!open_cublas()) GTEST_SKIP() << "no cuBLAS";
+  for (const MatrixOptions& options :
+       {MatrixOptions{.rows = 300, .cols = 208, .outliers = 0.01},
+        MatrixOptions{.rows = 90, .cols = 72, .outliers = 0.02, .rank = 2, .scales = true}}) {
+    const TestMatrix matrix = make_matrix(options);
+    for (const DType x : {DType::f32, DType::bf16}) {
+      const Call call{
+          .tokens = 200, .x = x, .y = x, .gap = 3, .bias = true, .accumulate = true, .precision = Precision::fast};
+      expect_product(matrix, call, "prompt", 0x1p-7);
+    }
+  }
 }
 
 TEST(CudaLinear, MultipliesDenseMatrices) {

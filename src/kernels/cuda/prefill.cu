@@ -15,9 +15,8 @@ struct Panel {
   __nv_bfloat16* out;  // [rows, cols]
 };
 
-/// Columns that a thread decodes at once, where rows are aligned to their bytes.
-__device__ inline void decode_run(const Panel& p, uint32_t lane_base, int64_t row, int64_t col) {
-  const uint4 bytes = load_bytes_once(static_cast<const unsigned char*>(p.weight.indices) + row * p.weight.cols + col);
+/// 16 adjacent weights of the panel.
+__device__ inline void decode_unit(uint32_t lane_base, const uint4& bytes, uint4* to) {
   const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
   uint32_t out[8];
 #pragma unroll
@@ -25,51 +24,65 @@ __device__ inline void decode_run(const Panel& p, uint32_t lane_base, int64_t ro
     const uint32_t first = Table::look_up(lane_base, words[i / 2], i % 2 * 2);
     out[i] = __byte_perm(first, Table::look_up(lane_base, words[i / 2], i % 2 * 2 + 1), 0x5410);
   }
-  auto* to = reinterpret_cast<uint4*>(p.out + (row - p.first_row) * p.weight.cols + col);
   to[0] = make_uint4(out[0], out[1], out[2], out[3]);
   to[1] = make_uint4(out[4], out[5], out[6], out[7]);
 }
 
-/// The exact value of an element that a run of codewords does not give.
-__device__ inline float level_at(const CodebookWeight& w, int64_t row, int64_t col) {
-  return w.codebook[static_cast<const unsigned char*>(w.indices)[row * w.cols + col]];
+/// Rows without scales or a low-rank term, whose bytes are aligned: a run of units, several of which are in flight.
+__device__ inline void decode_plain(uint32_t lane_base, const void* indices, __nv_bfloat16* out, int64_t units) {
+  constexpr int kAtOnce = 4;
+  const auto* from = static_cast<const uint4*>(indices);
+  auto* to = reinterpret_cast<uint4*>(out);
+  for (int64_t begin = threadIdx.x; begin < units; begin += kAtOnce * kThreads) {
+    uint4 bytes[kAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (begin + i * kThreads < units) bytes[i] = load_bytes_once(from + begin + i * kThreads);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (begin + i * kThreads < units) decode_unit(lane_base, bytes[i], to + 2 * (begin + i * kThreads));
+    }
+  }
 }
 
+/// An element in full.
+__device__ inline float decode_element(const CodebookWeight& w, int64_t row, int64_t col, float change) {
+  float value = w.codebook[static_cast<const unsigned char*>(w.indices)[row * w.cols + col]] + change;
+  for (int n = 0; n < w.rank; ++n) value = fmaf(w.low_rank_u[row * w.rank + n], w.low_rank_vt[n * w.cols + col], value);
+  return w.channel_scales ? value / w.channel_scales[col] : value;
+}
+
+/// A block decodes adjacent rows, then puts all their outliers in place.
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Panel p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t lane_base = Table::lane_base(memory);
+  const CodebookWeight& w = p.weight;
   let_successors_begin();
   wait_for_predecessors();
-  const TableFill<kThreads> table(p.weight.codebook, p.weight.k);
+  const TableFill<kThreads> table(w.codebook, w.k);
   table.store<Table>(
       lane_base, [](float level) { return static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(level))); });
   __syncthreads();
-  const CodebookWeight& w = p.weight;
-  const bool is_plain =
-      w.rank == 0 && !w.channel_scales && w.cols % 16 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 16 == 0;
-  for (int64_t row = p.first_row + blockIdx.x; row < p.first_row + p.rows; row += gridDim.x) {
-    __nv_bfloat16* out = p.out + (row - p.first_row) * w.cols;
-    if (is_plain) {
-      for (int64_t col = threadIdx.x * 16; col < w.cols; col += kThreads * 16) decode_run(p, lane_base, row, col);
-    } else {
-      for (int64_t col = threadIdx.x; col < w.cols; col += kThreads) {
-        float value = level_at(w, row, col);
-        for (int n = 0; n < w.rank; ++n)
-          value = fmaf(w.low_rank_u[row * w.rank + n], w.low_rank_vt[n * w.cols + col], value);
-        if (w.channel_scales) value /= w.channel_scales[col];
-        out[col] = __float2bfloat16_rn(value);
-      }
+  const int64_t begin = p.first_row + p.rows * blockIdx.x / gridDim.x;
+  const int64_t end = p.first_row + p.rows * (blockIdx.x + 1) / gridDim.x;
+  const auto* indices = static_cast<const unsigned char*>(w.indices) + begin * w.cols;
+  __nv_bfloat16* out = p.out + (begin - p.first_row) * w.cols;
+  const int64_t count = (end - begin) * w.cols;
+  if (w.rank == 0 && !w.channel_scales && w.cols % 16 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 16 == 0) {
+    decode_plain(lane_base, indices, out, count / 16);
+  } else {
+    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+      out[i] = __float2bfloat16_rn(decode_element(w, begin + i / w.cols, i % w.cols, 0.0f));
     }
-    if (!w.outlier_row_begin) continue;
-    __syncthreads();
-    for (uint32_t i = w.outlier_row_begin[row] + threadIdx.x; i < w.outlier_row_begin[row + 1]; i += kThreads) {
-      const int64_t col = w.outlier_col[i];
-      float value = level_at(w, row, col) + w.outlier_change[i];
-      for (int n = 0; n < w.rank; ++n)
-        value = fmaf(w.low_rank_u[row * w.rank + n], w.low_rank_vt[n * w.cols + col], value);
-      if (w.channel_scales) value /= w.channel_scales[col];
-      out[col] = __float2bfloat16_rn(value);
-    }
+  }
+  if (!w.outlier_row_begin || begin == end) return;
+  __syncthreads();
+  int64_t row = begin;
+  for (uint32_t i = w.outlier_row_begin[begin] + threadIdx.x; i < w.outlier_row_begin[end]; i += kThreads) {
+    while (i >= w.outlier_row_begin[row + 1]) ++row;
+    const int64_t col = w.outlier_col[i];
+    out[(row - begin) * w.cols + col] = __float2bfloat16_rn(decode_element(w, row, col, w.outlier_change[i]));
   }
 }
 
