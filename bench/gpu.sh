@@ -6,18 +6,19 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-build-gpu}" && cd "${1:-build-gpu}" && pwd)
-exec > >(tee "$out/log") 2>&1
 
 arch=${HXQ_CUDA_ARCH:-90a}
 sources=("$root"/src/kernels/cuda/*.cu "$root"/src/kernels/cuda/{cublas,table}.cc)
 objects=()
+jobs=()
 for source in "${sources[@]}" "$root/bench/gpu_bench.cu"; do
   object=$out/$(basename "$source").o
   objects+=("$object")
   nvcc -std=c++20 -O3 "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -I"$root/include" -I"$root/src" \
     -c "$source" -o "$object" 2> "$object.log" &
+  jobs+=($!)
 done
-wait
+for job in "${jobs[@]}"; do wait "$job"; done
 nvcc -o "$out/gpu_bench" "${objects[@]}" -ldl
 
 # torch's own cuBLAS serves the prefill of both sides.
@@ -27,4 +28,5 @@ print(os.path.dirname(found[0]) if found else "")')
 export LD_LIBRARY_PATH=${cublas:+$cublas:}${LD_LIBRARY_PATH:-}
 "$out/gpu_bench" > "$out/results.csv"
 python3 "$root/bench/gpu_torch.py" >> "$out/results.csv"
+cat "$out"/*.log > "$out/log"
 cat "$out/results.csv"
