@@ -1,0 +1,32 @@
+#!/bin/bash
+# Builds the CUDA kernels on a machine with nvcc, CMake, ninja, Python and torch, checks them and times them beside
+# torch. Needs no network; the unit tests are built where GTest is there. Prints rows for bench/results.csv.
+#
+#     bench/gpu.sh [FOLDER]     FOLDER (default: build-gpu) gets the build, the rows and a log
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=$(mkdir -p "${1:-build-gpu}" && cd "${1:-build-gpu}" && pwd)
+
+arch=${HXQ_CUDA_ARCH:-90a}
+sources=("$root"/src/kernels/cuda/*.cu "$root"/src/kernels/cuda/{cublas,table}.cc)
+objects=()
+jobs=()
+for source in "${sources[@]}" "$root/bench/gpu_bench.cu"; do
+  object=$out/$(basename "$source").o
+  objects+=("$object")
+  nvcc -std=c++20 -O3 "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -I"$root/include" -I"$root/src" \
+    -c "$source" -o "$object" 2> "$object.log" &
+  jobs+=($!)
+done
+for job in "${jobs[@]}"; do wait "$job"; done
+nvcc -o "$out/gpu_bench" "${objects[@]}" -ldl
+
+# torch's own cuBLAS serves the prefill of both sides.
+cublas=$(python3 -c 'import glob, os, sys
+found = [p for d in sys.path for p in glob.glob(os.path.join(d, "nvidia", "*", "lib", "libcublas.so.1*"))]
+print(os.path.dirname(found[0]) if found else "")')
+export LD_LIBRARY_PATH=${cublas:+$cublas:}${LD_LIBRARY_PATH:-}
+"$out/gpu_bench" > "$out/results.csv"
+python3 "$root/bench/gpu_torch.py" >> "$out/results.csv"
+cat "$out"/*.log > "$out/log"
+cat "$out/results.csv"

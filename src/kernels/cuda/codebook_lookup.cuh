@@ -1,0 +1,104 @@
+// Lookups of one-byte indices in a table of 256 words of shared memory that is there 32 times, one copy for each bank:
+// lane l reads only bank l, so any 32 indices are looked up in one pass.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/device.cuh"
+
+namespace hxq::cuda {
+
+/// Where the table is. Addresses are put together from an index, a lane and the table's own address without addition,
+/// so it lies at a multiple of its size; what a block keeps beside it goes behind it.
+///
+/// `wide`: entry i of lane l is at i << 8 | l << 2, which one byte permutation gives; the table takes 64 KB, half
+/// unused. Otherwise at i << 7 | l << 2: a shift more, but only 32 KB, which leave room for a second block.
+template <bool wide>
+struct LookupTable {
+  static constexpr uint32_t kBytes = wide ? 65536 : 32768;
+  /// Dynamic shared memory up to the end of the table. It starts somewhere in the first kBytes, behind what the system
+  /// keeps for itself.
+  static constexpr uint32_t kSharedBytes = 2 * kBytes;
+
+  /// What all lookups of a lane have in common.
+  __device__ static uint32_t lane_base(const void* shared_memory) {
+    const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));
+    return (start + kBytes - 1) / kBytes * kBytes + threadIdx.x % 32 * 4;
+  }
+
+  /// What lies behind the table.
+  __device__ static unsigned char* end(unsigned char* shared_memory) {
+    return shared_memory + (kSharedBytes - static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory)));
+  }
+
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    uint32_t address;
+    if constexpr (wide) {
+      address = __byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4);
+    } else {
+      address = ((byte == 0 ? word << 7 : word >> (8 * byte - 7)) & 0x7f80u) | lane_base;
+    }
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+    return value;
+  }
+
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / kBytes * kBytes + static_cast<uint32_t>(entry) * (kBytes / 256) + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
+};
+
+/// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue
+/// behind them, and written when it is there.
+template <int kThreads>
+class TableFill {
+  static constexpr int kItems =
+      (256 * 8 + kThreads - 1) / kThreads;  ///< 8 threads write the 32 copies of an entry, 16 bytes each
+
+ public:
+  __device__ TableFill(const float* codebook, int k) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int entry = (static_cast<int>(threadIdx.x) + i * kThreads) / 8;
+      level_[i] = entry < k ? __ldg(codebook + entry) : 0.0f;
+    }
+  }
+
+  /// `word_of(level)` is what lookups give.
+  template <class Table, class WordOf>
+  __device__ void store(uint32_t lane_base, const WordOf& word_of) const {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int item = static_cast<int>(threadIdx.x) + i * kThreads;
+      if (item < 256 * 8) Table::store(lane_base, item / 8, item % 8, word_of(level_[i]));
+    }
+  }
+
+ private:
+  float level_[kItems];
+};
+
+/// 16 bytes of weights, read once: kept out of the first-level cache.
+__device__ inline uint4 load_bytes_once(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+
+/// The same from any address: whole words around it, none of which lies behind the word of `last`, the last byte that
+/// belongs to the array.
+__device__ inline uint4 load_bytes_unaligned(const unsigned char* from, const unsigned char* last) {
+  const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from) % 4) * 8;
+  const auto* words = reinterpret_cast<const uint32_t*>(from - shift / 8);
+  uint32_t w[5];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) w[i] = reinterpret_cast<const unsigned char*>(words + i) <= last ? __ldg(words + i) : 0u;
+  return make_uint4(__funnelshift_r(w[0], w[1], shift), __funnelshift_r(w[1], w[2], shift),
+                    __funnelshift_r(w[2], w[3], shift), __funnelshift_r(w[3], w[4], shift));
+}
+
+}  // namespace hxq::cuda

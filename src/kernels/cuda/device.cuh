@@ -1,0 +1,183 @@
+// What every kernel needs: elements of any type, sums over lanes, launches.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/types.h"
+
+namespace hxq::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+constexpr bool is_activation(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+constexpr int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+template <class T>
+HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+/// Element i of an array of F32, BF16 or F16.
+__device__ inline float load_element(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::f32) return static_cast<const float*>(data)[i];
+  if (dtype == DType::bf16) return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+  return __half2float(static_cast<const __half*>(data)[i]);
+}
+
+template <class T>
+__device__ inline void load_run_as(const T* from, int count, float (&out)[16]) {
+  if (count >= 16 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    constexpr int kLoads = 16 * sizeof(T) / 16;
+    uint4 raw[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) raw[i] = reinterpret_cast<const uint4*>(from)[i];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) out[i] = static_cast<float>(reinterpret_cast<const T*>(raw)[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) out[i] = i < count ? static_cast<float>(from[i]) : 0.0f;
+  }
+}
+
+/// Elements [begin, begin + 16) of an array, those from begin + count on as zeros.
+__device__ inline void load_run(const void* data, DType dtype, int64_t begin, int count, float (&out)[16]) {
+  if (dtype == DType::f32) {
+    load_run_as(static_cast<const float*>(data) + begin, count, out);
+  } else if (dtype == DType::bf16) {
+    load_run_as(static_cast<const __nv_bfloat16*>(data) + begin, count, out);
+  } else {
+    load_run_as(static_cast<const __half*>(data) + begin, count, out);
+  }
+}
+
+__device__ inline void store_element(void* data, DType dtype, int64_t i, float value) {
+  if (dtype == DType::f32) {
+    static_cast<float*>(data)[i] = value;
+  } else if (dtype == DType::bf16) {
+    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
+  } else {
+    static_cast<__half*>(data)[i] = __float2half_rn(value);
+  }
+}
+
+__device__ inline float load_at(const Input& x, int64_t row, int64_t col) {
+  return load_element(x.data, x.dtype, row * x.stride + col);
+}
+__device__ inline float load_at(const Output& y, int64_t row, int64_t col) {
+  return load_element(y.data, y.dtype, row * y.stride + col);
+}
+__device__ inline void store_at(const Output& y, int64_t row, int64_t col, float value) {
+  store_element(y.data, y.dtype, row * y.stride + col, value);
+}
+
+/// The sum over groups of `lanes` (a power of two) adjacent lanes, known to all of them.
+__device__ inline float sum_lanes(float value, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+__device__ inline float max_lanes(float value, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+/// Sums of kCount (a power of two up to 32) values over a warp: lane l gets that of value l / (32 / kCount). Lanes
+/// trade halves of what they hold, so that 8 sums take 9 shuffles.
+template <int kCount>
+__device__ inline float sum_lanes_each(float (&value)[kCount]) {
+  int offset = 16;
+#pragma unroll
+  for (int count = kCount; count > 1; count /= 2, offset /= 2) {
+    const bool upper = threadIdx.x & static_cast<unsigned>(offset);
+#pragma unroll
+    for (int i = 0; i < count / 2; ++i) {
+      const float sent = upper ? value[i] : value[i + count / 2];
+      const float kept = upper ? value[i + count / 2] : value[i];
+      value[i] = kept + __shfl_xor_sync(kAllLanes, sent, offset);
+    }
+  }
+  return sum_lanes(value[0], 2 * offset);
+}
+
+/// The sum over a block of whole warps, known to all threads; `shared` holds 32 floats. Callers may reuse it at once.
+__device__ inline float sum_block(float value, float* shared) {
+  value = sum_lanes(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  const int warps = static_cast<int>(blockDim.x / 32);
+  return sum_lanes(static_cast<int>(threadIdx.x % 32) < warps ? shared[threadIdx.x % 32] : 0.0f);
+}
+
+/// Waits until the kernels before this one have finished and their writes can be seen: nothing that they write may be
+/// read, and nothing that they read written, before it.
+__device__ inline void wait_for_predecessors() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the kernel after this one begin as multiprocessors become free; it waits for this one's writes as above.
+__device__ inline void let_successors_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// 2^x within 2 units in the last place.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+/// ln(1 + e^x)
+__device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf(x)); }
+
+/// What launchers ask of the current device. Attributes are cached by the driver; no device memory is touched.
+struct DeviceFacts {
+  int multiprocessors = 0;
+  int compute_capability = 0;  ///< 90 for 9.0
+  int max_shared_bytes = 0;    ///< of a block
+};
+DeviceFacts current_device() noexcept;
+
+inline Status status_of(cudaError_t error) { return static_cast<Status>(error); }
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+};
+
+/// Launches so that the kernel may begin before its predecessor ends (programmatic dependent launch): every kernel
+/// calls wait_for_predecessors.
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Arguments&&... arguments) {
+  if (shape.shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    if (error != cudaSuccess) return status_of(error);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return status_of(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+}  // namespace hxq::cuda

@@ -1,0 +1,74 @@
+// Which kernel multiplies: one short chooser for each kind of matrix.
+
+#include "kernels/cuda/any_codebook.cuh"
+#include "kernels/cuda/dense.cuh"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/gemv.cuh"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/prefill.cuh"
+
+namespace hxq::cuda {
+namespace {
+
+bool are_valid(const LinearArgs& args) {
+  return args.tokens >= 0 && is_activation(args.x.dtype) && is_activation(args.y.dtype);
+}
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+size_t low_rank_bytes(const CodebookWeight& weight, int64_t tokens) {
+  return aligned(static_cast<size_t>(weight.rank * tokens) * sizeof(float));
+}
+
+/// x Vt^T into the workspace.
+Status multiply_vt(const CodebookWeight& weight, const LinearArgs& args, float* product, Stream stream) {
+  const DenseWeight vt{.rows = weight.rank, .cols = weight.cols, .dtype = DType::f32, .data = weight.low_rank_vt};
+  LinearArgs inner{
+      .x = args.x, .y = {.data = product, .stride = weight.rank, .dtype = DType::f32}, .tokens = args.tokens};
+  return dense_linear(vt, inner, weight.channel_scales, stream);
+}
+
+}  // namespace
+
+size_t linear_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
+  const size_t own = low_rank_bytes(weight, tokens) + codebook_gemm_workspace(weight, tokens);
+  const size_t prefill = prefill_workspace(weight, tokens);
+  return own > prefill ? own : prefill;
+}
+
+size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
+
+Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept {
+  if (!are_valid(args) || args.workspace.bytes < linear_workspace(weight, args.tokens)) return Status::invalid_value;
+  if (args.tokens == 0 || weight.rows == 0) return Status::ok;
+  if (supports_prefill(weight, args)) return prefill_product(weight, args, stream);
+  float* product = nullptr;
+  LinearArgs rest = args;
+  if (weight.rank > 0) {
+    product = static_cast<float*>(args.workspace.data);
+    const size_t used = low_rank_bytes(weight, args.tokens);
+    rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
+    if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
+  }
+  if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(weight, rest, product, stream);
+  if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
+  const GemvPlan plan = plan_gemv(weight.rows, weight.cols, current_device().multiprocessors);
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    LinearArgs one = rest;
+    one.x.data = static_cast<const char*>(args.x.data) + t * args.x.stride * element_bytes(args.x.dtype);
+    one.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
+    one.tokens = 1;
+    const float* part = product ? product + t * weight.rank : nullptr;
+    if (const Status status = codebook_gemv(weight, one, part, plan, stream); status != Status::ok) return status;
+  }
+  return Status::ok;
+}
+
+Status linear(const DenseWeight& weight, const LinearArgs& args, Stream stream) noexcept {
+  if (!are_valid(args) || !is_activation(weight.dtype)) return Status::invalid_value;
+  if (args.tokens == 0 || weight.rows == 0) return Status::ok;
+  return dense_linear(weight, args, nullptr, stream);
+}
+
+}  // namespace hxq::cuda

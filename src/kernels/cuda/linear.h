@@ -1,0 +1,73 @@
+#pragma once
+
+#include "kernels/cuda/types.h"
+
+/// Products with weight matrices, and rows of them.
+namespace hxq::cuda {
+
+/// A codebook matrix (codec/codebook.h) in device memory: its indices as they are on disk, everything else small.
+struct CodebookWeight {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t k = 0;                                ///< codewords
+  int32_t d = 1;                                ///< weights per codeword
+  int32_t index_bits = 8;                       ///< 8, 16, or 12: two indices in three bytes, flat over the matrix
+  const void* indices = nullptr;                ///< readable up to the next multiple of 4 bytes
+  const float* codebook = nullptr;              // [k, d]
+  const uint32_t* outlier_row_begin = nullptr;  // [rows + 1], or null: no outliers
+  const uint32_t* outlier_col = nullptr;        // [n]
+  const float* outlier_change = nullptr;        // [n] the exact weight - the codebook's
+  const float* channel_scales = nullptr;        // [cols], or null: x is divided by them
+  int32_t rank = 0;                             ///< of the low-rank term, 0: none
+  const float* low_rank_u = nullptr;            // [rows, rank], scaled
+  const float* low_rank_vt = nullptr;           // [rank, cols]
+  float level_scale = 0;         ///< a power of two: every level / level_scale is below 2^15 in size; 0 unless d is 1
+  bool levels_fit_half = false;  ///< every level / level_scale is a binary16 number
+};
+
+/// A row-major matrix of F32, F16 or BF16, aligned to its elements.
+struct DenseWeight {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  DType dtype = DType::f32;
+  const void* data = nullptr;
+};
+
+/// How much of x and the weights a product keeps where tensor cores are used (more tokens than one).
+enum class Precision : uint8_t {
+  exact,  ///< x as two binary16 parts (22 bits below the largest of its token), levels in full: errors as in float
+  fast,   ///< x as one (11 bits), levels rounded to binary16; many tokens: both as BF16, where cuBLAS is at hand
+};
+
+/// y = x W^T (+ bias) (+ y)
+struct LinearArgs {
+  Input x;   // [tokens, cols]
+  Output y;  // [tokens, rows]; not x
+  int64_t tokens = 0;
+  const float* bias = nullptr;  // [rows], or null
+  bool accumulate = false;      ///< add to y
+  Precision precision = Precision::exact;
+  /// The kernel just before in the stream may write the weight (an optimizer's step): nothing of it is read early.
+  bool weight_changes = false;
+  Workspace workspace;  ///< at least `linear_workspace`
+};
+
+/// Bytes of workspace for up to `tokens` tokens; more for a smaller number of tokens is never needed.
+size_t linear_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
+size_t linear_workspace(const DenseWeight& weight, int64_t tokens) noexcept;
+
+/// One token is computed in float throughout, with its outliers; the sums are in an order that shapes alone decide.
+Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept;
+Status linear(const DenseWeight& weight, const LinearArgs& args, Stream stream) noexcept;
+
+/// out[i, :] = row ids[i] of the matrix, outliers, low-rank term and channel scales applied.
+/// ids in device memory, in [0, rows); a negative id gives a row of zeros.
+struct GatherArgs {
+  const int32_t* ids = nullptr;  // [count]
+  int64_t count = 0;
+  Output out;  // [count, cols]
+};
+Status gather_rows(const CodebookWeight& weight, const GatherArgs& args, Stream stream) noexcept;
+Status gather_rows(const DenseWeight& weight, const GatherArgs& args, Stream stream) noexcept;
+
+}  // namespace hxq::cuda

@@ -1,0 +1,212 @@
+// Products on the GPU against sums in double over the decoded matrix: shapes that fill nothing evenly, every type of
+// activations, rows apart from each other, outliers, scales and low-rank terms.
+
+#include "kernels/cuda/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/linear_test_data.h"
+#include "kernels/cuda/test_device.h"
+
+namespace hxq::cuda {
+namespace {
+
+using namespace testing;
+
+/// Of the sum of |w x|: sums in float over a few thousand terms.
+constexpr double kExact = 2e-6;
+/// x has 11 bits.
+constexpr double kFast = 0x1p-11;
+
+struct Call {
+  int64_t tokens = 1;
+  DType x = DType::f32;
+  DType y = DType::f32;
+  int64_t gap = 0;
+  bool bias = false;
+  bool accumulate = false;
+  Precision precision = Precision::exact;
+};
+
+void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what, double bound) {
+  Random random(99);
+  const auto tokens = call.tokens;
+  const std::vector<float> x = random.normals(static_cast<size_t>(tokens * matrix.cols), call.x);
+  const std::vector<float> start = random.normals(static_cast<size_t>(tokens * matrix.rows), call.y);
+  const std::vector<float> bias = random.normals(static_cast<size_t>(matrix.rows));
+  const DeviceRows device_x(x, tokens, matrix.cols, call.gap, call.x);
+  DeviceRows device_y(tokens, matrix.rows, call.gap, call.y);
+  if (call.accumulate) device_y.set(start);
+  const DeviceArray<float> device_bias(bias);
+  const DeviceMatrix device(matrix);
+  const CodebookWeight weight = device.weight();
+  const DeviceArray<std::byte> workspace(linear_workspace(weight, tokens));
+  HXQ_EXPECT_OK(linear(weight,
+                       {.x = device_x.input(),
+                        .y = device_y.output(),
+                        .tokens = tokens,
+                        .bias = call.bias ? device_bias.data() : nullptr,
+                        .accumulate = call.accumulate,
+                        .precision = call.precision,
+                        .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
+                       nullptr));
+  expect_finished();
+  const Product expected = multiply(matrix, x, tokens, call.bias ? bias : std::vector<float>{},
+                                    call.accumulate ? start : std::vector<float>{});
+  expect_close(device_y.values(), expected.y, expected.size, bound, call.y, what);
+}
+
+void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what) {
+  expect_product(matrix, call, what, call.precision == Precision::exact ? kExact : kFast);
+}
+
+TEST(CudaLinear, MultipliesOneToken) {
+  HXQ_NEEDS_GPU();
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 16},      {80, 1536},  {1536, 48},  {33, 50},
+                                                {3072, 768},  {300, 1000}, {257, 4096}, {7, 8192},
+                                                {130, 11008}, {5, 24576},  {2, 28672},  {512, 17}};
+  for (const auto& [rows, cols] : shapes) {
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.003});
+    expect_product(matrix, {}, to_string(Shape{rows, cols}));
+    expect_product(matrix, {.x = DType::bf16, .y = DType::bf16, .gap = 3, .bias = true},
+                   to_string(Shape{rows, cols}) + " bf16");
+  }
+}
+
+TEST(CudaLinear, MultipliesAnyNumberOfTokens) {
+  HXQ_NEEDS_GPU();
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 16}, {80, 1536}, {1536, 48}, {33, 50}, {700, 768}, {513, 4096}};
+  for (const auto& [rows, cols] : shapes) {
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.003});
+    for (const int64_t tokens : {2, 3, 8, 9, 16, 17, 31, 33, 64, 65, 128, 129, 200}) {
+      const std::string what = to_string(Shape{tokens, rows, cols});
+      expect_product(matrix, {.tokens = tokens}, what);
+      expect_product(matrix,
+                     {.tokens = tokens, .x = DType::bf16, .y = DType::f16, .gap = 5, .bias = true, .accumulate = true},
+                     what + " bf16");
+      expect_product(matrix, {.tokens = tokens, .precision = Precision::fast}, what + " fast");
+    }
+  }
+}
+
+TEST(CudaLinear, TakesEveryTypeOfActivations) {
+  HXQ_NEEDS_GPU();
+  const TestMatrix matrix = make_matrix({.rows = 100, .cols = 320, .outliers = 0.01});
+  for (const DType x : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType y : {DType::f32, DType::bf16, DType::f16}) {
+      for (const int64_t tokens : {1, 5}) {
+        expect_product(matrix, {.tokens = tokens, .x = x, .y = y, .gap = 1, .accumulate = true},
+                       std::string(name_of(x)) + " " + std::string(name_of(y)));
+      }
+    }
+  }
+}
+
+TEST(CudaLinear, AppliesScalesAndLowRankTerms) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t tokens : {1, 4, 40}) {
+    expect_product(make_matrix({.rows = 90, .cols = 208, .outliers = 0.01, .rank = 8, .scales = true}),
+                   {.tokens = tokens, .bias = true}, "all");
+    expect_product(make_matrix({.rows = 90, .cols = 208, .rank = 3}), {.tokens = tokens}, "low rank");
+    expect_product(make_matrix({.rows = 90, .cols = 208, .outliers = 0.3, .scales = true}), {.tokens = tokens},
+                   "many outliers");
+  }
+}
+
+TEST(CudaLinear, KeepsLevelsThatNeedMoreBits) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t tokens : {1, 2, 12, 30, 60, 100}) {
+    expect_product(make_matrix({.rows = 130, .cols = 512, .k = 200, .half_levels = false}), {.tokens = tokens},
+                   "float levels");
+    expect_product(make_matrix({.rows = 130, .cols = 512, .k = 200, .half_levels = false}),
+                   {.tokens = tokens, .precision = Precision::fast}, "fast");
+  }
+}
+
+TEST(CudaLinear, TakesEveryLayoutOfIndices) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t tokens : {1, 3, 9}) {
+    expect_product(make_matrix({.rows = 37, .cols = 48, .k = 700, .index_bits = 16, .outliers = 0.01}),
+                   {.tokens = tokens}, "16 bits");
+    expect_product(make_matrix({.rows = 38, .cols = 48, .k = 4096, .d = 2, .index_bits = 12, .outliers = 0.01}),
+                   {.tokens = tokens}, "12 bits, pairs");
+    expect_product(make_matrix({.rows = 37, .cols = 48, .k = 256, .d = 4, .index_bits = 8}), {.tokens = tokens},
+                   "quadruples");
+    expect_product(make_matrix({.rows = 3, .cols = 40000, .k = 256}), {.tokens = 1}, "very many columns");
+  }
+}
+
+TEST(CudaLinear, TakesIndicesAtAnyAddress) {
+  HXQ_NEEDS_GPU();
+  for (const int offset : {1, 2, 3, 7, 8}) {
+    const TestMatrix matrix = make_matrix({.rows = 33, .cols = 96, .outliers = 0.01, .index_offset = offset});
+    expect_product(matrix, {}, "one token");
+    expect_product(matrix, {.tokens = 6}, "six tokens");
+  }
+}
+
+TEST(CudaLinear, KeepsValuesFarApart) {
+  HXQ_NEEDS_GPU();
+  // x beyond the range of binary16, and tokens of very different size.
+  const TestMatrix matrix = make_matrix({.rows = 64, .cols = 256});
+  const std::vector<float> sizes = {1e30f, 1e-30f, 7e4f, 0.0f, 1.0f};
+  Random random(5);
+  std::vector<float> x;
+  for (const float size : sizes) {
+    const std::vector<float> row = random.normals(256, DType::f32, size);
+    x.insert(x.end(), row.begin(), row.end());
+  }
+  const DeviceRows device_x(x, 5, 256, 0, DType::f32);
+  const DeviceRows device_y(5, 64, 0, DType::f32);
+  const DeviceMatrix device(matrix);
+  const DeviceArray<std::byte> workspace(linear_workspace(device.weight(), 5));
+  HXQ_EXPECT_OK(linear(device.weight(),
+                       {.x = device_x.input(),
+                        .y = device_y.output(),
+                        .tokens = 5,
+                        .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
+                       nullptr));
+  expect_finished();
+  const Product expected = multiply(matrix, x, 5, {}, {});
+  expect_close(device_y.values(), expected.y, expected.size, kExact, DType::f32, "sizes");
+}
+
+TEST(CudaLinear, MultipliesPromptsThroughCublas) {
+  HXQ_NEEDS_GPU();
+  if (!open_cublas()) GTEST_SKIP() << "no cuBLAS";
+  for (const MatrixOptions& options :
+       {MatrixOptions{.rows = 300, .cols = 208, .outliers = 0.01},
+        MatrixOptions{.rows = 90, .cols = 72, .outliers = 0.02, .rank = 2, .scales = true}}) {
+    const TestMatrix matrix = make_matrix(options);
+    for (const DType x : {DType::f32, DType::bf16}) {
+      const Call call{
+          .tokens = 200, .x = x, .y = x, .gap = 3, .bias = true, .accumulate = true, .precision = Precision::fast};
+      expect_product(matrix, call, "prompt", 0x1p-7);
+    }
+  }
+}
+
+TEST(CudaLinear, MultipliesDenseMatrices) {
+  HXQ_NEEDS_GPU();
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {80, 48}, {33, 129}, {300, 1536}}) {
+      for (const int64_t tokens : {1, 7, 8, 19, 600}) {
+        Random random(3);
+        const std::vector<float> w = random.normals(static_cast<size_t>(rows * cols), dtype);
+        const std::vector<float> x = random.normals(static_cast<size_t>(tokens * cols));
+        const DeviceRows device_w(w, rows, cols, 0, dtype), device_x(x, tokens, cols, 2, DType::f32);
+        const DeviceRows device_y(tokens, rows, 1, DType::f32);
+        HXQ_EXPECT_OK(linear(DenseWeight{.rows = rows, .cols = cols, .dtype = dtype, .data = device_w.input().data},
+                             {.x = device_x.input(), .y = device_y.output(), .tokens = tokens}, nullptr));
+        expect_finished();
+        const Product expected = multiply_dense(w, rows, cols, x, tokens);
+        expect_close(device_y.values(), expected.y, expected.size, kExact, DType::f32,
+                     to_string(Shape{tokens, rows, cols}));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hxq::cuda

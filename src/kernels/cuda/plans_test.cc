@@ -1,0 +1,97 @@
+// How the kernels divide their work, on any machine: every byte is taken once, and what is packed can be found again.
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <vector>
+
+#include "kernels/cuda/codebook_index.h"
+#include "kernels/cuda/gemm_plan.h"
+#include "kernels/cuda/gemv_plan.h"
+#include "kernels/cuda/packed_x.h"
+
+namespace hxq::cuda {
+namespace {
+
+TEST(CudaPlans, GemvTakesEveryUnitOnce) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                   {80, 1536},
+                                   {1536, 48},
+                                   {3072, 768},
+                                   {33, 50},
+                                   {1000, 4096},
+                                   {259, 8192},
+                                   {40, 24577},
+                                   {3, 32768}}) {
+    for (const int64_t blocks : {1, 7, 132}) {
+      const GemvPlan plan = plan_gemv(rows, cols, blocks);
+      const int64_t units = (cols + GemvPlan::kUnitCols - 1) / GemvPlan::kUnitCols;
+      std::vector<int> taken(static_cast<size_t>(rows * units));
+      for (int64_t b = 0; b < plan.blocks; ++b) {
+        const int64_t begin = plan.row_begin(rows, b), count = plan.row_begin(rows, b + 1) - begin;
+        EXPECT_LE(count, plan.max_block_rows(rows));
+        for (int thread = 0; thread < plan.block_warps * 32; ++thread) {
+          for (int64_t row = plan.slot_of(thread); row < count; row += plan.row_slots()) {
+            for (int i = 0; i < plan.units; ++i) {
+              if (plan.unit_of(thread, i) < units)
+                ++taken[static_cast<size_t>((begin + row) * units + plan.unit_of(thread, i))];
+            }
+          }
+        }
+      }
+      for (const int times : taken) ASSERT_EQ(times, 1) << rows << "x" << cols << " on " << blocks;
+    }
+  }
+}
+
+TEST(CudaPlans, GemmTakesEveryChunkOnceAndKnowsWhoSharesATile) {
+  for (const auto& [rows, cols, tokens] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 2},
+                                           {3072, 768, 16},
+                                           {8192, 8192, 64},
+                                           {513, 4097, 200},
+                                           {80, 1536, 8}}) {
+    for (const int parts : {1, 2}) {
+      const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, false, 132);
+      EXPECT_GE(plan.token_tiles * plan.tile_tokens(), tokens);
+      EXPECT_GE(plan.row_tiles * plan.tile_rows(), rows);
+      EXPECT_EQ(plan.block_begin(0), 0);
+      EXPECT_EQ(plan.block_begin(plan.blocks), plan.items());
+      for (int64_t b = 0; b < plan.blocks; ++b) {
+        EXPECT_LT(plan.block_begin(b), plan.block_begin(b + 1));
+        EXPECT_EQ(plan.block_of(plan.block_begin(b)), b);
+        EXPECT_EQ(plan.block_of(plan.block_begin(b + 1) - 1), b);
+      }
+    }
+  }
+}
+
+TEST(CudaPlans, PackedColumnsMatchTheBytesOfALane) {
+  // Product j of depth 16 wants of lane t its columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9; it gets bytes 4 j to 4 j + 3.
+  for (int t = 0; t < 4; ++t) {
+    for (int j = 0; j < 4; ++j) {
+      const int wanted[4] = {2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9};
+      for (int b = 0; b < 4; ++b) EXPECT_EQ(packed_place(16 * t + 4 * j + b), 16 * j + wanted[b]);
+    }
+  }
+  std::set<int> offsets;
+  for (int token = 0; token < 16; ++token) {
+    for (int place = 0; place < kChunkCols; ++place) offsets.insert(packed_offset(token, place));
+  }
+  EXPECT_EQ(offsets.size(), 16u * kChunkCols);
+  EXPECT_EQ(*offsets.rbegin(), 16 * kChunkCols - 1);
+}
+
+TEST(CudaPlans, IndicesOfEveryWidth) {
+  const uint8_t packed[3] = {0xbc, 0x3a, 0x12};  // 0xabc, 0x123: docs/format.md
+  EXPECT_EQ(index_at(packed, 12, 0), 0xabcu);
+  EXPECT_EQ(index_at(packed, 12, 1), 0x123u);
+  EXPECT_EQ(index_at(packed, 8, 2), 0x12u);
+  EXPECT_EQ(index_at(packed, 16, 0), 0x3abcu);
+  const float codebook[6] = {0, 1, 2, 3, 4, 5};
+  const uint8_t indices[2] = {2, 0};
+  EXPECT_EQ(codebook_level(indices, 8, codebook, 2, 1), 5.0f);
+  EXPECT_EQ(codebook_level(indices, 8, codebook, 2, 2), 0.0f);
+}
+
+}  // namespace
+}  // namespace hxq::cuda

@@ -1,0 +1,90 @@
+#pragma once
+
+#include "kernels/cuda/types.h"
+
+/// Operations along the sequences of state-space models. States are float whatever the activations are.
+namespace hxq::cuda {
+
+/// y[t, :] = v / sqrt(mean(v^2) + eps) * weight with v = x[t, :], or x[t, :] * silu(z[t, :]) where z is given. With
+/// several groups each row is cut into as many equal parts, and each part has a mean of its own. y may be x.
+struct RmsNormArgs {
+  Input x;                        // [tokens, dim]
+  Input z;                        // [tokens, dim], or null: no gate
+  const float* weight = nullptr;  // [dim]
+  Output y;                       // [tokens, dim]
+  int64_t tokens = 0;
+  int64_t dim = 0;
+  int64_t groups = 1;  ///< a divisor of dim
+  float eps = 0;
+  Output residual;  // [tokens, dim], or null: x is added to it, and the sum takes the place of x
+};
+Status rms_norm(const RmsNormArgs& args, Stream stream) noexcept;
+
+/// Depthwise causal convolution, then SiLU (Gu & Dao 2023, arXiv 2312.00752):
+///     y[t, c] = silu(bias[c] + sum_j weight[j, c] * x[t - width + 1 + j, c])
+/// Inputs before a segment come from its sequence's state, which is then advanced past the segment.
+struct ConvArgs {
+  Batch batch;
+  Input x;   // [total_rows, channels]
+  Output y;  // [total_rows, channels]; not x
+  int64_t channels = 0;
+  int64_t width = 0;               ///< taps of the filter, 1 to kMaxConvWidth
+  const float* weight = nullptr;   // [width, channels]
+  const float* bias = nullptr;     // [channels], or null
+  float* const* states = nullptr;  // [batch.count] -> [width - 1, channels], oldest first; pointers in device memory
+};
+inline constexpr int64_t kMaxConvWidth = 16;
+Status causal_conv1d_silu(const ConvArgs& args, Stream stream) noexcept;
+
+/// Selective scan of Mamba-1 (arXiv 2312.00752, section 3.2), with gate:
+///     delta   = softplus(dt[t, c] + dt_bias[c])
+///     h[n, c] = exp(delta * A[n, c]) * h[n, c] + delta * B[t, n] * u[t, c]
+///     y[t, c] = (sum_n h[n, c] * C[t, n] + D[c] * u[t, c]) * silu(z[t, c])
+/// Segments of many tokens are cut into runs that are computed side by side: first what each run makes of a state of
+/// zeros, then the states between runs, then the outputs.
+struct ScanArgs {
+  Batch batch;
+  Input u;                         // [total_rows, channels]
+  Input dt;                        // [total_rows, channels], before bias and softplus
+  const float* dt_bias = nullptr;  // [channels], or null
+  Input b, c;                      // [total_rows, state_size]
+  Input z;                         // [total_rows, channels]
+  const float* a = nullptr;        // [state_size, channels]: -exp(A_log), transposed
+  const float* d = nullptr;        // [channels]
+  float* const* states = nullptr;  // [batch.count] -> [state_size, channels], read and advanced; in device memory
+  Output y;                        // [total_rows, channels]; may be u
+  int64_t channels = 0;
+  int64_t state_size = 0;  ///< 1 to kMaxScanState
+  Workspace workspace;     ///< `scan_workspace`
+};
+inline constexpr int64_t kMaxScanState = 64;
+size_t scan_workspace(int32_t sequences, int32_t max_rows, int64_t channels, int64_t state_size) noexcept;
+Status selective_scan(const ScanArgs& args, Stream stream) noexcept;
+
+/// State-space duality, the recurrence of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), with gate. Head h belongs to group
+/// g = h / (heads / groups):
+///     delta   = clamp(softplus(dt[t, h] + dt_bias[h]), dt_min, dt_max)
+///     s[n, p] = exp(delta * A[h]) * s[n, p] + delta * B[t, g, n] * x[t, h, p]
+///     y[t, h, p] = (sum_n s[n, p] * C[t, g, n] + D[h] * x[t, h, p]) * silu(z[t, h, p])
+struct SsdArgs {
+  Batch batch;
+  Input x;                         // [total_rows, heads * head_dim]
+  Input b, c;                      // [total_rows, groups * state_size]
+  Input dt;                        // [total_rows, heads], before bias and softplus
+  const float* dt_bias = nullptr;  // [heads]
+  float dt_min = 0;
+  float dt_max = 0;
+  const float* a = nullptr;        // [heads]: -exp(A_log)
+  const float* d = nullptr;        // [heads]
+  Input z;                         // [total_rows, heads * head_dim], or null: no gate
+  float* const* states = nullptr;  // [batch.count] -> [heads, state_size, head_dim], read and advanced
+  Output y;                        // [total_rows, heads * head_dim]; not x
+  int64_t heads = 0;               ///< a multiple of groups
+  int64_t head_dim = 0;
+  int64_t groups = 0;
+  int64_t state_size = 0;  ///< 1 to kMaxSsdState
+};
+inline constexpr int64_t kMaxSsdState = 256;
+Status ssd(const SsdArgs& args, Stream stream) noexcept;
+
+}  // namespace hxq::cuda

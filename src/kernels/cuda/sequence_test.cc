@@ -1,0 +1,367 @@
+// Operations along sequences on the GPU against the recurrences in double: ragged batches, segments without rows, rows
+// apart from each other, every type of activations, outputs and states poisoned or carried on.
+
+#include "kernels/cuda/sequence.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/test_device.h"
+
+namespace hxq::cuda {
+namespace {
+
+using namespace testing;
+
+double silu_of(double x) { return x / (1 + std::exp(-x)); }
+double softplus_of(double x) { return x > 40 ? x : std::log1p(std::exp(x)); }
+
+/// Segments with gaps between them, and the states of their sequences.
+struct TestBatch {
+  std::vector<Segment> segments;
+  int64_t rows = 0;
+  std::vector<std::vector<float>> start;
+  std::vector<DeviceArray<float>> state;
+  DeviceArray<float*> pointers{0};
+  DeviceArray<Segment> device_segments{0};
+
+  TestBatch(const std::vector<int>& lengths, size_t state_size, Random& random)
+      : pointers(lengths.size()), device_segments(lengths.size()) {
+    std::vector<float*> host;
+    state.reserve(lengths.size());
+    for (const int length : lengths) {
+      segments.push_back({.first_row = static_cast<int32_t>(rows), .rows = length});
+      rows += length + 1;
+      start.push_back(random.normals(state_size));
+      host.push_back(state.emplace_back(start.back()).data());
+    }
+    EXPECT_EQ(cudaMemcpy(pointers.data(), host.data(), host.size() * sizeof(float*), cudaMemcpyHostToDevice),
+              cudaSuccess);
+    EXPECT_EQ(
+        cudaMemcpy(device_segments.data(), segments.data(), segments.size() * sizeof(Segment), cudaMemcpyHostToDevice),
+        cudaSuccess);
+  }
+  Batch batch() const {
+    int32_t longest = 0;
+    for (const Segment& s : segments) longest = std::max(longest, s.rows);
+    return {.segments = device_segments.data(),
+            .count = static_cast<int32_t>(segments.size()),
+            .max_rows = longest,
+            .total_rows = static_cast<int32_t>(rows)};
+  }
+};
+
+struct Case {
+  std::vector<int> lengths;
+  DType dtype = DType::f32;
+  int64_t gap = 0;
+};
+
+const std::vector<Case> kCases = {{{1}},
+                                  {{1, 1, 1}, DType::bf16, 3},
+                                  {{7, 0, 1, 40}, DType::f32, 1},
+                                  {{64, 65, 3}, DType::f16, 2},
+                                  {{200, 1}, DType::f32},
+                                  {{333}, DType::bf16}};
+
+/// Values, sizes for the bound, and which rows of the batch have them.
+struct Expected {
+  std::vector<double> y, size;
+};
+
+void expect_rows(const DeviceRows& y, int64_t cols, const TestBatch& batch, const Expected& expected, double bound,
+                 DType dtype, const std::string& what) {
+  const std::vector<float> all = y.values();
+  std::vector<float> got;
+  for (const Segment& s : batch.segments) {
+    const auto begin = all.begin() + static_cast<int64_t>(s.first_row) * cols;
+    got.insert(got.end(), begin, begin + static_cast<int64_t>(s.rows) * cols);
+    for (int64_t c = 0; c < cols; ++c)
+      EXPECT_TRUE(std::isnan(*(begin + static_cast<int64_t>(s.rows) * cols + c)))
+          << what << ": a row between segments was written";
+  }
+  expect_close(got, expected.y, expected.size, bound, dtype, what);
+}
+
+std::string name_of_case(const Case& c) {
+  return std::to_string(c.lengths.size()) + " segments, first of " + std::to_string(c.lengths[0]) + " " +
+         std::string(name_of(c.dtype));
+}
+
+TEST(CudaSequence, NormalizesRows) {
+  HXQ_NEEDS_GPU();
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const auto& [dim, groups] : {std::pair<int64_t, int64_t>{1, 1}, {48, 1}, {770, 1}, {4096, 1}, {512, 8}}) {
+      for (const bool gated : {false, true}) {
+        for (const bool added : {false, true}) {
+          const int64_t tokens = 5;
+          Random random(2);
+          const auto count = static_cast<size_t>(tokens * dim);
+          const auto x = random.normals(count, dtype), z = random.normals(count, dtype), h = random.normals(count);
+          const auto weight = random.normals(static_cast<size_t>(dim));
+          const DeviceRows dx(x, tokens, dim, 3, dtype), dz(z, tokens, dim, 1, dtype),
+              dh(h, tokens, dim, 2, DType::f32), dy(tokens, dim, 4, dtype);
+          const DeviceArray<float> dw(weight);
+          HXQ_EXPECT_OK(rms_norm({.x = dx.input(),
+                                  .z = gated ? dz.input() : Input{},
+                                  .weight = dw.data(),
+                                  .y = dy.output(),
+                                  .tokens = tokens,
+                                  .dim = dim,
+                                  .groups = groups,
+                                  .eps = 1e-5f,
+                                  .residual = added ? dh.output() : Output{}},
+                                 nullptr));
+          expect_finished();
+          Expected expected;
+          const int64_t size = dim / groups;
+          for (int64_t t = 0; t < tokens; ++t) {
+            for (int64_t g = 0; g < groups; ++g) {
+              std::vector<double> v;
+              double sum = 0;
+              for (int64_t i = 0; i < size; ++i) {
+                const auto at = static_cast<size_t>(t * dim + g * size + i);
+                double value = added ? static_cast<double>(x[at] + h[at]) : x[at];
+                if (gated) value *= silu_of(z[at]);
+                v.push_back(value);
+                sum += value * value;
+              }
+              for (int64_t i = 0; i < size; ++i) {
+                const double y = v[static_cast<size_t>(i)] / std::sqrt(sum / static_cast<double>(size) + 1e-5f) *
+                                 weight[static_cast<size_t>(g * size + i)];
+                expected.y.push_back(y);
+                expected.size.push_back(std::fabs(y));
+              }
+            }
+          }
+          expect_close(dy.values(), expected.y, expected.size, 2e-6, dtype,
+                       to_string(Shape{dim, groups, gated, added}));
+          if (added) {
+            const auto sums = dh.values();
+            for (size_t i = 0; i < count; ++i) EXPECT_EQ(sums[i], x[i] + h[i]);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaSequence, Convolves) {
+  HXQ_NEEDS_GPU();
+  for (const Case& test : kCases) {
+    for (const int64_t width : {1, 2, 4, 16}) {
+      const int64_t channels = 150, past = width - 1;
+      Random random(3);
+      TestBatch batch(test.lengths, static_cast<size_t>(past * channels), random);
+      const auto x = random.normals(static_cast<size_t>(batch.rows * channels), test.dtype);
+      const auto weight = random.normals(static_cast<size_t>(width * channels)),
+                 bias = random.normals(static_cast<size_t>(channels));
+      const DeviceRows dx(x, batch.rows, channels, test.gap, test.dtype),
+          dy(batch.rows, channels, test.gap, test.dtype);
+      const DeviceArray<float> dw(weight), db(bias);
+      HXQ_EXPECT_OK(causal_conv1d_silu({.batch = batch.batch(),
+                                        .x = dx.input(),
+                                        .y = dy.output(),
+                                        .channels = channels,
+                                        .width = width,
+                                        .weight = dw.data(),
+                                        .bias = db.data(),
+                                        .states = batch.pointers.data()},
+                                       nullptr));
+      expect_finished();
+      Expected expected;
+      for (size_t s = 0; s < batch.segments.size(); ++s) {
+        const Segment& segment = batch.segments[s];
+        const auto input = [&](int64_t t, int64_t c) {
+          return t < 0 ? batch.start[s][static_cast<size_t>((t + past) * channels + c)]
+                       : x[static_cast<size_t>((segment.first_row + t) * channels + c)];
+        };
+        for (int64_t t = 0; t < segment.rows; ++t) {
+          for (int64_t c = 0; c < channels; ++c) {
+            double sum = bias[static_cast<size_t>(c)], size = std::fabs(sum);
+            for (int64_t j = 0; j < width; ++j) {
+              const double term =
+                  static_cast<double>(weight[static_cast<size_t>(j * channels + c)]) * input(t - past + j, c);
+              sum += term;
+              size += std::fabs(term);
+            }
+            expected.y.push_back(silu_of(sum));
+            expected.size.push_back(size);
+          }
+        }
+        const auto state = batch.state[s].values();
+        for (int64_t j = 0; j < past; ++j) {
+          for (int64_t c = 0; c < channels; ++c)
+            EXPECT_EQ(state[static_cast<size_t>(j * channels + c)], input(segment.rows - past + j, c));
+        }
+      }
+      expect_rows(dy, channels, batch, expected, 2e-6, test.dtype, name_of_case(test));
+    }
+  }
+}
+
+TEST(CudaSequence, Scans) {
+  HXQ_NEEDS_GPU();
+  for (const Case& test : kCases) {
+    for (const int64_t states : {3, 16, 40}) {
+      const int64_t channels = 70;
+      Random random(4);
+      TestBatch batch(test.lengths, static_cast<size_t>(states * channels), random);
+      const auto count = static_cast<size_t>(batch.rows * channels);
+      const auto u = random.normals(count, test.dtype), dt = random.normals(count, test.dtype, 2),
+                 z = random.normals(count, test.dtype);
+      const auto b = random.normals(static_cast<size_t>(batch.rows * states), test.dtype),
+                 c = random.normals(static_cast<size_t>(batch.rows * states), test.dtype);
+      auto a = random.normals(static_cast<size_t>(states * channels));
+      for (float& value : a) value = -std::exp(value);
+      const auto d = random.normals(static_cast<size_t>(channels)),
+                 bias = random.normals(static_cast<size_t>(channels));
+      const DeviceRows du(u, batch.rows, channels, test.gap, test.dtype), ddt(dt, batch.rows, channels, 0, test.dtype),
+          dz(z, batch.rows, channels, 5, test.dtype);
+      const DeviceRows db(b, batch.rows, states, 7, test.dtype), dc(c, batch.rows, states, 7, test.dtype),
+          dy(batch.rows, channels, test.gap, test.dtype);
+      const DeviceArray<float> da(a), dd(d), dbias(bias);
+      const DeviceArray<std::byte> workspace(
+          scan_workspace(batch.batch().count, batch.batch().max_rows, channels, states));
+      HXQ_EXPECT_OK(selective_scan({.batch = batch.batch(),
+                                    .u = du.input(),
+                                    .dt = ddt.input(),
+                                    .dt_bias = dbias.data(),
+                                    .b = db.input(),
+                                    .c = dc.input(),
+                                    .z = dz.input(),
+                                    .a = da.data(),
+                                    .d = dd.data(),
+                                    .states = batch.pointers.data(),
+                                    .y = dy.output(),
+                                    .channels = channels,
+                                    .state_size = states,
+                                    .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
+                                   nullptr));
+      expect_finished();
+      Expected expected, expected_state;
+      std::vector<float> got_state;
+      for (size_t s = 0; s < batch.segments.size(); ++s) {
+        const Segment& segment = batch.segments[s];
+        std::vector<double> h(batch.start[s].begin(), batch.start[s].end()), h_size(h.size());
+        for (size_t i = 0; i < h.size(); ++i) h_size[i] = std::fabs(h[i]);
+        for (int64_t t = 0; t < segment.rows; ++t) {
+          for (int64_t ch = 0; ch < channels; ++ch) {
+            const auto at = static_cast<size_t>((segment.first_row + t) * channels + ch);
+            const double delta = softplus_of(static_cast<double>(dt[at]) + bias[static_cast<size_t>(ch)]);
+            double sum = static_cast<double>(d[static_cast<size_t>(ch)]) * u[at], size = std::fabs(sum);
+            for (int64_t n = 0; n < states; ++n) {
+              const auto i = static_cast<size_t>(n * channels + ch),
+                         bc = static_cast<size_t>((segment.first_row + t) * states + n);
+              const double decay = std::exp(delta * a[i]), in = delta * b[bc] * u[at];
+              h[i] = decay * h[i] + in;
+              h_size[i] = decay * h_size[i] + std::fabs(in);
+              sum += h[i] * c[bc];
+              size += std::fabs(h_size[i] * c[bc]);
+            }
+            expected.y.push_back(sum * silu_of(z[at]));
+            expected.size.push_back(size * std::fabs(silu_of(z[at])));
+          }
+        }
+        expected_state.y.insert(expected_state.y.end(), h.begin(), h.end());
+        expected_state.size.insert(expected_state.size.end(), h_size.begin(), h_size.end());
+        const auto state = batch.state[s].values();
+        got_state.insert(got_state.end(), state.begin(), state.end());
+      }
+      expect_rows(dy, channels, batch, expected, 1e-5, test.dtype, name_of_case(test));
+      expect_close(got_state, expected_state.y, expected_state.size, 1e-5, DType::f32,
+                   "states of " + name_of_case(test));
+    }
+  }
+}
+
+struct SsdShape {
+  int64_t heads, head_dim, groups, states;
+};
+
+TEST(CudaSequence, StepsThroughSsd) {
+  HXQ_NEEDS_GPU();
+  for (const Case& test : kCases) {
+    for (const auto& [heads, dim, groups, states] :
+         {SsdShape{2, 64, 1, 128}, SsdShape{4, 9, 2, 16}, SsdShape{3, 8, 3, 40}, SsdShape{1, 64, 1, 200}}) {
+      Random random(5);
+      TestBatch batch(test.lengths, static_cast<size_t>(heads * states * dim), random);
+      const auto rows = static_cast<size_t>(batch.rows);
+      const auto width = static_cast<size_t>(heads * dim);
+      const auto x = random.normals(rows * width, test.dtype), z = random.normals(rows * width, test.dtype);
+      const auto b = random.normals(rows * static_cast<size_t>(groups * states), test.dtype),
+                 c = random.normals(rows * static_cast<size_t>(groups * states), test.dtype);
+      const auto dt = random.normals(rows * static_cast<size_t>(heads), test.dtype, 2);
+      const auto bias = random.normals(static_cast<size_t>(heads)), d = random.normals(static_cast<size_t>(heads));
+      auto a = random.normals(static_cast<size_t>(heads));
+      for (float& value : a) value = -std::exp(value);
+      const DeviceRows dx(x, batch.rows, heads * dim, 3, test.dtype),
+          dz(z, batch.rows, heads * dim, test.gap, test.dtype), dy(batch.rows, heads * dim, test.gap, test.dtype);
+      const DeviceRows db(b, batch.rows, groups * states, 1, test.dtype),
+          dc(c, batch.rows, groups * states, 2, test.dtype), ddt(dt, batch.rows, heads, 1, test.dtype);
+      const DeviceArray<float> da(a), dd(d), dbias(bias);
+      const float low = 0.01f, high = 2.0f;
+      HXQ_EXPECT_OK(ssd({.batch = batch.batch(),
+                         .x = dx.input(),
+                         .b = db.input(),
+                         .c = dc.input(),
+                         .dt = ddt.input(),
+                         .dt_bias = dbias.data(),
+                         .dt_min = low,
+                         .dt_max = high,
+                         .a = da.data(),
+                         .d = dd.data(),
+                         .z = dz.input(),
+                         .states = batch.pointers.data(),
+                         .y = dy.output(),
+                         .heads = heads,
+                         .head_dim = dim,
+                         .groups = groups,
+                         .state_size = states},
+                        nullptr));
+      expect_finished();
+      Expected expected, expected_state;
+      std::vector<float> got_state;
+      for (size_t q = 0; q < batch.segments.size(); ++q) {
+        const Segment& segment = batch.segments[q];
+        std::vector<double> s(batch.start[q].begin(), batch.start[q].end()), s_size(s.size());
+        for (size_t i = 0; i < s.size(); ++i) s_size[i] = std::fabs(s[i]);
+        for (int64_t t = 0; t < segment.rows; ++t) {
+          const int64_t row = segment.first_row + t;
+          for (int64_t h = 0; h < heads; ++h) {
+            const auto head = static_cast<size_t>(h);
+            const double delta = std::min<double>(
+                std::max<double>(
+                    softplus_of(static_cast<double>(dt[static_cast<size_t>(row * heads + h)]) + bias[head]), low),
+                high);
+            const double decay = std::exp(delta * a[head]);
+            for (int64_t i = 0; i < dim; ++i) {
+              const auto at = static_cast<size_t>(row * heads * dim + h * dim + i);
+              double sum = static_cast<double>(d[head]) * x[at], size = std::fabs(sum);
+              for (int64_t n = 0; n < states; ++n) {
+                const auto k = static_cast<size_t>((h * states + n) * dim + i),
+                           bc = static_cast<size_t>(row * groups * states + h / (heads / groups) * states + n);
+                const double in = delta * b[bc] * x[at];
+                s[k] = decay * s[k] + in;
+                s_size[k] = decay * s_size[k] + std::fabs(in);
+                sum += s[k] * c[bc];
+                size += s_size[k] * std::fabs(c[bc]);
+              }
+              expected.y.push_back(sum * silu_of(z[at]));
+              expected.size.push_back(size * std::fabs(silu_of(z[at])));
+            }
+          }
+        }
+        expected_state.y.insert(expected_state.y.end(), s.begin(), s.end());
+        expected_state.size.insert(expected_state.size.end(), s_size.begin(), s_size.end());
+        const auto state = batch.state[q].values();
+        got_state.insert(got_state.end(), state.begin(), state.end());
+      }
+      const std::string what = name_of_case(test) + " " + to_string(Shape{heads, dim, groups, states});
+      expect_rows(dy, heads * dim, batch, expected, 1e-5, test.dtype, what);
+      expect_close(got_state, expected_state.y, expected_state.size, 1e-5, DType::f32, "states of " + what);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hxq::cuda

@@ -1,0 +1,45 @@
+#include "kernels/cuda/table.h"
+
+namespace hxq::cuda {
+namespace {
+
+/// The one of an overloaded function's versions that has this type.
+template <class Function>
+constexpr Function* overload(Function* function) {
+  return function;
+}
+
+using CodebookLinear = Status(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
+using DenseLinear = Status(const DenseWeight&, const LinearArgs&, Stream) noexcept;
+using CodebookGather = Status(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
+using DenseGather = Status(const DenseWeight&, const GatherArgs&, Stream) noexcept;
+
+constexpr Kernels kKernels = {
+    .describe = describe,
+    .open_cublas = open_cublas,
+    .codebook_linear_workspace = overload<size_t(const CodebookWeight&, int64_t) noexcept>(linear_workspace),
+    .codebook_linear = overload<CodebookLinear>(linear),
+    .dense_linear_workspace = overload<size_t(const DenseWeight&, int64_t) noexcept>(linear_workspace),
+    .dense_linear = overload<DenseLinear>(linear),
+    .codebook_gather_rows = overload<CodebookGather>(gather_rows),
+    .dense_gather_rows = overload<DenseGather>(gather_rows),
+    .rms_norm = rms_norm,
+    .causal_conv1d_silu = causal_conv1d_silu,
+    .scan_workspace = scan_workspace,
+    .selective_scan = selective_scan,
+    .ssd = ssd,
+    .extend_cache = extend_cache,
+    .attention_workspace = attention_workspace,
+    .attention = attention,
+    .gated_activation = gated_activation,
+    .top_k = top_k,
+    .linear_transposed = linear_transposed,
+    .codebook_gradient = codebook_gradient,
+};
+
+}  // namespace
+}  // namespace hxq::cuda
+
+extern "C" __attribute__((visibility("default"))) const hxq::cuda::Kernels* hxq_cuda_kernels() noexcept {
+  return &hxq::cuda::kKernels;
+}

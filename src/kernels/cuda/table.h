@@ -1,0 +1,43 @@
+#pragma once
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/gradients.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/sampling.h"
+#include "kernels/cuda/sequence.h"
+
+namespace hxq::cuda {
+
+/// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
+struct Kernels {
+  /// Of this struct; a library with another one is not used.
+  static constexpr int kVersion = 1;
+
+  int version = kVersion;
+  const char* (*describe)(Status) noexcept;
+  bool (*open_cublas)() noexcept;
+  size_t (*codebook_linear_workspace)(const CodebookWeight&, int64_t tokens) noexcept;
+  Status (*codebook_linear)(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
+  size_t (*dense_linear_workspace)(const DenseWeight&, int64_t tokens) noexcept;
+  Status (*dense_linear)(const DenseWeight&, const LinearArgs&, Stream) noexcept;
+  Status (*codebook_gather_rows)(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
+  Status (*dense_gather_rows)(const DenseWeight&, const GatherArgs&, Stream) noexcept;
+  Status (*rms_norm)(const RmsNormArgs&, Stream) noexcept;
+  Status (*causal_conv1d_silu)(const ConvArgs&, Stream) noexcept;
+  size_t (*scan_workspace)(int32_t sequences, int32_t max_rows, int64_t channels, int64_t state_size) noexcept;
+  Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
+  Status (*ssd)(const SsdArgs&, Stream) noexcept;
+  Status (*extend_cache)(const ExtendCacheArgs&, Stream) noexcept;
+  size_t (*attention_workspace)(const AttentionArgs&) noexcept;
+  Status (*attention)(const AttentionArgs&, Stream) noexcept;
+  Status (*gated_activation)(const GatedActivationArgs&, Stream) noexcept;
+  Status (*top_k)(const TopKArgs&, Stream) noexcept;
+  Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;
+  Status (*codebook_gradient)(const CodebookWeight&, const CodebookGradientArgs&, Stream) noexcept;
+};
+
+}  // namespace hxq::cuda
+
+/// The library's only symbol.
+extern "C" const hxq::cuda::Kernels* hxq_cuda_kernels() noexcept;
