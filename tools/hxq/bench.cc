@@ -23,6 +23,7 @@ struct Arguments {
   std::string dir;
   int64_t prompt_tokens = 512;
   int64_t decode_tokens = 32;
+  int64_t sequences = 1;
   int64_t rounds = 7;
   ModelArguments model;
   bool json = false;
@@ -52,9 +53,9 @@ struct Figures {
   double open_seconds = 0;
   int64_t anonymous_bytes_open = 0;  ///< memory of the process itself once the model is open
   double prompt_rate = 0;            ///< tokens/s
-  double decode_rate = 0;            ///< tokens/s
+  double decode_rate = 0;            ///< tokens/s, of all sequences
   double bandwidth = 0;              ///< bytes/s this machine reads, measured around each burst of decoding
-  double decode_share = 0;           ///< median over bursts of decode_rate * bytes_per_token / bandwidth
+  double decode_share = 0;           ///< median over bursts of steps/s * bytes_per_token / bandwidth
   int64_t anonymous_bytes_run = 0;   ///< after the prompts, before the buffer that bandwidth is measured with
   int64_t mapped_bytes_run = 0;
 };
@@ -68,14 +69,20 @@ std::vector<int32_t> some_tokens(int64_t count, int64_t vocab) {
 
 void measure_decode(const Model& model, const Arguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.decode_tokens, model.info().vocab_size);
-  std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
-  Sequence sequence = model.new_sequence();
+  const auto count = static_cast<size_t>(arguments.sequences);
+  std::vector<float> logits(count * static_cast<size_t>(model.info().vocab_size));
+  std::vector<Sequence> sequences;
+  std::vector<Segment> segments;
+  for (size_t i = 0; i < count; ++i) sequences.push_back(model.new_sequence());
+  for (Sequence& sequence : sequences) {
+    segments.push_back({.sequence = &sequence, .tokens = 1, .phase = Phase::decode, .logits = Logits::last});
+  }
   Workspace workspace = model.new_workspace();
   kernels::ReadBandwidth bandwidth(model.info().threads, kernels::supported_targets().back());
   const auto burst = [&] {
-    sequence.reset();
-    for (const int32_t& token : tokens) {
-      model.forward({&token, 1}, sequence, Phase::decode, Logits::last, workspace, logits);
+    for (Sequence& sequence : sequences) sequence.reset();
+    for (const int32_t token : tokens) {
+      model.forward(std::vector<int32_t>(count, token), segments, workspace, logits);
     }
   };
   burst();  // maps the pages and warms the caches
@@ -83,13 +90,13 @@ void measure_decode(const Model& model, const Arguments& arguments, Figures& fig
   double before = bandwidth.measure(3);
   for (int64_t round = 0; round < arguments.rounds; ++round) {
     check_interrupt();
-    const double rate = static_cast<double>(tokens.size()) / seconds_of(burst);
+    const double steps = static_cast<double>(tokens.size()) / seconds_of(burst);
     const double after = bandwidth.measure(3);
     const double read = (before + after) / 2;
     before = after;
-    rates.push_back(rate);
+    rates.push_back(steps * static_cast<double>(count));
     reads.push_back(read);
-    shares.push_back(rate * static_cast<double>(model.info().bytes_per_token) / read);
+    shares.push_back(steps * static_cast<double>(model.info().bytes_per_token) / read);
   }
   figures.decode_rate = median(rates);
   figures.bandwidth = median(reads);
@@ -114,7 +121,7 @@ void measure_prompt(const Model& model, const Arguments& arguments, Figures& fig
   figures.prompt_rate = median(rates);
 }
 
-std::string json_text(const ModelInfo& info, const Figures& figures) {
+std::string json_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
   return nlohmann::ordered_json{{"model_type", info.model_type},
                                 {"parameters", info.parameters},
                                 {"compressed_matrices", info.compressed_matrices},
@@ -127,6 +134,7 @@ std::string json_text(const ModelInfo& info, const Figures& figures) {
                                 {"anonymous_bytes_run", figures.anonymous_bytes_run},
                                 {"mapped_bytes_run", figures.mapped_bytes_run},
                                 {"prompt_tokens_per_second", figures.prompt_rate},
+                                {"sequences", arguments.sequences},
                                 {"decode_tokens_per_second", figures.decode_rate},
                                 {"bytes_per_token", info.bytes_per_token},
                                 {"read_bandwidth", figures.bandwidth},
@@ -140,12 +148,13 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Arg
       "{}: {} parameters, {} compressed and {} dense matrices; {} threads, {}\n"
       "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
       "prompt  {:8.1f} tokens/s ({} tokens)\n"
-      "decode  {:8.1f} tokens/s: {} per token, {:.0f} % of the {:.1f} GB/s this machine reads\n",
+      "decode  {:8.1f} tokens/s of {}: {} per step, {:.0f} % of the {:.1f} GB/s this machine reads\n",
       info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads,
       name_of(info.target), 1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open),
       bytes_text(figures.anonymous_bytes_run), bytes_text(figures.mapped_bytes_run), figures.prompt_rate,
-      arguments.prompt_tokens, figures.decode_rate, bytes_text(info.bytes_per_token), 100 * figures.decode_share,
-      figures.bandwidth / 1e9);
+      arguments.prompt_tokens, figures.decode_rate,
+      arguments.sequences == 1 ? "1 sequence" : fmt::format("{} sequences", arguments.sequences),
+      bytes_text(info.bytes_per_token), 100 * figures.decode_share, figures.bandwidth / 1e9);
 }
 
 int run(const Arguments& arguments) {
@@ -158,7 +167,7 @@ int run(const Arguments& arguments) {
   figures.anonymous_bytes_run = memory_field("RssAnon");
   figures.mapped_bytes_run = memory_field("RssFile");
   measure_decode(*model, arguments, figures);
-  print(arguments.json ? json_text(model->info(), figures) : report_text(model->info(), figures, arguments));
+  print(arguments.json ? json_text(model->info(), figures, arguments) : report_text(model->info(), figures, arguments));
   return 0;
 }
 
@@ -173,6 +182,9 @@ RunVerb add_bench(CLI::App& app) {
   app.add_option("--decode-tokens", arguments->decode_tokens, "Tokens decoded in a burst")
       ->capture_default_str()
       ->check(whole_number(1, 1 << 20));
+  app.add_option("--sequences", arguments->sequences, "Sequences that are decoded together")
+      ->capture_default_str()
+      ->check(whole_number(1, 1024));
   app.add_option("--rounds", arguments->rounds, "Times each is repeated; medians are printed")
       ->capture_default_str()
       ->check(whole_number(1, 1000));
