@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .compressed import Compressed, WithoutWeight, encode
-from .modules import HelixLinear, Tied, become_compressed
+from .modules import HelixLinear, Tied, become_compressed, become_own
 from .swap import replace_module
 
 _GUARD = "_check_lora_target_modules_mamba"
@@ -57,6 +57,16 @@ class _WhenImported(MetaPathFinder):
         return spec
 
 
+def _note_training_copies(parent: nn.Module, name: str, module) -> None:
+    """PEFT trains a copy of a module of `modules_to_save`, which it keeps beside as `original_module`: the copy of a
+    compressed one is dense, so that there is something to train, to save and to load."""
+    if name == "original_module" and isinstance(module, WithoutWeight):
+        module.__dict__["_copied_dense"] = True
+
+
+nn.modules.module.register_module_module_registration_hook(_note_training_copies)
+
+
 def prepare_peft() -> None:
     """Called once a model's Mamba layers are served."""
     if _MODULE in sys.modules:
@@ -92,6 +102,7 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
         os.makedirs(destination, exist_ok=True)
     report = [{"module": path, **module.merge_lora(sidecar_fraction)} for path, module in own]
     for path, module in adapted:
+        _part_from(inner, module)
         merged, fidelity = _merge(path, module, sidecar_fraction)
         report += [{"module": path, **fidelity}] if fidelity else []
         replace_module(inner, module, merged)
@@ -131,6 +142,18 @@ def _token_layer(layer: nn.Module):
     return layer if hasattr(layer, "trainable_tokens_delta") else None
 
 
+def _part_from(model: nn.Module, layer: nn.Module) -> None:
+    """Modules that share the weight of an adapted one keep it as it was: the adapter changes that one alone."""
+    tokens = _token_layer(layer)
+    layer = tokens if tokens is not None else layer
+    source = layer.original_module if hasattr(layer, "modules_to_save") else layer.base_layer
+    # Trained tokens are shared by the modules that PEFT tied to them.
+    sharing = {id(other.base_layer) for other in model.modules() if tokens is not None and hasattr(other, "tied_adapter")}
+    for module in list(model.modules()):
+        if isinstance(module, Tied) and module.source is source and id(module) not in sharing:
+            become_own(module)
+
+
 def _merge(path: str, layer: nn.Module, sidecar_fraction: float) -> tuple[nn.Module, dict]:
     """The module that takes the place of an adapted one, and how close it is if it was compressed anew."""
     if hasattr(layer, "modules_to_save"):
@@ -167,9 +190,7 @@ def _untie_what_differs(model: nn.Module) -> None:
     head = get_output() if get_output is not None else None
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return
-    table = model.get_input_embeddings()
-    shared = isinstance(head, Tied) or isinstance(table, Tied) or head.weight is table.weight
-    if not shared:
+    if head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
         declared = getattr(model, "all_tied_weights_keys", None) or {}
         for path, module in model.named_modules():

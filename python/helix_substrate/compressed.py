@@ -7,6 +7,8 @@ stay as they are.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 from typing import Any, Iterator, Optional
 
@@ -88,16 +90,16 @@ class CompressedWeight(_Virtual):
     """
 
     @staticmethod
-    def __new__(cls, module, holder=None):
+    def __new__(cls, module):
         weight = torch.Tensor._make_wrapper_subclass(
             cls, (module.rows, module.cols), dtype=module.weight_dtype, device=module.part("indices").device
         )
-        weight._module, weight._holder = module, holder or module
+        weight._module = module
         weight._is_param = True  # what nn.Module takes for a Parameter: tying code asks for one
         weight._is_hf_initialized = True  # transformers leaves it alone where it fills in missing weights
         return weight
 
-    def __init__(self, module, holder=None):
+    def __init__(self, module):
         pass
 
     def decode(self) -> torch.Tensor:
@@ -112,9 +114,8 @@ class CompressedWeight(_Virtual):
         return self.decode()
 
     def _train(self) -> None:
-        self._holder.become_dense()
-        self._holder._trained_dense = True
-        self._holder.weight.requires_grad_(True)
+        self._module.become_dense()
+        self._module._trained_dense = True
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -147,7 +148,7 @@ class CompressedWeight(_Virtual):
         a dense one."""
         if value.shape == self.shape or value.dim() != 2 or value.shape[1] != self.shape[1]:
             raise self._unchangeable()
-        self._holder.become_dense(value)
+        self._module.become_dense(value)
 
 
 class _WeightView(_Virtual):
@@ -221,6 +222,15 @@ def _embedding_arguments(
     return input, weight, max_norm is None
 
 
+def onload(module: nn.Module):
+    """A context in which the module's stored tensors are in memory, where accelerate keeps them elsewhere."""
+    if module._buffers["indices"].is_meta and hasattr(module, "_hf_hook"):
+        from accelerate.utils import align_module_device
+
+        return align_module_device(module)
+    return contextlib.nullcontext()
+
+
 class WithoutWeight:
     """A module of a dense class whose weight is not its parameter: it is stored compressed, or another module's.
 
@@ -253,6 +263,15 @@ class WithoutWeight:
 
     def __reduce_ex__(self, protocol):
         return _empty_of, (*self._kind(),), self.__getstate__()
+
+    def __deepcopy__(self, memo):
+        apart = not memo  # copied by itself, not as a part of a model
+        made = _empty_of(*self._kind())
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if apart and made.__dict__.pop("_copied_dense", False):
+            made.become_dense()
+        return made
 
     def _kind(self) -> tuple:
         raise NotImplementedError
@@ -324,7 +343,7 @@ class Compressed(WithoutWeight):
         return matrix
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key != "_last_matrix"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_last_matrix", "_weight")}
 
     def _kind(self) -> tuple:
         from .modules import compressed_class
@@ -338,7 +357,8 @@ class Compressed(WithoutWeight):
         if self.part("codebook").requires_grad and torch.is_grad_enabled():
             unscaled = self.parts._replace(channel_scales=None)
             return torch.ops.hxq.linear(torch.eye(self.cols, dtype=dtype), *unscaled, None, self.rows, self.cols).T
-        return ops.decode(self.matrix, dtype)
+        with onload(self):
+            return ops.decode(self.matrix, dtype)
 
     def merged_weight(self) -> torch.Tensor:
         """The dense weight, float32 [rows, cols], with everything that counts besides the stored matrix."""
@@ -350,7 +370,11 @@ class Compressed(WithoutWeight):
 
     @property
     def weight(self) -> torch.Tensor:
-        return CompressedWeight(self)
+        """The weight as a tensor that cannot be written to; the same one as long as dtype and device stay."""
+        weight = self.__dict__.get("_weight")
+        if weight is None or weight.dtype is not self.weight_dtype or weight.device != self.part("indices").device:
+            weight = self.__dict__["_weight"] = CompressedWeight(self)
+        return weight
 
     def __setattr__(self, name, value):
         if name != "weight":
@@ -385,7 +409,8 @@ class Compressed(WithoutWeight):
             weight = self.merged_weight().to(self.weight_dtype)
         self.drop_parts()
         parameters = {"weight": nn.Parameter(weight), **without_weight(self)}
-        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_last_matrix", "tensor_name", "fidelity")
+        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_last_matrix", "_weight", "tensor_name")
+        self.__dict__.pop("fidelity", None)
         become(self, self.dense_class, parameters, forget)
 
     def _apply(self, fn, recurse=True):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, without_weight
+from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, onload, without_weight
 from .ops import PART_NAMES
 
 #: Subclasses of Linear that compute just what Linear does, with a forward of their own.
@@ -322,8 +322,7 @@ class Tied(WithoutWeight):
 
     @property
     def weight(self) -> torch.Tensor:
-        source = self.source
-        return CompressedWeight(source, self) if isinstance(source, Compressed) else source.weight
+        return self.source.weight
 
     def __setattr__(self, name, value):
         if name != "weight":
@@ -361,7 +360,8 @@ class TiedLinear(Tied, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         source = self.source
         if isinstance(source, Compressed):
-            return source.multiply(x, self.bias)
+            with onload(source):
+                return source.multiply(x, self.bias)
         return F.linear(x, source.weight, self.bias)
 
 
@@ -428,9 +428,18 @@ def become_tied(module: nn.Module, source: Compressed) -> None:
     """Lets a module compute with the weight of `source`, in place."""
     if isinstance(module, Compressed):
         module.drop_parts()
+        module.__dict__.pop("_weight", None)
     kind = module.dense_class if isinstance(module, WithoutWeight) else type(module)
     become(module, tied_class(kind), without_weight(module))
     module._set_source(source)
+
+
+def become_own(module: Tied) -> None:
+    """Gives a tied module the stored tensors of its source, without a copy, as its own."""
+    source = module.source
+    parts, name, dtype = source.stored_tensors(), module.__dict__.get("tensor_name", ""), source.weight_dtype
+    module._take(nn.Parameter(torch.empty(source.rows, source.cols, dtype=dtype, device="meta")))
+    become_compressed(module, parts, name)
 
 
 def compressed_copy(module: nn.Module, sidecar_fraction: float, name: str = "") -> nn.Module:

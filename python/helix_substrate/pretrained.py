@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple
 import transformers
 from torch import nn
 
-from .compressed import Compressed
+from .compressed import Compressed, WithoutWeight
 from .modules import HelixEmbedding
 
 
@@ -25,13 +25,18 @@ class _Method(NamedTuple):
 
 def _num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
     """Counts the weights of compressed modules as the dense model does."""
-    count = type(self).num_parameters(self, only_trainable, exclude_embeddings)
-    if only_trainable:
-        return count
+    count, seen = 0, set()
     for module in self.modules():
-        if isinstance(module, Compressed) and not (exclude_embeddings and isinstance(module, nn.Embedding)):
+        own = module._own_state() if isinstance(module, Compressed) else ()
+        if own and not only_trainable and not (exclude_embeddings and isinstance(module, nn.Embedding)):
             count += module.rows * module.cols
-            count -= sum(p.numel() for name, p in module._parameters.items() if name in module._own_state())
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen or (name in own and not only_trainable):
+                continue
+            seen.add(id(parameter))
+            skipped = exclude_embeddings and name == "weight" and isinstance(module, nn.Embedding)
+            if not skipped and (parameter.requires_grad or not only_trainable):
+                count += parameter.numel()
     return count
 
 
@@ -43,9 +48,19 @@ def _expanded_tied_weights(self, all_submodels: bool = False) -> dict:
 
 
 def _named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
-    """Those of a base model by itself include compressed embedding tables: PEFT's prompt tuning looks for them there."""
+    """Where shared weights are asked for under all their names, the compressed ones are among them: PEFT finds heads
+    tied to embeddings so."""
     yield from type(self).named_parameters(self, prefix, recurse, remove_duplicate)
-    if recurse:
+    if recurse and not remove_duplicate:
+        for path, module in self.named_modules(prefix=prefix, remove_duplicate=False):
+            if isinstance(module, WithoutWeight) and not module.trained_parts:
+                yield f"{path}.weight", module.weight
+
+
+def _named_parameters_of_base(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+    """Those of a base model by itself include compressed embedding tables: PEFT's prompt tuning looks for them there."""
+    yield from _named_parameters(self, prefix, recurse, remove_duplicate)
+    if recurse and remove_duplicate:
         for path, module in self.named_modules(prefix=prefix):
             if isinstance(module, HelixEmbedding):
                 yield f"{path}.weight", module.weight
@@ -63,8 +78,7 @@ def present(model: nn.Module) -> None:
         answers = {"num_parameters": _num_parameters}
         if hasattr(module, "get_expanded_tied_weights_keys"):
             answers["get_expanded_tied_weights_keys"] = _expanded_tied_weights
-        if module is not model:
-            answers["named_parameters"] = _named_parameters
+        answers["named_parameters"] = _named_parameters if module is model else _named_parameters_of_base
         for name, function in answers.items():
             module.__dict__[name] = _Method(function, module)
 

@@ -207,16 +207,19 @@ def _restored(original: type) -> nn.Module:
     return served.__new__(served)
 
 
-def accelerate_ssm(model: nn.Module) -> int:
-    """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers. Returns how many layers that is."""
+def accelerate_ssm(model: nn.Module, enabled: bool = True) -> int:
+    """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers, or leaves them to transformers again. Returns how
+    many layers that is."""
     count = 0
     for module in model.modules():
-        if not getattr(type(module), "_helix_ssm", False):
-            served = _served_class(type(module))
-            if served is None:
-                continue
-            module.__class__ = served
-        count += 1
-    if count:
+        served = getattr(type(module), "_helix_ssm", False)
+        kind = type(module).__mro__[1] if served else _served_class(type(module))
+        if kind is None:
+            continue
+        count += 1 if served or enabled else 0
+        if served != enabled:
+            module.__class__ = kind
+            module.__dict__.pop("_helix_plan", None)
+    if count and enabled:
         prepare_peft()
     return count
