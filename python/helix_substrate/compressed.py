@@ -283,6 +283,10 @@ def _empty_of(make_class, kind) -> nn.Module:
     return found.__new__(found)
 
 
+def _itself(kind: type) -> type:
+    return kind
+
+
 def become(module: nn.Module, kind: type, parameters: dict[str, Any], forget=()) -> None:
     """Gives the module another class and other parameters, in place."""
     for name in forget:
@@ -348,7 +352,8 @@ class Compressed(WithoutWeight):
     def _kind(self) -> tuple:
         from .modules import compressed_class
 
-        return compressed_class, self.dense_class
+        made = type(self) is compressed_class(self.dense_class)
+        return (compressed_class, self.dense_class) if made else (_itself, type(self))
 
     def decode_weight(self, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
         """The dense weight [rows, cols], in float32 unless told. With channel scales: what x / scales is multiplied
