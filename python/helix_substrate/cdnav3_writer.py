@@ -14,7 +14,10 @@ from . import _core, ops
 from .cdnav3_reader import CDNAv3Reader
 
 #: What a policy may say; other fields of the older package's policies chose among ways to fit that are one here.
-_POLICY = {"storage_mode": "codebook", "n_clusters": 256, "sidecar_enabled": True, "svd_residual_rank": 0, "vector_dim": 1}
+_POLICY = {
+    "storage_mode": "codebook", "n_clusters": 256, "sidecar_enabled": True, "svd_residual_rank": 0, "vector_dim": 1,
+    "tensor_class": None,
+}  # fmt: skip
 
 
 class CDNAv3Writer:
@@ -40,6 +43,7 @@ class CDNAv3Writer:
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             tensor = tensor.float()
         stated = {**_POLICY, **{k: v for k, v in _fields(policy).items() if k in _POLICY}}
+        stated["tensor_class"] = getattr(stated["tensor_class"], "value", stated["tensor_class"])
         if stated["vector_dim"] != 1:
             raise ValueError(f"{name}: codebooks of vectors (vector_dim {stated['vector_dim']}) are read, not written")
         if not 1 <= stated["n_clusters"] <= 65536:
@@ -81,6 +85,7 @@ class CDNAv3Writer:
         meta = json.loads((folder / "meta.json").read_text())
         meta.update(
             n_clusters=stated["n_clusters"], svd_residual_rank=rank, source_artifact=source_artifact,
+            **({"tensor_class": stated["tensor_class"]} if stated["tensor_class"] else {}),
             codebook_sha256=hashlib.sha256(parts["codebook"].numpy().tobytes()).hexdigest(),
         )  # fmt: skip
         (folder / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -140,17 +145,20 @@ def _write_wide(folder: Path, name: str, tensor: torch.Tensor, codewords: int, f
 
 
 def _fit(values: torch.Tensor, codewords: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels for these values by Lloyd's algorithm from their quantiles, and the index of the nearest for each."""
+    """Levels for these values by Lloyd's algorithm, and the index of the nearest for each."""
     ordered = values.sort().values.double()
     sums = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
-    starts = torch.linspace(0, ordered.numel() - 1, codewords).long()
-    levels = ordered[starts].unique()
-    for _ in range(25):
-        edges = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
-        edges = torch.cat([torch.zeros(1, dtype=torch.long), edges, torch.tensor([ordered.numel()])])
-        counts = edges.diff()
-        used = counts > 0
-        levels = ((sums[edges[1:]] - sums[edges[:-1]])[used] / counts[used]).unique()
+    # For many levels their best density is the cube root of the values'.
+    counts, edges = torch.histogram(ordered, 64 * 64)
+    share = counts.pow(1 / 3).cumsum(0)
+    places = torch.linspace(0.5, codewords - 0.5, codewords, dtype=torch.float64) / codewords
+    levels = edges[1:][torch.searchsorted(share / share[-1], places).clamp_max(counts.numel() - 1)].unique()
+    for _ in range(40):
+        borders = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
+        borders = torch.cat([torch.zeros(1, dtype=torch.long), borders, torch.tensor([ordered.numel()])])
+        sizes = borders.diff()
+        used = sizes > 0
+        levels = ((sums[borders[1:]] - sums[borders[:-1]])[used] / sizes[used]).unique()
     codebook = torch.zeros(codewords)
     codebook[: levels.numel()] = levels.float()
     codebook[levels.numel() :] = levels[-1].float()

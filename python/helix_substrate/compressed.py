@@ -395,6 +395,23 @@ class Compressed(WithoutWeight):
     def label(self) -> str:
         return self.__dict__.get("tensor_name") or type(self).__name__
 
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        # Another compression of the matrix may have other parts, and of other sizes.
+        names = (*PART_NAMES, "sidecar_indices")
+        loaded = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        own = self.stored_tensors()
+        fits = loaded.keys() == own.keys() and all(
+            own[name].shape == value.shape and own[name].dtype is value.dtype for name, value in loaded.items()
+        )
+        if {"codebook", "indices"} <= loaded.keys() and not fits:
+            for name in own:
+                self._buffers.pop(name, None)
+                self._parameters.pop(name, None)
+            device = own["indices"].device
+            room = {name: torch.empty_like(value, device=device) for name, value in loaded.items()}
+            self._take_parts(room, self.rows, self.cols, self.weight_dtype)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _own_state(self) -> set[str]:
         """Names of buffers and parameters that stand for the weight."""
         return set(self._stored_names.values())

@@ -32,9 +32,10 @@ def load_helix_linear_from_cdnav3(
     """One tensor's `.cdnav3` folder as a layer. compute_dtype: what its weight appears as."""
     reader = CDNAv3Reader(folder)
     rows, cols = reader.shape
-    return HelixLinear(
-        cols, rows, bias=bias, tensor_name=reader.tensor_name, compute_dtype=compute_dtype, **reader.parts()
-    )
+    parts = reader.parts()
+    if parts["indices"].dtype is torch.uint16 and parts["codebook"].shape[0] <= 2**15:
+        parts["indices"] = parts["indices"].view(torch.int16)  # which torch can do more with
+    return HelixLinear(cols, rows, bias=bias, tensor_name=reader.tensor_name, compute_dtype=compute_dtype, **parts)
 
 
 def load_cdna_factors(

@@ -223,11 +223,47 @@ class HelixLinear(Compressed, nn.Linear):
                     del self._buffers[stored]
 
     def extra_repr(self) -> str:
-        parts = self.stored_tensors()
         factors = f"svd_rank={self.rank}, " if self.has_svd else ""
+        outliers = f"n_outliers={self.part('sidecar_positions').numel()}, " if self.has_sidecar else ""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"codebook={tuple(parts['codebook'].shape)}, {factors}parts={list(parts)}"
+            f"codebook={tuple(self.part('codebook').shape)}, {factors}{outliers}"
+            f"compression={self.memory_savings()['ratio']:.2f}x"
+        )
+
+    @property
+    def codebook_f16(self) -> Optional[torch.Tensor]:
+        """The codebook as float16 where that is the compute dtype; computed in float32 all the same."""
+        return self.part("codebook").half() if self.weight_dtype is torch.float16 else None
+
+    @property
+    def index_packing(self) -> Optional[str]:
+        """ "12bit" if two indices are stored in three bytes, or None."""
+        packed = self.part("indices").dim() == 1 and self.part("codebook").shape[0] > 256
+        return "12bit" if packed else None
+
+    @classmethod
+    def from_quantized_config(
+        cls,
+        in_features: int,
+        out_features: int,
+        tensor_name: str = "",
+        compute_dtype: torch.dtype = torch.float32,
+        n_clusters: int = 256,
+        vector_dim: int = 1,
+        index_packing: Optional[str] = None,
+    ) -> "HelixLinear":
+        """A layer of zeros, for `load_state_dict` to fill. index_packing: None or "12bit" (n_clusters above 256)."""
+        if index_packing not in (None, "12bit"):
+            raise ValueError(f"index_packing is '{index_packing}', expected None or '12bit'")
+        shape = (out_features, in_features // vector_dim)
+        codebook = torch.zeros((n_clusters, vector_dim) if vector_dim > 1 else (n_clusters,))
+        if index_packing == "12bit" and n_clusters > 256:
+            indices = torch.zeros(shape[0] * shape[1] * 3 // 2, dtype=torch.uint8)
+        else:
+            indices = torch.zeros(shape, dtype=torch.int16 if n_clusters > 256 else torch.uint8)
+        return cls(
+            in_features, out_features, codebook, indices, tensor_name=tensor_name, compute_dtype=compute_dtype
         )
 
 

@@ -153,6 +153,21 @@ def test_state_dicts(tmp_path):
     assert (logits(other) - logits(model)).abs().max() < 0.02 * logits(model).abs().max()
 
 
+def test_state_dicts_of_other_compressions(tmp_path):
+    """Outliers are others there, and of another number, or there are none."""
+    tiny("llama").save_pretrained(tmp_path)
+    models = [load(tmp_path, quantization_config=HxqConfig(sidecar_fraction=f)) for f in (0.0, 0.001, 0.01)]
+    for source in models:
+        for target in models:
+            target = copy.deepcopy(target)
+            target.load_state_dict(source.state_dict())
+            assert torch.equal(logits(target), logits(source))
+    shell = HelixLinear.from_quantized_config(64, 128)
+    layer = models[1].model.layers[0].mlp.up_proj
+    shell.load_state_dict(layer.state_dict())
+    assert torch.equal(shell.decode_weight(), layer.decode_weight()) and shell.has_sidecar
+
+
 def test_models_are_pickled(tmp_path):
     model = on_the_fly(tiny("qwen2"), tmp_path)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
