@@ -35,11 +35,10 @@ for library in $(ldd "$unpacked/helix_substrate/libhxq_c.so" | awk '$3 ~ /^\// {
     libgomp.so.1) cp "$file" "$tree/helix_substrate/libgomp.so.1" ;;
     libc.so.6 | libm.so.6 | libgcc_s.so.1 | libstdc++.so.6) continue ;;
   esac
-  package=$(dpkg-query -S "$file" 2>/dev/null | head -n 1 | cut -d: -f1)
-  [ -n "$package" ] && cp "/usr/share/doc/$package/copyright" "$licences/$package.txt"
+  package=$(dpkg-query -S "$file" "${file#/usr}" 2>/dev/null | head -n 1 | cut -d: -f1)
+  [ -z "$package" ] || cp "/usr/share/doc/$package/copyright" "$licences/$package.txt"
 done
 "$tools/bin/python" -m wheel pack -d "$dist" "$tree" >/dev/null
 cp "$work"/built/*.tar.gz "$dist"
-"$tools/bin/auditwheel" show "$work"/repaired/*.whl | tr '\n' ' ' | sed 's/  */ /g'
-echo
-ls -1 "$dist"
+echo "auditwheel: $("$tools/bin/auditwheel" show "$work"/repaired/*.whl | tr '\n' ' ' | grep -o 'constrains the platform tag to "[^"]*"'), OpenMP aside"
+ls "$dist"
