@@ -116,7 +116,7 @@ class HelixLinear(Compressed, nn.Linear):
         bound = 1 / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features).uniform_(-bound, bound))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank))
-        self.register_buffer("lora_scaling", torch.tensor(alpha / rank))
+        self.register_buffer("lora_scaling", torch.tensor(alpha / rank, dtype=torch.float32))
         return self
 
     def freeze_base(self, freeze_svd: bool = True) -> "HelixLinear":
