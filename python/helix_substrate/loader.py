@@ -317,5 +317,3 @@ def _is_of_another_head(path: str, model: nn.Module) -> bool:
     """Whether a stored module stands beside the base model, as a head does: this model has another or none."""
     first = path.partition(".")[0]
     return first != getattr(model, "base_model_prefix", "") and first not in dict(model.named_children())
-
-
