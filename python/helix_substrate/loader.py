@@ -211,7 +211,9 @@ class Loader:
             model, self.config.modules_to_not_convert or (), self.config.compress_embeddings, self.fresh,
             option="modules_to_not_convert",
         )  # fmt: skip
-        compress_selected(model, selection, self.config.sidecar_fraction)
+        # transformers' bar: `transformers.utils.logging.disable_progress_bar()` turns it off with the others.
+        with transformers.utils.logging.tqdm(total=len(selection.modules), desc="Compressing") as bar:
+            compress_selected(model, selection, self.config.sidecar_fraction, lambda path: bar.update())
         if not selection.modules:
             logger.warning("nothing of %s was compressed", type(model).__name__)
         self.config.compressed_modules = compressed_paths(model)
