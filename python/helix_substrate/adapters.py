@@ -98,7 +98,9 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
         _check_mergeable(path, module)
     if destination is not None:
         if os.path.exists(destination) and not os.path.isdir(destination):
-            raise NotADirectoryError(f"{os.fspath(destination)} is not a folder: the merged model cannot be saved there")
+            raise NotADirectoryError(
+                f"{os.fspath(destination)} is not a folder: the merged model cannot be saved there"
+            )
         os.makedirs(destination, exist_ok=True)
     report = [{"module": path, **module.merge_lora(sidecar_fraction)} for path, module in own]
     for path, module in adapted:
@@ -148,7 +150,9 @@ def _part_from(model: nn.Module, layer: nn.Module) -> None:
     layer = tokens if tokens is not None else layer
     source = layer.original_module if hasattr(layer, "modules_to_save") else layer.base_layer
     # Trained tokens are shared by the modules that PEFT tied to them.
-    sharing = {id(other.base_layer) for other in model.modules() if tokens is not None and hasattr(other, "tied_adapter")}
+    sharing = {
+        id(other.base_layer) for other in model.modules() if tokens is not None and hasattr(other, "tied_adapter")
+    }
     for module in list(model.modules()):
         if isinstance(module, Tied) and module.source is source and id(module) not in sharing:
             become_own(module)

@@ -32,7 +32,7 @@ class CDNAv3Writer:
         return self.path
 
     def write_tensor(self, tensor, name: str, policy=None, source_artifact: str = "") -> dict[str, Any]:
-        """Writes `{name}.cdnav3` for a matrix [rows, cols] (more dimensions: all but the last are rows), or `{name}.npy`
+        """Writes `{name}.cdnav3` for a matrix [rows, cols] (of more dimensions all but the last are rows), `{name}.npy`
         for a vector or with storage_mode "exact". Returns the statistics.
 
         policy: an object or dict that may have n_clusters (up to 256 as bytes, up to 65536 as U16), sidecar_enabled,
@@ -59,7 +59,9 @@ class CDNAv3Writer:
                 exact, fraction, min(256, stated["n_clusters"]), torch.get_num_threads(),
             )  # fmt: skip
         else:
-            stats = _write_wide(self.path / f"{_safe(name)}.cdnav3", name, tensor.float(), stated["n_clusters"], fraction)
+            stats = _write_wide(
+                self.path / f"{_safe(name)}.cdnav3", name, tensor.float(), stated["n_clusters"], fraction
+            )
         if exact:
             return stats
         return self._complete(name, tensor.float(), stated, source_artifact, stats)

@@ -72,8 +72,8 @@ class HelixLinearSTE(HelixLinear):
 
     @torch.no_grad()
     def reassign_indices(self) -> tuple[int, int]:
-        """Gives each weight the nearest level of the codebook as it is now. Returns how many changed, and how many there
-        are."""
+        """Gives each weight the nearest level of the codebook as it is now. Returns how many changed, and their
+        number."""
         weight = self.decode_weight().reshape(-1)
         codebook, order = self.codebook.detach().sort()
         found = order[torch.bucketize(weight, (codebook[1:] + codebook[:-1]) / 2)].to(self.indices.dtype)

@@ -18,7 +18,7 @@ def pack_12bit(indices: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_12bit(packed: torch.Tensor, n_values: int) -> torch.Tensor:
-    """The first `n_values` (even) indices of `pack_12bit`, an int16 vector. Raises ValueError if there are not as many."""
+    """The first `n_values` (even) indices of `pack_12bit`, an int16 vector. Raises ValueError if there are fewer."""
     if n_values % 2:
         raise ValueError(f"n_values must be even, it is {n_values}")
     if packed.numel() < n_values // 2 * 3:

@@ -209,7 +209,9 @@ class Loader:
             model, self.config.modules_to_not_convert or (), self.config.compress_embeddings, self.fresh,
             option="modules_to_not_convert",
         )  # fmt: skip
-        compress_selected(model, selection, self.config.sidecar_fraction)
+        # transformers' bar: `transformers.utils.logging.disable_progress_bar()` turns it off with the others.
+        with transformers.utils.logging.tqdm(total=len(selection.modules), desc="Compressing") as bar:
+            compress_selected(model, selection, self.config.sidecar_fraction, lambda path: bar.update())
         if not selection.modules:
             logger.warning("nothing of %s was compressed", type(model).__name__)
         self._set_up(model)
@@ -324,5 +326,3 @@ def _is_of_another_head(path: str, model: nn.Module) -> bool:
     """Whether a stored module stands beside the base model, as a head does: this model has another or none."""
     first = path.partition(".")[0]
     return first != getattr(model, "base_model_prefix", "") and first not in dict(model.named_children())
-
-

@@ -262,9 +262,7 @@ class HelixLinear(Compressed, nn.Linear):
             indices = torch.zeros(shape[0] * shape[1] * 3 // 2, dtype=torch.uint8)
         else:
             indices = torch.zeros(shape, dtype=torch.int16 if n_clusters > 256 else torch.uint8)
-        return cls(
-            in_features, out_features, codebook, indices, tensor_name=tensor_name, compute_dtype=compute_dtype
-        )
+        return cls(in_features, out_features, codebook, indices, tensor_name=tensor_name, compute_dtype=compute_dtype)
 
 
 class HelixConv1D(HelixLinear):

@@ -58,7 +58,7 @@ def _named_parameters(self, prefix: str = "", recurse: bool = True, remove_dupli
 
 
 def _named_parameters_of_base(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
-    """Those of a base model by itself include compressed embedding tables: PEFT's prompt tuning looks for them there."""
+    """Those of a base model by itself include compressed tables: PEFT's prompt tuning looks for them there."""
     yield from _named_parameters(self, prefix, recurse, remove_duplicate)
     if recurse and remove_duplicate:
         for path, module in self.named_modules(prefix=prefix):

@@ -170,5 +170,3 @@ def warn_of_share(model: nn.Module, selection: Selection) -> float:
             100 * share, type(model).__name__, largest,
         )  # fmt: skip
     return share
-
-

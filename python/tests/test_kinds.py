@@ -72,7 +72,9 @@ def mixtral():
 
 
 def olmoe():
-    config = transformers.OlmoeConfig(vocab_size=320, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2, **HEADS)
+    config = transformers.OlmoeConfig(
+        vocab_size=320, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2, **HEADS
+    )
     return transformers.OlmoeForCausalLM(config)
 
 

@@ -28,7 +28,13 @@ def test_configurations_are_read_back_as_they_were_written():
 
 
 def test_what_folders_say_besides_is_kept():
-    stated = {"quant_method": "cdna_v3", "bits": 8, "n_clusters": 4096, "compression_ratio": 3.9, "index_packing": "12bit"}
+    stated = {
+        "quant_method": "cdna_v3",
+        "bits": 8,
+        "n_clusters": 4096,
+        "compression_ratio": 3.9,
+        "index_packing": "12bit",
+    }
     config = HxqConfig.from_dict(stated)
     assert stated.items() <= config.to_dict().items() and config.compression_ratio == 3.9
     older = helix_substrate.CDNAv3Config(codebook_size=4096, compression_ratio=3.9)
@@ -66,7 +72,7 @@ def test_sidecar_fraction_counts(tmp_path):
         ("model.layers.0.mlp.down_proj", "down_proj", True), ("model.layers.0.mlp.down_proj", "*.down_proj", True),
         ("model.layers.1.mlp.down_proj", "model.layers.1", True), ("lm_head", "lm_head", True),
         ("model.layers.11.mlp.down_proj", "model.layers.1", False), ("lm_head", "head$", False),
-        ("model.layers.0.self_attn.q_proj", "self_attn.q_proj", True), ("model.layers.3.mlp.up", r"model.layers.\d.mlp", True),
+        ("model.layers.0.self_attn.q_proj", "self_attn.q_proj", True), ("layers.3.mlp.up", r"layers.\d.mlp", True),
         ("model.layers.0.mlp.gate_proj", "mlp.gate", False), ("model.layers.0.mlp", "*", True),
         ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj", True),
     ],

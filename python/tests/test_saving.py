@@ -186,7 +186,7 @@ def test_other_files_than_safetensors_are_not_written(tmp_path):
 
 
 def test_loading_in_threads(tmp_path):
-    """In a process of its own: transformers changes its own classes while a model loads, and threads may leave them so."""
+    """In a process of its own: transformers changes classes while a model loads, and threads may leave them so."""
     kinds = ["llama", "qwen2", "mamba"]
     for kind in kinds:
         on_the_fly(tiny(kind), tmp_path / f"{kind}-dense").save_pretrained(tmp_path / kind)
