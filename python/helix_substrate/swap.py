@@ -63,8 +63,8 @@ def compress_model(
     Those are `nn.Linear`, transformers' `Conv1D`, `nn.Embedding` and their subclasses, whose forward stays theirs.
     keep: modules that stay dense, as `modules_to_not_convert` of `HxqConfig`: paths or ends of paths, regular
     expressions, or shell patterns of whole paths. Modules that would not get smaller stay as they are. A module or
-    weight that is used in several places stays shared. A model of transformers can then be saved with `save_pretrained` and
-    loaded again.
+    weight that is used in several places stays shared. A model of transformers can then be saved with
+    `save_pretrained` and loaded again.
     progress(path): called before each module.
 
     Returns {"modules": [{"module", "snr_db", "cosine", "max_error", "outliers"}], "kept": [{"module", "reason"}],
