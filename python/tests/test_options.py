@@ -48,11 +48,29 @@ def test_what_folders_say_besides_is_kept():
         (dict(sidecar_fraction=0.7), ValueError), (dict(sidecar_fraction="much"), TypeError),
         (dict(compress_embeddings="no"), TypeError), (dict(modules_to_not_convert="lm_head"), TypeError),
         (dict(modules_to_not_convert=[3]), TypeError), (dict(accelerate_ssm=None), TypeError),
+        (dict(precision="double"), ValueError),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options, error):
     with pytest.raises(error, match=next(iter(options))):
         HxqConfig(**options)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_precision_counts(kind, tmp_path):
+    """The model's own precision goes before what is set, and is saved and overridden with the configuration."""
+
+    def logits(model, precision):
+        with torch.no_grad(), helix_substrate.precision(precision):
+            return model(IDS).logits
+
+    save_dense(tiny(kind), tmp_path / "dense")
+    load(tmp_path / "dense", quantization_config=HxqConfig(precision="exact")).save_pretrained(tmp_path / "exact")
+    plain = load(tmp_path / "dense", quantization_config=HxqConfig())
+    exact = load(tmp_path / "exact")
+    fast = load(tmp_path / "exact", quantization_config=HxqConfig(precision="fast"))
+    assert torch.equal(logits(exact, "fast"), logits(plain, "exact"))
+    assert torch.equal(logits(fast, "exact"), logits(plain, "fast"))
 
 
 def test_sidecar_fraction_counts(tmp_path):

@@ -28,7 +28,7 @@ def layer():
     return HelixLinear.from_linear(nn.Linear(48, 96))
 
 
-def test_lora_semantics(layer):
+def test_lora_semantics(layer, floats):
     x = torch.randn(5, 48, requires_grad=True)
     plain = layer(x)
     layer.enable_lora(rank=4, alpha=2.0).freeze_base()
