@@ -1,10 +1,10 @@
-# Front door: `make demo`, `make test`, `make build`, `make bench`, `make fuzz`.
+# Front door: `make demo`, `make test`, `make build`, `make bench`, `make fuzz`, `make wheel`.
 
 BUILD ?= build
 CMAKE_FLAGS ?=
 SECONDS ?= 60
 
-.PHONY: build demo test bench fuzz dependencies clean
+.PHONY: build demo test bench fuzz wheel dependencies clean
 
 build: dependencies
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || (cat $(BUILD).log; exit 1)
@@ -25,6 +25,9 @@ bench: dependencies
 fuzz: dependencies
 	@scripts/install_dependencies.sh clang-14 libclang-rt-14-dev
 	@scripts/fuzz.sh $(BUILD)-fuzz $(SECONDS)
+
+wheel: dependencies
+	@scripts/wheel.sh $(BUILD)
 
 dependencies:
 	@scripts/install_dependencies.sh

@@ -9,19 +9,45 @@ torch, and `from_pretrained` needs transformers: `pip install "helix-substrate[h
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Threads wait for each other by spinning; libgomp's default of some milliseconds costs a factor of ten on a busy
 # machine (docs/python.md). It is read when the runtime is loaded, and whoever has set it keeps it.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
+#: The command line (`python -m helix_substrate`, `helix-substrate`) compresses folders: it needs neither torch nor any
+#: release of transformers, and does not wait for them.
+_IS_COMMAND = ("-m", "helix_substrate") in zip(sys.orig_argv, sys.orig_argv[1:]) or (
+    Path((sys.argv or [""])[0]).name == "helix-substrate"
+)
+
+
+def _has(package: str) -> bool:
+    return not _IS_COMMAND and importlib.util.find_spec(package) is not None
+
+
+def _load_openmp() -> None:
+    """The OpenMP runtime that the wheel carries, where the system has none."""
+    carried = Path(__file__).with_name("libgomp.so.1")
+    if carried.exists():
+        try:
+            ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            ctypes.CDLL(str(carried), mode=ctypes.RTLD_GLOBAL)
+
+
 # torch brings an OpenMP runtime along. Loaded first, it is the one that the core uses too.
-if importlib.util.find_spec("torch") is not None:
+if _has("torch"):
     import torch as _torch  # noqa: F401
+else:
+    _load_openmp()
 
 from ._core import HxqError, Model, compress, decompress, inspect, precision, set_precision  # noqa: E402
 from ._core import supported_targets, use_target, verify  # noqa: E402
@@ -33,15 +59,17 @@ __version__ = _version()
 _LAZY = {
     "HelixLinear": "modules",
     "HelixEmbedding": "modules",
+    "HelixConv1D": "modules",
     "compress_model": "swap",
     "decompress_model": "swap",
     "accelerate_ssm": "ssm",
-    "HxqConfig": "quantizer",
+    "HxqConfig": "config",
     "HelixHfQuantizer": "quantizer",
     "merge_adapter": "adapters",
-    "CDNAv3Config": "quantizer",
+    "CDNAv3Config": "config",
     "CDNAv3Reader": "cdnav3_reader",
     "CDNAv3Writer": "cdnav3_writer",
+    "HelixLinearSTE": "helix_linear_ste",
     "load_cdna_factors": "helix_linear",
     "swap_to_helix": "helix_linear",
     "swap_summary": "helix_linear",
@@ -76,7 +104,19 @@ def __getattr__(name: str):
         raise
 
 
-if importlib.util.find_spec("transformers") is not None and importlib.util.find_spec("torch") is not None:
+if TYPE_CHECKING:
+    from .adapters import merge_adapter
+    from .cdnav3_reader import CDNAv3Reader
+    from .cdnav3_writer import CDNAv3Writer
+    from .config import CDNAv3Config, HxqConfig
+    from .helix_linear import load_cdna_factors, swap_summary, swap_to_helix
+    from .helix_linear_ste import HelixLinearSTE
+    from .modules import HelixConv1D, HelixEmbedding, HelixLinear
+    from .quantizer import HelixHfQuantizer
+    from .ssm import accelerate_ssm
+    from .swap import compress_model, decompress_model
+
+if _has("transformers") and _has("torch"):
     from .quantizer import register as _register
 
     _register()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import _core, ops
+from .cdnav3_reader import CDNAv3Reader
+
+#: What a policy may say; other fields of the older package's policies chose among ways to fit that are one here.
+_POLICY = {
+    "storage_mode": "codebook", "n_clusters": 256, "sidecar_enabled": True, "svd_residual_rank": 0, "vector_dim": 1,
+    "tensor_class": None,
+}  # fmt: skip
 
 
 class CDNAv3Writer:
@@ -15,19 +25,144 @@ class CDNAv3Writer:
 
     def __init__(self, folder: str | os.PathLike):
         self.path = Path(folder)
+        self.path.mkdir(parents=True, exist_ok=True)
 
-    def write_tensor(self, tensor, name: str, policy=None, source_artifact: str = "") -> dict:
-        """Returns the statistics. policy: an object or dict that may have n_clusters (at most 256), sidecar_enabled and
-        storage_mode "exact"; the codebook is always the best one."""
+    @property
+    def base_dir(self) -> Path:
+        return self.path
+
+    def write_tensor(self, tensor, name: str, policy=None, source_artifact: str = "") -> dict[str, Any]:
+        """Writes `{name}.cdnav3` for a matrix [rows, cols] (of more dimensions all but the last are rows), `{name}.npy`
+        for a vector or with storage_mode "exact". Returns the statistics.
+
+        policy: an object or dict that may have n_clusters (up to 256 as bytes, up to 65536 as U16), sidecar_enabled,
+        svd_residual_rank (singular vectors of what the codebook leaves) and storage_mode "exact"; the codebook is the
+        best one. source_artifact: noted in meta.json. Raises ValueError for what cannot be written.
+        """
         tensor = torch.as_tensor(tensor)
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             tensor = tensor.float()
+        stated = {**_POLICY, **{k: v for k, v in _fields(policy).items() if k in _POLICY}}
+        stated["tensor_class"] = getattr(stated["tensor_class"], "value", stated["tensor_class"])
+        if stated["vector_dim"] != 1:
+            raise ValueError(f"{name}: codebooks of vectors (vector_dim {stated['vector_dim']}) are read, not written")
+        if not 1 <= stated["n_clusters"] <= 65536:
+            raise ValueError(f"{name}: n_clusters is {stated['n_clusters']}, expected 1 to 65536")
+        exact = stated["storage_mode"] == "exact" or tensor.dim() < 2
+        if tensor.dim() > 2 and not exact:
+            tensor = tensor.reshape(-1, tensor.shape[-1])
         tensor = tensor.contiguous()
-        stated = policy if isinstance(policy, dict) else getattr(policy, "__dict__", {})
-        exact = stated.get("storage_mode") == "exact"
-        fraction = 0.001 if stated.get("sidecar_enabled", True) else 0.0
-        codewords = min(256, stated.get("n_clusters", 256))
-        return _core.cdnav3_write(
-            self.path, name, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, ops.address(tensor, name, tensor.dtype), exact,
-            fraction, codewords, torch.get_num_threads(),
+        fraction = 0.001 if stated["sidecar_enabled"] else 0.0
+        if stated["n_clusters"] <= 256 or exact:
+            stats = _core.cdnav3_write(
+                self.path, name, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, ops.address(tensor, name, tensor.dtype),
+                exact, fraction, min(256, stated["n_clusters"]), torch.get_num_threads(),
+            )  # fmt: skip
+        else:
+            stats = _write_wide(
+                self.path / f"{_safe(name)}.cdnav3", name, tensor.float(), stated["n_clusters"], fraction
+            )
+        if exact:
+            return stats
+        return self._complete(name, tensor.float(), stated, source_artifact, stats)
+
+    def _complete(self, name: str, tensor: torch.Tensor, stated: dict, source_artifact: str, stats: dict) -> dict:
+        """Adds singular vectors, and to meta.json and stats.json what the older package notes."""
+        folder = self.path / f"{_safe(name)}.cdnav3"
+        for part in ("svd_U", "svd_s", "svd_Vt"):
+            (folder / f"{part}.npy").unlink(missing_ok=True)
+        parts = CDNAv3Reader(folder).parts()
+        without = _cosine(tensor, parts["codebook"][parts["indices"].long()].reshape(tensor.shape))
+        decoded = torch.as_tensor(CDNAv3Reader(folder).reconstruct())
+        cosine = corrected = _cosine(tensor, decoded)
+        rank = min(stated["svd_residual_rank"], *tensor.shape)
+        if rank > 0:
+            import numpy
+
+            u, s, vt = torch.linalg.svd(tensor - decoded, full_matrices=False)
+            for part, factor in (("svd_U", u[:, :rank]), ("svd_s", s[:rank]), ("svd_Vt", vt[:rank])):
+                numpy.save(folder / f"{part}.npy", factor.contiguous().numpy())
+            decoded = torch.as_tensor(CDNAv3Reader(folder).reconstruct())
+            corrected = _cosine(tensor, decoded)
+        meta = json.loads((folder / "meta.json").read_text())
+        meta.update(
+            n_clusters=stated["n_clusters"], svd_residual_rank=rank, source_artifact=source_artifact,
+            **({"tensor_class": stated["tensor_class"]} if stated["tensor_class"] else {}),
+            codebook_sha256=hashlib.sha256(parts["codebook"].numpy().tobytes()).hexdigest(),
         )  # fmt: skip
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+        sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+        held = sum(size for file, size in sizes.items() if not file.endswith(".json"))
+        stats.update(
+            compressed_bytes=held, compression_ratio=4 * tensor.numel() / held, cosine_no_sidecar=without,
+            cosine_with_sidecar=cosine, cosine_with_svd=corrected, max_abs_diff=(tensor - decoded).abs().max().item(),
+            sidecar_bytes=sizes.get("sidecar.npz", 0), svd_residual_rank=rank,
+            svd_bytes=sum(size for file, size in sizes.items() if file.startswith("svd_")),
+        )  # fmt: skip
+        (folder / "stats.json").write_text(json.dumps(stats, indent=2))
+        return stats
+
+
+def _fields(policy) -> dict[str, Any]:
+    if policy is None or isinstance(policy, dict):
+        return policy or {}
+    return {name: getattr(policy, name) for name in _POLICY if hasattr(policy, name)}
+
+
+def _safe(name: str) -> str:
+    """A tensor's name as the name of a file."""
+    return name.replace("/", "_").replace(".", "_")
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.double().flatten(), b.double().flatten()
+    return (a @ b / (a.norm() * b.norm()).clamp_min(1e-300)).item()
+
+
+def _write_wide(folder: Path, name: str, tensor: torch.Tensor, codewords: int, fraction: float) -> dict:
+    """A codebook of more than 256 levels, with indices of two bytes: the core writes none."""
+    import numpy
+
+    flat = tensor.flatten()
+    codebook, indices = _fit(flat, codewords)
+    decoded = codebook[indices]
+    errors = (flat - decoded).abs()
+    count = int(fraction * flat.numel())
+    positions = errors.topk(count).indices.sort().values if count else torch.empty(0, dtype=torch.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    numpy.save(folder / "codebook.npy", codebook.numpy())
+    indices.numpy().astype("<u2").tofile(folder / "indices.bin")
+    (folder / "sidecar.npz").unlink(missing_ok=True)
+    if count:
+        numpy.savez_compressed(folder / "sidecar.npz", positions=positions.numpy(), values=flat[positions].numpy())
+    meta = {
+        "format_version": "cdna_v3", "tensor_name": name, "shape": list(tensor.shape), "dtype": "float32",
+        "index_dtype": "uint16", "storage_mode": "codebook+sidecar" if count else "codebook",
+        "n_clusters": codewords, "sidecar_enabled": count > 0, "vector_dim": 1, "svd_residual_rank": 0,
+    }  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    return {
+        "tensor_name": name, "shape": list(tensor.shape), "original_bytes": 4 * flat.numel(), "num_outliers": count,
+    }  # fmt: skip
+
+
+def _fit(values: torch.Tensor, codewords: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels for these values by Lloyd's algorithm, and the index of the nearest for each."""
+    ordered = values.sort().values.double()
+    sums = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
+    # For many levels their best density is the cube root of the values'.
+    counts, edges = torch.histogram(ordered, 64 * 64)
+    share = counts.pow(1 / 3).cumsum(0)
+    places = torch.linspace(0.5, codewords - 0.5, codewords, dtype=torch.float64) / codewords
+    levels = edges[1:][torch.searchsorted(share / share[-1], places).clamp_max(counts.numel() - 1)].unique()
+    for _ in range(40):
+        borders = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
+        borders = torch.cat([torch.zeros(1, dtype=torch.long), borders, torch.tensor([ordered.numel()])])
+        sizes = borders.diff()
+        used = sizes > 0
+        levels = ((sums[borders[1:]] - sums[borders[:-1]])[used] / sizes[used]).unique()
+    codebook = torch.zeros(codewords)
+    codebook[: levels.numel()] = levels.float()
+    codebook[levels.numel() :] = levels[-1].float()
+    middles = ((levels[1:] + levels[:-1]) / 2).float()
+    return codebook, torch.bucketize(values, middles)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Optional
 
+import torch
 from torch import nn
 
 from .cdnav3_reader import CDNAv3Reader
+from .helix_linear_ste import HelixLinearSTE
 from .modules import HelixEmbedding, HelixLinear, TiedLinear
 from .swap import replace_module
 
@@ -15,22 +18,31 @@ __all__ = [
     "HelixLinear",
     "HelixLinearSTE",
     "load_cdna_factors",
+    "freeze_sidecar_phase",
     "load_helix_linear_from_cdnav3",
+    "set_cuda_graph_mode",
     "swap_summary",
     "swap_to_helix",
 ]
 
 
-def load_helix_linear_from_cdnav3(folder: str | os.PathLike, bias=None) -> HelixLinear:
-    """One tensor's `.cdnav3` folder as a layer."""
+def load_helix_linear_from_cdnav3(
+    folder: str | os.PathLike, bias: Optional[torch.Tensor] = None, compute_dtype: torch.dtype = torch.float32
+) -> HelixLinear:
+    """One tensor's `.cdnav3` folder as a layer. compute_dtype: what its weight appears as."""
     reader = CDNAv3Reader(folder)
     rows, cols = reader.shape
-    return HelixLinear(cols, rows, bias=bias, tensor_name=reader.tensor_name, **reader.parts())
+    parts = reader.parts()
+    if parts["indices"].dtype is torch.uint16 and parts["codebook"].shape[0] <= 2**15:
+        parts["indices"] = parts["indices"].view(torch.int16)  # which torch can do more with
+    return HelixLinear(cols, rows, bias=bias, tensor_name=reader.tensor_name, compute_dtype=compute_dtype, **parts)
 
 
-def load_cdna_factors(folder: str | os.PathLike, model: nn.Module | None = None) -> dict[str, HelixLinear]:
+def load_cdna_factors(
+    folder: str | os.PathLike, model: nn.Module | None = None, compute_dtype: torch.dtype = torch.float32
+) -> dict[str, HelixLinear]:
     """The compressed tensors of a tree of `.cdnav3` folders, {module path: layer}; with `model`, only its Linear
-    modules, with their biases."""
+    modules, with their biases. Raises ValueError if there are none."""
     folder = Path(folder)
     tree = folder / "cdnav3" if (folder / "cdnav3").is_dir() else folder
     modules = dict(model.named_modules()) if model is not None else None
@@ -38,15 +50,17 @@ def load_cdna_factors(folder: str | os.PathLike, model: nn.Module | None = None)
     for entry in sorted(tree.glob("*.cdnav3")):
         path = CDNAv3Reader(entry).tensor_name.removesuffix(".weight")
         if modules is None:
-            factors[path] = load_helix_linear_from_cdnav3(entry)
+            factors[path] = load_helix_linear_from_cdnav3(entry, None, compute_dtype)
         elif isinstance(modules.get(path), nn.Linear):
-            factors[path] = load_helix_linear_from_cdnav3(entry, modules[path].bias)
+            factors[path] = load_helix_linear_from_cdnav3(entry, modules[path].bias, compute_dtype)
     if not factors:
         raise ValueError(f"{tree} holds no .cdnav3 folder" + (" of a Linear module of the model" if modules else ""))
     return factors
 
 
-def swap_to_helix(model: nn.Module, factors: dict[str, HelixLinear]) -> nn.Module:
+def swap_to_helix(
+    model: nn.Module, factors: dict[str, HelixLinear], compute_dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """Puts the layers of `load_cdna_factors` in place of the model's. A layer that the model lacks is an error."""
     modules = dict(model.named_modules())
     for path, layer in factors.items():
@@ -60,6 +74,8 @@ def swap_to_helix(model: nn.Module, factors: dict[str, HelixLinear]) -> nn.Modul
             )
         if layer.bias is None and old.bias is not None:
             layer.register_parameter("bias", old.bias)
+        if compute_dtype is not torch.float32:
+            layer.set_compute_dtype(compute_dtype)
         layer.train(old.training)
         replace_module(model, old, layer)
     return model
@@ -84,13 +100,11 @@ def swap_summary(model: nn.Module) -> dict:
     }
 
 
-#: LoRA, trained codebooks and merging are methods of the one class.
-HelixLinearSTE = HelixLinear
+def freeze_sidecar_phase(model: nn.Module, phase: Optional[str] = None) -> int:
+    """The sidecar is applied with the weight, always: nothing to set. Returns how many compressed layers there are."""
+    return sum(isinstance(module, HelixLinear) for module in model.modules())
 
 
-def freeze_sidecar_phase(*args, **kwargs) -> None:
-    """The sidecar is applied with the weight, always."""
-
-
-def set_cuda_graph_mode(*args, **kwargs) -> None:
-    """Nothing to set."""
+def set_cuda_graph_mode(model: nn.Module, enabled: bool = True) -> int:
+    """Nothing to set. Returns how many compressed layers there are."""
+    return sum(isinstance(module, HelixLinear) for module in model.modules())

@@ -1,205 +1,37 @@
-"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, and `TiedLinear` that shares one of
-theirs."""
+"""Modules whose weights stay compressed: `HelixLinear`, `HelixEmbedding`, `HelixConv1D`, and `TiedLinear` and
+`TiedEmbedding` that share the weight of one of them.
+
+A subclass of `nn.Linear` or `nn.Embedding` with a forward of its own (scaled embeddings, position tables) keeps that
+forward: it gets a class of its own, made by `compressed_class`, whose `weight` is compressed.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .ops import PART_NAMES, TORCH_DTYPES, Parts, stamp_of
+from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, onload, without_weight
+from .ops import PART_NAMES
+
+#: Subclasses of Linear that compute just what Linear does, with a forward of their own.
+_LIKE_LINEAR = ("FalconLinear", "NonDynamicallyQuantizableLinear")
 
 
-class CompressedWeight(torch.Tensor):
-    """What `module.weight` of a compressed module gives: shape, dtype and device at no cost; decoded when computed
-    with.
-
-    `F.linear` with it runs in compressed form.
-    """
-
-    @staticmethod
-    def __new__(cls, module):
-        weight = torch.Tensor._make_wrapper_subclass(
-            cls, (module.rows, module.cols), dtype=module.weight_dtype, device=module.part("indices").device
-        )
-        weight._module = module
-        weight._is_param = True  # what nn.Module takes for a Parameter: tying code asks for one
-        weight._is_hf_initialized = True  # transformers leaves it alone where it fills in missing weights
-        return weight
-
-    def __init__(self, module):
-        pass
-
-    def __repr__(self):
-        return f"CompressedWeight({tuple(self.shape)}, dtype={self.dtype})"
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is F.linear:
-            x, weight, bias = _linear_arguments(*args, **kwargs)
-            if type(x) is not cls and type(weight) is cls:
-                return weight._module.multiply(x, bias)
-        if function == torch.Tensor.data.__set__ and type(args[0]) is cls:
-            raise args[0]._unchangeable()
-        with torch._C.DisableTorchFunctionSubclass():
-            return function(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        def dense(value):
-            if isinstance(value, cls):
-                return value._module.decode_weight(value.dtype)
-            if isinstance(value, (list, tuple)):
-                return type(value)(dense(v) for v in value)
-            return value
-
-        if function is torch.ops.aten.detach.default:
-            return args[0]
-        kwargs = kwargs or {}
-        if function._schema.is_mutable:
-            for written in (args[0] if args else None, kwargs.get("out")):
-                if type(written) is cls:
-                    raise written._unchangeable()
-        return function(*dense(args), **{key: dense(value) for key, value in kwargs.items()})
-
-    def _unchangeable(self) -> RuntimeError:
-        return RuntimeError(
-            f"{self._module.label} is compressed: its weight cannot be changed in place. To merge adapters use "
-            "helix_substrate.merge_adapter(model, folder)"
-        )
-
-
-def _linear_arguments(input, weight, bias=None) -> tuple:
-    """Those of `F.linear`, however they are given."""
-    return input, weight, bias
-
-
-class _Compressed:
-    """The stored tensors of a compressed matrix as buffers of a module, under the names that files use."""
-
-    def _take_parts(self, parts: dict[str, torch.Tensor], rows: int, cols: int, dtype: torch.dtype) -> None:
-        self.rows, self.cols, self.weight_dtype = rows, cols, dtype
-        self._stored_names = {}
-        for name in PART_NAMES:
-            stored = "sidecar_indices" if name == "sidecar_positions" and "sidecar_indices" in parts else name
-            if parts.get(stored) is not None and parts[stored].numel() > 0:
-                self._stored_names[name] = stored
-                self.register_buffer(stored, parts[stored])
-        # transformers asks this before it would fill in random weights.
-        self._is_hf_initialized = True
-
-    def part(self, name: str) -> Optional[torch.Tensor]:
-        """A stored tensor, or None if the matrix has none of that name."""
-        stored = self._stored_names.get(name)
-        if stored is None:
-            return None
-        found = self._buffers.get(stored)
-        return found if found is not None else self._parameters.get(stored)
-
-    @property
-    def parts(self) -> Parts:
-        return Parts(*(self.part(name) for name in PART_NAMES))
-
-    def stored_tensors(self) -> dict[str, torch.Tensor]:
-        """The stored tensors under their names in files."""
-        return {stored: self.part(name) for name, stored in self._stored_names.items()}
-
-    @property
-    def matrix(self) -> _core.Matrix:
-        """The core's matrix over the stored tensors. Raises if they do not fit each other."""
-        # The last one serves while its tensors are the module's and nothing was written to them.
-        last = self.__dict__.get("_last_matrix")
-        if last is not None and last[0] is not None:
-            buffers, parameters = self._buffers, self._parameters
-            for name, tensor, stamp in last[1]:
-                held = buffers.get(name) is tensor or parameters.get(name) is tensor
-                if not held or stamp_of(tensor) != stamp:
-                    break
-            else:
-                return last[0]
-        matrix = ops.matrix_of(self.parts, self.rows, self.cols, self.label)
-        used = [(name, tensor, stamp_of(tensor)) for name, tensor in self.stored_tensors().items()]
-        self.__dict__["_last_matrix"] = (matrix, used)
-        return matrix
-
-    def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key != "_last_matrix"}
-
-    def decode_weight(self, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
-        """The dense weight, in float32 unless told. With channel scales: what x / scales is multiplied with."""
-        return ops.decoded(self, dtype or torch.float32)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return CompressedWeight(self)
-
-    def __setattr__(self, name, value):
-        if name != "weight":
-            super().__setattr__(name, value)
-        elif not (isinstance(value, CompressedWeight) and value._module is self):
-            raise AttributeError(f"{self.label} is compressed: its weight cannot be assigned, see replace_weight")
-
-    @property
-    def label(self) -> str:
-        return self.__dict__.get("tensor_name") or type(self).__name__
-
-    def _apply(self, fn, recurse=True):
-        # Codebook, sidecar and factors are the format's: they move between devices, but keep their dtype.
-        kept = {
-            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
-        }
-        probe = fn(torch.empty(0, dtype=self.weight_dtype, device=self.part("indices").device))
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if name in self._buffers and self._buffers[name].dtype is not buffer.dtype:
-                self._buffers[name] = buffer if buffer.is_meta else buffer.to(self._buffers[name].device)
-        if probe.is_floating_point():
-            self.weight_dtype = probe.dtype
-        return self
-
-    def memory_savings(self) -> dict:
-        """Bytes held, bytes as float32, and their ratio."""
-        held = sum(t.numel() * t.element_size() for t in self.stored_tensors().values())
-        dense = 4 * self.rows * self.cols
-        return {"compressed_bytes": held, "dense_bytes": dense, "ratio": dense / held}
-
-
-def empty_parts(described: dict, device="meta") -> dict[str, torch.Tensor]:
-    """Tensors without content for parts described by dtype name and shape."""
-    return {
-        name: torch.empty(part["shape"], dtype=TORCH_DTYPES[part["dtype"]], device=device)
-        for name, part in described.items()
-    }
-
-
-def encode(weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256):
-    """The stored tensors of `weight` [rows, cols] compressed, and how far they are from it (a dict)."""
-    source = weight.detach()
-    if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        source = source.float()
-    source = source.to("cpu").contiguous()
-    dtype = ops.DTYPE_NAMES[source.dtype]
-    parts, fidelity = _core.encode(
-        name, dtype, source.shape, ops.address(source, name, source.dtype), sidecar_fraction, torch.get_num_threads(), max_codewords
-    )
-    tensors = {
-        part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape) for part, kind, shape, data in parts
-    }
-    return tensors, fidelity
-
-
-class HelixLinear(_Compressed, nn.Linear):
+class HelixLinear(Compressed, nn.Linear):
     """y = (x / channel_scales) W^T + bias with W compressed, computed by the core on the compressed form.
 
     codebook [k] or [k, d], indices, and optionally sidecar, SVD factors and channel scales: as stored, in any layout of
     the format. Gradients flow to x, to the bias, to the codebook if it is a parameter (`train_codebook`), to SVD
     factors that require it, and to the LoRA matrices of `enable_lora`.
     """
+
+    dense_class = nn.Linear
 
     def __init__(
         self,
@@ -229,57 +61,62 @@ class HelixLinear(_Compressed, nn.Linear):
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias, requires_grad=False)
         self.register_parameter("bias", bias)
-        found = codebook.shape[1] if codebook.dim() == 2 else 1
-        if vector_dim not in (None, found):
-            raise ValueError(f"{self.label}: vector_dim is {vector_dim}, but the codebook has vectors of {found}")
+        if vector_dim not in (None, self.vector_dim):
+            raise ValueError(
+                f"{self.label}: vector_dim is {vector_dim}, but the codebook has vectors of {self.vector_dim}"
+            )
         if not indices.is_meta:
             self.matrix  # checks that the parts fit
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, sidecar_fraction: float = 0.001, name: str = "") -> "HelixLinear":
-        """Compresses a dense layer. The bias is kept as it is."""
-        parts, fidelity = encode(linear.weight, sidecar_fraction, name or "weight")
-        made = cls(
-            linear.in_features, linear.out_features, bias=linear.bias, tensor_name=name,
-            compute_dtype=linear.weight.dtype, **parts,
-        )  # fmt: skip
-        made.fidelity = fidelity
-        made.train(linear.training)
-        return made
+        """Compresses a dense layer into a new one. The bias is kept as it is; `.fidelity` says how close it is."""
+        return compressed_copy(linear, sidecar_fraction, name)
 
     @property
     def frozen(self) -> bool:
         """Whether the weight is the stored tensors alone, with nothing that is trained."""
         return self._parameters.keys() == {"bias"}
 
+    @property
+    def trained_parts(self) -> bool:
+        return any(parameter.requires_grad for name, parameter in self._parameters.items() if name in self._own_state())
+
+    def _own_state(self) -> set[str]:
+        return super()._own_state() | ({"lora_A", "lora_B", "lora_scaling"} if "lora_A" in self._parameters else set())
+
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias, with a bias that need not be the module's."""
         if "svd_U" not in self._parameters:
-            return ops.linear(x, self, bias)
+            return super().multiply(x, bias)
         # Trained factors are ordinary parameters beside the compressed matrix.
         parts = self.parts
         plain = parts._replace(svd_U=None, svd_s=None, svd_Vt=None)
-        y = torch.ops.hxq.linear(x, *plain, bias, self.rows, self.cols)
+        y = torch.ops.hxq.linear(x, *plain, bias, self.rows, self.cols, self.precision)
         scaled = x if parts.channel_scales is None else x / parts.channel_scales
         u, s, vt = (factor.to(x.dtype) for factor in (parts.svd_U, parts.svd_s, parts.svd_Vt))
         return y + (F.linear(scaled, vt) * s) @ u.T
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.multiply(x, self._parameters["bias"])
-        if "lora_A" in self._parameters:
-            y = y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.lora_scaling
-        return y
+        return self._with_lora(x, y) if "lora_A" in self._parameters else y
+
+    def _with_lora(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.lora_scaling
 
     # ---- Training (HelixLinearSTE of the older package) ----
 
     def enable_lora(self, rank: int = 8, alpha: float = 1.0) -> "HelixLinear":
-        """Adds y += (alpha / rank) x A^T B^T: A [rank, in] uniform within 1 / sqrt(in), B [out, rank] zeros."""
+        """Adds y += (alpha / rank) x A^T B^T: A [rank, in] uniform within 1 / sqrt(in), B [out, rank] zeros. They are
+        saved and loaded with the model."""
         if rank < 1:
             raise ValueError(f"LoRA rank is {rank}, expected 1 or more")
+        if type(self).forward not in (HelixLinear.forward, HelixConv1D.forward):
+            raise TypeError(f"{self.label} is a {self.dense_class.__name__}: LoRA is added to plain linear layers only")
         bound = 1 / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features).uniform_(-bound, bound))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank))
-        self.lora_scaling = alpha / rank
+        self.register_buffer("lora_scaling", torch.tensor(alpha / rank, dtype=torch.float32))
         return self
 
     def freeze_base(self, freeze_svd: bool = True) -> "HelixLinear":
@@ -311,8 +148,12 @@ class HelixLinear(_Compressed, nn.Linear):
         if self.part("channel_scales") is not None:
             weight = weight / self.part("channel_scales")
         if "lora_A" in self._parameters:
-            weight += self.lora_scaling * (self.lora_B.float() @ self.lora_A.float())
+            weight += self._as_stored(self.lora_scaling * (self.lora_B.float() @ self.lora_A.float()))
         return weight
+
+    def _as_stored(self, change: torch.Tensor) -> torch.Tensor:
+        """A change of the weight [out, in], in the orientation in which the weight is stored."""
+        return change
 
     @torch.no_grad()
     def merge_lora(self, sidecar_fraction: float = 0.001) -> dict:
@@ -323,11 +164,7 @@ class HelixLinear(_Compressed, nn.Linear):
     def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
         """Compresses `weight` in place of what is there. SVD factors and channel scales go: the new fit needs none."""
         parts, fidelity = encode(weight, sidecar_fraction, self.label)
-        for stored in self._stored_names.values():
-            self._buffers.pop(stored, None)
-            self._parameters.pop(stored, None)
-        for name in ("lora_A", "lora_B"):
-            self._parameters.pop(name, None)
+        self.drop_parts()
         self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
         return fidelity
 
@@ -336,6 +173,37 @@ class HelixLinear(_Compressed, nn.Linear):
         return self.replace_weight(self.decode_weight().detach())
 
     # ---- Names of the older package ----
+
+    def __getattr__(self, name):
+        if name in PART_NAMES and name not in self.__dict__.get("_stored_names", PART_NAMES):
+            return None  # this matrix has no such part
+        return super().__getattr__(name)
+
+    @property
+    def has_svd(self) -> bool:
+        return self.part("svd_s") is not None
+
+    @property
+    def has_sidecar(self) -> bool:
+        return self.part("sidecar_positions") is not None
+
+    @property
+    def has_channel_scales(self) -> bool:
+        return self.part("channel_scales") is not None
+
+    @property
+    def rank(self) -> int:
+        """Of the SVD factors; 0 if there are none."""
+        return self.part("svd_s").numel() if self.has_svd else 0
+
+    @property
+    def vector_dim(self) -> int:
+        codebook = self.part("codebook")
+        return codebook.shape[1] if codebook.dim() == 2 else 1
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.weight_dtype
 
     def dispatch_metadata(self) -> dict:
         info = self.matrix.info()
@@ -355,15 +223,69 @@ class HelixLinear(_Compressed, nn.Linear):
                     del self._buffers[stored]
 
     def extra_repr(self) -> str:
-        parts = self.stored_tensors()
+        factors = f"svd_rank={self.rank}, " if self.has_svd else ""
+        outliers = f"n_outliers={self.part('sidecar_positions').numel()}, " if self.has_sidecar else ""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"codebook={tuple(parts['codebook'].shape)}, parts={list(parts)}"
+            f"codebook={tuple(self.part('codebook').shape)}, {factors}{outliers}"
+            f"compression={self.memory_savings()['ratio']:.2f}x"
         )
 
+    @property
+    def codebook_f16(self) -> Optional[torch.Tensor]:
+        """The codebook as float16 where that is the compute dtype; computed in float32 all the same."""
+        return self.part("codebook").half() if self.weight_dtype is torch.float16 else None
 
-class HelixEmbedding(_Compressed, nn.Embedding):
+    @property
+    def index_packing(self) -> Optional[str]:
+        """ "12bit" if two indices are stored in three bytes, or None."""
+        packed = self.part("indices").dim() == 1 and self.part("codebook").shape[0] > 256
+        return "12bit" if packed else None
+
+    @classmethod
+    def from_quantized_config(
+        cls,
+        in_features: int,
+        out_features: int,
+        tensor_name: str = "",
+        compute_dtype: torch.dtype = torch.float32,
+        n_clusters: int = 256,
+        vector_dim: int = 1,
+        index_packing: Optional[str] = None,
+    ) -> "HelixLinear":
+        """A layer of zeros, for `load_state_dict` to fill. index_packing: None or "12bit" (n_clusters above 256)."""
+        if index_packing not in (None, "12bit"):
+            raise ValueError(f"index_packing is '{index_packing}', expected None or '12bit'")
+        shape = (out_features, in_features // vector_dim)
+        codebook = torch.zeros((n_clusters, vector_dim) if vector_dim > 1 else (n_clusters,))
+        if index_packing == "12bit" and n_clusters > 256:
+            indices = torch.zeros(shape[0] * shape[1] * 3 // 2, dtype=torch.uint8)
+        else:
+            indices = torch.zeros(shape, dtype=torch.int16 if n_clusters > 256 else torch.uint8)
+        return cls(in_features, out_features, codebook, indices, tensor_name=tensor_name, compute_dtype=compute_dtype)
+
+
+class HelixConv1D(HelixLinear):
+    """y = x W + bias with W [in, out] compressed: `transformers.pytorch_utils.Conv1D`, the linear layer of GPT-2."""
+
+    @property
+    def dense_class(self):
+        from transformers.pytorch_utils import Conv1D
+
+        return Conv1D
+
+    def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+        y = torch.ops.hxq.linear_transposed(x, *self.parts, self.rows, self.cols)
+        return y if bias is None else y + bias
+
+    def _as_stored(self, change: torch.Tensor) -> torch.Tensor:
+        return change.T
+
+
+class HelixEmbedding(Compressed, nn.Embedding):
     """An embedding whose table stays compressed; rows are decoded when they are looked up."""
+
+    dense_class = nn.Embedding
 
     def __init__(
         self,
@@ -391,22 +313,20 @@ class HelixEmbedding(_Compressed, nn.Embedding):
     def from_embedding(
         cls, embedding: nn.Embedding, sidecar_fraction: float = 0.001, name: str = ""
     ) -> "HelixEmbedding":
-        """Compresses a dense table."""
+        """Compresses a dense table into a new module."""
         if embedding.max_norm is not None:
             raise ValueError(
                 f"{name or 'the embedding'} has max_norm, which changes the table: it cannot be compressed"
             )
-        parts, fidelity = encode(embedding.weight, sidecar_fraction, name or "weight")
-        made = cls(
-            embedding.num_embeddings, embedding.embedding_dim, padding_idx=embedding.padding_idx, tensor_name=name,
-            compute_dtype=embedding.weight.dtype, **parts,
-        )  # fmt: skip
-        made.fidelity = fidelity
-        return made
+        return compressed_copy(embedding, sidecar_fraction, name)
 
-    def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
-        """x W^T + bias: the table as the weight of a head."""
-        return ops.linear(x, self, bias)
+    @torch.no_grad()
+    def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
+        """Compresses `weight` in place of what is there; returns how far the result is from it."""
+        parts, fidelity = encode(weight, sidecar_fraction, self.label)
+        self.drop_parts()
+        self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
+        return fidelity
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return ops.embedding(ids, self, self.weight_dtype)
@@ -415,29 +335,155 @@ class HelixEmbedding(_Compressed, nn.Embedding):
         return f"{self.num_embeddings}, {self.embedding_dim}, parts={list(self.stored_tensors())}"
 
 
-class TiedLinear(nn.Linear):
-    """A linear layer that shares its weight with a compressed module, and computes with that one copy: an output head
-    tied to its embedding, or a block that a model uses again at another depth. The bias is its own."""
+# ---- Sharing a weight ----
 
-    def __init__(self, source: Union[HelixLinear, HelixEmbedding], bias: Optional[nn.Parameter] = None):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = source.cols, source.rows
-        self.__dict__["_source"] = [source]  # in a list: not a submodule, or it would be saved twice
-        self.register_parameter("bias", bias)
-        self._is_hf_initialized = True
+
+class Tied(WithoutWeight):
+    """A module that computes with the weight of another one, compressed or (once that was made dense) not: an output
+    head tied to its embedding, or a block that a model uses again at another depth."""
 
     @property
-    def source(self) -> Union[HelixLinear, HelixEmbedding]:
+    def source(self) -> nn.Module:
         return self.__dict__["_source"][0]
+
+    def _set_source(self, source: nn.Module) -> None:
+        while isinstance(source, Tied):
+            source = source.source
+        self.__dict__["_source"] = [source]  # in a list: not a submodule, or it would be saved twice
+
+    def _kind(self) -> tuple:
+        return tied_class, self.dense_class
 
     @property
     def weight(self) -> torch.Tensor:
         return self.source.weight
 
     def __setattr__(self, name, value):
-        # Tying code assigns the shared weight here; that is how it is already.
         if name != "weight":
-            super().__setattr__(name, value)
+            return super().__setattr__(name, value)
+        if isinstance(value, CompressedWeight):
+            self._set_source(value._module)  # tying code assigns the shared weight: mostly that is how it is already
+        elif value is not self.source._parameters.get("weight"):
+            if not isinstance(value, nn.Parameter):
+                raise TypeError(f"cannot assign a {type(value).__name__} as the weight, expected an nn.Parameter")
+            self._take(value)
+
+    def become_dense(self, weight: Optional[torch.Tensor] = None) -> None:
+        """Makes this module and the one whose weight it shares dense; they go on sharing one parameter."""
+        if weight is not None:
+            return self._take(nn.Parameter(weight))
+        if isinstance(self.source, WithoutWeight):
+            self.source.become_dense()
+        self._take(self.source.weight)
+
+    def _take(self, weight: nn.Parameter) -> None:
+        become(self, self.dense_class, {"weight": weight, **without_weight(self)}, ("_source",))
+
+
+class TiedLinear(Tied, nn.Linear):
+    """A linear layer that shares its weight with a compressed module. The bias is its own."""
+
+    dense_class = nn.Linear
+
+    def __init__(self, source: Compressed, bias: Optional[nn.Parameter] = None):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = source.cols, source.rows
+        self._set_source(source)
+        self.register_parameter("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.source.multiply(x, self.bias)
+        source = self.source
+        if isinstance(source, Compressed):
+            with onload(source):
+                return source.multiply(x, self.bias)
+        return F.linear(x, source.weight, self.bias)
+
+
+class TiedEmbedding(Tied, nn.Embedding):
+    """An embedding that shares its table with a compressed module."""
+
+    dense_class = nn.Embedding
+
+
+# ---- From a dense class to a compressed one ----
+
+
+def is_conv1d(kind: type) -> bool:
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def can_be_compressed(module: nn.Module) -> bool:
+    """Whether the module is one that computes with a compressed weight."""
+    if isinstance(module, WithoutWeight) or "weight" not in module._parameters:
+        return False
+    if isinstance(module, nn.Embedding):
+        return module.max_norm is None and not module.sparse
+    return isinstance(module, nn.Linear) or is_conv1d(type(module))
+
+
+@functools.cache
+def compressed_class(kind: type) -> type:
+    """The class of modules of this dense class once they are compressed."""
+    if is_conv1d(kind):
+        return HelixConv1D
+    base = HelixLinear if issubclass(kind, nn.Linear) else HelixEmbedding
+    if kind is base.dense_class:
+        return base
+    members = {"dense_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    if kind.__name__ not in _LIKE_LINEAR:
+        members["forward"] = kind.forward
+    return type(f"Helix{kind.__name__}", (base, kind), members)
+
+
+@functools.cache
+def tied_class(kind: type) -> type:
+    """The class of modules of this dense class whose weight is another module's."""
+    base = TiedLinear if issubclass(kind, nn.Linear) else TiedEmbedding
+    if kind is base.dense_class:
+        return base
+    members = {"dense_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    if kind.__name__ not in _LIKE_LINEAR:
+        members["forward"] = kind.forward
+    return type(f"Tied{kind.__name__}", (base, kind), members)
+
+
+def become_compressed(module: nn.Module, parts: dict[str, torch.Tensor], name: str = "") -> None:
+    """Turns a dense module into the compressed one with these stored tensors, in place."""
+    kind = compressed_class(type(module))
+    weight = module._parameters["weight"]
+    become(module, kind, without_weight(module))
+    module.tensor_name = name
+    if kind is HelixConv1D:
+        module.in_features, module.out_features = weight.shape
+    module._take_parts(parts, *weight.shape, weight.dtype)
+
+
+def become_tied(module: nn.Module, source: Compressed) -> None:
+    """Lets a module compute with the weight of `source`, in place."""
+    if isinstance(module, Compressed):
+        module.drop_parts()
+        for name in ("_weight", "precision"):
+            module.__dict__.pop(name, None)
+    kind = module.dense_class if isinstance(module, WithoutWeight) else type(module)
+    become(module, tied_class(kind), without_weight(module))
+    module._set_source(source)
+
+
+def become_own(module: Tied) -> None:
+    """Gives a tied module the stored tensors of its source, without a copy, as its own."""
+    source = module.source
+    parts, name, dtype = source.stored_tensors(), module.__dict__.get("tensor_name", ""), source.weight_dtype
+    module._take(nn.Parameter(torch.empty(source.rows, source.cols, dtype=dtype, device="meta")))
+    become_compressed(module, parts, name)
+    module.precision = source.precision
+
+
+def compressed_copy(module: nn.Module, sidecar_fraction: float, name: str = "") -> nn.Module:
+    """A compressed module in the likeness of a dense one, which stays as it is."""
+    parts, fidelity = encode(module.weight, sidecar_fraction, name or "weight")
+    made = module.__class__.__new__(module.__class__)
+    shared = {key: value.copy() if isinstance(value, (dict, set)) else value for key, value in module.__dict__.items()}
+    made.__dict__.update(shared)
+    become_compressed(made, parts, name)
+    made.fidelity = fidelity
+    return made

@@ -147,6 +147,8 @@ def _plan(mixer, hidden_states, state: _State, attention_mask) -> Optional[ops.M
     projections = [modules[name] for name in _PROJECTIONS]
     if not all(type(module) is HelixLinear and module.frozen and not _hooked(module) for module in projections):
         return None
+    if any(module.precision != projections[0].precision for module in projections):
+        return None
     parameters, conv = mixer._parameters, modules["conv1d"]._parameters
     in_bias, _, dt_bias, out_bias = (projection._parameters["bias"] for projection in projections)
     vectors = (in_bias, dt_bias, out_bias, conv["weight"], conv["bias"], parameters["A_log"], parameters["D"])
@@ -168,7 +170,7 @@ def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask)
         state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner))
         plan = _plan(self, hidden_states, state, attention_mask)
         if plan is not None:
-            return plan.forward(hidden_states, state.conv, state.ssm).to(dtype)
+            return plan.forward(hidden_states, state.conv, state.ssm, self.in_proj.precision).to(dtype)
 
     xz = self.in_proj(_masked(hidden_states, attention_mask))
     x, gate = xz[..., :inner], xz[..., inner:]
@@ -234,16 +236,19 @@ def _restored(original: type) -> nn.Module:
     return served.__new__(served)
 
 
-def accelerate_ssm(model: nn.Module) -> int:
-    """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers. Returns how many layers that is."""
+def accelerate_ssm(model: nn.Module, enabled: bool = True) -> int:
+    """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers, or leaves them to transformers again. Returns how
+    many layers that is."""
     count = 0
     for module in model.modules():
-        if not getattr(type(module), "_helix_ssm", False):
-            served = _served_class(type(module))
-            if served is None:
-                continue
-            module.__class__ = served
-        count += 1
-    if count:
+        served = getattr(type(module), "_helix_ssm", False)
+        kind = type(module).__mro__[1] if served else _served_class(type(module))
+        if kind is None:
+            continue
+        count += 1 if served or enabled else 0
+        if served != enabled:
+            module.__class__ = kind
+            module.__dict__.pop("_helix_plan", None)
+    if count and enabled:
         prepare_peft()
     return count

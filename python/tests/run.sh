@@ -13,17 +13,17 @@ environment=$build/python-$(echo "$transformers" | tr -c 'A-Za-z0-9.\n' '_')
 python=$environment/bin/python
 install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
 
-made_of=$(echo "$torch $transformers" && cat "$root/python/pyproject.toml")
+made_of=$(echo "$torch $transformers" && cat "$root/pyproject.toml")
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
   rm -rf "$environment"
   python3 -m venv "$environment"
   # torch first: a range in another package's requirements could take a build for GPUs.
   install "$torch"
   install "$transformers" pytest
-  (cd "$root/python" && install ".[hf,peft]")
+  (cd "$root" && install ".[hf,peft]")
   echo "$made_of" >"$environment/made_of"
 else
-  (cd "$root/python" && install --no-deps .)
+  (cd "$root" && install --no-deps .)
 fi
 
 cd "$build"

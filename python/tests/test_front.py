@@ -1,7 +1,9 @@
 """The package's edges: command line, older names, sentences for wrong use."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from conftest import load
 
 import helix_substrate
 from helix_substrate.__main__ import main
+from helix_substrate.helix_linear import load_helix_linear_from_cdnav3
 
 IDS = torch.tensor([[52, 258, 892, 280, 2133, 328]])
 
@@ -156,3 +159,136 @@ def test_a_string_is_no_list_of_patterns(dense_folder, tmp_path):
         helix_substrate.HxqConfig(modules_to_not_convert="lm_head")
     with pytest.raises(TypeError, match="expected a list"):
         helix_substrate.compress_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), keep="0")
+
+
+# ---- Names of the older package ----
+
+
+@pytest.mark.parametrize("codewords, rank", [(256, 0), (64, 4), (512, 0), (512, 3), (4096, 0)])
+def test_writer_options(codewords, rank, tmp_path):
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(96, 64)).astype(np.float32)
+    writer = helix_substrate.CDNAv3Writer(tmp_path)
+    policy = dict(n_clusters=codewords, svd_residual_rank=rank)
+    stats = writer.write_tensor(weight, "a.b.weight", policy, source_artifact="model.safetensors")
+    folder = tmp_path / "a_b_weight.cdnav3"
+    reader = helix_substrate.CDNAv3Reader(folder)
+    meta = reader.meta
+    assert meta["n_clusters"] == codewords and meta["source_artifact"] == "model.safetensors"
+    assert meta["index_dtype"] == ("uint16" if codewords > 256 else "uint8") and meta["svd_residual_rank"] == rank
+    assert (folder / "indices.bin").stat().st_size == weight.size * (2 if codewords > 256 else 1)
+    assert len(meta["codebook_sha256"]) == 64 and reader.verify_codebook() and reader.get_stats() == stats
+
+    codebook = np.load(folder / "codebook.npy")
+    indices = np.fromfile(folder / "indices.bin", meta["index_dtype"]).reshape(weight.shape)
+    decoded = codebook[indices]
+
+    def cosine(a):
+        return float((a * weight).sum() / np.linalg.norm(a) / np.linalg.norm(weight))
+
+    assert stats["cosine_no_sidecar"] == pytest.approx(cosine(decoded), abs=1e-6)
+    sidecar = np.load(folder / "sidecar.npz")
+    decoded.reshape(-1)[sidecar["positions"]] = sidecar["values"]
+    assert stats["cosine_with_sidecar"] == pytest.approx(cosine(decoded), abs=1e-6)
+    assert len(sidecar["values"]) == stats["num_outliers"] == 6
+    if rank:
+        u, s, vt = (np.load(folder / f"svd_{part}.npy") for part in ("U", "s", "Vt"))
+        decoded = decoded + (u * s) @ vt
+    assert stats["cosine_with_svd"] == pytest.approx(cosine(decoded), abs=1e-6)
+    assert np.allclose(reader.reconstruct(), decoded, atol=1e-6)
+    assert stats["max_abs_diff"] == pytest.approx(np.abs(decoded - weight).max(), rel=1e-4)
+    assert stats["cosine_with_svd"] > {64: 0.999, 256: 0.9998, 512: 0.99995, 4096: 0.999999}[codewords]
+
+    layer = load_helix_linear_from_cdnav3(folder, compute_dtype=torch.bfloat16)
+    assert layer.compute_dtype is torch.bfloat16 and layer.has_svd == (rank > 0) and layer.has_sidecar
+    assert layer.rank == rank and (f"svd_rank={rank}" in repr(layer)) == (rank > 0)
+    x = torch.randn(3, 64)
+    assert torch.allclose(layer(x), x @ torch.as_tensor(decoded).T, atol=0.05)
+
+
+def test_writer_refuses_what_it_does_not_write(tmp_path):
+    writer = helix_substrate.CDNAv3Writer(tmp_path)
+    for policy in (dict(vector_dim=2), dict(n_clusters=0), dict(n_clusters=10**6)):
+        with pytest.raises(ValueError, match=next(iter(policy))):
+            writer.write_tensor(np.zeros((64, 64), np.float32), "w", policy)
+    assert writer.write_tensor(np.ones((4, 3, 8), np.float32), "w")["shape"] == [12, 8]
+
+
+def test_twelve_bits():
+    from helix_substrate.index_packing import pack_12bit, unpack_12bit, unpack_12bit_rows
+
+    indices = torch.randint(0, 4096, (10, 6), generator=torch.Generator().manual_seed(0))
+    packed = pack_12bit(indices)
+    assert packed.dtype is torch.uint8 and packed.numel() == 90
+    values = packed.tolist()
+    assert (values[0] | (values[1] & 15) << 8, values[1] >> 4 | values[2] << 4) == tuple(indices[0, :2].tolist())
+    assert torch.equal(unpack_12bit(packed, 60).long(), indices.flatten())
+    assert torch.equal(unpack_12bit_rows(packed, 3, 7, 6).long(), indices[3:7])
+    for wrong in (torch.tensor([1, 2, 3]), torch.tensor([4096, 0]), torch.tensor([-1, 0])):
+        with pytest.raises(ValueError):
+            pack_12bit(wrong)
+    with pytest.raises(ValueError):
+        unpack_12bit(packed, 62)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_layer_from_scratch_is_trained(rank):
+    from helix_substrate.helix_linear_ste import HelixLinearSTE
+
+    torch.manual_seed(0)
+    layer = HelixLinearSTE.from_scratch(64, 96, bias=True, svd_rank=rank)
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == (
+        {"codebook", "bias", "svd_U", "svd_s", "svd_Vt"} if rank else {"codebook", "bias"}
+    )
+    assert layer.codebook.shape == (256,) and layer.indices.dtype is torch.uint8 and layer.has_svd == (rank > 0)
+    assert layer.codebook_utilization() > 0.9 and abs(layer.weight_kurtosis()) < 0.5
+    x, target = torch.randn(128, 64), torch.randn(128, 96)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        loss = (layer(x) - target).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is HelixLinearSTE and torch.equal(other(x), layer(x))
+    before = layer.codebook.detach().clone()
+    changed, total = layer.reassign_indices()
+    assert 0 <= changed < total == 96 * 64 and torch.equal(layer.codebook, before)
+    savings = layer.memory_savings()
+    assert savings.keys() == {"compressed_bytes", "dense_bytes", "ratio", "savings_pct"}
+    assert savings["savings_pct"] == pytest.approx(100 * (1 - 1 / savings["ratio"]))
+
+
+def test_parts_that_are_not_there_are_none():
+    layer = helix_substrate.HelixLinear.from_linear(torch.nn.Linear(64, 96), 0.0)
+    assert layer.sidecar_positions is None and layer.svd_U is None and layer.channel_scales is None
+    assert not layer.has_sidecar and not layer.has_svd and layer.vector_dim == 1
+    layer.set_compute_dtype(torch.float16)
+    assert layer.weight.dtype is torch.float16
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize("version", ["4.20.0", "99.0.0"])
+def test_the_command_line_needs_no_release_of_transformers(version, dense_folder, tmp_path):
+    """A transformers that would not do, or breaks when it is imported, is none of its business."""
+    package = tmp_path / "transformers"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"__version__ = {version!r}\nraise RuntimeError('broken')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "helix_substrate", "inspect", str(dense_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "mamba"
+
+
+def test_versions_agree():
+    from importlib import metadata
+
+    try:
+        stated = metadata.version("helix-substrate")
+    except metadata.PackageNotFoundError:
+        pytest.skip("used from the source tree")
+    assert stated == helix_substrate.__version__

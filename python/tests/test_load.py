@@ -353,18 +353,3 @@ def test_modules_with_other_names_than_in_files(tmp_path):
     model.save_pretrained(again)
     saved = AutoModel.from_pretrained(again, dtype=torch.float32).eval()
     torch.testing.assert_close(saved(pixels).last_hidden_state, got, rtol=0, atol=0)
-
-
-def test_modules_that_compute_something_else_are_refused(tmp_path):
-    """OPT's positions are an Embedding with a forward of its own."""
-    from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
-
-    config = OPTConfig(
-        vocab_size=256, hidden_size=64, ffn_dim=128, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, word_embed_proj_dim=64,
-    )  # fmt: skip
-    dense, folder = tmp_path / "dense", tmp_path / "hxq"
-    OPTForCausalLM(config).save_pretrained(dense)
-    helix_substrate.compress(dense, folder)
-    with pytest.raises(ValueError, match="embed_positions is a OPTLearnedPositionalEmbedding, which does more"):
-        AutoModelForCausalLM.from_pretrained(folder)

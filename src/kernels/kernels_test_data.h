@@ -83,7 +83,8 @@ struct MatrixOptions {
   int32_t d = 1;
   IndexLayout layout = IndexLayout::u8;
   Levels levels = Levels::any;
-  double sidecar = 0.02;  ///< fraction of the weights; the first and the last weight as well if positive
+  double sidecar = 0.02;    ///< fraction of the weights; the first and the last weight as well if positive
+  int64_t sidecar_row = 0;  ///< the first row that has more of it
   int64_t rank = 0;
   bool channel_scales = false;
   uint32_t seed = 1;
@@ -115,7 +116,7 @@ struct TestMatrix {
     }
     memory = std::make_unique<GuardedBytes>(pack(index, options.layout));
     view.indices = memory->bytes();
-    if (options.sidecar > 0) add_sidecar(options.sidecar, random);
+    if (options.sidecar > 0) add_sidecar(options, random);
     if (options.rank > 0) {
       view.low_rank = {.rank = options.rank,
                        .u_scaled = normal_floats(options.rows * options.rank, options.seed + 2, 0.01f),
@@ -157,11 +158,12 @@ struct TestMatrix {
     return bytes;
   }
 
-  void add_sidecar(double fraction, std::mt19937& random) {
+  void add_sidecar(const MatrixOptions& options, std::mt19937& random) {
     view.sidecar.row_begin.push_back(0);
     for (int64_t row = 0; row < view.rows; ++row) {
       for (int64_t col = 0; col < view.cols; ++col) {
         const bool corner = (row == 0 && col == 0) || (row + 1 == view.rows && col + 1 == view.cols);
+        const double fraction = row < options.sidecar_row ? 0 : options.sidecar;
         if (!corner && std::uniform_real_distribution<double>()(random) >= fraction) continue;
         view.sidecar.col.push_back(static_cast<uint32_t>(col));
         view.sidecar.value.push_back(std::normal_distribution<float>(0, 0.3f)(random));

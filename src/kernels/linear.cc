@@ -85,9 +85,9 @@ void integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuC
                                    [&](const float* x, int64_t tokens, float* panel) {
                                      ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
-  const Range mine = context.team.share(weight.rows, ops.tile_rows);
-  float* memory = context.own(ops.integer_gemm.memory_floats(weight, mine.begin, mine.end));
+  float* memory = context.own(ops.integer_gemm.memory_floats(weight));
   if (context.measures) return;
+  const Range mine = context.team.share(weight.rows, ops.tile_rows);
   ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
   context.team.barrier();
 }

@@ -83,6 +83,9 @@ TEST_P(LinearRowsTest, DependOnNothingButThemselves) {
   // Decoded in several pieces, for prefill.
   const TestMatrix large({.rows = 59, .cols = 4230, .levels = Levels::integer});
   expect_same_rows(*large.prepared, {.tokens = 35, .phase = Phase::prefill, .accumulate = true}, {1, 7});
+  // The pieces of one thread hold fewer outliers each than those of two, which begin elsewhere.
+  const TestMatrix uneven({.rows = 140, .cols = 330, .levels = Levels::integer, .sidecar = 1, .sidecar_row = 84});
+  expect_same_rows(*uneven.prepared, {.tokens = 35, .phase = Phase::prefill}, {7});
 }
 
 TEST_P(LinearRowsTest, OtherLayoutsDependOnNothingButThemselves) {

@@ -62,9 +62,11 @@ class MixerPlan:
     def __reduce__(self):
         return (type(None), ())  # addresses mean nothing to a copy: it makes its own
 
-    def forward(self, x: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor, precision: Optional[str] = None
+    ) -> torch.Tensor:
         """x [batch, tokens, hidden]; conv_state [batch, width, inner] and ssm_state [batch, state_size, inner],
-        float32, are advanced."""
+        float32, are advanced. precision: as of `ops.linear`."""
         batch, tokens, _ = x.shape
         given = Arguments()
         y, at = given.output(x.shape)
@@ -72,7 +74,7 @@ class MixerPlan:
             batch, tokens, given.floats("the input", x, (batch, tokens, self.hidden)),
             given.state("the convolution's state", conv_state, (batch, self.width, self.inner)),
             given.state("the scan's state", ssm_state, (batch, self.state_size, self.inner)), at, phase_of(x),
-            _core.precision_code(),
+            _core.precision_code(precision),
         )  # fmt: skip
         _core.check(library.hxq_mamba_mixer_forward(context(), byref(self._mixer), byref(args)))
         return y

@@ -85,10 +85,12 @@ struct LevelTiles {
         outlier(reinterpret_cast<TileOutlier*>(begin + kLevelRows + 16)) {}
 };
 
-int64_t integer_memory_floats(const CodebookView& weight, int64_t begin, int64_t end) {
+int64_t integer_memory_floats(const CodebookView& weight) {
+  // A share of the rows, and with it a decoded piece, may begin at any multiple of kTileRows.
+  static_assert(kLevelRows % kTileRows == 0);
   uint32_t most = 0;
-  for (int64_t row = begin; weight.outlier_row && row < end; row += kLevelRows) {
-    const int64_t row_end = row + kLevelRows < end ? row + kLevelRows : end;
+  for (int64_t row = 0; weight.outlier_row && row < weight.rows; row += kTileRows) {
+    const int64_t row_end = row + kLevelRows < weight.rows ? row + kLevelRows : weight.rows;
     const uint32_t outliers = weight.outlier_row[row_end] - weight.outlier_row[row];
     most = outliers > most ? outliers : most;
   }

@@ -98,7 +98,7 @@ struct Ops {
     int64_t (*panel_floats)(int64_t cols);
     void (*pack_panel)(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel);
     /// y of rows [begin, end), begin a multiple of tile_rows; `memory`: memory_floats floats of the thread's own.
-    int64_t (*memory_floats)(const CodebookView& weight, int64_t begin, int64_t end);
+    int64_t (*memory_floats)(const CodebookView& weight);
     void (*multiply)(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin,
                      int64_t end, float* memory);
   };

@@ -1,0 +1,172 @@
+"""Which modules of a model are compressed, and which stay dense and why: one rule for compressing while loading and in
+memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+import re
+from typing import Iterable, NamedTuple, Optional
+
+import torch
+from torch import nn
+
+from . import _core, ops
+from .compressed import Compressed, WithoutWeight
+from .modules import can_be_compressed
+
+logger = logging.getLogger("helix_substrate")
+
+#: A model of which less than this share of the weights in matrices gets compressed is worth a warning.
+_EXPECTED_SHARE = 0.9
+
+
+def check_patterns(option: str, patterns: Optional[Iterable[str]]) -> None:
+    """Raises TypeError for a string (it would be taken letter by letter) and for what is no string."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{option} is the string '{patterns}', expected a list of patterns")
+    for pattern in patterns or ():
+        if not isinstance(pattern, str):
+            raise TypeError(f"{option} holds {pattern!r}, expected patterns as strings")
+
+
+@functools.lru_cache(maxsize=256)
+def _expression(pattern: str) -> Optional[re.Pattern]:
+    """Matches a path from its start up to the end of one of its names."""
+    try:
+        return re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))")
+    except re.error:
+        return None  # a shell pattern such as "*.down_proj"
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern means a module: as a shell pattern of the whole path, or as in transformers' skip lists, as a
+    start of the path, a regular expression for one, or an end of it."""
+    if fnmatch.fnmatchcase(path, pattern):
+        return True
+    expression = _expression(pattern)
+    return path.endswith(pattern) or (expression is not None and expression.match(path) is not None)
+
+
+class Selection(NamedTuple):
+    """modules: {path: module} to compress. tied: {path: path of the module whose weight it shares}. kept: {path: why it
+    stays dense} of modules with matrices."""
+
+    modules: dict[str, nn.Module]
+    tied: dict[str, str]
+    kept: dict[str, str]
+
+
+def tied_modules(model: nn.Module) -> dict[str, str]:
+    """Linear and Embedding modules that share the weight of another module, {path: path of the other}: by being the
+    same Parameter, or because the model (of transformers 5) declares it. Embeddings come before the heads tied to
+    them."""
+    modules = {path: module for path, module in model.named_modules() if can_be_compressed(module)}
+    tied = {}
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if target.endswith(".weight") and source.endswith(".weight"):
+            tied[target.removesuffix(".weight")] = source.removesuffix(".weight")
+    owners: dict[int, str] = {}
+    for path, module in sorted(modules.items(), key=lambda item: not isinstance(item[1], nn.Embedding)):
+        owner = owners.setdefault(id(module._parameters["weight"]), path)
+        if owner != path:
+            tied[path] = owner
+    return {p: s for p, s in tied.items() if p in modules and s in modules and modules[p] is not modules[s]}
+
+
+def select(
+    model: nn.Module, keep: Iterable[str], embeddings: bool, fresh: Iterable[str] = (), option: str = "keep"
+) -> Selection:
+    """keep: patterns of modules that stay dense; one that matches none is warned of. embeddings: whether embeddings are
+    compressed. fresh: paths of modules whose weights were made up, not loaded."""
+    check_patterns(option, keep)
+    patterns, fresh = list(keep), set(fresh)
+    tied = tied_modules(model)
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    sharing: dict[str, list[str]] = {}
+    for path, source in tied.items():
+        sharing.setdefault(source, []).append(path)
+
+    chosen, kept, used = {}, {}, set()
+    for path, module in model.named_modules():
+        if not can_be_compressed(module) or path in tied:
+            continue
+        # A weight is kept if it is kept under any of its names.
+        names = [name for p in (path, *sharing.get(path, ())) for name in paths[id(_module(model, p))]]
+        matching = [pattern for pattern in patterns if any(matches(name, pattern) for name in names)]
+        used.update(matching)
+        reason = f"matches '{matching[0]}'" if matching else _reason(module, embeddings, not fresh.isdisjoint(names))
+        if reason is None:
+            chosen[path] = module
+        else:
+            kept[path] = reason
+    for pattern in patterns:
+        if pattern not in used and not any(matches(p, pattern) for p, _ in model.named_modules()):
+            logger.warning("%s: '%s' matches no module of %s", option, pattern, type(model).__name__)
+    return Selection(chosen, tied, kept)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path)
+
+
+def _reason(module: nn.Module, embeddings: bool, fresh: bool) -> Optional[str]:
+    """Why a module that could be compressed is not; None if it is."""
+    weight = module._parameters["weight"]
+    if isinstance(module, nn.Embedding) and not embeddings:
+        return "is an embedding"
+    if fresh:
+        return "was not in the checkpoint: it is still to be trained"
+    if type(weight) not in (nn.Parameter, torch.Tensor) or weight.is_meta:
+        return f"holds a {type(weight).__name__} on {weight.device}"
+    dtype = ops.DTYPE_NAMES.get(weight.dtype, "")
+    role = "embedding" if isinstance(module, nn.Embedding) else "projection"
+    if dtype not in ("F32", "F16", "BF16", "F64") or not _core.would_compress(role, dtype, weight.shape):
+        return "would not get smaller"
+    return None
+
+
+def compressed_paths(model: nn.Module) -> list[str]:
+    """Modules that hold a compressed matrix, each once."""
+    return [path for path, module in model.named_modules() if isinstance(module, Compressed)]
+
+
+def share_compressed(model: nn.Module) -> tuple[float, dict[str, int]]:
+    """The share of the weights in matrices that is compressed, and how many weights other modules' matrices have:
+    {class name: weights}, largest first."""
+    compressed, dense = 0, {}
+    seen = set()
+    for module in model.modules():
+        if isinstance(module, Compressed):
+            compressed += module.rows * module.cols
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen or parameter.dim() < 2:
+                continue
+            if isinstance(module, WithoutWeight) and name != "weight":
+                continue
+            seen.add(id(parameter))
+            kind = type(module).__name__
+            dense[kind] = dense.get(kind, 0) + parameter.numel()
+    total = compressed + sum(dense.values())
+    left = dict(sorted(dense.items(), key=lambda item: -item[1]))
+    return compressed / total if total else 0.0, left
+
+
+def warn_of_share(model: nn.Module, selection: Selection) -> float:
+    """Says so where much of a model stayed dense that nobody asked to keep. Returns the share compressed."""
+    share, left = share_compressed(model)
+    asked = 0
+    for path, reason in selection.kept.items():
+        if not reason.startswith("would not"):
+            asked += model.get_submodule(path)._parameters["weight"].numel()
+    total = sum(left.values())
+    if total and share + (1 - share) * asked / total < _EXPECTED_SHARE:
+        largest = ", ".join(f"{n / total * (1 - share):.0%} in {kind}" for kind, n in list(left.items())[:3])
+        logger.warning(
+            "%.0f %% of the weights of %s are compressed; the others stay as they are: %s",
+            100 * share, type(model).__name__, largest,
+        )  # fmt: skip
+    return share

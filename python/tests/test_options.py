@@ -1,0 +1,190 @@
+"""Options count: what is asked is done, and what has no effect is said."""
+
+import json
+import logging
+
+import pytest
+import torch
+import transformers
+from conftest import load
+from test_models import IDS, save_dense, tiny
+from torch import nn
+
+import helix_substrate
+from helix_substrate import HelixLinear, HxqConfig, accelerate_ssm, compress_model
+from helix_substrate.modules import HelixEmbedding, Tied
+from helix_substrate.selection import matches
+
+
+def test_configurations_are_read_back_as_they_were_written():
+    config = HxqConfig(
+        sidecar_fraction=0.01, modules_to_not_convert=["lm_head"], compress_embeddings=False, accelerate_ssm=False
+    )
+    stated = config.to_dict()
+    again = HxqConfig.from_dict(stated)
+    assert again.to_dict() == stated and json.loads(config.to_json_string()) == stated
+    assert all(getattr(again, key) == value for key, value in stated.items())
+    assert '"accelerate_ssm": false' in repr(config) and '"sidecar_fraction": 0.01' in repr(config)
+
+
+def test_what_folders_say_besides_is_kept():
+    stated = {
+        "quant_method": "cdna_v3",
+        "bits": 8,
+        "n_clusters": 4096,
+        "compression_ratio": 3.9,
+        "index_packing": "12bit",
+    }
+    config = HxqConfig.from_dict(stated)
+    assert stated.items() <= config.to_dict().items() and config.compression_ratio == 3.9
+    older = helix_substrate.CDNAv3Config(codebook_size=4096, compression_ratio=3.9)
+    assert older.n_clusters == 4096 and older.quant_method == "cdna_v3"
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        (dict(sidecar_fracton=0.01), TypeError), (dict(bits=4), TypeError), (dict(sidecar_fraction=-1), ValueError),
+        (dict(sidecar_fraction=0.7), ValueError), (dict(sidecar_fraction="much"), TypeError),
+        (dict(compress_embeddings="no"), TypeError), (dict(modules_to_not_convert="lm_head"), TypeError),
+        (dict(modules_to_not_convert=[3]), TypeError), (dict(accelerate_ssm=None), TypeError),
+        (dict(precision="double"), ValueError),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        HxqConfig(**options)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_precision_counts(kind, tmp_path):
+    """The model's own precision goes before what is set, and is saved and overridden with the configuration."""
+
+    def logits(model, precision):
+        with torch.no_grad(), helix_substrate.precision(precision):
+            return model(IDS).logits
+
+    save_dense(tiny(kind), tmp_path / "dense")
+    load(tmp_path / "dense", quantization_config=HxqConfig(precision="exact")).save_pretrained(tmp_path / "exact")
+    plain = load(tmp_path / "dense", quantization_config=HxqConfig())
+    exact = load(tmp_path / "exact")
+    fast = load(tmp_path / "exact", quantization_config=HxqConfig(precision="fast"))
+    assert torch.equal(logits(exact, "fast"), logits(plain, "exact"))
+    assert torch.equal(logits(fast, "exact"), logits(plain, "fast"))
+
+
+def test_sidecar_fraction_counts(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    counts = []
+    for fraction in (0.0, 0.01):
+        model = load(tmp_path, quantization_config=HxqConfig(sidecar_fraction=fraction))
+        counts.append(sum(m.matrix.info()["outliers"] for m in model.modules() if isinstance(m, HelixLinear)))
+    assert counts[0] == 0 and counts[1] > 100
+    with pytest.raises(ValueError, match="sidecar_fraction"):
+        compress_model(tiny("llama"), sidecar_fraction=2.0)
+
+
+@pytest.mark.parametrize(
+    "path, pattern, found",
+    [
+        ("model.layers.0.mlp.down_proj", "down_proj", True), ("model.layers.0.mlp.down_proj", "*.down_proj", True),
+        ("model.layers.1.mlp.down_proj", "model.layers.1", True), ("lm_head", "lm_head", True),
+        ("model.layers.11.mlp.down_proj", "model.layers.1", False), ("lm_head", "head$", False),
+        ("model.layers.0.self_attn.q_proj", "self_attn.q_proj", True), ("layers.3.mlp.up", r"layers.\d.mlp", True),
+        ("model.layers.0.mlp.gate_proj", "mlp.gate", False), ("model.layers.0.mlp", "*", True),
+        ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj", True),
+    ],
+)  # fmt: skip
+def test_patterns(path, pattern, found):
+    assert matches(path, pattern) == found
+
+
+@pytest.mark.parametrize("kind, skip", [
+    ("llama", ["down_proj"]), ("llama", ["model.layers.0"]), ("llama", ["self_attn.q_proj"]), ("qwen2", ["lm_head"]),
+    ("qwen2", ["embed_tokens"]), ("mamba", ["in_proj", "*.out_proj"]), ("llama", [r"model.layers.\d+.mlp"]),
+])  # fmt: skip
+def test_skip_lists(kind, skip, tmp_path, caplog):
+    tiny(kind).save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        model = load(tmp_path, quantization_config=HxqConfig(modules_to_not_convert=skip))
+    assert not [record for record in caplog.records if record.name == "helix_substrate"]
+    in_memory = tiny(kind)
+    compress_model(in_memory, keep=skip, embeddings=True)
+    for made in (model, in_memory):
+        changed = [p for p, m in made.named_modules() if isinstance(m, (HelixLinear, HelixEmbedding, Tied))]
+        assert changed and not [path for path in changed if any(matches(path, pattern) for pattern in skip)]
+
+
+def test_patterns_that_match_nothing_are_said(tmp_path, caplog):
+    tiny("llama").save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        load(tmp_path, quantization_config=HxqConfig(modules_to_not_convert=["lm_haed", "down_proj"]))
+    assert "modules_to_not_convert: 'lm_haed' matches no module" in caplog.text and "down_proj" not in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        compress_model(nn.Sequential(nn.Linear(64, 64)), keep=["1"])
+    assert "keep: '1' matches no module" in caplog.text
+
+
+def test_a_layer_by_itself_is_refused():
+    for layer in (nn.Linear(64, 64), nn.Embedding(64, 64)):
+        with pytest.raises(ValueError, match="from_"):
+            compress_model(layer)
+
+
+def test_the_report_says_what_was_kept():
+    model = tiny("llama")
+    report = compress_model(model, keep=["lm_head"])
+    kept = {entry["module"]: entry["reason"] for entry in report["kept"]}
+    assert kept == {"lm_head": "matches 'lm_head'", "model.embed_tokens": "is an embedding"}
+    assert 0.5 < report["share"] < 0.8
+
+
+def test_newly_made_heads_stay_dense(tmp_path):
+    save_dense(tiny("llama"), tmp_path)
+    kind = transformers.AutoModelForSequenceClassification
+    options = dict(num_labels=40, pad_token_id=0, dtype=torch.float32)
+    model = kind.from_pretrained(tmp_path, quantization_config=HxqConfig(), **options)
+    assert type(model.score) is nn.Linear and model.score.weight.requires_grad
+    assert isinstance(model.model.layers[0].mlp.up_proj, HelixLinear)
+    model.save_pretrained(tmp_path / "hxq")
+    again = kind.from_pretrained(tmp_path / "hxq", dtype=torch.float32)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    # One of another shape is made anew too.
+    options["num_labels"] = 50
+    wrapped = kind.from_pretrained(tmp_path, dtype=torch.float32, num_labels=40, pad_token_id=0)
+    wrapped.save_pretrained(tmp_path / "classifier")
+    resized = kind.from_pretrained(
+        tmp_path / "classifier", quantization_config=HxqConfig(), ignore_mismatched_sizes=True, **options
+    )
+    assert type(resized.score) is nn.Linear and resized.score.out_features == 50
+    whole = kind.from_pretrained(tmp_path / "classifier", quantization_config=HxqConfig(), dtype=torch.float32)
+    assert isinstance(whole.score, HelixLinear)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "zamba2"])
+def test_mamba_layers_can_be_left_to_transformers(kind, tmp_path):
+    def served(model):
+        return sum(getattr(type(module), "_helix_ssm", False) for module in model.modules())
+
+    save_dense(tiny(kind), tmp_path / "dense")
+    model = load(tmp_path / "dense", quantization_config=HxqConfig(accelerate_ssm=False))
+    assert not served(model)
+    model.save_pretrained(tmp_path / "hxq")
+    again = load(tmp_path / "hxq")
+    assert not served(again)  # the folder says so
+    overruled = load(tmp_path / "hxq", quantization_config=HxqConfig(accelerate_ssm=True))
+    assert served(overruled) >= 2
+    with torch.no_grad():
+        expected = again(IDS).logits
+        assert accelerate_ssm(again) == served(overruled)
+        assert accelerate_ssm(again, False) == served(overruled) and not served(again)
+        assert torch.equal(again(IDS).logits, expected)
+
+
+def test_options_without_effect_on_a_compressed_folder_are_said(tmp_path, caplog):
+    tiny("llama").save_pretrained(tmp_path / "dense")
+    load(tmp_path / "dense", quantization_config=HxqConfig()).save_pretrained(tmp_path / "hxq")
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        load(tmp_path / "hxq", quantization_config=HxqConfig(sidecar_fraction=0.01))
+    assert "compressed already: sidecar_fraction without effect" in caplog.text

@@ -1,0 +1,211 @@
+"""Every way of making a compressed model, and every way of saving one: what was saved loads, and computes the same."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import load
+from test_models import IDS, KINDS, save_dense, tiny
+from torch import nn
+
+import helix_substrate
+from helix_substrate import HelixLinear, HxqConfig, accelerate_ssm, compress_model, decompress_model
+from helix_substrate.modules import HelixEmbedding, TiedEmbedding
+
+BEFORE_5 = transformers.__version__.startswith("4.")
+
+
+def logits(model):
+    model.eval()
+    # Exact: rounding would tell the core's scan from transformers', which models compressed in memory run.
+    with torch.no_grad(), helix_substrate.precision("exact"):
+        return model(IDS).logits
+
+
+def helix_modules(model):
+    return [module for module in model.modules() if isinstance(module, (HelixLinear, HelixEmbedding))]
+
+
+def t5():
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=320, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def in_memory(dense, folder):
+    compress_model(dense, embeddings=True)
+    return dense
+
+
+def on_the_fly(dense, folder):
+    save_dense(dense, folder)
+    return type(dense).from_pretrained(folder, quantization_config=HxqConfig(), dtype=torch.float32)
+
+
+def by_folder(dense, folder):
+    save_dense(dense, folder)
+    helix_substrate.compress(folder, folder.with_name("made"))
+    return type(dense).from_pretrained(folder.with_name("made"), dtype=torch.float32)
+
+
+WAYS = [in_memory, on_the_fly, by_folder]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_saved_loads(way, kind, tmp_path):
+    model = way(tiny(kind), tmp_path / "dense")
+    expected = logits(model)
+    assert helix_modules(model)
+    model.save_pretrained(tmp_path / "hxq")
+    assert helix_substrate.verify(tmp_path / "hxq")["ok"]
+    again = load(tmp_path / "hxq")
+    assert len(helix_modules(again)) == len(helix_modules(model))
+    assert (logits(again) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    again.save_pretrained(tmp_path / "twice")
+    assert torch.equal(logits(load(tmp_path / "twice")), logits(again))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_table_stays_one(way, tmp_path):
+    """T5's encoder and decoder look up in the one embedding."""
+    model = way(t5(), tmp_path / "dense")
+    tables = [module for module in model.modules() if isinstance(module, HelixEmbedding)]
+    assert len(tables) == 1
+    assert isinstance(model.encoder.embed_tokens, TiedEmbedding) or model.encoder.embed_tokens is model.shared
+    batch = dict(input_ids=IDS, decoder_input_ids=IDS[:, :5])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.save_pretrained(tmp_path / "hxq")
+        again = type(model).from_pretrained(tmp_path / "hxq", dtype=torch.float32).eval()
+        assert torch.equal(again(**batch).logits, expected)
+        assert torch.equal(copy.deepcopy(model)(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["decompress_model", "dequantize"])
+def test_made_dense_it_is_saved_dense(kind, method, tmp_path):
+    model = on_the_fly(tiny(kind), tmp_path / "dense")
+    expected = logits(model)
+    model = decompress_model(model) if method == "decompress_model" else (model.dequantize() or model)
+    assert not helix_modules(model) and not getattr(model, "is_quantized", False)
+    assert (logits(model) - expected).abs().max() < 0.02 * expected.abs().max()
+    assert model.num_parameters() == tiny(kind).num_parameters()
+    save_dense(model, tmp_path / "again")
+    assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    again = load(tmp_path / "again")
+    accelerate_ssm(again)  # Zamba2's time step is clamped otherwise by transformers
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_of_the_modules_is_saved(dtype, tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "dense")
+    model = load(tmp_path / "dense", quantization_config=HxqConfig(), dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, HelixLinear):
+            module.enable_lora(3, 2.0)
+            nn.init.normal_(module.lora_B, std=0.02)
+            module.to(dtype)
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "hxq")
+    again = load(tmp_path / "hxq", dtype=dtype)
+    assert again.model.layers[0].mlp.up_proj.lora_A.shape == (3, 64)
+    assert (logits(again) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    model.model.layers[0].mlp.up_proj.merge_lora()
+    assert "lora_scaling" not in model.model.layers[0].mlp.up_proj.state_dict()
+
+
+def test_trained_codebooks_are_saved(tmp_path):
+    model = on_the_fly(tiny("llama"), tmp_path / "dense")
+    layer = model.model.layers[1].mlp.down_proj.train_codebook()
+    with torch.no_grad():
+        layer.codebook.mul_(1.5)
+    model.save_pretrained(tmp_path / "hxq")
+    assert torch.equal(logits(load(tmp_path / "hxq")), logits(model))
+
+
+def test_partly_dense_models_are_saved(tmp_path):
+    """Made dense one by one, in memory: the configuration lists what is compressed when it is saved."""
+    model = on_the_fly(tiny("llama"), tmp_path / "dense")
+    model.model.layers[0].mlp.up_proj.requires_grad_(True)
+    model.model.embed_tokens.become_dense()
+    model.save_pretrained(tmp_path / "hxq")
+    again = load(tmp_path / "hxq")
+    assert type(again.model.layers[0].mlp.up_proj) is nn.Linear and type(again.model.embed_tokens) is nn.Embedding
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_state_dicts(tmp_path):
+    model, other = on_the_fly(tiny("llama"), tmp_path / "a"), on_the_fly(tiny("llama"), tmp_path / "b")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.codebook.mul_(2)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), logits(model))
+    dense = decompress_model(copy.deepcopy(model))
+    other.load_state_dict(dense.state_dict(), strict=False)  # weights into compressed modules make them dense
+    assert not helix_modules(other)
+    assert (logits(other) - logits(model)).abs().max() < 0.02 * logits(model).abs().max()
+
+
+def test_state_dicts_of_other_compressions(tmp_path):
+    """Outliers are others there, and of another number, or there are none."""
+    tiny("llama").save_pretrained(tmp_path)
+    models = [load(tmp_path, quantization_config=HxqConfig(sidecar_fraction=f)) for f in (0.0, 0.001, 0.01)]
+    for source in models:
+        for target in models:
+            target = copy.deepcopy(target)
+            target.load_state_dict(source.state_dict())
+            assert torch.equal(logits(target), logits(source))
+    shell = HelixLinear.from_quantized_config(64, 128)
+    layer = models[1].model.layers[0].mlp.up_proj
+    shell.load_state_dict(layer.state_dict())
+    assert torch.equal(shell.decode_weight(), layer.decode_weight()) and shell.has_sidecar
+
+
+def test_models_are_pickled(tmp_path):
+    model = on_the_fly(tiny("qwen2"), tmp_path)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(logits(again), logits(model))
+        again.save_pretrained(tmp_path / "hxq")
+        assert torch.equal(logits(load(tmp_path / "hxq")), logits(model))
+
+
+@pytest.mark.skipif(not BEFORE_5, reason="transformers 5 writes nothing but safetensors")
+def test_other_files_than_safetensors_are_not_written(tmp_path):
+    model = on_the_fly(tiny("llama"), tmp_path / "dense")
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "hxq", safe_serialization=False)
+    assert not list((tmp_path / "hxq").glob("*.bin"))
+
+
+def test_loading_in_threads(tmp_path):
+    """In a process of its own: transformers changes classes while a model loads, and threads may leave them so."""
+    kinds = ["llama", "qwen2", "mamba"]
+    for kind in kinds:
+        on_the_fly(tiny(kind), tmp_path / f"{kind}-dense").save_pretrained(tmp_path / kind)
+    code = f"""
+import threading, helix_substrate
+from transformers import AutoModelForCausalLM
+errors = []
+def run(kind):
+    try:
+        model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r} + "/" + kind)
+        assert sum(isinstance(m, helix_substrate.HelixLinear) for m in model.modules()) >= 8
+    except Exception as error:
+        errors.append(error)
+for _ in range(3):
+    threads = [threading.Thread(target=run, args=(kind,)) for kind in {kinds!r}]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+assert not errors, errors
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
