@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .ops import PART_NAMES, TORCH_DTYPES, Parts, stamp_of
+from .ops import PART_NAMES, TORCH_DTYPES, AnyParts, Parts, stamp_of
 
 _aten = torch.ops.aten
 
@@ -92,7 +92,7 @@ class CompressedWeight(_Virtual):
     @staticmethod
     def __new__(cls, module):
         weight = torch.Tensor._make_wrapper_subclass(
-            cls, (module.rows, module.cols), dtype=module.weight_dtype, device=module.part("indices").device
+            cls, (module.rows, module.cols), dtype=module.weight_dtype, device=module.stored_device
         )
         weight._module = module
         weight._is_param = True  # what nn.Module takes for a Parameter: tying code asks for one
@@ -224,7 +224,7 @@ def _embedding_arguments(
 
 def onload(module: nn.Module):
     """A context in which the module's stored tensors are in memory, where accelerate keeps them elsewhere."""
-    if module._buffers["indices"].is_meta and hasattr(module, "_hf_hook"):
+    if module.stored_device.type == "meta" and hasattr(module, "_hf_hook"):
         from accelerate.utils import align_module_device
 
         return align_module_device(module)
@@ -254,9 +254,13 @@ class WithoutWeight:
         """Whether something stands for the weight in training: a codebook, factors, LoRA."""
         return False
 
+    def _own_state(self) -> set[str]:
+        """Names of buffers and parameters that stand for the weight."""
+        return set()
+
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         weight = state_dict.get(prefix + "weight")
-        if weight is not None and weight.numel() and prefix + "codebook" not in state_dict:
+        if weight is not None and weight.numel() and not any(prefix + name in state_dict for name in self._own_state()):
             self.become_dense(weight.clone())
             return type(self)._load_from_state_dict(self, state_dict, prefix, *rest)
         return super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -309,7 +313,7 @@ class Compressed(WithoutWeight):
     def _take_parts(self, parts: dict[str, torch.Tensor], rows: int, cols: int, dtype: torch.dtype) -> None:
         self.rows, self.cols, self.weight_dtype = rows, cols, dtype
         self._stored_names = {}
-        for name in PART_NAMES:
+        for name in PART_NAMES if "codebook" in parts else parts:
             stored = "sidecar_indices" if name == "sidecar_positions" and "sidecar_indices" in parts else name
             if parts.get(stored) is not None and parts[stored].numel() > 0:
                 self._stored_names[name] = stored
@@ -324,8 +328,15 @@ class Compressed(WithoutWeight):
         return found if found is not None else self._parameters.get(stored)
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> AnyParts:
+        """The stored tensors as operators take them."""
+        if "codebook" not in self._stored_names:
+            return self.stored_tensors()
         return Parts(*(self.part(name) for name in PART_NAMES))
+
+    @property
+    def stored_device(self) -> torch.device:
+        return self.part(next(reversed(self._stored_names))).device
 
     def stored_tensors(self) -> dict[str, torch.Tensor]:
         """The stored tensors under their names in files."""
@@ -376,7 +387,7 @@ class Compressed(WithoutWeight):
     def weight(self) -> torch.Tensor:
         """The weight as a tensor that cannot be written to; the same one as long as dtype and device stay."""
         weight = self.__dict__.get("_weight")
-        if weight is None or weight.dtype is not self.weight_dtype or weight.device != self.part("indices").device:
+        if weight is None or weight.dtype is not self.weight_dtype or weight.device != self.stored_device:
             weight = self.__dict__["_weight"] = CompressedWeight(self)
         return weight
 
@@ -412,7 +423,6 @@ class Compressed(WithoutWeight):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _own_state(self) -> set[str]:
-        """Names of buffers and parameters that stand for the weight."""
         return set(self._stored_names.values())
 
     def drop_parts(self) -> None:
@@ -438,7 +448,7 @@ class Compressed(WithoutWeight):
         # Codebook, sidecar and factors are the format's: they move between devices, but keep their dtype.
         own = self._own_state()
         kept = {name: b for name, b in self._buffers.items() if name in own and b.is_floating_point()}
-        probe = fn(torch.empty(0, dtype=self.weight_dtype, device=self.part("indices").device))
+        probe = fn(torch.empty(0, dtype=self.weight_dtype, device=self.stored_device))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             if name in self._buffers and self._buffers[name].dtype is not buffer.dtype:

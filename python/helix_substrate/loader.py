@@ -80,8 +80,7 @@ class Loader:
                 continue
             if found not in self.made and path not in ignored_modules:
                 raise ValueError(
-                    f"{path} is listed in compressed_modules, but the folder does not store it compressed "
-                    f"({path}.codebook and {path}.indices)"
+                    f"{path} is listed in compressed_modules, but the folder does not store it compressed"
                 )
         self._take_lora()
         share(model, tied)
@@ -122,7 +121,7 @@ class Loader:
         parts = _parts_of(self.files, entries)
         weights = {}
         for entry in entries:
-            matrix = ops.matrix_of(ops.Parts(**parts[entry["module"]]), *_rows_cols(entry), entry["module"])
+            matrix = ops.matrix_of(ops.parts_of(parts[entry["module"]]), *_rows_cols(entry), entry["module"])
             with torch.device("cpu"):  # models are made on meta
                 weights[entry["parameter"]] = ops.decode(matrix)
             self.ignored += [f"{entry['module']}.{part}" for part in entry["parts"]]
@@ -173,7 +172,7 @@ class Loader:
             for stored, tensor in module.stored_tensors().items():
                 if tensor.is_meta:
                     raise ValueError(f"{path}.{stored} was not loaded: the folder's files do not hold it")
-            if module.part("indices").device.type == "cpu":
+            if module.stored_device.type == "cpu":
                 module.matrix  # raises if the parts do not fit
         if self._decoded is not None:
             shutil.rmtree(self._decoded, ignore_errors=True)

@@ -130,6 +130,8 @@ class HelixLinear(Compressed, nn.Linear):
 
     def train_codebook(self, trained: bool = True) -> "HelixLinear":
         """Makes the codebook a parameter. Indices stay: they have no gradient."""
+        if self.part("codebook") is None:
+            raise ValueError(f"{self.label} is stored without a codebook: there is none to train")
         return self._as_parameter("codebook", trained)
 
     def _as_parameter(self, name: str, trained: bool) -> "HelixLinear":
@@ -199,7 +201,7 @@ class HelixLinear(Compressed, nn.Linear):
     @property
     def vector_dim(self) -> int:
         codebook = self.part("codebook")
-        return codebook.shape[1] if codebook.dim() == 2 else 1
+        return codebook.shape[1] if codebook is not None and codebook.dim() == 2 else 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -223,23 +225,27 @@ class HelixLinear(Compressed, nn.Linear):
                     del self._buffers[stored]
 
     def extra_repr(self) -> str:
+        codebook = self.part("codebook")
+        parts = f"parts={list(self.stored_tensors())}" if codebook is None else f"codebook={tuple(codebook.shape)}"
         factors = f"svd_rank={self.rank}, " if self.has_svd else ""
         outliers = f"n_outliers={self.part('sidecar_positions').numel()}, " if self.has_sidecar else ""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"codebook={tuple(self.part('codebook').shape)}, {factors}{outliers}"
+            f"{parts}, {factors}{outliers}"
             f"compression={self.memory_savings()['ratio']:.2f}x"
         )
 
     @property
     def codebook_f16(self) -> Optional[torch.Tensor]:
         """The codebook as float16 where that is the compute dtype; computed in float32 all the same."""
-        return self.part("codebook").half() if self.weight_dtype is torch.float16 else None
+        codebook = self.part("codebook")
+        return codebook.half() if codebook is not None and self.weight_dtype is torch.float16 else None
 
     @property
     def index_packing(self) -> Optional[str]:
         """ "12bit" if two indices are stored in three bytes, or None."""
-        packed = self.part("indices").dim() == 1 and self.part("codebook").shape[0] > 256
+        indices = self.part("indices")
+        packed = indices is not None and indices.dim() == 1 and self.part("codebook").shape[0] > 256
         return "12bit" if packed else None
 
     @classmethod
@@ -275,7 +281,7 @@ class HelixConv1D(HelixLinear):
         return Conv1D
 
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
-        y = torch.ops.hxq.linear_transposed(x, *self.parts, self.rows, self.cols)
+        y = ops.linear_transposed(x, self)
         return y if bias is None else y + bias
 
     def _as_stored(self, change: torch.Tensor) -> torch.Tensor:

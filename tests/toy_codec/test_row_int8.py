@@ -140,20 +140,37 @@ def run_python(library, code, *arguments):
     return json.loads(done.stdout)
 
 
-def test_python_serves_it(library, folder, hxq):
+def test_python_serves_it(library, folder, hxq, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     code = """
 import json, sys
 import helix_substrate, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-ids = AutoTokenizer.from_pretrained(folder)(sys.argv[2], return_tensors="pt").input_ids
-out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
-compressed = [m for m in model.modules() if isinstance(m, helix_substrate.HelixLinear)]
-print(json.dumps({"tokens": out[0, ids.shape[1]:].tolist(), "compressed": len(compressed)}))
+folder, prompt, saved = sys.argv[1:]
+ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids
+
+def generate(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    options = dict(attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    return model, model.generate(input_ids=ids, **options)[0, ids.shape[1]:].tolist()
+
+model, tokens = generate(folder)
+layers = [m for m in model.modules() if isinstance(m, helix_substrate.HelixLinear)]
+x = torch.randn(3, layers[0].in_features, requires_grad=True)
+g = torch.randn(3, layers[0].out_features)
+layers[0].enable_lora(2)
+(dx,) = torch.autograd.grad(layers[0](x), x, g)
+gradient_error = (dx - g @ layers[0].decode_weight()).abs().max().item()
+rows = model.get_input_embeddings()(ids)[0]
+table_error = (rows - model.get_input_embeddings().decode_weight()[ids[0]]).abs().max().item()
+model, _ = generate(folder)
+model.save_pretrained(saved)
+print(json.dumps({"tokens": tokens, "layers": len(layers), "again": generate(saved)[1],
+                  "errors": [gradient_error, table_error]}))
 """
-    result = run_python(library, code, folder, PROMPT)
+    result = run_python(library, code, folder, PROMPT, tmp_path / "saved")
     own = json.loads(hxq("generate", folder, "--prompt", PROMPT, "--max-tokens", "24", "--json"))
-    assert result["tokens"] == own["tokens"] and result["compressed"] == 48
+    assert result["tokens"] == result["again"] == own["tokens"] and result["layers"] == 48
+    assert max(result["errors"]) < 1e-5
+    assert decoded_by_definition(tmp_path / "saved").keys() == decoded_by_definition(folder).keys()

@@ -11,7 +11,7 @@ from .. import _abi, _core
 from .._abi import library
 from .define import define
 from .gate import CORE_DTYPES, Arguments, direct
-from .weights import Parts, context, matrix_of
+from .weights import AnyParts, Parts, context, matrix_of
 
 _hxq = torch.ops.hxq
 check = _core.check
@@ -57,14 +57,19 @@ def _linear_cpu(x, codebook, indices, positions, values, u, s, vt, scales, bias,
 
 def _linear_transposed_cpu(g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     parts = Parts(codebook, indices, positions, values, u, s, vt, scales)
-    matrix = matrix_of(parts, rows, cols)
+    return transposed_forward(matrix_of(parts, rows, cols), g)
+
+
+def transposed_forward(matrix: _core.Matrix, g: torch.Tensor) -> torch.Tensor:
+    """g W / channel_scales by the core, outside of autograd."""
     if g.dtype not in CORE_DTYPES:
-        return _linear_transposed_cpu(g.float(), *parts, rows, cols).to(g.dtype)
-    _check_features(g, rows, matrix)
+        return transposed_forward(matrix, g.float()).to(g.dtype)
+    _check_features(g, matrix.rows, matrix)
     given = Arguments()
     from_rows = given.typed_rows("the gradient", g, g.shape)
-    dx, out = given.output_rows((*g.shape[:-1], cols), g.dtype)
-    check(library.hxq_linear_transposed(context(), matrix.address, g.numel() // rows, byref(from_rows), byref(out)))
+    dx, out = given.output_rows((*g.shape[:-1], matrix.cols), g.dtype)
+    tokens = g.numel() // matrix.rows
+    check(library.hxq_linear_transposed(context(), matrix.address, tokens, byref(from_rows), byref(out)))
     return dx
 
 
@@ -336,26 +341,111 @@ define(
 )
 
 
+# ---- Matrices of other codecs, their stored tensors by name: derivatives with respect to the input and the bias ----
+
+
+def _named(parts, names: str) -> dict:
+    return dict(zip(names.split(","), parts))
+
+
+class _AnyLinear(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, *ctx.weight, bias, ctx.rows, ctx.cols = inputs[:6]
+        ctx.count = len(inputs)
+        ctx.precision = inputs[6] if len(inputs) > 6 else None
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx, g):
+        needed = ctx.needs_input_grad
+        dx = _hxq.any_linear_transposed(g, *ctx.weight, ctx.rows, ctx.cols) if needed[0] else None
+        dbias = g.reshape(-1, ctx.rows).sum(0).to(ctx.bias_dtype) if needed[3] else None
+        return dx, None, None, dbias, *([None] * (ctx.count - 4))
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        x, bias = tangents[0], tangents[3]
+        y = None if x is None else _hxq.any_linear(x, *ctx.weight, None, ctx.rows, ctx.cols, ctx.precision)
+        return bias if y is None else y if bias is None else y + bias
+
+
+class _AnyLinearTransposed(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, *ctx.weight, ctx.rows, ctx.cols = inputs
+
+    @staticmethod
+    def backward(ctx, v):
+        return _hxq.any_linear(v, *ctx.weight, None, ctx.rows, ctx.cols, "exact"), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return _hxq.any_linear_transposed(tangents[0], *ctx.weight, ctx.rows, ctx.cols)
+
+
+define(
+    "any_linear(Tensor x, Tensor[] parts, str names, Tensor? bias, SymInt rows, SymInt cols, str? precision=None) "
+    "-> Tensor",
+    lambda x, parts, names, bias, rows, cols, precision=None: linear_forward(
+        matrix_of(_named(parts, names), rows, cols), x, bias, precision
+    ),
+    lambda x, parts, names, bias, rows, *rest: _fake(x, parts[0], (*x.shape[:-1], rows)),
+    _AnyLinear,
+)
+define(
+    "any_linear_transposed(Tensor g, Tensor[] parts, str names, SymInt rows, SymInt cols) -> Tensor",
+    lambda g, parts, names, rows, cols: transposed_forward(matrix_of(_named(parts, names), rows, cols), g),
+    lambda g, parts, names, rows, cols: _fake(g, parts[0], (*g.shape[:-1], cols)),
+    _AnyLinearTransposed,
+)
+define(
+    "any_embedding(Tensor ids, Tensor[] parts, str names, SymInt rows, SymInt cols, ScalarType dtype) -> Tensor",
+    lambda ids, parts, names, rows, cols, dtype: gather_forward(
+        matrix_of(_named(parts, names), rows, cols), ids, dtype
+    ),
+    lambda ids, parts, names, rows, cols, dtype: _fake(ids, parts[0], (*ids.shape, cols), dtype),
+)
+
+
+def _operands(parts: AnyParts) -> tuple:
+    """The matrix's part of an operator's arguments."""
+    return (list(parts.values()), ",".join(parts)) if isinstance(parts, dict) else tuple(parts)
+
+
+def _operator(name: str, parts: AnyParts):
+    return getattr(_hxq, f"any_{name}" if isinstance(parts, dict) else name)
+
+
 # ---- What the modules call: straight to the core where nobody else has to see it ----
 
 
 def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
-    """y = (x / channel_scales) W^T + bias. weight: anything with `parts`, `rows`, `cols` and `matrix`. precision: "fast"
+    """y = (x / channel_scales) W^T + bias. weight: anything with `part`, `parts`, `rows`, `cols` and `matrix`. precision: "fast"
     or "exact"; None: what is set (`helix_substrate.set_precision`)."""
-    if direct(x, weight.codebook, bias):
+    if direct(x, weight.part("codebook"), bias):
         return linear_forward(weight.matrix, x, bias, precision)
-    return _hxq.linear(x, *weight.parts, bias, weight.rows, weight.cols, precision)
+    parts = weight.parts
+    return _operator("linear", parts)(x, *_operands(parts), bias, weight.rows, weight.cols, precision)
+
+
+def linear_transposed(g, weight) -> torch.Tensor:
+    """g W / channel_scales; weight as of `linear`."""
+    parts = weight.parts
+    return _operator("linear_transposed", parts)(g, *_operands(parts), weight.rows, weight.cols)
 
 
 def decoded(weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The whole matrix, dense; differentiable in the codebook. With channel scales: what x / scales is multiplied with."""
-    if direct(weight.codebook, weight.part("indices")):
+    parts = weight.parts
+    if isinstance(parts, dict) or direct(weight.part("codebook"), weight.part("indices")):
         return decode(weight.matrix, dtype)
-    return _hxq.decode(*weight.parts, weight.rows, weight.cols, dtype)
+    return _hxq.decode(*parts, weight.rows, weight.cols, dtype)
 
 
 def embedding(ids, weight, dtype: torch.dtype) -> torch.Tensor:
     """Rows of the matrix, decoded."""
-    if direct(ids, weight.codebook):
+    if direct(ids, weight.part("codebook")):
         return gather_forward(weight.matrix, ids, dtype)
-    return _hxq.embedding(ids, *weight.parts, weight.rows, weight.cols, dtype)
+    parts = weight.parts
+    return _operator("embedding", parts)(ids, *_operands(parts), weight.rows, weight.cols, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -13,7 +13,7 @@ from .gate import address
 
 
 class Parts(NamedTuple):
-    """The stored tensors of a compressed matrix."""
+    """The stored tensors of a compressed matrix, of the codec that can be trained."""
 
     codebook: torch.Tensor
     indices: torch.Tensor
@@ -25,7 +25,16 @@ class Parts(NamedTuple):
     channel_scales: Optional[torch.Tensor] = None
 
 
+#: {name: tensor} for all other codecs: the core says which names there are (`_core.stored_modules`).
+AnyParts = Union[Parts, dict[str, torch.Tensor]]
+
 PART_NAMES = Parts._fields
+
+
+def parts_of(tensors: dict[str, torch.Tensor]) -> AnyParts:
+    """The stored tensors as operators take them. Matrices of codecs that have no operators of their own here keep the
+    names that the core gave them."""
+    return Parts(**tensors) if "codebook" in tensors else dict(tensors)
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -66,24 +75,26 @@ def stamp_of(tensor: torch.Tensor) -> tuple:
     return pointer, version, ctypes.string_at(pointer, size)
 
 
-#: {indices: (the other parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address in a stamp cannot
+#: {indices, or the first part: (all parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address in a stamp cannot
 #: be given to other tensors; an entry goes with the tensor object that is its key.
 _matrices = WeakTensorKeyDictionary()
 
 
-def matrix_of(parts: Parts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
+def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
     """The core's matrix over these tensors, made at first use and when one of them has changed."""
-    stamps = tuple(None if part is None else stamp_of(part) for part in parts)
-    entry = _matrices.get(parts[1])
+    named = parts if isinstance(parts, dict) else dict(zip(PART_NAMES, parts))
+    key = named.get("indices", next(iter(named.values())))
+    stamps = tuple(None if part is None else stamp_of(part) for part in named.values())
+    entry = _matrices.get(key)
     if entry is not None and entry[0] == stamps and entry[1].rows == rows and entry[1].cols == cols:
         return entry[1]
-    given = {part_name: part.detach() for part_name, part in zip(PART_NAMES, parts) if part is not None}
+    given = {part_name: part.detach() for part_name, part in named.items() if part is not None}
     described = [
         (part_name, _dtype_name(name, part_name, part), part.shape, address(part, f"{name}.{part_name}", part.dtype))
         for part_name, part in given.items()
     ]
     matrix = _core.Matrix(name, described, rows, cols, owner=given)
-    _matrices[parts[1]] = (stamps, matrix)
+    _matrices[key] = (stamps, matrix)
     return matrix
 
 
