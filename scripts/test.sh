@@ -22,3 +22,9 @@ ctest --test-dir "$build" --output-on-failure --parallel 2
 # The Python front: everything on the newest transformers, what depends on its release on the last of the 4 line.
 "$root/python/tests/run.sh" "$build" "transformers>=5,<6"
 "$root/python/tests/run.sh" "$build" "transformers==4.57.*" -m "not release_independent"
+
+# A codec that the library does not have, through Python too: that needs torch.
+newest=$build/python-$(echo "transformers>=5,<6" | tr -c 'A-Za-z0-9.\n' '_')/bin/python
+toy=$build/tests/toy_codec
+"$newest" -m pytest -q -p no:cacheprovider "$root/tests/toy_codec" -k python --hxq "$toy/hxq_command_with_row_int8" \
+  --plain-hxq "$build/hxq" --library "$toy/libhxq_c_with_row_int8.so"
