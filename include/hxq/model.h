@@ -44,7 +44,7 @@ struct ModelInfo {
 };
 
 /// What a model remembers of one sequence of tokens: convolution inputs, SSM states, keys and values. A model can serve
-/// any number of them.
+/// any number of them, and must outlive them.
 class Sequence {
  public:
   Sequence(Sequence&&) noexcept;
@@ -64,7 +64,8 @@ class Sequence {
   std::unique_ptr<Parts> parts_;
 };
 
-/// The threads and the memory that a model computes in. Remembers nothing; one thread of control at a time.
+/// The threads and the memory that a model, which must outlive it, computes in. Remembers nothing; one thread of
+/// control at a time.
 class Workspace {
  public:
   Workspace(Workspace&&) noexcept;
@@ -116,7 +117,8 @@ class Model {
   /// [segment.tokens, vocab_size].
   ///
   /// What a token gives depends on its sequence and its phase alone: it is the same, bit for bit, whatever other
-  /// sequences are computed with it, in however many calls its prompt comes, and on any number of threads.
+  /// sequences are computed with it, in however many calls its prompt comes (with the same `end`, where rotary
+  /// positions scale with the length), and on any number of threads.
   ///
   /// Throws `Error`, with every sequence as it was, for a token out of range, sizes that do not fit, a sequence that
   /// comes twice or is another model's, and more tokens than the context holds; `OutOfMemory` likewise: what a call

@@ -49,7 +49,7 @@ class Generation {
 
 /// Runs many generations on one model, a step at a time. Each step decodes a token of every text whose prompt was run,
 /// and runs what a budget allows of the prompts, first come first. Results are those of each generation alone, bit for
-/// bit. One thread of control at a time.
+/// bit. One thread of control at a time; functions that a generation calls (`on_text`, `interrupted`) may not call it.
 class Scheduler {
  public:
   struct Limits {

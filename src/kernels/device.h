@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -110,9 +111,11 @@ class DeviceArray {
 
   /// Writes `values` to the elements from `first` on.
   void upload(std::span<const T> values, int64_t first = 0) {
+    assert(first >= 0 && first + std::ssize(values) <= size_);
     if (!values.empty()) device_->upload(data_ + static_cast<size_t>(first) * sizeof(T), std::as_bytes(values));
   }
   void download(std::span<T> values) const {
+    assert(std::ssize(values) <= size_);
     if (!values.empty()) device_->download(std::as_writable_bytes(values), data_);
   }
   void clear() {

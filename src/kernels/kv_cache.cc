@@ -30,11 +30,11 @@ void KvCache::reserve(int64_t positions) {
   }
   std::vector<std::byte*> pointers;
   for (const DeviceArray<std::byte>& tile : tiles_) pointers.push_back(tile.data());
-  if (table_.size() < wanted) {
-    table_ = DeviceArray<std::byte*>(*device_, std::max(wanted, 2 * table_.size()), kWhat);
-  }
+  // More tiles than are wanted are left from a call that then ran out of memory.
+  const int64_t have = std::ssize(tiles_);
+  if (table_.size() < have) table_ = DeviceArray<std::byte*>(*device_, std::max(have, 2 * table_.size()), kWhat);
   table_.upload(pointers);
-  listed_ = std::ssize(tiles_);
+  listed_ = have;
 }
 
 }  // namespace hxq::kernels

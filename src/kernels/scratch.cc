@@ -17,10 +17,18 @@ float* Scratch::Area_::at([[maybe_unused]] int64_t floats) noexcept {
 }
 
 void Scratch::reserve() {
-  for (Area_& area : shared_) area.reserve();
-  for (Area_& area : own_) {
-    area.want(own_floats_);
-    area.reserve();
+  try {
+    for (Area_& area : shared_) area.reserve();
+    for (Area_& area : own_) {
+      area.want(own_floats_);
+      area.reserve();
+    }
+  } catch (...) {
+    // What could not be had is not asked for again by smaller steps.
+    own_floats_ = 0;
+    for (Area_& area : shared_) area.wanted = area.memory.size();
+    for (Area_& area : own_) area.wanted = area.memory.size();
+    throw;
   }
 }
 

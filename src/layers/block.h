@@ -66,8 +66,9 @@ class Block {
 
   virtual std::unique_ptr<BlockState> new_state() const = 0;
 
-  /// How many arrays a state has.
+  /// How many arrays a state has, at most kMostStateArrays.
   virtual int64_t state_arrays() const noexcept = 0;
+  static constexpr int64_t kMostStateArrays = 8;
 
   /// Called by every thread of the team; also to measure the memory it takes, where no pointer may be followed.
   virtual void forward(const BlockArgs& args, const kernels::Context& context) const noexcept = 0;

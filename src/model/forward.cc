@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 
 #include "hxq/error.h"
 #include "layers/projection.h"
@@ -90,6 +91,14 @@ void fill(const Step& step, std::span<const int32_t> tokens, const StepInputs& i
   }
 }
 
+std::vector<float> logits_on_host(size_t count) {
+  try {
+    return std::vector<float>(count);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory("logits", count * sizeof(float));
+  }
+}
+
 /// Runs a step that memory was reserved for, and advances its sequences. staging: as many logits as the step has, where
 /// they lie apart in the call's.
 void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, std::span<float> logits,
@@ -114,7 +123,10 @@ void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& wo
 void check_tokens(std::span<const int32_t> tokens, std::span<const Segment> segments, int64_t vocab) {
   int64_t count = 0;
   for (const Segment& segment : segments) {
-    if (segment.tokens < 0) throw Error(fmt::format("a segment of {} tokens: expected 0 or more", segment.tokens));
+    if (segment.tokens < 0 || segment.tokens > std::ssize(tokens)) {
+      throw Error(
+          fmt::format("a segment of {} tokens: expected 0 to the {} of the call", segment.tokens, tokens.size()));
+    }
     count += segment.tokens;
   }
   if (count != std::ssize(tokens))
@@ -156,7 +168,7 @@ Sequence::Parts::Parts(const Model::Parts& of) : model(&of) {
 }
 
 void Sequence::Parts::put_arrays(int64_t segment, int64_t segments, void** addresses) const noexcept {
-  void* arrays[8];
+  void* arrays[Block::kMostStateArrays];
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto count = static_cast<size_t>(model->blocks[i]->state_arrays());
     blocks[i]->put_arrays({arrays, count});
@@ -200,7 +212,8 @@ void Workspace::Parts::reserve(const StepShape& shape) {
     array = {where, size, what};
   };
   reserved = {};
-  size_t input_bytes = 0, work_bytes = 0;
+  input_bytes = 0;
+  size_t work_bytes = 0;
   const StepInputs measured(WorkMemory::measuring(input_bytes), shape, model->state_arrays);
   executor->reserve(kernels::DeviceCode::of([&](const kernels::Context& context) {
     WorkMemory nothing = WorkMemory::measuring(work_bytes);
@@ -219,10 +232,14 @@ StepInputs Workspace::Parts::inputs_on_host(const StepShape& shape) noexcept {
 }
 
 void Workspace::Parts::run(const StepShape& shape, float* to) {
-  inputs.upload({host_inputs.data(), static_cast<size_t>(host_inputs.size())});
+  inputs.upload({host_inputs.data(), input_bytes});
   const StepInputs on_device(WorkMemory(inputs.data()), shape, model->state_arrays);
   const bool is_host = model->state_options.device->is_host();
   const bool adapts = shape.rows == shape.decode_rows && model->adapt_threads;
+  if (adapts && shape.rows != timed_rows) {  // steps of different sizes say nothing of each other
+    step_threads = StepThreads(model->info.threads);
+    timed_rows = shape.rows;
+  }
   const auto start = std::chrono::steady_clock::now();
   executor->run(adapts ? step_threads.threads() : model->info.threads,
                 kernels::DeviceCode::of([&](const kernels::Context& context) {
@@ -312,8 +329,11 @@ void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> se
     workspace.parts_->reserve(step.shape);
     if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.shape.wanted * vocab));
   }
-  std::vector<float> staging(apart);
-  for (const Step& step : steps) run(step, tokens, *workspace.parts_, logits, staging);
+  std::vector<float> staging = logits_on_host(apart);
+  for (const Step& step : steps) {
+    workspace.parts_->reserve(step.shape);  // nothing more is taken: the largest step has been asked for
+    run(step, tokens, *workspace.parts_, logits, staging);
+  }
 }
 
 void Model::forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "hxq/error.h"
 #include "hxq/scheduler.h"
@@ -45,14 +46,17 @@ std::vector<GenerateResult> generate_all(const Model& model, const Tokenizer& to
                                            options, std::move(on_piece))));
   }
   std::vector<GenerateResult> results(ids.size());
+  std::vector<size_t> open(ids.size());
+  std::iota(open.begin(), open.end(), size_t{0});
   for (bool more = true; more;) {
     more = scheduler.step();
-    for (size_t i = 0; i < ids.size(); ++i) {
+    std::erase_if(open, [&](size_t i) {
       std::optional<GenerateResult> result = scheduler.take(ids[i]);
-      if (!result) continue;
+      if (!result) return false;
       results[i] = std::move(*result);
       if (on_text) on_text(i, {});
-    }
+      return true;
+    });
   }
   return results;
 }

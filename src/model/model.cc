@@ -63,8 +63,8 @@ void Model::Parts::load() {
 
   for (size_t id = 0; id < matrices.size(); ++id) {
     if (!matrices[id]) continue;
-    const bool read_whole = static_cast<WeightId>(id) != desc.embedding;
-    if (read_whole || static_cast<WeightId>(id) == head) {
+    const bool every_row_is_read = static_cast<WeightId>(id) != desc.embedding;
+    if (every_row_is_read || static_cast<WeightId>(id) == head) {
       info.bytes_per_token += desc.weights[id].uses * matrices[id]->bytes_read();
     }
   }

@@ -81,7 +81,9 @@ struct Workspace::Parts {
   const Model::Parts* model;
   std::unique_ptr<kernels::Executor> executor;
   StepThreads step_threads;
+  int64_t timed_rows = 0;  // of the steps that step_threads has seen
   StepShape reserved = {};
+  size_t input_bytes = 0;                       // of the reserved shape
   kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
   kernels::DeviceArray<std::byte> inputs;
   kernels::DeviceArray<std::byte> work;

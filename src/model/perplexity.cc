@@ -66,22 +66,30 @@ class Runner {
         workspace_(model.new_workspace()),
         logits_(static_cast<size_t>(kChunk * model.info().vocab_size)) {}
 
-  void start(std::span<const int32_t> unscored) {
+  /// Begins a window of `length` tokens with the first of them.
+  void start(std::span<const int32_t> unscored, int64_t length) {
     sequence_.reset();
-    model_.forward(unscored, sequence_, Phase::prefill, Logits::none, workspace_, {});
+    length_ = length;
+    forward(unscored, Logits::none, {});
   }
 
   /// Logits [tokens.size(), vocab], valid until the next call.
   std::span<const float> run(std::span<const int32_t> tokens) {
     const auto size = tokens.size() * static_cast<size_t>(model_.info().vocab_size);
-    model_.forward(tokens, sequence_, Phase::prefill, Logits::all, workspace_, std::span(logits_).first(size));
+    forward(tokens, Logits::all, std::span(logits_).first(size));
     return std::span(logits_).first(size);
   }
 
  private:
+  void forward(std::span<const int32_t> tokens, Logits wanted, std::span<float> logits) {
+    const Segment segment{.sequence = &sequence_, .tokens = std::ssize(tokens), .logits = wanted, .end = length_};
+    model_.forward(tokens, {&segment, 1}, workspace_, logits);
+  }
+
   const Model& model_;
   Sequence sequence_;
   Workspace workspace_;
+  int64_t length_ = 0;
   std::vector<float> logits_;
 };
 
@@ -100,8 +108,8 @@ class Evaluation {
     // The logits at a position predict the token after it.
     const auto first = static_cast<int64_t>(window.size()) - scored - 1;
     const auto inputs = window.first(window.size() - 1);
-    model_.start(inputs.first(static_cast<size_t>(first)));
-    if (reference_) reference_->start(inputs.first(static_cast<size_t>(first)));
+    model_.start(inputs.first(static_cast<size_t>(first)), std::ssize(inputs));
+    if (reference_) reference_->start(inputs.first(static_cast<size_t>(first)), std::ssize(inputs));
     Scores total;
     for (int64_t begin = first; begin < static_cast<int64_t>(inputs.size()); begin += kChunk) {
       if (interrupted_ && interrupted_()) return std::nullopt;

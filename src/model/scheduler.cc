@@ -53,6 +53,7 @@ struct Scheduler::Impl {
     return at == tasks.end() ? nullptr : &*at;
   }
 
+  bool goes_on(Task& task);
   void admit();
   void release(Task& task);
   void forget(Id id);
@@ -74,24 +75,34 @@ struct Scheduler::Impl {
   std::vector<float> logits;
 };
 
-/// Gives sequences to those that wait, as far as there may be more.
+/// Whether the task is to be run; ends it where it was asked to stop before its text began.
+bool Scheduler::Impl::goes_on(Task& task) {
+  try {
+    if (!task.ended() && !task.decodes && task.generation.asked_to_stop()) task.generation.interrupt();
+  } catch (...) {
+    task.error = std::current_exception();
+  }
+  if (task.ended()) release(task);
+  return !task.ended();
+}
+
+/// Gives sequences to those that wait, as far as there may be more and memory reaches.
 void Scheduler::Impl::admit() {
   for (Task& task : tasks) {
-    if (!task.ended() && !task.decodes && task.generation.asked_to_stop()) {
-      task.generation.interrupt();
-      release(task);
+    if (!goes_on(task) || task.sequence || std::ssize(taken) >= limits.sequences) continue;
+    if (free.empty()) {
+      try {
+        free.push_back(std::make_unique<Sequence>(model.new_sequence()));
+      } catch (const OutOfMemory&) {
+        if (taken.empty()) throw;
+        return;  // the others go on, and leave theirs to it
+      }
     }
-    if (task.ended()) continue;
-    if (!task.sequence) {
-      if (std::ssize(taken) >= limits.sequences) continue;
-      if (free.empty()) free.push_back(std::make_unique<Sequence>(model.new_sequence()));
-      taken.reserve(taken.size() + 1);
-      taken.push_back(std::move(free.back()));
-      free.pop_back();
-      task.sequence = taken.back().get();
-      task.sequence->reset();
-    }
-    if (!task.began) task.began = Clock::now();
+    taken.reserve(taken.size() + 1);
+    taken.push_back(std::move(free.back()));
+    free.pop_back();
+    task.sequence = taken.back().get();
+    task.sequence->reset();
   }
 }
 
@@ -131,6 +142,7 @@ void Scheduler::Impl::plan() {
   for (Task& task : tasks) {
     if (!task.sequence || task.ended() || task.decodes || budget == 0) continue;
     const int64_t count = std::min(std::ssize(task.rest()), budget);
+    if (!task.began) task.began = Clock::now();
     add(task, count, Phase::prefill);
     budget -= count;
   }

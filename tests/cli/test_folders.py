@@ -178,7 +178,9 @@ def test_killed_at_any_moment_and_resumed(hxq, tmp_path, shard):
             process.kill()
             process.wait()
             kills += 1
-            assert not out.exists(), "the destination is complete or not there"
+            if out.exists():  # the moment was between the last step and the end of the process
+                assert tree(out) == tree(undisturbed), "the destination is complete or not there"
+                break
         else:
             break
     assert hxq(*arguments, out, "--resume", "--force").code == 0

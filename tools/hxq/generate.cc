@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -118,6 +119,7 @@ int run(Arguments& arguments) {
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   TextPrinter printer(arguments, prompts);
+  const auto start = std::chrono::steady_clock::now();
   const std::vector<GenerateResult> results =
       generate_all(model, tokenizer, prompts, arguments.options, [&](size_t prompt, std::string_view text) {
         if (!arguments.json) printer.add(prompt, text);
@@ -134,7 +136,7 @@ int run(Arguments& arguments) {
   } else {
     printer.finish();
   }
-  print_speed(results);
+  print_speed(results, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   if (std::ranges::count(results, StopReason::interrupted, &GenerateResult::stop_reason) > 0) throw Interrupted{};
   return 0;
 }

@@ -77,18 +77,21 @@ std::string dumped(const nlohmann::ordered_json& json, int indent) {
   return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
-void print_speed(const std::vector<GenerateResult>& results) {
-  size_t prompt = 0, tokens = 0, steps = 0;
-  double prompt_seconds = 0, decode_seconds = 0;
+void print_speed(const std::vector<GenerateResult>& results, double seconds) {
+  size_t prompt = 0, tokens = 0;
   for (const GenerateResult& result : results) {
     prompt += prompt_runs(result);
     tokens += result.tokens.size();
-    steps += decode_runs(result);
-    prompt_seconds += result.prompt_seconds;
-    decode_seconds += result.decode_seconds;
   }
-  fmt::print(stderr, "prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n", prompt,
-             per_second(prompt, prompt_seconds), tokens, per_second(steps, decode_seconds));
+  if (results.size() == 1) {
+    const GenerateResult& result = results.front();
+    fmt::print(stderr, "prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n", prompt,
+               per_second(prompt, result.prompt_seconds), tokens,
+               per_second(decode_runs(result), result.decode_seconds));
+  } else {
+    fmt::print(stderr, "{} prompts of {} tokens, and {} new tokens: {:.1f} tokens/s in all\n", results.size(), prompt,
+               tokens, per_second(prompt + tokens, seconds));
+  }
 }
 
 }  // namespace hxq::tools

@@ -22,7 +22,7 @@ nlohmann::ordered_json result_json(const GenerateResult& result);
 /// JSON as the command prints it; `indent` < 0: on one line.
 std::string dumped(const nlohmann::ordered_json& json, int indent);
 
-/// One line about the speed, on standard error.
-void print_speed(const std::vector<GenerateResult>& results);
+/// One line about the speed, on standard error. seconds: that all of them took.
+void print_speed(const std::vector<GenerateResult>& results, double seconds);
 
 }  // namespace hxq::tools

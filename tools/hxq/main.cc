@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -76,9 +78,23 @@ int run(int argc, char** argv) {
   return kWrongUse;
 }
 
+/// Memory for the way out once there is none: destructors of JSON take some. Never touched, so it costs none before.
+void* kept_memory = nullptr;
+
+void keep_memory_for_the_way_out() {
+  constexpr size_t kEnough = size_t{1} << 20;
+  kept_memory = std::malloc(kEnough);
+  std::set_new_handler([] {
+    std::free(kept_memory);
+    kept_memory = nullptr;
+    throw std::bad_alloc();
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_memory_for_the_way_out();
   hxq::tools::catch_interrupts();
   try {
     return run(argc, argv);
