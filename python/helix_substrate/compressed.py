@@ -433,6 +433,15 @@ class Compressed(WithoutWeight):
         self._non_persistent_buffers_set -= self._own_state()
 
     @torch.no_grad()
+    def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
+        """Compresses `weight` in place of what is there; returns how far the result is from it. SVD factors and channel
+        scales go: the new fit needs none."""
+        parts, fidelity = encode(weight, sidecar_fraction, self.label)
+        self.drop_parts()
+        self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
+        return fidelity
+
+    @torch.no_grad()
     def become_dense(self, weight: Optional[torch.Tensor] = None) -> None:
         """Makes the module the dense one that it stands for, in place: another class, and a weight parameter. weight:
         what to take instead of the decoded one."""
@@ -467,14 +476,6 @@ class Compressed(WithoutWeight):
             "ratio": dense / held,
             "savings_pct": 100 * (1 - held / dense),
         }
-
-
-def empty_parts(described: dict, device="meta") -> dict[str, torch.Tensor]:
-    """Tensors without content for parts described by dtype name and shape."""
-    return {
-        name: torch.empty(part["shape"], dtype=TORCH_DTYPES[part["dtype"]], device=device)
-        for name, part in described.items()
-    }
 
 
 def encode(weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256):

@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from . import _core, ops
-from .compressed import Compressed, empty_parts
+from .compressed import Compressed
 from .config import HxqConfig
 from .modules import HelixLinear, become_compressed, can_be_compressed
 from .selection import compressed_paths, select, tied_modules
@@ -97,7 +97,7 @@ class Loader:
         shape = list(module._parameters["weight"].shape)
         if entry["shape"] not in (shape, [shape[0] * shape[1]]):
             raise ValueError(f"{path} is stored as {entry['shape']}, but {type(model).__name__} expects {shape}")
-        become_compressed(module, empty_parts(entry["parts"]), path)
+        become_compressed(module, _empty_parts(entry["parts"]), path)
         own_buffers = module._buffers.keys() - module._own_state()
         if not own_buffers or _MAJOR < 5:
             module._is_hf_initialized = True  # transformers asks this before it would fill in random weights
@@ -293,6 +293,14 @@ def _find(path: str, paths: dict, model: nn.Module, renamings: list) -> Optional
             if candidate in paths:
                 return candidate
     return None
+
+
+def _empty_parts(described: dict) -> dict[str, torch.Tensor]:
+    """Tensors without content, on the meta device, for parts described by dtype name and shape."""
+    return {
+        name: torch.empty(part["shape"], dtype=ops.TORCH_DTYPES[part["dtype"]], device="meta")
+        for name, part in described.items()
+    }
 
 
 def _tied_by_configuration(model: nn.Module) -> dict[str, str]:

@@ -162,14 +162,6 @@ class HelixLinear(Compressed, nn.Linear):
         """Compresses W + (alpha / rank) B A anew and drops LoRA; returns how far the result is from that sum."""
         return self.replace_weight(self.merged_weight(), sidecar_fraction)
 
-    @torch.no_grad()
-    def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
-        """Compresses `weight` in place of what is there. SVD factors and channel scales go: the new fit needs none."""
-        parts, fidelity = encode(weight, sidecar_fraction, self.label)
-        self.drop_parts()
-        self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
-        return fidelity
-
     def reassign_indices(self) -> dict:
         """Fits codebook and indices again to the weight as it is now (after training the codebook)."""
         return self.replace_weight(self.decode_weight().detach())
@@ -325,14 +317,6 @@ class HelixEmbedding(Compressed, nn.Embedding):
                 f"{name or 'the embedding'} has max_norm, which changes the table: it cannot be compressed"
             )
         return compressed_copy(embedding, sidecar_fraction, name)
-
-    @torch.no_grad()
-    def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
-        """Compresses `weight` in place of what is there; returns how far the result is from it."""
-        parts, fidelity = encode(weight, sidecar_fraction, self.label)
-        self.drop_parts()
-        self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
-        return fidelity
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return ops.embedding(ids, self, self.weight_dtype)
