@@ -11,7 +11,7 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 
 #: Statuses that calls are told apart by.
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
@@ -79,7 +79,7 @@ ModelInfo = _struct(
 Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P)
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
-    only_count=c_size_t, threads=_I, force=_I,
+    only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N,
 )  # fmt: skip
 
 _STRUCTS = (

@@ -104,11 +104,16 @@ CompressOptions compress_options(const hxq_compress_options* options) {
     throw InvalidArgument(fmt::format("sidecar_fraction is {}, expected 0 to 0.5", chosen.sidecar_fraction));
   }
   require_threads(chosen.threads, 0);
+  if (chosen.max_shard_bytes < 0) {
+    throw InvalidArgument(fmt::format("max_shard_bytes is {}, expected 0 or more", chosen.max_shard_bytes));
+  }
   return {.sidecar_fraction = chosen.sidecar_fraction,
           .keep = strings("keep", chosen.keep, chosen.keep_count),
           .only = strings("only", chosen.only, chosen.only_count),
           .threads = chosen.threads,
-          .force = chosen.force != 0};
+          .force = chosen.force != 0,
+          .resume = chosen.resume != 0,
+          .max_shard_bytes = chosen.max_shard_bytes == 0 ? kMaxShardBytes : chosen.max_shard_bytes};
 }
 
 }  // namespace

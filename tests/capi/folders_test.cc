@@ -1,3 +1,8 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -172,6 +177,71 @@ TEST(Folders, StopWhenProgressAsksTo) {
   }
 }
 
+TEST(Folders, CompressToShards) {
+  const TempDir dir;
+  const fs::path sharded = dir.path() / "model";
+  hxq_compress_options options;
+  hxq_compress_options_init(&options);
+  options.max_shard_bytes = 3'000'000;
+  char* text = nullptr;
+  ASSERT_OK(hxq_compress(kModel.c_str(), sharded.c_str(), &options, nullptr, &text));
+  const nlohmann::json receipt = taken(text);
+  const nlohmann::json index = nlohmann::json::parse(file_text(sharded / "model.safetensors.index.json"));
+  std::set<std::string> shards;
+  for (const auto& [key, file] : index["weight_map"].items()) shards.insert(file);
+  const int64_t stored = receipt["totals"]["stored_bytes"];
+  EXPECT_GE(std::ssize(shards), (stored + options.max_shard_bytes - 1) / options.max_shard_bytes);
+  EXPECT_FALSE(fs::exists(sharded / "model.safetensors"));
+  for (const std::string& shard : shards) EXPECT_LT(fs::file_size(sharded / shard), 3'100'000u) << shard;
+}
+
+/// Compresses in a process of its own, which is killed at the third tensor.
+void compress_and_be_killed(const std::string& target) {
+  const pid_t child = fork();
+  if (child == 0) {
+    int32_t reports = 0;
+    const auto report = [](const char*, int64_t, int64_t, void* user) {
+      return ++*static_cast<int32_t*>(user) == 3 ? raise(SIGKILL) : 0;
+    };
+    const hxq_progress progress = {report, &reports};
+    char* text = nullptr;
+    hxq_compress(kModel.c_str(), target.c_str(), nullptr, &progress, &text);
+    _exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+TEST(Folders, CompressTakesUpWhatAKilledOneHasDone) {
+  const std::string expected = file_text(compressed() / "model.safetensors");  // before the fork: makes threads
+  const TempDir dir;
+  const std::string target = (dir.path() / "model").string();
+  ASSERT_NO_FATAL_FAILURE(compress_and_be_killed(target));
+  const fs::path journal = target + ".partial/.hxq-journal";
+  ASSERT_TRUE(fs::exists(journal));
+  std::string done = file_text(journal);
+  EXPECT_EQ(std::ranges::count(done, '\n'), 3);  // what it is of, and two tensors
+
+  hxq_compress_options options;
+  hxq_compress_options_init(&options);
+  options.resume = 1;
+  char* text = nullptr;
+  const auto resume = [&] { return hxq_compress(kModel.c_str(), target.c_str(), &options, nullptr, &text); };
+  const fs::path left = target + ".partial", kept = target + ".kept";
+  fs::copy(left, kept);
+  // What was done counts: a hash that is not that of the bytes stops the work.
+  char& digit = done[done.find("\"sha256\":\"") + 10];
+  digit = digit == '0' ? '1' : '0';
+  std::ofstream(journal) << done;
+  expect_failure(resume(), HXQ_BAD_DATA, "cannot be taken up");
+  ASSERT_FALSE(fs::exists(left));
+  fs::rename(kept, left);
+  ASSERT_OK(resume());
+  hxq_free(text);
+  EXPECT_TRUE(file_text(fs::path(target) / "model.safetensors") == expected);
+}
+
 TEST(Folders, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   const TempDir dir;
   const std::string target = (dir.path() / "target").string();
@@ -187,6 +257,7 @@ TEST(Folders, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   expect_invalid(with([](auto& o) { o.sidecar_fraction = 0.7; }), "sidecar_fraction is 0.7");
   expect_invalid(with([](auto& o) { o.sidecar_fraction = std::nan(""); }), "sidecar_fraction is nan");
   expect_invalid(with([](auto& o) { o.threads = -2; }), "-2 threads");
+  expect_invalid(with([](auto& o) { o.max_shard_bytes = -1; }), "max_shard_bytes is -1");
   expect_invalid(with([](auto& o) { o.keep_count = 1; }), "keep is null");
   const char* const nothing[] = {nullptr};
   expect_invalid(with([&](auto& o) {
