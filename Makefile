@@ -3,6 +3,7 @@
 BUILD ?= build
 CMAKE_FLAGS ?=
 SECONDS ?= 60
+EXECUTIONS ?=
 
 .PHONY: build demo test bench fuzz wheel dependencies clean
 
@@ -24,7 +25,7 @@ bench: dependencies
 
 fuzz: dependencies
 	@scripts/install_dependencies.sh clang-14 libclang-rt-14-dev
-	@scripts/fuzz.sh $(BUILD)-fuzz $(SECONDS)
+	@scripts/fuzz.sh $(BUILD)-fuzz $(SECONDS) $(EXECUTIONS)
 
 wheel: dependencies
 	@scripts/wheel.sh $(BUILD)
