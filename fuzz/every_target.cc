@@ -76,8 +76,9 @@ void check_products(const Weight& weight, const std::vector<float>& rows, const 
       if (size > 1e30) continue;  // floats may overflow on the way
       const double got = y[static_cast<size_t>(t * weight->rows() + r)];
       if (std::abs(got - sum) <= kRounding * size + 1e-30) continue;
-      report(fmt::format("a product is off on {}: phase {}, {} tokens, [{}, {}]: {} for {}, of numbers that sum up to {}",
-                         name_of(target), static_cast<int>(phase), tokens, t, r, got, sum, size));
+      report(
+          fmt::format("a product is off on {}: phase {}, {} tokens, [{}, {}]: {} for {}, of numbers that sum up to {}",
+                      name_of(target), static_cast<int>(phase), tokens, t, r, got, sum, size));
     }
   }
 }

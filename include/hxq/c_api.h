@@ -402,9 +402,9 @@ typedef struct hxq_compress_options {
   size_t keep_count;
   const char* const* only; /* if any: compress only tensors that match one of these */
   size_t only_count;
-  int32_t threads; /* 0: the cores this process may run on */
-  int32_t force;   /* replace a folder that an earlier compression wrote, if nothing was added to it */
-  int32_t resume;  /* take up what a killed compression of the same source to the same destination has done */
+  int32_t threads;         /* 0: the cores this process may run on */
+  int32_t force;           /* replace a folder that an earlier compression wrote, if nothing was added to it */
+  int32_t resume;          /* take up what a killed compression of the same source to the same destination has done */
   int64_t max_shard_bytes; /* of tensors in one file; more become shards with an index; 0: 5 000 000 000 */
 } hxq_compress_options;
 /* Fills in the defaults: a sidecar of 0.001, everything else 0. */

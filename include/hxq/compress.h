@@ -64,7 +64,8 @@ struct DecompressOptions {
   DType dtype = DType::f32;                  ///< of the decoded matrices: f32 (exactly what runs), f16 or bf16
   int64_t max_shard_bytes = kMaxShardBytes;  ///< as for compress
   std::function<void(std::string_view tensor, int64_t done, int64_t total)> progress = {};  ///< as for compress
-  std::function<void(const std::string& line)> notice = {};  ///< called with one line of which files are left out
+  /// Called with one line of which files are left out, or that nothing is compressed.
+  std::function<void(const std::string& line)> notice = {};
 };
 
 /// Writes the model folder `source` (HXQ or .cdnav3) as a dense one: every compressed matrix decoded, exact tensors as

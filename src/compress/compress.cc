@@ -18,6 +18,7 @@
 #include "hxq/version.h"
 #include "io/json.h"
 #include "io/sharded_writer.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 
 namespace hxq {
@@ -194,19 +195,20 @@ void check_apart(const std::filesystem::path& source, const std::filesystem::pat
 }
 
 /// What makes the tensors' bytes what they are, but for the source's own.
-std::string identity_of(const std::vector<PlanEntry>& plan, const CompressOptions& options) {
+std::string identity_of(const std::vector<PlanEntry>& plan, const Metadata& metadata, const CompressOptions& options) {
   std::string text =
       fmt::format("hxq {} sidecar {} shards {}", kVersion, options.sidecar_fraction, options.max_shard_bytes);
   for (const PlanEntry& entry : plan) {
     text += fmt::format("\n{} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
                         codec_name(entry.encoder));
   }
+  for (const auto& [key, value] : metadata) text += fmt::format("\n{} {} {}", key, value.size(), value);
   return sha256_hex(std::as_bytes(std::span(text)));
 }
 
 /// The journal of an earlier run if that one is to be taken up, or an empty one, in a folder with nothing else in it.
-Journal open_journal(const StagedFolder& folder, const std::vector<PlanEntry>& plan, const CompressOptions& options) {
-  Journal journal(folder.path(), identity_of(plan, options));
+Journal open_journal(const StagedFolder& folder, const std::string& identity, const CompressOptions& options) {
+  Journal journal(folder.path(), identity);
   const auto is_work = [](const std::string& name) {
     return name == Journal::kFile || ShardedWriter::may_have_written(name);
   };
@@ -229,10 +231,8 @@ void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, 
   folder.write("config.json", json_text(config) + "\n");
 }
 
-}  // namespace
-
-Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
-                 const CompressOptions& options) {
+Receipt compress_folder(const std::filesystem::path& source, const std::filesystem::path& destination,
+                        const CompressOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const ModelFolder model = ModelFolder::open(source);
   const Checkpoint& checkpoint = model.checkpoint;
@@ -243,8 +243,8 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   const SideFiles side_files = find_side_files(checkpoint, std::array{folder.path(), destination});
   if (options.notice && !side_files.left_out.empty()) options.notice(left_out_text(side_files.left_out));
 
-  Journal journal = open_journal(folder, plan, options);
-  ShardedWriter writer(folder.path(), header_plan(plan), options.max_shard_bytes);
+  Journal journal = open_journal(folder, identity_of(plan, checkpoint.metadata(), options), options);
+  ShardedWriter writer(folder.path(), header_plan(plan), options.max_shard_bytes, checkpoint.metadata());
   Receipt receipt;
   receipt.tensors = Compressor(checkpoint, plan, options, writer, journal).run();
   writer.finish();
@@ -267,6 +267,13 @@ Receipt compress(const std::filesystem::path& source, const std::filesystem::pat
   std::filesystem::remove(folder.path() / Journal::kFile);
   folder.commit();
   return receipt;
+}
+
+}  // namespace
+
+Receipt compress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                 const CompressOptions& options) {
+  return with_file_errors([&] { return compress_folder(source, destination, options); });
 }
 
 }  // namespace hxq

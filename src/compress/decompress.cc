@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "codec/stored_tensors.h"
 #include "compress/completeness.h"
@@ -16,6 +17,7 @@
 #include "io/half.h"
 #include "io/json.h"
 #include "io/sharded_writer.h"
+#include "io/system_error.h"
 
 namespace hxq {
 namespace {
@@ -54,17 +56,17 @@ std::vector<std::byte> decode_matrix(const StoredMatrix& matrix, DType dtype) {
   return out;
 }
 
-nlohmann::ordered_json dense_config(nlohmann::ordered_json config, DType dtype) {
+/// `dtype` is that of the decoded matrices; without any, config.json says what it said.
+nlohmann::ordered_json dense_config(nlohmann::ordered_json config, std::optional<DType> dtype) {
   config.erase("quantization_config");
+  if (!dtype) return config;
   const char* name = dtype == DType::f32 ? "float32" : dtype == DType::f16 ? "float16" : "bfloat16";
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] = name;
   return config;
 }
 
-}  // namespace
-
-int64_t decompress(const std::filesystem::path& source, const std::filesystem::path& destination,
-                   const DecompressOptions& options) {
+int64_t decompress_folder(const std::filesystem::path& source, const std::filesystem::path& destination,
+                          const DecompressOptions& options) {
   if (!is_float(options.dtype)) {
     throw Error(fmt::format("cannot decompress to {}: expected F32, F16 or BF16", name_of(options.dtype)));
   }
@@ -85,7 +87,9 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   StagedFolder folder(destination);
   const SideFiles side_files = find_side_files(checkpoint, std::array{folder.path(), destination});
   if (options.notice && !side_files.left_out.empty()) options.notice(left_out_text(side_files.left_out));
-  ShardedWriter writer(folder.path(), plan, options.max_shard_bytes);
+  const bool none = std::ranges::none_of(tensors, [](const StoredTensor& tensor) { return tensor.codec != nullptr; });
+  if (options.notice && none) options.notice("no tensor is compressed: all are copied as they are, in their dtypes");
+  ShardedWriter writer(folder.path(), plan, options.max_shard_bytes, checkpoint.metadata());
   int64_t done = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const StoredTensor& tensor = tensors[i];
@@ -111,12 +115,20 @@ int64_t decompress(const std::filesystem::path& source, const std::filesystem::p
   if (options.progress) options.progress({}, done, total);
   writer.finish();
   if (!checkpoint.config().is_null()) {
-    folder.write("config.json",
-                 json_text(dense_config(load_ordered_json(source / "config.json"), options.dtype)) + "\n");
+    folder.write("config.json", json_text(dense_config(load_ordered_json(source / "config.json"),
+                                                       none ? std::nullopt : std::optional(options.dtype))) +
+                                    "\n");
   }
   copy_side_files(source, side_files, folder);
   folder.commit();
   return total;
+}
+
+}  // namespace
+
+int64_t decompress(const std::filesystem::path& source, const std::filesystem::path& destination,
+                   const DecompressOptions& options) {
+  return with_file_errors([&] { return decompress_folder(source, destination, options); });
 }
 
 }  // namespace hxq

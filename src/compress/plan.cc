@@ -21,11 +21,19 @@ bool matches_any(const std::vector<std::string>& patterns, const std::string& na
   return std::ranges::any_of(patterns, [&](const std::string& pattern) { return matches(pattern, name); });
 }
 
-/// A pattern that selects nothing is most likely misspelt.
-void check_patterns(const std::vector<std::string>& patterns, const std::vector<PlanEntry>& plan) {
+/// A pattern that selects nothing is most likely misspelt; of one that changes nothing there is a notice. `plan`: what
+/// would be done without patterns.
+void check_patterns(const std::vector<std::string>& patterns, const std::vector<PlanEntry>& plan,
+                    const CompressOptions& options) {
   for (const std::string& pattern : patterns) {
-    if (std::ranges::none_of(plan, [&](const PlanEntry& entry) { return matches(pattern, entry.name); })) {
+    const auto is_matched = [&](const PlanEntry& entry) { return matches(pattern, entry.name); };
+    if (std::ranges::none_of(plan, is_matched)) {
       throw Error(fmt::format("pattern '{}' matches no tensor of the model", pattern));
+    }
+    const auto is_changed = [&](const PlanEntry& entry) { return entry.encoder && is_matched(entry); };
+    if (options.notice && std::ranges::none_of(plan, is_changed)) {
+      options.notice(fmt::format(
+          "pattern '{}' has no effect: it matches only tensors that are stored exactly in any case", pattern));
     }
   }
 }
@@ -159,13 +167,15 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
     } else if (model == nullptr) {
       entry.encoder = choose_by_shape(encoder, entry);
     }
-    const bool wanted =
-        (options.only.empty() || matches_any(options.only, entry.name)) && !matches_any(options.keep, entry.name);
-    if (!wanted || has_part_of(source, entry.name)) entry.encoder = nullptr;
+    if (has_part_of(source, entry.name)) entry.encoder = nullptr;
     plan.push_back(std::move(entry));
   }
-  check_patterns(options.keep, plan);
-  check_patterns(options.only, plan);
+  check_patterns(options.keep, plan, options);
+  check_patterns(options.only, plan, options);
+  for (PlanEntry& entry : plan) {
+    const bool wanted = options.only.empty() || matches_any(options.only, entry.name);
+    if (!wanted || matches_any(options.keep, entry.name)) entry.encoder = nullptr;
+  }
   return plan;
 }
 

@@ -8,6 +8,7 @@
 #include "compress/journal.h"
 #include "hxq/error.h"
 #include "io/json.h"
+#include "io/system_error.h"
 
 namespace hxq {
 namespace {
@@ -195,7 +196,7 @@ std::string to_json(const Receipt& receipt) {
 
 std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {
   const std::filesystem::path path = dir / kReceiptFile;
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!with_file_errors([&] { return std::filesystem::exists(path); })) return std::nullopt;
   const nlohmann::json json = load_json(path);
   try {
     return receipt_from(Part(json, ""));

@@ -11,6 +11,7 @@
 #include "compress/side_files.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 
 namespace hxq {
@@ -44,11 +45,11 @@ bool was_written(const Receipt& receipt, const std::string& name) {
 }  // namespace
 
 void check_replaceable(const fs::path& folder) {
-  if (!fs::is_directory(fs::symlink_status(folder)) || !fs::exists(folder / kReceiptFile)) {
-    throw Error(fmt::format("is not a folder that has {}, so it is not replaced", kReceiptFile),
-                {.file = folder.string()});
-  }
-  try {
+  with_file_errors([&] {
+    if (!fs::is_directory(fs::symlink_status(folder)) || !fs::exists(folder / kReceiptFile)) {
+      throw Error(fmt::format("is not a folder that has {}, so it is not replaced", kReceiptFile),
+                  {.file = folder.string()});
+    }
     const std::optional<Receipt> receipt = read_receipt(folder);
     for (std::string& name : files_below(folder)) {
       const fs::file_type type = fs::symlink_status(folder / name).type();
@@ -58,9 +59,7 @@ void check_replaceable(const fs::path& folder) {
       throw Error(fmt::format("holds {}, which no compression wrote, so it is not replaced", name),
                   {.file = folder.string()});
     }
-  } catch (const fs::filesystem_error& error) {
-    throw Error("cannot read: " + error.code().message(), {.file = error.path1().string()});
-  }
+  });
 }
 
 }  // namespace hxq

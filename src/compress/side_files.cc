@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fnmatch.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -10,8 +11,8 @@
 #include <set>
 
 #include "compress/staged_folder.h"
-#include "hxq/error.h"
 #include "io/json.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 
 namespace hxq {
@@ -112,6 +113,7 @@ class Finder {
       } else if (matches_any(kWeightFiles, name.string()) && !modules_.contains(*path.begin())) {
         leave_out(path, "weights in another form");
       } else {
+        if (access((root_ / path).c_str(), R_OK) != 0) throw_system_error(root_ / path, "read");
         found_.files.push_back(path);
       }
     }
@@ -144,11 +146,7 @@ class Finder {
 
 SideFiles find_side_files(const Checkpoint& source, std::span<const fs::path> outputs) {
   if (!fs::is_directory(source.path())) return {};
-  try {
-    return Finder(source, outputs).find();
-  } catch (const fs::filesystem_error& error) {
-    throw Error("cannot read: " + error.code().message(), {.file = error.path1().string()});
-  }
+  return with_file_errors([&] { return Finder(source, outputs).find(); });
 }
 
 void copy_side_files(const fs::path& source, const SideFiles& files, const StagedFolder& target) {

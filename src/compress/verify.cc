@@ -55,9 +55,10 @@ class Verifier {
       : options_(options), folder_(ModelFolder::open(dir)) {
     if (!options.source.empty()) open_source();
     try {
-      result_.has_receipt = std::filesystem::exists(dir / kReceiptFile);
-      if (result_.has_receipt) receipt_ = read_receipt(dir);
+      receipt_ = read_receipt(dir);
+      result_.has_receipt = receipt_.has_value();
     } catch (const Error& error) {
+      result_.has_receipt = true;
       problem(error.what());
     }
   }

@@ -8,6 +8,7 @@
 #include "io/cdnav3.h"
 #include "io/checkpoint_contents.h"
 #include "io/json.h"
+#include "io/system_error.h"
 
 namespace hxq {
 namespace {
@@ -29,6 +30,7 @@ void move_into(Map& into, Map& from, const std::string& file) {
 void add_file(SafetensorsFile file, CheckpointContents& contents) {
   const std::string path = file.file.path().string();
   contents.files.push_back(std::move(file.file));
+  contents.metadata.merge(file.contents.metadata);
   move_into(contents.tensors, file.contents.tensors, path);
   move_into(contents.unsupported, file.contents.unsupported, path);
 }
@@ -132,15 +134,13 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   if (path.empty()) throw Error("the path of the model is empty");
   auto contents = std::make_unique<CheckpointContents>();
   contents->path = path;
-  try {
+  with_file_errors([&] {
     if (fs::is_directory(path)) {
       read_folder(path, *contents);
     } else {
       add_file(SafetensorsFile::open(path), *contents);
     }
-  } catch (const fs::filesystem_error& error) {
-    throw Error("cannot read: " + error.code().message(), {.file = error.path1().string()});
-  }
+  });
   return Checkpoint(std::move(contents));
 }
 
@@ -164,6 +164,7 @@ std::vector<fs::path> Checkpoint::files() const {
 bool Checkpoint::is_tree() const { return contents_->is_tree; }
 const nlohmann::json& Checkpoint::config() const { return contents_->config; }
 const TensorMap& Checkpoint::tensors() const { return contents_->tensors; }
+const Metadata& Checkpoint::metadata() const { return contents_->metadata; }
 const std::map<std::string, std::string, std::less<>>& Checkpoint::unsupported() const {
   return contents_->unsupported;
 }

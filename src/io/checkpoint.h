@@ -54,6 +54,9 @@ class Checkpoint {
   /// safetensors files use: `m.codebook`, `m.indices`, `m.sidecar_positions`, `m.sidecar_values`, `m.svd_U`, ...
   const TensorMap& tensors() const;
 
+  /// `__metadata__` of all files; what they disagree on is as the first of them says.
+  const Metadata& metadata() const;
+
   /// Keys whose dtype the project does not read, with the dtype's name as stored.
   const std::map<std::string, std::string, std::less<>>& unsupported() const;
 

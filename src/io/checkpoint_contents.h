@@ -24,6 +24,7 @@ struct CheckpointContents {
   nlohmann::json config;
   bool is_tree = false;
   TensorMap tensors = {};
+  Metadata metadata = {};
   std::map<std::string, std::string, std::less<>> unsupported = {};      // name -> dtype as stored
   std::map<std::string, std::string, std::less<>> parameter_names = {};  // compressed module -> parameter
   std::vector<MappedFile> files = {};

@@ -13,11 +13,14 @@ namespace hxq {
 
 using TensorMap = std::map<std::string, TensorView, std::less<>>;
 
+/// A file's `__metadata__`.
+using Metadata = std::map<std::string, std::string, std::less<>>;
+
 /// What a safetensors file holds. The views point into the file's bytes.
 struct SafetensorsContents {
   TensorMap tensors = {};
   std::map<std::string, std::string, std::less<>> unsupported = {};  ///< name -> dtype that `DType` does not have
-  std::map<std::string, std::string, std::less<>> metadata = {};     ///< `__metadata__`
+  Metadata metadata = {};
 };
 
 /// Reads and checks the header of a whole safetensors file held in `bytes`; `file` is for messages.

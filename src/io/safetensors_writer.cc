@@ -23,7 +23,6 @@ constexpr uint64_t kAlignment = 64;            // of the data area in the file
 constexpr size_t kStreamedAtLeast = 64 << 10;  // bytes; smaller tensors wait for their place at the end
 constexpr size_t kCopyBuffer = 1 << 20;        // bytes
 constexpr uint64_t kLengthBytes = 8;           // header length field
-constexpr std::string_view kHeaderBegin = R"({"__metadata__":{"format":"pt"})";
 
 /// A file open for writing that is removed when it goes out of scope, unless it was moved into place.
 class TemporaryFile {
@@ -137,10 +136,19 @@ uint64_t byte_size(DType dtype, const Shape& shape) {
 uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /// Where the data area begins: room for the header with every planned tensor and the largest offsets it can have.
-uint64_t data_begin_for(std::span<const TensorPlan> plan) {
+/// The header up to its first tensor.
+std::string header_begin(const Metadata& metadata) {
+  std::string text = R"({"__metadata__":{"format":"pt")";
+  for (const auto& [key, value] : metadata) {
+    if (key != "format") text += fmt::format(",{}:{}", json_string(key), json_string(value));
+  }
+  return text + '}';
+}
+
+uint64_t data_begin_for(std::span<const TensorPlan> plan, const std::string& begin) {
   uint64_t total = 0;
   for (const TensorPlan& tensor : plan) total += byte_size(tensor.dtype, tensor.shape);
-  uint64_t header = kHeaderBegin.size() + 1;
+  uint64_t header = begin.size() + 1;
   for (const TensorPlan& tensor : plan) {
     header += header_entry(json_string(tensor.name), tensor.dtype, tensor.shape, total, total).size();
   }
@@ -150,14 +158,23 @@ uint64_t data_begin_for(std::span<const TensorPlan> plan) {
 }  // namespace
 
 struct SafetensorsWriter::State {
-  State(const std::filesystem::path& target, std::span<const TensorPlan> plan)
-      : path(target), data_begin(data_begin_for(plan)), file(target), spool(target) {
+  State(const std::filesystem::path& target, std::span<const TensorPlan> plan, const Metadata& metadata)
+      : path(target),
+        begin(header_begin(metadata)),
+        data_begin(data_begin_for(plan, begin)),
+        file(target),
+        spool(target) {
     spool.unlink();
   }
-  State(const std::filesystem::path& target, std::span<const TensorPlan> plan, Leftovers)
-      : path(target), data_begin(data_begin_for(plan)), file(target, ".part"), spool(target, ".small") {}
+  State(const std::filesystem::path& target, std::span<const TensorPlan> plan, const Metadata& metadata, Leftovers)
+      : path(target),
+        begin(header_begin(metadata)),
+        data_begin(data_begin_for(plan, begin)),
+        file(target, ".part"),
+        spool(target, ".small") {}
 
   std::filesystem::path path;
+  std::string begin;    // of the header
   uint64_t data_begin;  // offset of the data area in the file
   TemporaryFile file;
   TemporaryFile spool;
@@ -204,7 +221,7 @@ void SafetensorsWriter::State::copy_from_spool(const Entry& entry) {
 
 /// Length field and header, padded with spaces up to the data area.
 std::string SafetensorsWriter::State::header() const {
-  std::string text(kHeaderBegin);
+  std::string text = begin;
   for (const Entry& entry : placed) {
     text += header_entry(entry.key, entry.dtype, entry.shape, entry.position, entry.position + entry.size);
   }
@@ -220,9 +237,9 @@ std::string SafetensorsWriter::State::header() const {
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan,
-                                     Leftovers leftovers)
-    : state_(leftovers == Leftovers::take_up ? std::make_unique<State>(path, plan, leftovers)
-                                             : std::make_unique<State>(path, plan)) {}
+                                     const Metadata& metadata, Leftovers leftovers)
+    : state_(leftovers == Leftovers::take_up ? std::make_unique<State>(path, plan, metadata, leftovers)
+                                             : std::make_unique<State>(path, plan, metadata)) {}
 
 SafetensorsWriter::~SafetensorsWriter() = default;
 

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "hxq/tensor.h"
+#include "io/safetensors.h"
 
 namespace hxq {
 
@@ -33,8 +34,9 @@ enum class Leftovers { ignore, take_up };
 class SafetensorsWriter {
  public:
   /// `plan` sizes the header: it must name at least the tensors that will be added (the ones that are not added
-  /// afterwards cost only padding). Throws `Error` if the file cannot be created.
-  SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan,
+  /// afterwards cost only padding). `metadata` is written as it is, but for "format", which is "pt". Throws `Error` if
+  /// the file cannot be created.
+  SafetensorsWriter(const std::filesystem::path& path, std::span<const TensorPlan> plan, const Metadata& metadata = {},
                     Leftovers leftovers = Leftovers::ignore);
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

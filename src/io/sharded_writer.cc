@@ -21,8 +21,12 @@ const std::regex& finished_name() {
 
 }  // namespace
 
-ShardedWriter::ShardedWriter(const fs::path& folder, std::vector<TensorPlan> plan, int64_t max_shard_bytes)
-    : folder_(folder), plan_(std::move(plan)), max_shard_bytes_(static_cast<uint64_t>(max_shard_bytes)) {
+ShardedWriter::ShardedWriter(const fs::path& folder, std::vector<TensorPlan> plan, int64_t max_shard_bytes,
+                             Metadata metadata)
+    : folder_(folder),
+      plan_(std::move(plan)),
+      max_shard_bytes_(static_cast<uint64_t>(max_shard_bytes)),
+      metadata_(std::move(metadata)) {
   if (max_shard_bytes <= 0) throw Error(fmt::format("shards of {} bytes: expected more than 0", max_shard_bytes));
   take_names_back();
 }
@@ -49,7 +53,8 @@ fs::path ShardedWriter::shard_path(size_t shard) const {
 
 SafetensorsWriter& ShardedWriter::writer() {
   if (earlier_) throw Error("more tensors follow than an earlier run wrote", {.file = earlier_->file.path().string()});
-  if (!writer_) writer_ = std::make_unique<SafetensorsWriter>(shard_path(finished_.size()), plan_, Leftovers::take_up);
+  if (!writer_)
+    writer_ = std::make_unique<SafetensorsWriter>(shard_path(finished_.size()), plan_, metadata_, Leftovers::take_up);
   return *writer_;
 }
 

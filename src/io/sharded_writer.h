@@ -22,8 +22,9 @@ namespace hxq {
 class ShardedWriter {
  public:
   /// A shard holds at most `max_shard_bytes` of tensors, but at least one group of them. `plan` is that of
-  /// `SafetensorsWriter`. Throws `Error` as it does.
-  ShardedWriter(const std::filesystem::path& folder, std::vector<TensorPlan> plan, int64_t max_shard_bytes);
+  /// `SafetensorsWriter`, and so is `metadata`, which every shard gets. Throws `Error` as it does.
+  ShardedWriter(const std::filesystem::path& folder, std::vector<TensorPlan> plan, int64_t max_shard_bytes,
+                Metadata metadata = {});
 
   /// The tensors up to the next `begin_group`, `bytes` in all, stay in one shard.
   void begin_group(int64_t bytes);
@@ -49,6 +50,7 @@ class ShardedWriter {
   std::filesystem::path folder_;
   std::vector<TensorPlan> plan_;
   uint64_t max_shard_bytes_;
+  Metadata metadata_;
   uint64_t shard_bytes_ = 0;
   uint64_t total_bytes_ = 0;
   std::vector<std::string> finished_;                 // paths of shards

@@ -15,7 +15,8 @@ namespace hxq::kernels {
 ///
 /// Errors are in energy, of |x|^2 times the mean square of the weights; that of 256 levels for the weights is about
 /// -45 dB of it. Everywhere else x stays as it is, and products are sums of floats. Outliers are added as differences
-/// from the levels that they replace, so a level that is far larger than all weights of a row costs them their last bits.
+/// from the levels that they replace, so a level that is far larger than all weights of a row costs them their last
+/// bits.
 struct ActivationQuantization {
   int64_t block;
   float largest;

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import string
 import subprocess
+import tempfile
 
 import pytest
 
@@ -72,6 +73,32 @@ def compressed_copy(compressed, tmp_path):
     target = tmp_path / "compressed"
     shutil.copytree(compressed, target)
     return target
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter and write, with the bundled model in it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="hxq-tests-"))
+    shutil.copytree(MODEL, folder / "dense")
+    for path in (folder, *folder.rglob("*")):
+        os.chmod(path, 0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def as_nobody(hxq, open_folder):
+    """Runs the command, a copy in `open_folder`, as a user who owns nothing."""
+    if os.getuid() != 0:
+        pytest.skip("only root becomes another user")
+    command = shutil.copy(hxq.command, open_folder / "hxq")
+
+    def run(*arguments, **options):
+        completed = subprocess.run([command, *map(str, arguments)], capture_output=True, stdin=subprocess.DEVNULL,
+                                   user=65534, group=65534, extra_groups=[], **options)
+        return Result(completed)
+
+    return run
 
 
 @pytest.fixture

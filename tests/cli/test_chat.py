@@ -116,6 +116,13 @@ def test_an_empty_system_message_takes_the_templates_own_away(hxq, tmp_path):
     assert prompts[0] == prompts[2] and len(prompts[1]) < len(prompts[0])
 
 
+def test_a_template_without_a_place_for_the_system_message(hxq, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    hxq("chat", MODEL, "--template", template, "--system", "Be kind.").fails_with("--system without effect", code=2)
+    assert hxq("chat", MODEL, "--template", template, "--system", "").code == 0
+
+
 def test_an_architecture_that_the_runtime_does_not_know_is_the_reason_given(hxq, model_copy):
     config = json.loads((model_copy / "config.json").read_text())
     config["model_type"], config["architectures"] = "bert", ["BertModel"]

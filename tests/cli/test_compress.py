@@ -123,6 +123,14 @@ def test_pattern_that_matches_nothing(hxq, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pattern_that_changes_nothing(hxq, tmp_path):
+    for option in ("--keep", "--only"):
+        result = hxq("compress", "--dry-run", MODEL, tmp_path / "out", option, "*.A_log")
+        assert result.code == 0 and "pattern '*.A_log' has no effect" in result.err
+        assert "no effect" not in hxq("compress", "--dry-run", MODEL, tmp_path / "out", option, "*.in_proj.*").err
+    assert "exists already" in hxq("compress", "--dry-run", MODEL, tmp_path).err
+
+
 def test_existing_destination_is_not_touched(hxq, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -238,6 +246,15 @@ def test_decompress_gives_the_decoded_weights(hxq, compressed, tmp_path):
     prompt = ("generate", "--prompt", "The city of London is", "--max-tokens", 24, "--json")
     assert hxq(prompt[0], dense, *prompt[1:]).json()["tokens"] == hxq(prompt[0], compressed, *prompt[1:]).json()["tokens"]
     hxq("decompress", compressed, dense).fails_with(dense, "exists already")
+
+
+def test_decompress_without_anything_compressed_says_so(hxq, tmp_path):
+    result = hxq("decompress", MODEL, tmp_path / "out", "--dtype", "f16")
+    assert result.code == 0 and "no tensor is compressed" in result.err
+    assert json.loads((MODEL / "config.json").read_text()) == json.loads((tmp_path / "out/config.json").read_text())
+    out, source = (SafetensorsFile(folder / "model.safetensors") for folder in (tmp_path / "out", MODEL))
+    names = set(source.header) - {"__metadata__"}
+    assert [out.header[name]["dtype"] for name in names] == [source.header[name]["dtype"] for name in names]
 
 
 def test_channel_scales_belong_to_the_input(hxq, compressed_copy, tmp_path):

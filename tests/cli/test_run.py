@@ -43,6 +43,13 @@ def test_sampling_options_without_a_temperature(hxq, compressed):
     assert "without effect" not in warm.err
 
 
+def test_options_that_json_has_no_use_for(hxq, compressed):
+    plain = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 4, "--json")
+    result = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 4, "--json", "--stream", "--echo")
+    assert result.json()["tokens"] == plain.json()["tokens"]
+    assert "--stream and --echo without effect" in result.err and "without effect" not in plain.err
+
+
 def test_stop_string_cuts_the_text(hxq, compressed):
     whole = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json").json()["text"]
     stop = whole[10:14]

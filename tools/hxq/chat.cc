@@ -3,14 +3,19 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "console.h"
 #include "generation_arguments.h"
 #include "hxq/error.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -35,11 +40,23 @@ ChatTemplate template_of(const Arguments& arguments) {
   return std::move(*found);
 }
 
+/// A template may have no place for what --system says.
+void check_system(const Arguments& arguments, const ChatTemplate& chat_template, const Tokenizer& tokenizer) {
+  if (!arguments.system || arguments.system->empty()) return;
+  const auto prompt = [&](const std::string& system) {
+    return chat_template.render(std::vector<ChatMessage>{{"system", system}, {"user", "Hello"}}, tokenizer);
+  };
+  if (prompt(*arguments.system) != prompt(*arguments.system + ".")) return;
+  throw UsageError("--system without effect: the chat template has no place for it", {.file = arguments.dir});
+}
+
 /// The next line from the user; false at the end.
 bool read_line(bool terminal, std::string& line) {
   if (terminal) print("> ");
+  errno = 0;
   const bool read = static_cast<bool>(std::getline(std::cin, line));
   check_interrupt();
+  if (std::ferror(stdin) != 0) throw_cannot_read("-");
   if (!read && terminal) print("\n");
   if (line.ends_with('\r')) line.pop_back();
   return read;
@@ -63,8 +80,8 @@ void answer(Chat& chat, const std::string& line, const Arguments& arguments) {
 /// False, and one line on standard error, for a message that gets no answer; the conversation is then as before.
 bool answered(Chat& chat, const std::string& line, const Arguments& arguments, bool terminal) {
   if (line.starts_with('/')) {
-    fmt::print(stderr, "hxq: {} is no command: /reset begins anew, /exit ends (a message may begin with \" /\")\n",
-               line);
+    print_notice(
+        fmt::format("{} is no command: /reset begins anew, /exit ends (a message may begin with \" /\")", line));
     return false;
   }
   try {
@@ -72,10 +89,10 @@ bool answered(Chat& chat, const std::string& line, const Arguments& arguments, b
     answer(chat, line, arguments);
     return true;
   } catch (const ContextError& error) {
-    fmt::print(stderr, "hxq: {}: the message is taken back, /reset begins anew\n", error.what());
+    print_notice(fmt::format("{}: the message is taken back, /reset begins anew", error.what()));
   } catch (const Error& error) {
     if (!terminal) throw;
-    fmt::print(stderr, "hxq: {}\n", error.what());
+    print_notice(error.what());
   }
   return false;
 }
@@ -85,9 +102,10 @@ int run(const Arguments& arguments) {
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const ChatTemplate chat_template = template_of(arguments);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
+  check_system(arguments, chat_template, tokenizer);
   Chat chat(model, tokenizer, chat_template, arguments.system);
   const bool terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;
-  if (terminal) fmt::print(stderr, "/reset begins anew, /exit or ^D ends.\n");
+  if (terminal) print_error("/reset begins anew, /exit or ^D ends.\n");
   bool all_answered = true;
   for (std::string line; read_line(terminal, line);) {
     if (line == "/exit") break;

@@ -26,6 +26,10 @@ struct Arguments {
 const std::string kNothingCompressed = "no tensor is compressed: none that may be is large enough to get smaller\n";
 
 int show_plan(const Arguments& arguments) {
+  std::error_code fault;
+  if (!arguments.options.force && std::filesystem::exists(arguments.destination, fault)) {
+    print_notice(arguments.destination + ": exists already: without --dry-run this would be refused");
+  }
   const std::vector<PlannedTensor> plan = plan_compression(arguments.source, arguments.options);
   if (arguments.json) {
     nlohmann::ordered_json tensors = nlohmann::ordered_json::array();

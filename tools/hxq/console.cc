@@ -1,5 +1,6 @@
 #include "console.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -9,7 +10,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <optional>
 #include <system_error>
@@ -26,29 +26,58 @@ volatile std::sig_atomic_t noted_signal = 0;
 
 void note_interrupt(int signal) { noted_signal = signal; }
 
-std::string bytes_of(const std::string& path) {
-  if (path == "-") {
-    std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+std::string bytes_of_standard_input() {
+  std::string text;
+  char buffer[1 << 16];
+  while (true) {
+    const ssize_t size = read(STDIN_FILENO, buffer, sizeof buffer);
     check_interrupt();
-    return text;
+    if (size == 0) return text;
+    if (size > 0) {
+      text.append(buffer, static_cast<size_t>(size));
+    } else if (errno != EINTR) {
+      throw_cannot_read("-");
+    }
   }
+}
+
+std::string bytes_of(const std::string& path) {
+  if (path == "-") return bytes_of_standard_input();
   std::error_code fault;
   if (std::filesystem::is_directory(path, fault)) throw Error("is a folder, expected a text file", {.file = path});
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw Error("cannot read: " + std::generic_category().message(errno), {.file = path});
+  if (!file) throw_cannot_read(path);
   return text;
+}
+
+/// A file that is opened must not get the number of a stream that is closed: text would be written into it. In their
+/// place stand files that can be neither read nor written, but for standard error.
+void keep_stream_numbers() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(stream, F_GETFD) < 0 && errno == EBADF) {
+      // The lowest free number is this one.
+      static_cast<void>(open("/dev/null", stream == STDOUT_FILENO ? O_RDONLY : O_WRONLY));
+    }
+  }
 }
 
 }  // namespace
 
-void catch_interrupts() {
+void set_up_process() {
+  keep_stream_numbers();
   struct sigaction action {};
   action.sa_handler = note_interrupt;
   action.sa_flags = SA_RESETHAND;  // a second one ends the program at once
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction hang_up {};
+  sigaction(SIGHUP, nullptr, &hang_up);
+  if (hang_up.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // nohup has it ignored
+  // Writing fails instead, and what was begun is cleaned up.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   guard_mapped_files();
 }
 
@@ -64,7 +93,7 @@ int interrupt_signal() { return noted_signal; }
 ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), shown_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressBar::~ProgressBar() {
-  if (shown_ && last_drawn_ >= 0) fmt::print(stderr, "\r\033[K");
+  if (shown_ && last_drawn_ >= 0) print_error("\r\033[K");
 }
 
 void ProgressBar::update(int64_t done, int64_t total, std::string_view note) {
@@ -80,9 +109,8 @@ void ProgressBar::draw(int64_t done, int64_t total, std::string_view note) {
   if (permille == last_drawn_) return;
   last_drawn_ = permille;
   const int filled = static_cast<int>(share * kWidth);
-  fmt::print(stderr, "\r\033[K{} [{:=<{}}{:{}}] {:3d} % {}", label_, "", filled, "", kWidth - filled, permille / 10,
-             note.substr(0, 60));
-  std::fflush(stderr);
+  print_error(fmt::format("\r\033[K{} [{:=<{}}{:{}}] {:3d} % {}", label_, "", filled, "", kWidth - filled,
+                          permille / 10, note.substr(0, 60)));
 }
 
 std::string bytes_text(int64_t bytes) {
@@ -93,12 +121,24 @@ std::string bytes_text(int64_t bytes) {
   return fmt::format("{} B", bytes);
 }
 
-void print_notice(const std::string& line) { fmt::print(stderr, "hxq: {}\n", line); }
+void print_error(std::string_view text) noexcept {
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
+void print_notice(std::string_view line) noexcept {
+  for (const std::string_view part : {std::string_view("hxq: "), line, std::string_view("\n")}) {
+    std::fwrite(part.data(), 1, part.size(), stderr);
+  }
+  std::fflush(stderr);
+}
 
 void print(std::string_view text) {
   check_mapped_files();
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
-  if (!written) throw Error("cannot write to standard output");
+  if (written) return;
+  if (errno == EPIPE) throw ClosedPipe{};
+  throw Error("cannot write to standard output: " + std::generic_category().message(errno));
 }
 
 void ModelArguments::add_to(CLI::App& app) {
@@ -134,6 +174,10 @@ void check_utf8(std::string_view text, const std::string& name) {
   if (!at) return;
   const bool utf16 = text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF");
   throw Error(fmt::format("is not UTF-8 text{}", utf16 ? ", it looks like UTF-16" : ""), {.file = name, .offset = *at});
+}
+
+void throw_cannot_read(const std::string& path) {
+  throw Error("cannot read: " + std::generic_category().message(errno), {.file = name_of_text(path)});
 }
 
 std::string name_of_text(const std::string& path) { return path == "-" ? "standard input" : path; }

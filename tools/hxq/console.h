@@ -13,8 +13,12 @@ namespace hxq::tools {
 /// Thrown when the user interrupts long work; what was being written is cleaned up on the way out.
 struct Interrupted {};
 
-/// From now on SIGINT and SIGTERM are noted, and the next `check_interrupt` throws.
-void catch_interrupts();
+/// Thrown when nobody reads standard output any more.
+struct ClosedPipe {};
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted, and the next `check_interrupt` throws; a closed pipe and a file
+/// that may not grow are errors of writing. Streams that are closed stay so, whatever is opened.
+void set_up_process();
 
 /// Throws `Interrupted` once a signal was noted, and `Error` once a mapped file has got shorter.
 void check_interrupt();
@@ -43,13 +47,16 @@ class ProgressBar {
   int last_drawn_ = -1;
 };
 
-/// One line on standard error.
-void print_notice(const std::string& line);
+/// Writes to standard error. What cannot be written there is lost: there is nowhere left to say so.
+void print_error(std::string_view text) noexcept;
+
+/// "hxq: " and the line, on standard error.
+void print_notice(std::string_view line) noexcept;
 
 /// "15.0 MB"; decimal units.
 std::string bytes_text(int64_t bytes);
 
-/// Writes to standard output. Throws `Error` if that fails (a full disk, a closed pipe).
+/// Writes to standard output. Throws `ClosedPipe`, or `Error` if that fails otherwise (a full disk).
 void print(std::string_view text);
 
 /// --threads and --precision on a verb that runs a model, and HXQ_TARGET from the environment.
@@ -67,6 +74,9 @@ std::string read_text(const std::string& path);
 
 /// Throws `Error`, by that name, for a text that is not UTF-8.
 void check_utf8(std::string_view text, const std::string& name);
+
+/// Throws `Error` that says why (errno) the file or standard input cannot be read.
+[[noreturn]] void throw_cannot_read(const std::string& path);
 
 /// What messages call the file that `read_text` reads.
 std::string name_of_text(const std::string& path);

@@ -115,6 +115,9 @@ class TextPrinter {
 
 int run(Arguments& arguments) {
   arguments.options.interrupted = is_interrupted;
+  if (arguments.json && (arguments.stream || arguments.echo)) {
+    print_notice("--stream and --echo without effect: --json prints prompt and text when all is done");
+  }
   const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);

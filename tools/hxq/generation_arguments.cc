@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "console.h"
 #include "usage.h"
 
 namespace hxq::tools {
@@ -23,7 +24,7 @@ void warn_of_unused(std::vector<CLI::Option*> options) {
   if (options.empty()) return;
   std::string names;
   for (const CLI::Option* option : options) names += (names.empty() ? "" : ", ") + option->get_name();
-  fmt::print(stderr, "hxq: {} without effect: --temperature is 0, which takes the most likely token\n", names);
+  print_notice(fmt::format("{} without effect: --temperature is 0, which takes the most likely token", names));
 }
 
 }  // namespace
@@ -85,12 +86,12 @@ void print_speed(const std::vector<GenerateResult>& results, double seconds) {
   }
   if (results.size() == 1) {
     const GenerateResult& result = results.front();
-    fmt::print(stderr, "prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n", prompt,
-               per_second(prompt, result.prompt_seconds), tokens,
-               per_second(decode_runs(result), result.decode_seconds));
+    print_error(fmt::format("prompt: {} tokens, {:.1f} tokens/s; decode: {} tokens, {:.1f} tokens/s\n", prompt,
+                            per_second(prompt, result.prompt_seconds), tokens,
+                            per_second(decode_runs(result), result.decode_seconds)));
   } else {
-    fmt::print(stderr, "{} prompts of {} tokens, and {} new tokens: {:.1f} tokens/s in all\n", results.size(), prompt,
-               tokens, per_second(prompt + tokens, seconds));
+    print_error(fmt::format("{} prompts of {} tokens, and {} new tokens: {:.1f} tokens/s in all\n", results.size(),
+                            prompt, tokens, per_second(prompt + tokens, seconds)));
   }
 }
 

@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,8 @@
 #include "verbs.h"
 
 namespace {
+
+using hxq::tools::print_notice;
 
 constexpr int kFailed = 1;
 constexpr int kWrongUse = 2;
@@ -33,6 +36,14 @@ std::vector<std::string> arguments_of(int argc, char** argv) {
   return arguments;
 }
 
+/// Help or version, as CLI11 has them.
+int show_help(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream text;
+  const int code = app.exit(error, text, text);
+  hxq::tools::print(text.str());
+  return code;
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Compress neural networks without calibration data, and run them in the compressed form.", "hxq");
   app.set_version_flag("-V,--version", std::string("hxq ") + hxq::kVersion);
@@ -40,7 +51,8 @@ int run(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   app.footer(
       "`hxq VERB --help` shows a verb's options and an example.\n"
-      "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted (^C), 143 terminated.\n"
+      "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted (^C), 143 terminated, 129 "
+      "hung up.\n"
       "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
 
   using hxq::tools::RunVerb;
@@ -61,15 +73,15 @@ int run(int argc, char** argv) {
   std::vector<std::string> arguments = arguments_of(argc, argv);
   const auto is_first = [&](const auto& verb) { return verb.first->get_name() == arguments[0]; };
   if (!arguments.empty() && !arguments[0].starts_with('-') && std::ranges::none_of(verbs, is_first)) {
-    fmt::print(stderr, "hxq: {} is no verb (see hxq --help)\n", arguments[0]);
+    print_notice(arguments[0] + " is no verb (see hxq --help)");
     return kWrongUse;
   }
   std::ranges::reverse(arguments);  // as CLI11 takes them
   try {
     app.parse(arguments);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);
-    fmt::print(stderr, "hxq: {}\n", hxq::tools::usage_text(app, error));
+    if (error.get_exit_code() == 0) return show_help(app, error);
+    print_notice(hxq::tools::usage_text(app, error));
     return kWrongUse;
   }
   for (const auto& [verb, run_verb] : verbs) {
@@ -95,26 +107,29 @@ void keep_memory_for_the_way_out() {
 
 int main(int argc, char** argv) {
   keep_memory_for_the_way_out();
-  hxq::tools::catch_interrupts();
+  hxq::tools::set_up_process();
   try {
     return run(argc, argv);
   } catch (const hxq::tools::Interrupted&) {
-    fmt::print(stderr, "hxq: interrupted\n");
+    print_notice("interrupted");
     return kInterrupted + hxq::tools::interrupt_signal();
+  } catch (const hxq::tools::ClosedPipe&) {
+    std::signal(SIGPIPE, SIG_DFL);  // all is cleaned up: now as other commands do
+    return std::raise(SIGPIPE);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "hxq: out of memory\n");
+    print_notice("out of memory");
     return kFailed;
   } catch (const hxq::tools::UsageError& error) {
-    fmt::print(stderr, "hxq: {}\n", error.what());
+    print_notice(error.what());
     return kWrongUse;
   } catch (const hxq::CompressedError& error) {
-    fmt::print(stderr, "hxq: {}; `hxq decompress` makes the folder dense\n", error.what());
+    print_notice(fmt::format("{}; `hxq decompress` makes the folder dense", error.what()));
     return kFailed;
   } catch (const hxq::UnknownArchitectureError& error) {
-    fmt::print(stderr, "hxq: {} (`hxq compress` and the Python package serve others as well)\n", error.what());
+    print_notice(fmt::format("{} (`hxq compress` and the Python package serve others as well)", error.what()));
     return kFailed;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "hxq: {}\n", error.what());
+    print_notice(error.what());
     return kFailed;
   }
 }

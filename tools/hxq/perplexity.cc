@@ -109,7 +109,7 @@ int run(Arguments& arguments) {
   if (result.interrupted) check_interrupt();
   if (arguments.json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  fmt::print(stderr, "{:.1f} s\n", seconds.count());
+  print_error(fmt::format("{:.1f} s\n", seconds.count()));
   return 0;
 }
 

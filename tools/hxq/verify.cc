@@ -29,9 +29,9 @@ std::string counted(int64_t count, std::string_view noun) {
 
 void show_problems(const VerifyResult& result) {
   const auto shown = std::span(result.problems).first(std::min(kShown, result.problems.size()));
-  for (const Problem& problem : shown) fmt::print(stderr, "hxq: {}\n", problem.message);
+  for (const Problem& problem : shown) print_notice(problem.message);
   if (const size_t rest = result.problems.size() - shown.size(); rest > 0) {
-    fmt::print(stderr, "hxq: and {} more; --json lists all\n", rest);
+    print_notice(fmt::format("and {} more; --json lists all", rest));
   }
 }
 
