@@ -348,6 +348,11 @@ typedef struct hxq_model_options {
 
 /* folder: dense or compressed. options may be null. */
 HXQ_API hxq_status hxq_model_open(const char* folder, const hxq_model_options* options, hxq_model** model);
+/* The model that `config`, the text of a config.json, describes, over tensors in the caller's memory under the names
+ * that safetensors files use (all have one here). Matrices are run where they lie: their memory must outlive the model
+ * and its sequences, and stay as it is. All else is copied. options may be null. */
+HXQ_API hxq_status hxq_model_create(const char* config, const hxq_tensor* tensors, size_t count,
+                                    const hxq_model_options* options, hxq_model** model);
 HXQ_API void hxq_model_destroy(hxq_model* model);
 
 typedef struct hxq_model_info {
@@ -369,6 +374,15 @@ HXQ_API hxq_status hxq_sequence_reset(hxq_sequence* sequence);
 /* Tokens seen so far; -1 if sequence is null. */
 HXQ_API int64_t hxq_sequence_position(const hxq_sequence* sequence);
 
+/* What a block of a model can remember of a sequence: a convolution's last inputs [width - 1, channels], oldest first;
+ * the state of Mamba [state_size, channels] or Mamba-2 [heads, state_size, head_dim]; keys, turned by their rotary
+ * positions, and values [kv_heads, positions, head_dim]. */
+typedef enum hxq_state { HXQ_STATE_CONV, HXQ_STATE_SSM, HXQ_STATE_KEYS, HXQ_STATE_VALUES } hxq_state;
+/* A copy of what the block of that number, from 0, remembers: find the shape first (out null, count 0), then copy
+ * `count` floats. shape has room for 4; *rank is 0 where a block remembers nothing of that kind. */
+HXQ_API hxq_status hxq_sequence_read(const hxq_sequence* sequence, int64_t block, int32_t state, int64_t* shape,
+                                     int32_t* rank, float* out, int64_t count);
+
 /* Which logits of a segment are wanted. */
 typedef enum hxq_logits { HXQ_LOGITS_NONE, HXQ_LOGITS_LAST, HXQ_LOGITS_ALL } hxq_logits;
 
@@ -380,6 +394,8 @@ typedef struct hxq_segment {
   int32_t phase;         /* hxq_phase */
   int32_t wanted;        /* hxq_logits */
   float* logits;         /* [vocab_size] or [count, vocab_size]; null if none are wanted */
+  int64_t end;           /* the sequence's length after its whole prompt, where that comes in several calls and rotary
+                            positions scale with the length; 0: after this segment */
 } hxq_segment;
 
 /* Continues one or more sequences, each with one segment. A token's logits do not depend on what else is in the call.

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hxq/arithmetic.h"
@@ -43,6 +44,20 @@ struct ModelInfo {
   int32_t bos_token = -1;           ///< -1: none
 };
 
+/// What a block of a model can remember of a sequence.
+enum class StateKind : uint8_t {
+  conv,    ///< a convolution's last inputs [width - 1, channels], oldest first
+  ssm,     ///< Mamba: [state_size, channels]; Mamba-2: [heads, state_size, head_dim]
+  keys,    ///< [kv_heads, positions, head_dim], turned by their rotary positions
+  values,  ///< [kv_heads, positions, head_dim]
+};
+
+/// One such array, copied to the host.
+struct StateValues {
+  Shape shape = {};  ///< empty where a block remembers nothing of that kind
+  std::vector<float> values = {};
+};
+
 /// What a model remembers of one sequence of tokens: convolution inputs, SSM states, keys and values. A model can serve
 /// any number of them, and must outlive them.
 class Sequence {
@@ -55,6 +70,8 @@ class Sequence {
   int64_t position() const noexcept;
   /// Forgets everything: the next token is the first.
   void reset();
+  /// What the model's block of that number, from 0, remembers. Throws `Error` for another number.
+  StateValues read(int64_t block, StateKind kind) const;
 
   struct Parts;
 
@@ -94,13 +111,24 @@ struct Segment {
   int64_t end = 0;
 };
 
-/// A language model, dense or compressed, whose weights stay mapped from its folder. Immutable after `open`.
+/// A tensor in the caller's memory, under the name that safetensors files use.
+struct NamedTensor {
+  std::string name;
+  TensorView tensor;
+};
+
+/// A language model, dense or compressed, whose weights stay where they are: mapped from its folder, or in the caller's
+/// memory. Immutable once it is made.
 class Model {
  public:
   /// Opens a model folder: config.json with safetensors (one file or shards), dense or HXQ, or a .cdnav3 tree.
   /// Compressed matrices are run as they are; nothing dense is built from them.
   /// Throws `Error` for anything missing, malformed or unknown.
   static Model open(const std::filesystem::path& dir, const ModelOptions& options = {});
+
+  /// The model that `config`, the text of a config.json, describes, over tensors in memory. Matrices are run where they
+  /// lie: their memory must outlive the model and stay as it is. Everything else is copied. Throws as `open` does.
+  static Model over(std::string_view config, std::span<const NamedTensor> tensors, const ModelOptions& options = {});
 
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <set>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "capi/arguments.h"
@@ -53,6 +54,33 @@ Logits wanted_logits(int32_t wanted) {
   }
 }
 
+StateKind state_of(int32_t state) {
+  switch (state) {
+    case HXQ_STATE_CONV:
+      return StateKind::conv;
+    case HXQ_STATE_SSM:
+      return StateKind::ssm;
+    case HXQ_STATE_KEYS:
+      return StateKind::keys;
+    case HXQ_STATE_VALUES:
+      return StateKind::values;
+    default:
+      throw InvalidArgument(fmt::format("state is {}, expected an hxq_state", state));
+  }
+}
+
+ModelOptions options_of(const hxq_model_options* options) {
+  const hxq_model_options chosen = options == nullptr ? hxq_model_options{} : *options;
+  require_threads(chosen.threads, 0);
+  require(chosen.kv_cache == HXQ_F32 || chosen.kv_cache == HXQ_F16, "kv_cache is neither HXQ_F32 nor HXQ_F16");
+  ModelOptions made;
+  made.threads = chosen.threads;
+  made.target = target_of(chosen.target);
+  made.precision = precision_of(chosen.precision);
+  made.kv_cache = static_cast<DType>(chosen.kv_cache);
+  return made;
+}
+
 int64_t logits_size(const ModelInfo& info, const hxq_segment& segment) {
   if (segment.wanted == HXQ_LOGITS_NONE) return 0;
   return (segment.wanted == HXQ_LOGITS_ALL ? segment.count : 1) * info.vocab_size;
@@ -80,6 +108,9 @@ void check(const OpenedModel& opened, const hxq_segment& segment) {
     throw InvalidArgument(
         fmt::format("{} tokens after {}: the model's context holds {}", segment.count, position, info.context_length));
   }
+  if (segment.end != 0 && segment.end < position + segment.count) {
+    throw InvalidArgument(fmt::format("end is {}, but {} tokens follow {}", segment.end, segment.count, position));
+  }
 }
 
 }  // namespace
@@ -87,15 +118,22 @@ void check(const OpenedModel& opened, const hxq_segment& segment) {
 hxq_status hxq_model_open(const char* folder, const hxq_model_options* options, hxq_model** model) {
   return guard("opening a model", [&] {
     require_pointers({{"folder", folder}, {"model", model}});
-    const hxq_model_options chosen = options == nullptr ? hxq_model_options{} : *options;
-    require_threads(chosen.threads, 0);
-    require(chosen.kv_cache == HXQ_F32 || chosen.kv_cache == HXQ_F16, "kv_cache is neither HXQ_F32 nor HXQ_F16");
-    ModelOptions options_of_model;
-    options_of_model.threads = chosen.threads;
-    options_of_model.target = target_of(chosen.target);
-    options_of_model.precision = precision_of(chosen.precision);
-    options_of_model.kv_cache = static_cast<DType>(chosen.kv_cache);
-    *model = new hxq_model{std::make_shared<OpenedModel>(Model::open(folder, options_of_model))};
+    *model = new hxq_model{std::make_shared<OpenedModel>(Model::open(folder, options_of(options)))};
+  });
+}
+
+hxq_status hxq_model_create(const char* config, const hxq_tensor* tensors, size_t count,
+                            const hxq_model_options* options, hxq_model** model) {
+  return guard("making a model", [&] {
+    require_pointers({{"config", config}, {"tensors", tensors}, {"model", model}});
+    std::vector<NamedTensor> named;
+    std::set<std::string_view> names;
+    for (const hxq_tensor& tensor : std::span(tensors, count)) {
+      require_pointers({{"the name of a tensor", tensor.name}});
+      if (!names.insert(tensor.name).second) throw InvalidArgument(fmt::format("{} is given twice", tensor.name));
+      named.push_back({tensor.name, view_of(tensor)});
+    }
+    *model = new hxq_model{std::make_shared<OpenedModel>(Model::over(config, named, options_of(options)))};
   });
 }
 
@@ -133,6 +171,24 @@ int64_t hxq_sequence_position(const hxq_sequence* sequence) {
   return sequence == nullptr ? -1 : sequence->sequence.position();
 }
 
+hxq_status hxq_sequence_read(const hxq_sequence* sequence, int64_t block, int32_t state, int64_t* shape, int32_t* rank,
+                             float* out, int64_t count) {
+  return guard("reading a sequence's state", [&] {
+    require_pointers({{"sequence", sequence}, {"shape", shape}, {"rank", rank}});
+    require(out != nullptr || count == 0, "out is null");
+    const int64_t blocks = sequence->opened->model.info().blocks;
+    if (block < 0 || block >= blocks) {
+      throw InvalidArgument(fmt::format("block is {}, the model has {}", block, blocks));
+    }
+    const StateValues found = sequence->sequence.read(block, state_of(state));
+    const int64_t size = found.shape.empty() ? 0 : element_count(found.shape);
+    if (out != nullptr && count != size) throw InvalidArgument(fmt::format("count is {}, expected {}", count, size));
+    *rank = static_cast<int32_t>(found.shape.size());
+    std::ranges::copy(found.shape, shape);
+    if (out != nullptr) std::ranges::copy(found.values, out);
+  });
+}
+
 hxq_status hxq_forward(const hxq_model* model, const hxq_segment* segments, size_t count) {
   return guard("running a model", [&] {
     require_pointers({{"model", model}, {"segments", segments}});
@@ -151,12 +207,15 @@ hxq_status hxq_forward(const hxq_model* model, const hxq_segment* segments, size
       parts.push_back({.sequence = &segment.sequence->sequence,
                        .tokens = segment.count,
                        .phase = phase_of(segment.phase),
-                       .logits = wanted_logits(segment.wanted)});
+                       .logits = wanted_logits(segment.wanted),
+                       .end = segment.end});
       size += logits_size(opened.model.info(), segment);
     }
     const std::lock_guard lock(opened.running);
-    float* logits = reserve(opened.logits, size, "logits");
+    // Those of one segment can be written where they are to go.
+    float* logits = count == 1 ? segments->logits : reserve(opened.logits, size, "logits");
     opened.model.forward(tokens, parts, opened.workspace, {logits, static_cast<size_t>(size)});
+    if (count == 1) return;
     for (const hxq_segment& segment : std::span(segments, count)) {
       const int64_t own = logits_size(opened.model.info(), segment);
       std::copy_n(logits, own, segment.logits);

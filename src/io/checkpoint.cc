@@ -144,9 +144,10 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   return Checkpoint(std::move(contents));
 }
 
-Checkpoint Checkpoint::over(TensorMap tensors) {
+Checkpoint Checkpoint::over(TensorMap tensors, std::string_view config) {
   auto contents = std::make_unique<CheckpointContents>();
   contents->tensors = std::move(tensors);
+  if (!config.empty()) contents->config = parse_json(config, "config.json");
   return Checkpoint(std::move(contents));
 }
 

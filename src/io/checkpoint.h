@@ -31,8 +31,9 @@ class Checkpoint {
   /// `config.json` is read if the folder has one. Throws `Error` if none of these is there or something is malformed.
   static Checkpoint open(const std::filesystem::path& path);
 
-  /// Tensors that lie in somebody else's memory, which must outlive the result; no config, no path.
-  static Checkpoint over(TensorMap tensors);
+  /// Tensors that lie in somebody else's memory, which must outlive the result, with the text of a config.json if it is
+  /// not empty; no path. Throws `Error` for text that is not JSON.
+  static Checkpoint over(TensorMap tensors, std::string_view config = {});
 
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;

@@ -37,4 +37,28 @@ void KvCache::reserve(int64_t positions) {
   listed_ = have;
 }
 
+std::vector<float> KvCache::read(Part part, int64_t positions) const {
+  constexpr int64_t kTile = KvCacheView::kTile;
+  const bool keys = part == Part::keys;
+  const int64_t dim = shape_.head_dim, padded = shape_.padded_dim;
+  std::vector<float> out(static_cast<size_t>(shape_.heads * positions * dim));
+  std::vector<std::byte> tile(static_cast<size_t>(2 * shape_.tile_bytes()));
+  for (int64_t first = 0; first < positions; first += kTile) {
+    tiles_[static_cast<size_t>(first / kTile)].download(tile);
+    const std::span<const std::byte> bytes = std::span(tile).subspan(keys ? 0 : tile.size() / 2, tile.size() / 2);
+    const std::vector<float> numbers =
+        to_float({.dtype = shape_.dtype, .shape = {shape_.heads * padded * kTile}, .bytes = bytes});
+    for (int64_t h = 0; h < shape_.heads; ++h) {
+      for (int64_t p = first; p < std::min(positions, first + kTile); ++p) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const int64_t at = keys ? d * kTile + p - first : (p - first) * padded + d;
+          out[static_cast<size_t>((h * positions + p) * dim + d)] =
+              numbers[static_cast<size_t>(h * padded * kTile + at)];
+        }
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace hxq::kernels

@@ -19,6 +19,14 @@ class KvCache {
   /// The shape of a cache; its `tiles` are for the caller to fill in with those of a batch's sequences.
   static KvCacheView shape(int64_t heads, int64_t head_dim, DType dtype) noexcept;
 
+  int64_t heads() const noexcept { return shape_.heads; }
+  int64_t head_dim() const noexcept { return shape_.head_dim; }
+
+  enum class Part : uint8_t { keys, values };
+  /// The keys or the values [heads, positions, head_dim] of positions [0, positions), for which there was made room, on
+  /// the host.
+  std::vector<float> read(Part part, int64_t positions) const;
+
   /// Device memory: a pointer to each tile. Valid until the next `reserve`.
   void* tiles() const noexcept { return table_.data(); }
 

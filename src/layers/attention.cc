@@ -24,6 +24,12 @@ void AttentionState::put_arrays(std::span<void*> arrays) const noexcept {
   arrays[1] = inverse_frequency_.data();
 }
 
+StateValues AttentionState::read(StateKind kind, int64_t positions) const {
+  if (kind != StateKind::keys && kind != StateKind::values) return {};
+  const auto part = kind == StateKind::keys ? kernels::KvCache::Part::keys : kernels::KvCache::Part::values;
+  return {.shape = {cache_.heads(), positions, cache_.head_dim()}, .values = cache_.read(part, positions)};
+}
+
 void Attention::operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch,
                            const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept {
   const int64_t rows = batch.rows;

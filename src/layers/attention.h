@@ -17,6 +17,7 @@ class AttentionState {
 
   void reserve(int64_t positions, int64_t end);
   void put_arrays(std::span<void*> arrays) const noexcept;
+  StateValues read(StateKind kind, int64_t positions) const;
 
  private:
   const RopeDesc* rope_;

@@ -21,6 +21,12 @@ struct Maker {
 
 }  // namespace
 
+StateValues read_state(const kernels::DeviceArray<float>& array, Shape shape) {
+  StateValues state{.shape = std::move(shape), .values = std::vector<float>(static_cast<size_t>(array.size()))};
+  array.download(state.values);
+  return state;
+}
+
 std::unique_ptr<Block> make_block(const BlockDesc& desc, const WeightSource& source) {
   return std::visit(Maker{source}, desc);
 }

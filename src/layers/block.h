@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "desc/model_desc.h"
+#include "hxq/model.h"
 #include "kernels/batch.h"
 #include "kernels/device.h"
 #include "layers/weight.h"
@@ -31,7 +32,12 @@ class BlockState {
   virtual void reserve([[maybe_unused]] int64_t positions, [[maybe_unused]] int64_t end) {}
   /// Puts the addresses of its arrays, in the order that its block knows. Valid until the next `reserve`.
   virtual void put_arrays(std::span<void*> arrays) const noexcept = 0;
+  /// What it remembers of that kind after `positions`, on the host; no shape where that is nothing.
+  virtual StateValues read(StateKind kind, int64_t positions) const = 0;
 };
+
+/// A copy of a state's array on the host.
+StateValues read_state(const kernels::DeviceArray<float>& array, Shape shape);
 
 /// The arrays of a batch's sequences for one block, in device memory.
 class StateArrays {

@@ -10,6 +10,7 @@ class Mamba2BlockState final : public BlockState {
   Mamba2BlockState(const StateOptions& options, const Mamba2BlockDesc& desc) : mixer_(options, desc) {}
   void reset() override { mixer_.reset(); }
   void put_arrays(std::span<void*> arrays) const noexcept override { mixer_.put_arrays(arrays); }
+  StateValues read(StateKind kind, int64_t) const override { return mixer_.read(kind); }
 
  private:
   Mamba2State mixer_;

@@ -5,7 +5,8 @@
 namespace hxq {
 
 Mamba2State::Mamba2State(const StateOptions& options, const Mamba2BlockDesc& desc)
-    : conv_(*options.device, (desc.conv_width - 1) * desc.conv_channels(), "the state of a convolution"),
+    : desc_(desc),
+      conv_(*options.device, (desc.conv_width - 1) * desc.conv_channels(), "the state of a convolution"),
       ssm_(*options.device, desc.inner() * desc.state_size, "the state of Mamba-2's recurrence") {
   reset();
 }
@@ -18,6 +19,12 @@ void Mamba2State::reset() {
 void Mamba2State::put_arrays(std::span<void*> arrays) const noexcept {
   arrays[0] = conv_.data();
   arrays[1] = ssm_.data();
+}
+
+StateValues Mamba2State::read(StateKind kind) const {
+  if (kind == StateKind::conv) return read_state(conv_, {desc_.conv_width - 1, desc_.conv_channels()});
+  if (kind == StateKind::ssm) return read_state(ssm_, {desc_.heads, desc_.state_size, desc_.head_dim});
+  return {};
 }
 
 Mamba2Mixer::Mamba2Mixer(const Mamba2BlockDesc& desc, const WeightSource& source)

@@ -13,8 +13,10 @@ class Mamba2State {
   Mamba2State(const StateOptions& options, const Mamba2BlockDesc& desc);
   void reset();
   void put_arrays(std::span<void*> arrays) const noexcept;
+  StateValues read(StateKind kind) const;
 
  private:
+  Mamba2BlockDesc desc_;
   kernels::DeviceArray<float> conv_;  // [conv_width - 1, conv_channels]
   kernels::DeviceArray<float> ssm_;   // [heads, state_size, head_dim]
 };

@@ -11,7 +11,8 @@ class MambaState final : public BlockState {
   static constexpr int64_t kArrays = 2;
 
   MambaState(const StateOptions& options, const MambaBlockDesc& desc)
-      : conv_(*options.device, (desc.conv_width - 1) * desc.inner, "the state of a convolution"),
+      : desc_(desc),
+        conv_(*options.device, (desc.conv_width - 1) * desc.inner, "the state of a convolution"),
         ssm_(*options.device, desc.state_size * desc.inner, "the state of Mamba's scan") {
     MambaState::reset();
   }
@@ -26,7 +27,14 @@ class MambaState final : public BlockState {
     arrays[1] = ssm_.data();
   }
 
+  StateValues read(StateKind kind, int64_t) const override {
+    if (kind == StateKind::conv) return read_state(conv_, {desc_.conv_width - 1, desc_.inner});
+    if (kind == StateKind::ssm) return read_state(ssm_, {desc_.state_size, desc_.inner});
+    return {};
+  }
+
  private:
+  MambaBlockDesc desc_;
   kernels::DeviceArray<float> conv_;  // [conv_width - 1, inner]
   kernels::DeviceArray<float> ssm_;   // [state_size, inner]
 };

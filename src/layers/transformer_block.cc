@@ -18,6 +18,7 @@ class TransformerState final : public BlockState {
   void reset() override {}
   void reserve(int64_t positions, int64_t end) override { attention_.reserve(positions, end); }
   void put_arrays(std::span<void*> arrays) const noexcept override { attention_.put_arrays(arrays); }
+  StateValues read(StateKind kind, int64_t positions) const override { return attention_.read(kind, positions); }
 
  private:
   AttentionState attention_;

@@ -25,6 +25,10 @@ class Zamba2State final : public BlockState {
     attention_.put_arrays(arrays);
     mixer_.put_arrays(arrays.subspan(AttentionState::kArrays));
   }
+  StateValues read(StateKind kind, int64_t positions) const override {
+    const bool attention = kind == StateKind::keys || kind == StateKind::values;
+    return attention ? attention_.read(kind, positions) : mixer_.read(kind);
+  }
 
  private:
   AttentionState attention_;

@@ -188,6 +188,13 @@ void Sequence::reset() {
   parts_->position = 0;
 }
 
+StateValues Sequence::read(int64_t block, StateKind kind) const {
+  if (block < 0 || block >= std::ssize(parts_->blocks)) {
+    throw Error(fmt::format("block {}: the model has {}", block, parts_->blocks.size()));
+  }
+  return parts_->blocks[static_cast<size_t>(block)]->read(kind, parts_->position);
+}
+
 Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Workspace::Workspace(Workspace&&) noexcept = default;
 Workspace& Workspace::operator=(Workspace&&) noexcept = default;

@@ -39,7 +39,7 @@ Target choose_target(std::optional<Target> wanted) {
 
 }  // namespace
 
-void Model::Parts::load() {
+void Model::Parts::load_weights() {
   check_shared_copies(checkpoint, desc);
   check_layer_count(checkpoint, desc);
   matrices.resize(desc.weights.size());
@@ -81,6 +81,23 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
   if (parts->checkpoint.config().is_null()) {
     throw Error("not found; a model needs it to be run", {.file = config_file});
   }
+  parts->load(config_file, options);
+  parts->info.eos_tokens = eos_tokens(dir, parts->desc);
+  return Model(std::move(parts));
+}
+
+Model Model::over(std::string_view config, std::span<const NamedTensor> tensors, const ModelOptions& options) {
+  TensorMap map;
+  for (const auto& [name, tensor] : tensors) {
+    if (!map.emplace(name, tensor).second) throw Error("is given twice", {.tensor = name});
+  }
+  if (config.empty()) throw Error("a model needs the text of a config.json to be run");
+  auto parts = std::make_unique<Parts>(Checkpoint::over(std::move(map), config));
+  parts->load("config.json", options);
+  return Model(std::move(parts));
+}
+
+void Model::Parts::load(const std::string& config_file, const ModelOptions& options) {
   if (options.kv_cache != DType::f32 && options.kv_cache != DType::f16) {
     throw Error(fmt::format("a key-value cache of {}: expected F32 or F16", name_of(options.kv_cache)));
   }
@@ -88,24 +105,22 @@ Model Model::open(const std::filesystem::path& dir, const ModelOptions& options)
     throw Error(fmt::format("{} threads: expected 0 (all cores) to {}", options.threads, kMaxThreads));
   }
 
-  parts->desc = describe(parts->checkpoint.config(), config_file);
-  parts->state_options = {.device = &kernels::find_device(options.device), .kv_cache = options.kv_cache};
+  desc = describe(checkpoint.config(), config_file);
+  state_options = {.device = &kernels::find_device(options.device), .kv_cache = options.kv_cache};
 
-  ModelInfo& info = parts->info;
-  info.model_type = parts->desc.model_type;
-  info.vocab_size = parts->desc.vocab_size;
-  info.hidden_size = parts->desc.hidden_size;
-  info.blocks = static_cast<int64_t>(parts->desc.blocks.size());
-  info.context_length = parts->desc.max_positions;
+  info.model_type = desc.model_type;
+  info.vocab_size = desc.vocab_size;
+  info.hidden_size = desc.hidden_size;
+  info.blocks = static_cast<int64_t>(desc.blocks.size());
+  info.context_length = desc.max_positions;
   info.threads = options.threads == 0 ? default_thread_count() : options.threads;
-  parts->adapt_threads = options.threads == 0;
+  adapt_threads = options.threads == 0;
   info.target = choose_target(options.target);
   info.precision = options.precision;
   info.device = options.device;
-  info.eos_tokens = eos_tokens(dir, parts->desc);
-  info.bos_token = parts->desc.bos_token;
-  parts->load();
-  return Model(std::move(parts));
+  info.eos_tokens = desc.eos_tokens;
+  info.bos_token = desc.bos_token;
+  load_weights();
 }
 
 const ModelInfo& Model::info() const noexcept { return parts_->info; }

@@ -53,7 +53,9 @@ struct Model::Parts {
   WeightId head = kNoWeight;
 
   const kernels::PreparedMatrix& matrix(WeightId id) const { return *matrices[static_cast<size_t>(id)]; }
-  void load();
+  /// Reads the description and the weights of the checkpoint. config_file: for messages.
+  void load(const std::string& config_file, const ModelOptions& options);
+  void load_weights();
   /// A step on the device; see Block::forward. logits: [shape.wanted, vocab].
   void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* logits,
            const kernels::Context& context) const noexcept;

@@ -1,10 +1,13 @@
 #include "hxq/model.h"
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "capi_test_support.h"
+#include "io/checkpoint.h"
 
 namespace hxq::testing {
 namespace {
@@ -69,6 +72,130 @@ TEST_P(Models, GiveTheLogitsOfTheLibrary) {
   call.logits = last.data();
   ASSERT_OK(hxq_forward(model.get(), &call, 1));
   EXPECT_EQ(last, std::vector<float>(expected.end() - static_cast<int64_t>(vocab), expected.end()));
+}
+
+TEST_P(Models, OverTensorsInMemoryGiveTheLogitsOfTheFolder) {
+  const Checkpoint checkpoint = Checkpoint::open(GetParam());
+  std::vector<hxq_tensor> tensors;
+  for (const auto& [name, view] : checkpoint.tensors()) {
+    tensors.push_back(tensor(name.c_str(), static_cast<int32_t>(view.dtype), view.shape, view.bytes.data()));
+  }
+  std::ifstream file(GetParam() + "/config.json");
+  const std::string config(std::istreambuf_iterator<char>(file), {});
+  const hxq_model_options options = {.threads = 1};
+  hxq_model* made = nullptr;
+  ASSERT_OK(hxq_model_create(config.c_str(), tensors.data(), tensors.size(), &options, &made));
+  const ModelHandle over_memory(made), of_folder = open(GetParam(), &options);
+  hxq_model_info info = {};
+  ASSERT_OK(hxq_model_get_info(made, &info));
+  std::vector<std::vector<float>> logits;
+  for (const hxq_model* model : {over_memory.get(), of_folder.get()}) {
+    const SequenceHandle sequence = sequence_of(model);
+    logits.emplace_back(kTokens.size() * static_cast<size_t>(info.vocab_size));
+    const hxq_segment call = segment(sequence.get(), kTokens, logits.back());
+    ASSERT_OK(hxq_forward(model, &call, 1));
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+
+  made = nullptr;
+  const auto create = [&](const char* text, std::span<const hxq_tensor> given) {
+    return hxq_model_create(text, given.data(), given.size(), nullptr, &made);
+  };
+  expect_failure(create("{", tensors), HXQ_BAD_DATA, "config.json");
+  expect_failure(create("{}", tensors), HXQ_BAD_DATA, "model_type");
+  expect_failure(create(config.c_str(), std::span(tensors).first(2)), HXQ_BAD_DATA, "missing");
+  expect_invalid(create(nullptr, tensors), "config is null");
+  tensors[1].name = tensors[0].name;
+  expect_invalid(create(config.c_str(), tensors), "given twice");
+  tensors[1].name = nullptr;
+  expect_invalid(create(config.c_str(), tensors), "the name of a tensor is null");
+  EXPECT_EQ(made, nullptr);
+}
+
+/// What a block remembers, and its shape.
+std::pair<std::vector<int64_t>, std::vector<float>> read(const hxq_sequence* sequence, int64_t block, int32_t state) {
+  std::array<int64_t, 4> shape = {};
+  int32_t rank = -1;
+  EXPECT_OK(hxq_sequence_read(sequence, block, state, shape.data(), &rank, nullptr, 0));
+  const std::vector<int64_t> dimensions(shape.begin(), shape.begin() + rank);
+  int64_t size = rank == 0 ? 0 : 1;
+  for (const int64_t dimension : dimensions) size *= dimension;
+  std::vector<float> values(static_cast<size_t>(size));
+  EXPECT_OK(hxq_sequence_read(sequence, block, state, shape.data(), &rank, values.data(), size));
+  return {dimensions, values};
+}
+
+TEST(Sequences, TellWhatTheyRemember) {
+  const ModelHandle model = open(kLlama);
+  hxq_model_info info = {};
+  ASSERT_OK(hxq_model_get_info(model.get(), &info));
+  std::vector<int32_t> tokens(70);  // more than a tile of the cache
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i % 9);
+  std::vector<float> logits(tokens.size() * static_cast<size_t>(info.vocab_size));
+  const SequenceHandle whole = sequence_of(model.get()), begun = sequence_of(model.get());
+  hxq_segment call = segment(whole.get(), tokens, logits);
+  ASSERT_OK(hxq_forward(model.get(), &call, 1));
+  call = segment(begun.get(), std::span(tokens).first(66), logits);
+  ASSERT_OK(hxq_forward(model.get(), &call, 1));
+
+  for (const int32_t state : {HXQ_STATE_KEYS, HXQ_STATE_VALUES}) {
+    const auto [shape, all] = read(whole.get(), 0, state);
+    const auto [first_shape, first] = read(begun.get(), 0, state);
+    ASSERT_EQ(shape.size(), 3u);
+    EXPECT_EQ(shape[1], 70);
+    EXPECT_EQ(first_shape[1], 66);
+    const int64_t dim = shape[2];
+    for (int64_t head = 0; head < shape[0]; ++head) {
+      const std::span one = std::span(all).subspan(static_cast<size_t>(head * 70 * dim), static_cast<size_t>(66 * dim));
+      EXPECT_TRUE(std::ranges::equal(one, std::span(first).subspan(static_cast<size_t>(head * 66 * dim), one.size())));
+      EXPECT_TRUE(std::ranges::all_of(one, [](float value) { return value != 0; }));
+    }
+  }
+  EXPECT_TRUE(read(whole.get(), 0, HXQ_STATE_SSM).first.empty());
+  EXPECT_TRUE(read(whole.get(), 0, HXQ_STATE_CONV).first.empty());
+
+  std::array<int64_t, 4> shape = {};
+  int32_t rank = 0;
+  const auto ask = [&](const hxq_sequence* sequence, int64_t block, int32_t state, float* out, int64_t count) {
+    return hxq_sequence_read(sequence, block, state, shape.data(), &rank, out, count);
+  };
+  expect_invalid(ask(nullptr, 0, 0, nullptr, 0), "sequence is null");
+  expect_invalid(ask(whole.get(), info.blocks, 0, nullptr, 0), "the model has");
+  expect_invalid(ask(whole.get(), -1, 0, nullptr, 0), "block is -1");
+  expect_invalid(ask(whole.get(), 0, 4, nullptr, 0), "state is 4");
+  expect_invalid(ask(whole.get(), 0, HXQ_STATE_KEYS, nullptr, 3), "out is null");
+  expect_invalid(ask(whole.get(), 0, HXQ_STATE_KEYS, logits.data(), 3), "count is 3");
+}
+
+TEST(Sequences, PromptsInPiecesSayHowLongTheyGet) {
+  const ModelHandle model = open(HXQ_SOURCE_DIR "/tests/e2e/llama-dynamic");
+  hxq_model_info info = {};
+  ASSERT_OK(hxq_model_get_info(model.get(), &info));
+  const auto vocab = static_cast<size_t>(info.vocab_size);
+  std::vector<int32_t> tokens(static_cast<size_t>(info.context_length));
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i % 7);
+  const auto last_logits = [&](bool in_pieces, int64_t end) {
+    const SequenceHandle sequence = sequence_of(model.get());
+    std::vector<float> logits(tokens.size() * vocab);
+    const size_t cut = in_pieces ? tokens.size() / 3 : tokens.size();
+    for (size_t at = 0; at < tokens.size(); at += cut) {
+      const auto piece = std::span(tokens).subspan(at, std::min(cut, tokens.size() - at));
+      hxq_segment call = segment(sequence.get(), piece, logits);
+      call.wanted = HXQ_LOGITS_LAST;
+      call.end = end;
+      EXPECT_OK(hxq_forward(model.get(), &call, 1));
+    }
+    return std::vector<float>(logits.begin(), logits.begin() + static_cast<int64_t>(vocab));
+  };
+  const std::vector<float> whole = last_logits(false, 0);
+  EXPECT_EQ(last_logits(true, info.context_length), whole);
+  EXPECT_NE(last_logits(true, 0), whole);
+
+  const SequenceHandle sequence = sequence_of(model.get());
+  std::vector<float> logits(tokens.size() * vocab);
+  hxq_segment call = segment(sequence.get(), tokens, logits);
+  call.end = 3;
+  expect_invalid(hxq_forward(model.get(), &call, 1), "end is 3");
 }
 
 TEST_P(Models, RunSegmentsOfSeveralSequences) {
