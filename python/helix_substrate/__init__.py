@@ -49,9 +49,10 @@ if _has("torch"):
 else:
     _load_openmp()
 
-from ._core import HxqError, Model, compress, decompress, inspect, precision, set_precision  # noqa: E402
+from ._core import HxqError, compress, decompress, inspect, precision, set_precision  # noqa: E402
 from ._core import supported_targets, use_target, verify  # noqa: E402
 from ._core import version as _version  # noqa: E402
+from ._model import Model  # noqa: E402
 
 __version__ = _version()
 

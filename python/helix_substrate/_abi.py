@@ -17,6 +17,7 @@ ABI = 3
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
 PREFILL, DECODE = 0, 1
 LOGITS_LAST, LOGITS_ALL = 1, 2
+STATE_CONV, STATE_SSM, STATE_KEYS, STATE_VALUES = range(4)
 
 _P, _I, _N = c_void_p, c_int32, c_int64
 
@@ -76,7 +77,7 @@ ModelInfo = _struct(
         "vocab_size hidden_size blocks context_length parameters compressed_matrices dense_matrices bytes_per_token"
     ),
 )
-Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P)
+Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P, end=_N)
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
     only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N,
@@ -111,9 +112,11 @@ _SIGNATURES = {
     "hxq_ssd_gradient": [_P, POINTER(SsdArgs), POINTER(SsdGradients)],
     "hxq_mamba_mixer_forward": [_P, POINTER(MambaMixer), POINTER(MambaMixerArgs)],
     "hxq_model_open": [c_char_p, POINTER(ModelOptions), POINTER(_P)],
+    "hxq_model_create": [c_char_p, POINTER(Tensor), c_size_t, POINTER(ModelOptions), POINTER(_P)],
     "hxq_model_get_info": [_P, POINTER(ModelInfo)],
     "hxq_sequence_create": [_P, POINTER(_P)],
     "hxq_sequence_reset": [_P],
+    "hxq_sequence_read": [_P, _N, _I, POINTER(_N), POINTER(_I), _P, _N],
     "hxq_forward": [_P, POINTER(Segment), c_size_t],
     "hxq_stored_modules": [POINTER(c_char_p), c_size_t, POINTER(_P)],
     "hxq_compress": [c_char_p, c_char_p, POINTER(CompressOptions), POINTER(Progress), POINTER(_P)],

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import weakref
-from ctypes import byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
 from typing import Callable, Optional, Sequence, Union
 
 from . import _abi
@@ -90,11 +90,21 @@ def precision(name: str):
         _precision.reset(token)
 
 
-def precision_code(name: str | None = None) -> int:
-    """The `hxq_precision` of that name, or of what is set."""
+def precision_name(name: str | None = None) -> str:
+    """That name, or what is set."""
     if name is not None:
         _check_precision(name)
-    return _PRECISIONS[name or _precision.get() or _default_precision]
+    return name or _precision.get() or _default_precision
+
+
+def precision_code(name: str | None = None) -> int:
+    """The `hxq_precision` of that name, or of what is set."""
+    return _PRECISIONS[precision_name(name)]
+
+
+def target_name() -> bytes | None:
+    """The target that was chosen with `use_target`, as the library takes it."""
+    return _target
 
 
 def context(threads: int) -> int:
@@ -110,7 +120,7 @@ def context(threads: int) -> int:
     return address
 
 
-def _tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
+def tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
     shape = tuple(shape)
     if len(shape) > 4:
         raise ValueError(f"{name or 'a tensor'} has {len(shape)} dimensions, expected at most 4")
@@ -126,7 +136,7 @@ class Matrix:
     __slots__ = ("address", "rows", "cols", "__weakref__")
 
     def __init__(self, name: str, parts, rows: int = 0, cols: int = 0, owner=None):
-        array = (_abi.Tensor * len(parts))(*(_tensor(*part) for part in parts))
+        array = (_abi.Tensor * len(parts))(*(tensor(*part) for part in parts))
         handle = c_void_p()
         check(library.hxq_matrix_create(name.encode(), array, len(parts), rows, cols, byref(handle)))
         self.address = handle.value
@@ -148,71 +158,18 @@ def _destroy_matrix(address: int, owner) -> None:
     library.hxq_matrix_destroy(address)
 
 
-class Model:
-    """A language model folder, dense or compressed, run by the core itself, without torch: what `hxq generate` runs.
-
-    It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision: "fast"
-    or "exact", as of `set_precision`; None: what is set.
-    """
-
-    def __init__(self, folder: Folder, threads: int = 0, precision: str | None = None):
-        options = _abi.ModelOptions(threads=threads, target=_target, precision=precision_code(precision))
-        handle = c_void_p()
-        check(library.hxq_model_open(os.fsencode(folder), byref(options), byref(handle)))
-        self._address = handle.value
-        weakref.finalize(self, library.hxq_model_destroy, self._address)
-        info = _abi.ModelInfo()
-        check(library.hxq_model_get_info(self._address, byref(info)))
-        self.vocab_size: int = info.vocab_size
-        check(library.hxq_sequence_create(self._address, byref(handle)))
-        self._sequence = handle.value
-        weakref.finalize(self, library.hxq_sequence_destroy, self._sequence)
-
-    def _run(self, tokens: Sequence[int], phase: int, wanted: int):
-        rows = len(tokens) if wanted == _abi.LOGITS_ALL else 1
-        logits = (c_float * (rows * self.vocab_size))()
-        segment = _abi.Segment(
-            self._sequence, (c_int32 * len(tokens))(*tokens), len(tokens), phase, wanted, ctypes.addressof(logits)
-        )
-        check(library.hxq_forward(self._address, byref(segment), 1))
-        return logits
-
-    def forward(self, tokens: Sequence[int]) -> memoryview:
-        """Continues the sequence with `tokens`. Returns their logits, float32 [len(tokens), vocab_size]."""
-        logits = self._run(tokens, _abi.PREFILL, _abi.LOGITS_ALL)
-        return memoryview(logits).cast("B").cast("f", (len(tokens), self.vocab_size))
-
-    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Continues the sequence with `tokens`, then `count` times with the most likely token. Returns those."""
-        found: list[int] = []
-        phase = _abi.PREFILL
-        for _ in range(count):
-            row = self._run(tokens, phase, _abi.LOGITS_LAST)[:]
-            tokens, phase = [row.index(max(row))], _abi.DECODE
-            found += tokens
-        return found
-
-    @property
-    def position(self) -> int:
-        """Tokens of the sequence so far."""
-        return library.hxq_sequence_position(self._sequence)
-
-    def reset(self) -> None:
-        check(library.hxq_sequence_reset(self._sequence))
-
-
 def would_compress(role: str, dtype: str, shape) -> bool:
     if len(shape) > 4:
         return False
     answer = c_int32()
-    check(library.hxq_would_compress(role.encode(), byref(_tensor(None, dtype, shape, 0)), byref(answer)))
+    check(library.hxq_would_compress(role.encode(), byref(tensor(None, dtype, shape, 0)), byref(answer)))
     return bool(answer.value)
 
 
 def encode(name: str, dtype: str, shape, address: int, sidecar_fraction: float, threads: int, max_codewords: int = 256):
     """The parts of a compressed matrix as (name, dtype, shape, bytes), and its fidelity."""
     handle, fidelity = c_void_p(), _abi.Fidelity()
-    source = _tensor(name, dtype, shape, address)
+    source = tensor(name, dtype, shape, address)
     options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads)
     check(library.hxq_encode(byref(source), byref(options), byref(handle), byref(fidelity)))
     return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
@@ -364,7 +321,7 @@ def stored_parts(folder, name: str | None = None) -> tuple[list[tuple], dict]:
 
 def cdnav3_write(folder, name, dtype, shape, address, exact, sidecar_fraction, max_codewords, threads) -> dict:
     text = c_void_p()
-    source = _tensor(name, dtype, shape, address)
+    source = tensor(name, dtype, shape, address)
     options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads)
     check(library.hxq_cdnav3_write(os.fsencode(folder), byref(source), int(exact), byref(options), byref(text)))
     return _take_json(text)

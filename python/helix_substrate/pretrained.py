@@ -13,11 +13,15 @@ from .compressed import Compressed, WithoutWeight
 from .modules import HelixEmbedding
 
 
-class _Method(NamedTuple):
+class Method(NamedTuple):
     """A method of one object, which copies and pickles with it."""
 
     function: Callable
     owner: Any
+
+    @property
+    def __func__(self):
+        return self.function  # as bound methods have it: torch.compile asks
 
     def __call__(self, *args, **kwargs):
         return self.function(self.owner, *args, **kwargs)
@@ -80,7 +84,7 @@ def present(model: nn.Module) -> None:
             answers["get_expanded_tied_weights_keys"] = _expanded_tied_weights
         answers["named_parameters"] = _named_parameters if module is model else _named_parameters_of_base
         for name, function in answers.items():
-            module.__dict__[name] = _Method(function, module)
+            module.__dict__[name] = Method(function, module)
 
 
 def withdraw(model: nn.Module) -> None:
@@ -94,4 +98,4 @@ def allow_token_types(model: nn.Module) -> None:
     """On transformers 4 tokenizers of no particular class give token_type_ids, and generate() of a model that has no
     use for them refuses them: `model.generate(**tokenizer(text))` would fail. Newer releases give none."""
     if hasattr(model, "generate") and "token_type_ids" not in inspect.signature(model.forward).parameters:
-        model.generate = _Method(_generate, model)
+        model.generate = Method(_generate, model)

@@ -18,6 +18,7 @@ from transformers.quantizers import auto as _auto
 from transformers.quantizers.base import HfQuantizer
 
 from .compressed import Compressed
+from .core_forward import run_whole
 from .config import QUANT_METHODS, CDNAv3Config, HxqConfig
 from .loader import Loader
 from .pretrained import allow_token_types, present, withdraw
@@ -102,6 +103,7 @@ class _Common(HfQuantizer):
         self._model = weakref.ref(model)
         model.config.quantization_config = self.quantization_config
         present(model)
+        run_whole(model)
 
     def __getstate__(self):
         return {**self.__dict__, "_model": None}  # a copy of the model attaches its own
@@ -113,6 +115,7 @@ class _Common(HfQuantizer):
     def remove_quantization_config(self, model):
         super().remove_quantization_config(model)
         withdraw(model)
+        run_whole(model, False)
 
     def _before_saving(self, model) -> None:
         """The configuration lists what is compressed at the moment."""

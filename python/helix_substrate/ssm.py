@@ -30,7 +30,7 @@ _MAMBA2 = (
 _PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
-class _State:
+class LayerState:
     """One layer's cached states in the core's layout: conv [batch, width, channels], ssm with its last two axes
     swapped.
 
@@ -100,7 +100,7 @@ def _wants_gradient(*tensors: Optional[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _served(mixer, hidden_states, cache, state: Optional[_State]) -> bool:
+def _served(mixer, hidden_states, cache, state: Optional[LayerState]) -> bool:
     conv = mixer._modules["conv1d"]
     # The convolution is not called as a module: it must be one that nothing was put on.
     if type(conv) is not nn.Conv1d or _hooked(conv) or _has_any_global_hook():
@@ -131,12 +131,12 @@ def _with_state(operation, tensors, state, *rest) -> torch.Tensor:
     return y
 
 
-def _conv(mixer, x, state: Optional[_State]) -> torch.Tensor:
+def _conv(mixer, x, state: Optional[LayerState]) -> torch.Tensor:
     filters = (mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias)
     return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
 
 
-def _plan(mixer, hidden_states, state: _State, attention_mask) -> Optional[ops.MixerPlan]:
+def _plan(mixer, hidden_states, state: LayerState, attention_mask) -> Optional[ops.MixerPlan]:
     """The mixer as one call of the core; None if something has to see its parts: autograd, a tracer, adapters, hooks,
     padding."""
     if (
@@ -162,7 +162,7 @@ def _plan(mixer, hidden_states, state: _State, attention_mask) -> Optional[ops.M
     return plan
 
 
-def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask):
+def _mamba_forward(self, hidden_states, state: Optional[LayerState], attention_mask):
     dtype = hidden_states.dtype
     inner, n = self.intermediate_size, self.ssm_state_size
     batch = hidden_states.shape[0]
@@ -180,7 +180,12 @@ def _mamba_forward(self, hidden_states, state: Optional[_State], attention_mask)
     return self.out_proj(_with_state(ops.selective_scan, scanned, state and state.ssm).to(dtype))
 
 
-def _mamba2_forward(self, hidden_states, state: Optional[_State], attention_mask):
+def _number(value) -> float:
+    """A number of a configuration: transformers 5 writes infinity as {"__float__": "Infinity"}, which 4 does not read."""
+    return float(value["__float__"] if isinstance(value, dict) else value)
+
+
+def _mamba2_forward(self, hidden_states, state: Optional[LayerState], attention_mask):
     dtype = hidden_states.dtype
     n = self.ssm_state_size
     if state is not None:
@@ -192,7 +197,7 @@ def _mamba2_forward(self, hidden_states, state: Optional[_State], attention_mask
     _, gate, xbc, dt = projected.split([skipped, self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
     xbc = _masked(_conv(self, xbc, state), attention_mask)
     # Zamba2's torch code clamps at time_step_min; the model was trained with time_step_limit.
-    limit = self.time_step_limit or (0.0, float("inf"))
+    limit = [_number(bound) for bound in self.time_step_limit or (0.0, float("inf"))]
     scanned = (xbc, dt, gate, self.dt_bias, self.A_log, self.D)
     y = _with_state(ops.ssd, scanned, state and state.ssm, self.head_dim, self.n_groups, n, limit)
     # The gate has been applied with the recurrence: what is left of the gated norm is the norm.
@@ -215,7 +220,7 @@ def _served_class(original: type) -> Optional[type]:
 
     def forward(self, hidden_states, cache=None, *, cache_params=None, attention_mask=None, **kwargs):
         cache = cache_params if cache is None else cache
-        state = None if cache is None else _State(cache, self.layer_idx)
+        state = None if cache is None else LayerState(cache, self.layer_idx)
         if kwargs.get("seq_idx") is None and _served(self, hidden_states, cache, state):
             y = run(self, hidden_states, state, attention_mask)
             if state is not None:
@@ -226,7 +231,8 @@ def _served_class(original: type) -> Optional[type]:
     def reduce(self, protocol):
         return _restored, (original,), self.__dict__
 
-    members = {"forward": forward, "__module__": original.__module__, "__reduce_ex__": reduce, "_helix_ssm": True}
+    members = {"forward": forward, "__module__": original.__module__, "__reduce_ex__": reduce}
+    members.update(_helix_ssm=True, _helix_original=original)
     return type(original.__name__, (original,), members)
 
 
@@ -236,18 +242,28 @@ def _restored(original: type) -> nn.Module:
     return served.__new__(served)
 
 
+def original_class(kind: type) -> type:
+    """The class of transformers that a class which calls the core was made from; any other class itself."""
+    return vars(kind).get("_helix_original", kind)
+
+
+def is_served(module: nn.Module) -> Optional[bool]:
+    """Whether the core runs a mixer; None for modules that it has no mixer for."""
+    original = original_class(type(module))
+    return None if _served_class(original) is None else original is not type(module)
+
+
 def accelerate_ssm(model: nn.Module, enabled: bool = True) -> int:
     """Lets the core run the model's Mamba, Mamba-2 and Zamba2 layers, or leaves them to transformers again. Returns how
     many layers that is."""
     count = 0
     for module in model.modules():
-        served = getattr(type(module), "_helix_ssm", False)
-        kind = type(module).__mro__[1] if served else _served_class(type(module))
-        if kind is None:
+        served = is_served(module)
+        if served is None:
             continue
         count += 1 if served or enabled else 0
         if served != enabled:
-            module.__class__ = kind
+            module.__class__ = _served_class(type(module)) if enabled else original_class(type(module))
             module.__dict__.pop("_helix_plan", None)
     if count and enabled:
         prepare_peft()

@@ -1,0 +1,600 @@
+"""A forward of a whole model as one call of the core: when it is, and that tokens are the same as module by module."""
+
+import copy
+import logging
+import pickle
+import threading
+
+import pytest
+import torch
+import transformers
+from conftest import load
+from test_models import KINDS, save_dense, tiny
+from torch import nn
+from transformers import DynamicCache, StaticCache
+
+import helix_substrate
+from helix_substrate import HxqConfig, accelerate_ssm, compress_model, core_forward, decompress_model
+from helix_substrate.core_cache import texts_of
+from helix_substrate.core_forward import run_whole
+
+MAJOR = int(transformers.__version__.split(".")[0])
+IDS = torch.randint(5, 320, (1, 10), generator=torch.Generator().manual_seed(2))
+ROWS = torch.randint(5, 320, (3, 10), generator=torch.Generator().manual_seed(3))
+PADDED = torch.tensor([[0] * 4 + [1] * 6, [1] * 10, [0] * 9 + [1]])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny models of every architecture that the core runs, compressed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for kind in KINDS:
+        # transformers 4 normalises the groups of Mamba-2 together, and its models go through their modules.
+        model = tiny(kind, **({"n_groups": 1} if kind == "mamba2" and MAJOR < 5 else {}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Freshly made models give nearly the same logits for all tokens.
+                parameter.mul_(3 if parameter.dim() == 2 and "A_log" not in name else 1)
+        save_dense(model, folder / "dense")
+        load(folder / "dense", quantization_config=HxqConfig()).save_pretrained(folder / kind)
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch, floats):
+    """The calls of the core, and the reasons for others. Kernels do not round, so that both ways give the same tokens."""
+    seen = []
+    run, why = core_forward._run, core_forward.why_modules
+
+    def counted(model, call):
+        seen.append("core")
+        return run(model, call)
+
+    def noted(model, call):
+        reason = why(model, call)
+        if reason is not None:
+            seen.append(reason)
+        return reason
+
+    monkeypatch.setattr(core_forward, "_run", counted)
+    monkeypatch.setattr(core_forward, "why_modules", noted)
+    return seen
+
+
+def generate(model, ids=IDS, tokens=12, **more):
+    more.setdefault("attention_mask", torch.ones_like(ids))
+    model.generation_config.eos_token_id = None
+    return model.generate(ids, max_new_tokens=tokens, pad_token_id=0, **{"do_sample": False, **more})
+
+
+def by_modules(function, model, *args, **kwargs):
+    run_whole(model, False)
+    try:
+        return function(model, *args, **kwargs)
+    finally:
+        run_whole(model, True)
+
+
+def cache_of(output):
+    return next(output[name] for name in ("cache", "past_key_values", "cache_params") if output.get(name) is not None)
+
+
+def forward(model, ids, cache=None, **more):
+    """A forward as `generate` with somebody's functions in it calls it. The cache is passed under this release's name."""
+    names = set(core_forward.inspect.signature(model.forward).parameters)
+    name = next(name for name in ("cache", "past_key_values", "cache_params") if name in names)
+    with torch.no_grad(), core_forward.generating(model, alone=False):
+        return model(ids, **{name: cache}, use_cache=True, **more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_of_generate_is_one_call(kind, folders, calls):
+    model = load(folders / kind)
+    expected = by_modules(generate, model)
+    assert torch.equal(generate(model), expected)
+    assert calls == ["core"] * 12
+    assert len(set(expected[0, 10:].tolist())) > 1, "a test that any token would pass"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_modules(kind, folders, calls):
+    model = load(folders / kind)
+    options = dict(return_dict_in_generate=True, output_logits=True)
+    expected = torch.stack(by_modules(generate, model, ROWS, attention_mask=PADDED, **options).logits)
+    found = torch.stack(generate(model, ROWS, attention_mask=PADDED, **options).logits)
+    assert calls == ["core"] * 12
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_with_padding(kind, folders, calls):
+    model = load(folders / kind)
+    expected = by_modules(generate, model, ROWS, attention_mask=PADDED)
+    assert torch.equal(generate(model, ROWS, attention_mask=PADDED), expected)
+    assert calls == ["core"] * 12
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(do_sample=True),
+        dict(do_sample=True, num_return_sequences=3, top_k=20),
+        dict(use_cache=False),
+        dict(repetition_penalty=1.3),
+    ],
+    ids=["sample", "several", "no_cache", "penalty"],
+)
+def test_ways_of_generating(kind, options, folders, calls):
+    model = load(folders / kind)
+    torch.manual_seed(5)
+    expected = by_modules(generate, model, **options)
+    torch.manual_seed(5)
+    assert torch.equal(generate(model, **options), expected)
+    assert calls == ["core"] * 12
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "zamba2"])
+@pytest.mark.parametrize("options", [dict(num_beams=3), dict(prompt_lookup_num_tokens=3)], ids=["beams", "lookup"])
+def test_ways_that_rearrange_the_cache(kind, options, folders, calls):
+    if kind == "zamba2" and "prompt_lookup_num_tokens" in options:
+        pytest.skip("transformers does not do that for models with a state")
+    model = load(folders / kind)
+    options = dict(options, eos_token_id=1)
+    expected = by_modules(generate, model, **options)
+    assert torch.equal(generate(model, **options), expected)
+    assert len(set(calls)) == 2  # the core reads the prompt, the rest is the modules'
+
+
+# ---- Reasons for the modules ----
+
+
+def trained(model):
+    model.train()
+
+
+def with_hook(model):
+    next(m for m in model.modules() if isinstance(m, nn.Linear)).register_forward_hook(lambda *a: None)
+
+
+def with_forward_of_its_own(model):
+    module = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    module.forward = type(module).forward.__get__(module)
+
+
+def with_lora(model):
+    next(m for m in model.modules() if isinstance(m, helix_substrate.HelixLinear)).enable_lora(2)
+
+
+def with_adapter(model):
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), model)
+
+
+def with_two_precisions(model):
+    next(m for m in model.modules() if isinstance(m, helix_substrate.HelixLinear)).precision = "exact"
+
+
+def with_another_activation(model):
+    model.model.layers[0].mlp.act_fn = nn.GELU()
+
+
+def with_another_constant(model):
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+def with_other_frequencies(model):
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def with_another_attention(model):
+    transformers.AttentionInterface.register("mine", transformers.integrations.sdpa_attention.sdpa_attention_forward)
+    model.set_attn_implementation("mine")
+
+
+def in_bfloat16(model):
+    model.to(torch.bfloat16)
+
+
+def decompressed_head(model):
+    model.lm_head.become_dense()
+    model.lm_head.weight.data = model.lm_head.weight.data.T.contiguous().T
+
+
+REASONS = [
+    (trained, {}, "training mode"),
+    (with_hook, {}, "hook or a forward of its own"),
+    (with_forward_of_its_own, {}, "a hook or a forward of its own"),
+    (with_lora, {}, "has LoRA"),
+    (with_adapter, {}, "q_proj"),
+    (with_two_precisions, {}, "different precisions"),
+    (with_another_activation, {}, "act_fn is a GELU"),
+    (with_another_constant, {}, "scaling is"),
+    (with_other_frequencies, {}, "inv_freq was changed"),
+    (with_another_attention, {}, "another implementation"),
+    (in_bfloat16, {}, "computes in float32"),
+    (decompressed_head, {}, "not plain memory"),
+    (None, dict(output_hidden_states=True, return_dict_in_generate=True), "output_hidden_states is set"),
+    (None, dict(output_attentions=True, return_dict_in_generate=True), "output_attentions is set"),
+    (None, dict(cache_implementation="static"), "not transformers' default one"),
+    (None, dict(attention_mask=torch.tensor([[1] * 5 + [0] + [1] * 4])), "attention_mask is not one of padding"),
+]
+
+
+@pytest.mark.parametrize("change, options, reason", REASONS, ids=[r[2] for r in REASONS])
+def test_reasons_for_the_modules(change, options, reason, folders, calls):
+    model = load(folders / "llama", attn_implementation="eager" if "output_attentions" in options else "sdpa")
+    if change is not None:
+        change(model)
+    expected = by_modules(generate, model, tokens=4, **options)
+    found = generate(model, tokens=4, **options)
+    if not isinstance(found, torch.Tensor):
+        found, expected = found.sequences, expected.sequences
+    assert torch.equal(found, expected)
+    assert reason in calls[0] and "core" not in calls, calls
+
+
+def test_reasons_of_a_forward(folders, calls):
+    model = load(folders / "llama")
+    embedded = model.get_input_embeddings()(IDS).detach()
+    model(IDS)
+    with torch.no_grad(), core_forward.generating(model, alone=False):
+        model(inputs_embeds=embedded)
+        model(IDS, labels=IDS)
+        model(IDS, return_dict=False)
+        model(IDS, position_ids=torch.arange(3, 13)[None])
+        model(ROWS, attention_mask=PADDED)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(IDS)
+        with torch.profiler.profile():
+            model(IDS)
+        with helix_substrate.precision("exact"):
+            model(IDS)
+        with torch.enable_grad():
+            model(IDS)
+    assert [call for call in calls if call != "core"] == [
+        "it is no step of generate()",
+        "the input is not a batch of tokens",
+        "labels is given",
+        "the result is to be a tuple, or there are two caches",
+        "position_ids are not the next ones",
+        "logits of padding are wanted",
+        *["a compiler, mode, transform, profiler or hook sees all operations"] * 2,
+        "gradients are recorded",
+    ]
+    assert calls.count("core") == 1
+
+
+def test_ssm_served_by_transformers_goes_through_the_modules(folders, calls):
+    model = load(folders / "mamba", quantization_config=HxqConfig(accelerate_ssm=False))
+    generate(model, tokens=2)
+    accelerate_ssm(model)
+    generate(model, tokens=2)
+    accelerate_ssm(model, False)
+    generate(model, tokens=2)
+    assert calls[2:4] == ["core"] * 2
+    assert all("accelerate_ssm is off" in call for call in (calls[0], calls[4])) and len(calls) == 6
+
+
+def test_a_class_that_somebody_patched(folders, calls, monkeypatch):
+    model = load(folders / "llama")
+    kind = type(model.model.norm)
+    original = kind.forward
+    generate(model, tokens=1)
+    assert calls.pop() == "core"
+    monkeypatch.setattr(kind, "forward", lambda self, x: 2 * original(self, x))
+    assert torch.equal(generate(model, tokens=3), by_modules(generate, model, tokens=3))
+    assert "LlamaRMSNorm has a forward of test_whole" in calls[0]
+
+
+def test_adapters_of_peft(folders, calls):
+    peft = pytest.importorskip("peft")
+    for kind, target in (("llama", "q_proj"), ("mamba", "x_proj")):
+        model = load(folders / kind)
+        plain = generate(model)
+        calls.clear()
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=[target], init_lora_weights=False)).eval()
+        options = dict(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=12, pad_token_id=0)
+        assert not torch.equal(adapted.generate(**options, do_sample=False), plain)
+        assert "core" not in calls
+        adapted.unload()
+        calls.clear()
+        assert torch.equal(generate(model), plain)
+
+
+# ---- What changes between texts and within one ----
+
+
+CHANGES = {
+    "norm, in place": lambda m: m.model.norm.weight.mul_(-1),
+    "norm, through .data": lambda m: m.model.norm.weight.data.mul_(-1),
+    "norm, through numpy": lambda m: m.model.norm.weight.detach().numpy().__imul__(-1),
+    "norm, other memory": lambda m: setattr(m.model.norm.weight, "data", -m.model.norm.weight.data),
+    "norm, another parameter": lambda m: setattr(m.model.norm, "weight", nn.Parameter(-m.model.norm.weight.detach())),
+    "codebook": lambda m: m.model.layers[0].mlp.up_proj.codebook.data.mul_(-1),
+    "indices": lambda m: m.model.layers[0].mlp.up_proj.indices.bitwise_xor_(255),
+    "a module": lambda m: setattr(m.model, "layers", m.model.layers[:1]),
+    "a module made dense": lambda m: m.model.layers[0].mlp.up_proj.become_dense(),
+    "a state dict": lambda m: m.load_state_dict({k: -v if "norm" in k else v for k, v in m.state_dict().items()}),
+    "a configuration": lambda m: setattr(m.model.layers[0].input_layernorm, "variance_epsilon", 10.0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_count(name, folders, calls):
+    model = load(folders / "llama")
+    before = generate(model, return_dict_in_generate=True, output_logits=True).logits[0]
+    with torch.no_grad():
+        CHANGES[name](model)
+        after = forward(model, IDS).logits[:, -1]
+        expected = by_modules(forward, model, IDS).logits[:, -1]
+    assert (after - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (after - before).abs().max() > 1e-2 or name == "a module made dense"
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name.startswith(("norm, in", "norm, a", "a module"))])
+def test_changes_within_a_text_count(name, folders, calls):
+    model = load(folders / "llama")
+
+    def run(model):
+        output = forward(model, IDS)
+        saved = copy.deepcopy(model)
+        with torch.no_grad():
+            CHANGES[name](saved)
+        return forward(saved, IDS[:, :1], copy.deepcopy(cache_of(output))).logits
+
+    def run_in_place(model):
+        output = forward(model, IDS)
+        with torch.no_grad():
+            CHANGES[name](model)
+        return forward(model, IDS[:, :1], cache_of(output)).logits
+
+    if name == "a module":
+        pytest.skip("a cache of two layers is of no use to a model of one")
+    expected = by_modules(run, model)
+    found = run_in_place(model)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_hook_set_between_two_steps_is_called(folders, calls):
+    model = load(folders / "llama")
+    cache = cache_of(forward(model, IDS))
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda *arguments: seen.append(1))
+    forward(model, IDS[:, :1], cache)
+    assert seen == [1] and calls[0] == "core" and "hook" in calls[1]
+
+
+def test_callers_functions_may_change_the_model_between_steps(folders, calls):
+    model = load(folders / "llama")
+    seen = []
+
+    class Hooks(transformers.StoppingCriteria):
+        def __call__(self, ids, scores, **kwargs):
+            if not seen:
+                model.model.norm.register_forward_hook(lambda *arguments: seen.append(1))
+                seen.append(0)
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    generate(model, tokens=5, stopping_criteria=transformers.StoppingCriteriaList([Hooks()]))
+    assert seen == [0, 1, 1, 1, 1] and calls[0] == "core" and len(calls) == 5
+
+
+def test_streamers_of_transformers_change_nothing(folders, calls, monkeypatch):
+    model = load(folders / "llama")
+    looked = []
+    monkeypatch.setattr(core_forward.CoreModel, "is_of", lambda *a, **k: looked.append(k) or True)
+    core_forward.core_of(model, begins=True)
+    streamer = transformers.TextStreamer(transformers.AutoTokenizer.from_pretrained(helix_substrate_model()))
+    generate(model, tokens=4, streamer=streamer)
+    assert looked == [{"throughout": True}]
+
+
+def helix_substrate_model():
+    from conftest import MODEL
+
+    return MODEL
+
+
+# ---- Caches ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_is_looked_into_is_transformers_own(kind, folders, calls):
+    model = load(folders / kind)
+    run = lambda m: returned_cache(m)  # noqa: E731
+    expected, found = by_modules(run, model), run(model)
+    assert texts_of(found) is not None and texts_of(expected) is None
+    assert type(found).__name__ == type(expected).__name__ and isinstance(found, type(expected))
+    copied = pickle.loads(pickle.dumps(found))
+    assert type(found) is type(expected) is type(copied) and texts_of(found) is None
+    for cache in (found, copied):
+        compare(vars(cache), vars(expected))
+
+
+def returned_cache(model, steps=3):
+    output = generate(model, ROWS, tokens=steps + 1, attention_mask=PADDED, return_dict_in_generate=True)
+    found = [output[name] for name in ("cache", "past_key_values", "cache_params") if output.get(name) is not None]
+    if not found:
+        pytest.skip("this release does not return it")
+    return found[0]
+
+
+def compare(found, expected, name=""):
+    if isinstance(expected, torch.Tensor):
+        if "conv" in name:  # transformers keeps an input that is not looked at again
+            found, expected = found[..., 1:], expected[..., 1:]
+        if "key" in name or "value" in name:  # what padding has is masked
+            found, expected = found[1:2], expected[1:2]
+        assert found.shape == expected.shape and found.dtype is expected.dtype, name
+        assert not expected.numel() or (found - expected).abs().max() <= 1e-4 * max(1, expected.abs().max()), name
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key, value in expected.items():
+            compare(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), name
+        for i, value in enumerate(expected):
+            compare(found[i], value, f"{name}.{i}")
+    elif hasattr(expected, "__dict__") and type(expected).__module__.startswith("transformers"):
+        assert type(found) is type(expected)
+        compare(vars(found), vars(expected), name)
+    else:
+        assert found == expected, name
+
+
+@pytest.mark.parametrize("kind", ["llama", "zamba2"])
+def test_generate_goes_on_from_a_returned_cache(kind, folders, calls):
+    if MAJOR < 5 and kind == "zamba2":
+        pytest.skip("this release keeps that cache to itself")
+    model = load(folders / kind)
+
+    def run(model):
+        first = generate(model, return_dict_in_generate=True)
+        longer = torch.cat([first.sequences, IDS[:, :3]], 1)
+        name = next(name for name in ("cache", "past_key_values") if first.get(name) is not None)
+        return generate(model, longer, **{name: first[name]})
+
+    expected = by_modules(run, model)
+    assert torch.equal(run(model), expected)
+    assert calls == ["core"] * 24
+
+
+@pytest.mark.parametrize("change", ["crop", "batch_repeat_interleave", "batch_select_indices", "reorder_cache", "reset"])
+def test_caches_that_are_changed(change, folders, calls):
+    model = load(folders / "llama")
+    arguments = {
+        "crop": (-4 if MAJOR >= 5 else 6,),
+        "batch_repeat_interleave": (2,),
+        "batch_select_indices": (torch.tensor([0, 0]),),
+        "reorder_cache": (torch.tensor([0]),),
+        "reset": (),
+    }[change]
+
+    def run(model):
+        cache = cache_of(forward(model, IDS))
+        getattr(cache, change)(*arguments)
+        rows = 2 if change.startswith("batch") else 1
+        return forward(model, IDS[:, :1].expand(rows, 1), cache).logits
+
+    expected = by_modules(run, model)
+    assert (run(model) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_callers_cache_is_filled(folders, calls):
+    model = load(folders / "llama")
+    cache = DynamicCache(config=model.config)
+    forward(model, IDS, cache)
+    assert calls == ["core"] and cache.get_seq_length() == 10 and texts_of(cache) is not None
+    copied = copy.deepcopy(cache)
+    assert texts_of(cache) is None and copied.get_seq_length() == 10
+    both = [forward(model, IDS[:, :1], c).logits for c in (cache, copied)]
+    assert torch.equal(*both)
+    other = StaticCache(config=model.config, max_cache_len=20)
+    forward(model, IDS, other)
+    assert "not transformers' default one" in calls[-1]
+
+
+def test_a_cache_outlives_its_model(folders, calls):
+    model = load(folders / "llama")
+    cache = cache_of(forward(model, IDS))
+    expected = copy.deepcopy(cache_of(by_modules(forward, model, IDS)))
+    del model
+    compare(vars(copy.deepcopy(cache)), vars(expected))
+
+
+def test_a_cache_of_another_model(folders, calls):
+    first, second = load(folders / "llama"), load(folders / "llama")
+    with torch.no_grad():
+        second.model.norm.weight.mul_(-1)
+    expected = by_modules(forward, second, IDS[:, :1], cache_of(by_modules(forward, first, IDS))).logits
+    found = forward(second, IDS[:, :1], cache_of(forward(first, IDS))).logits
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_beyond_the_cores_context(folders, calls):
+    model = load(folders / "llama")  # of 128 positions
+    expected = by_modules(generate, model, tokens=130)
+    assert torch.equal(generate(model, tokens=130), expected)
+    assert calls.count("core") == 119 and calls[119] == "the core's context is full"
+
+
+def test_tokens_that_the_model_has_not(folders):
+    model = load(folders / "llama")
+    with pytest.raises(ValueError, match="token 320 is outside the vocabulary"):
+        generate(model, torch.tensor([[3, 320]]))
+
+
+# ---- The model ----
+
+
+def test_the_model_stays_what_it_is(folders, calls, tmp_path):
+    model = load(folders / "mamba")
+    expected = generate(model)
+    assert type(model).__name__ == "MambaForCausalLM" and isinstance(model, transformers.MambaForCausalLM)
+    for again in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
+        calls.clear()
+        assert torch.equal(generate(again), expected) and calls == ["core"] * 12
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path).config.architectures == ["MambaForCausalLM"]
+    dense = decompress_model(model)
+    assert type(dense) is transformers.MambaForCausalLM
+    calls.clear()
+    generate(dense)
+    assert not calls
+
+
+def test_models_compressed_in_memory(folders, calls):
+    model = tiny("llama")
+    compress_model(model)
+    assert torch.equal(generate(model), by_modules(generate, model))
+    assert calls == ["core"] * 12
+
+
+def test_no_second_copy_of_the_weights(folders, calls):
+    model = load(folders / "llama")
+    generate(model, tokens=1)
+    held = {tensor.data_ptr() for tensor in model._core_model._held}
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert {module.indices.data_ptr() for module in model.modules() if hasattr(module, "indices")} <= held <= own
+
+
+def test_random_numbers_are_not_used_up(folders):
+    model = load(folders / "mamba")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    generate(model, tokens=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_threads_share_a_model(folders, calls):
+    model = load(folders / "mamba")
+    expected = [generate(model, ids[None]) for ids in ROWS]
+    found = [None] * 3
+
+    def run(i):
+        found[i] = generate(model, ROWS[i : i + 1])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_torch_compile_sees_the_modules(folders, calls):
+    model = load(folders / "llama")
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        found = compiled(IDS).logits
+        assert not calls
+        assert (found - forward(model, IDS).logits).abs().max() <= 1e-4 * found.abs().max()
+
+
+def test_the_reason_is_logged(folders, caplog):
+    model = load(folders / "llama")
+    with caplog.at_level(logging.DEBUG, "helix_substrate"):
+        generate(model, tokens=1, output_hidden_states=True, return_dict_in_generate=True)
+    assert "LlamaForCausalLM goes through its modules: output_hidden_states is set" in caplog.text
