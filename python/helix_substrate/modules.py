@@ -264,7 +264,8 @@ class HelixLinear(Compressed, nn.Linear):
 
 
 class HelixConv1D(HelixLinear):
-    """y = x W + bias with W [in, out] compressed: `transformers.pytorch_utils.Conv1D`, the linear layer of GPT-2."""
+    """y = x W + bias with W [in, out] compressed: `transformers.pytorch_utils.Conv1D`, the linear layer of GPT-2. Its
+    products multiply floats as they are, whatever the precision: "fast" may round, and need not."""
 
     @property
     def dense_class(self):

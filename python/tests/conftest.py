@@ -52,6 +52,15 @@ def floats():
 
 
 @pytest.fixture
+def layer(floats):
+    import torch
+    from small_layers import IN, OUT
+
+    torch.manual_seed(0)
+    return helix_substrate.HelixLinear.from_linear(torch.nn.Linear(IN, OUT))
+
+
+@pytest.fixture
 def shared():
     """Models, texts and other people's files that are not in the repository."""
     if not SHARED.is_dir():

@@ -161,6 +161,8 @@ def test_conv1d_has_gradients():
     y = layer(x)
     expected = x @ weight + layer.bias
     assert torch.allclose(y, expected, atol=1e-5)
+    with torch.no_grad(), helix_substrate.precision("exact"):
+        assert torch.equal(layer(x), y)  # these products never round
     g = torch.randn_like(y)
     dx, dc = torch.autograd.grad(y, (x, layer.codebook), g, retain_graph=True)
     want_dx, dw = torch.autograd.grad(expected, (x, weight), g)

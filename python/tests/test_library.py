@@ -1,0 +1,149 @@
+"""The library behind Python: its interface, precision of its products, stopping its work."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import helix_substrate
+from helix_substrate import _abi, _core
+
+pytestmark = pytest.mark.release_independent
+
+
+# ---- The library's interface ----
+
+
+def test_another_library_is_refused():
+    class Other:
+        hxq_abi_version = staticmethod(lambda: _abi.ABI)
+        hxq_struct_size = staticmethod(lambda name: ctypes.sizeof(_abi.Tensor) if name == b"hxq_tensor" else 8)
+
+    class Wrap:
+        def __init__(self, function):
+            self.function = function
+
+        def __call__(self, *arguments):
+            return self.function(*arguments)
+
+    other = Other()
+    other.hxq_abi_version, other.hxq_struct_size = Wrap(lambda: 1), Wrap(Other.hxq_struct_size)
+    with pytest.raises(ImportError, match=f"has ABI 1, this package needs {_abi.ABI}"):
+        _abi._check(other, "x.so")
+    other.hxq_abi_version = Wrap(lambda: _abi.ABI)
+    with pytest.raises(ImportError, match="hxq_rows has 8 bytes, this package needs 24"):
+        _abi._check(other, "x.so")
+
+
+def test_every_struct_is_stated():
+    header = (os.path.dirname(__file__) + "/../../include/hxq/c_api.h")
+    names = [line.split()[2] for line in open(header) if line.startswith("typedef struct hxq_") and line.endswith("{\n")]
+    assert sorted(names) == sorted(f"hxq_{structure.__name__}" for structure in _abi._STRUCTS)
+
+
+def test_wrong_calls_are_value_errors(hxq_folder):
+    model = helix_substrate.Model(hxq_folder, threads=1)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.forward([1 << 30])
+    with pytest.raises(ValueError, match="count is 0"):
+        model.forward([])
+    with pytest.raises(ValueError, match="-1 threads"):
+        helix_substrate.Model(hxq_folder, threads=-1)
+    with pytest.raises(ValueError, match="sidecar_fraction is 2,"):
+        helix_substrate.compress(hxq_folder, "/nowhere/x", sidecar_fraction=2.0)
+    assert model.position == 0
+
+
+# ---- Precision ----
+
+
+def test_exact_products_do_not_round(tmp_path):
+    torch.manual_seed(0)
+    layer = helix_substrate.HelixLinear.from_linear(nn.Linear(256, 64, bias=False))
+    x = torch.randn(300, 256)
+    expected = x.double() @ layer.decode_weight().double().T
+
+    def error():
+        with torch.no_grad():
+            return ((layer(x) - expected).norm() / expected.norm()).item()
+
+    fast = error()
+    with helix_substrate.precision("exact"):
+        assert error() < 1e-6
+    assert error() == fast
+    helix_substrate.set_precision("exact")
+    try:
+        assert error() < 1e-6
+        with helix_substrate.precision("fast"):
+            assert error() == fast
+    finally:
+        helix_substrate.set_precision("fast")
+    exact = torch.ops.hxq.linear(x, *layer.parts, None, 64, 256, "exact")
+    assert (exact - expected).norm() / expected.norm() < 1e-6
+    assert fast < 5e-3
+    for call in (helix_substrate.set_precision, helix_substrate.precision("x").__enter__):
+        with pytest.raises(ValueError, match="expected one of fast, exact"):
+            call("x") if call is helix_substrate.set_precision else call()
+
+
+# ---- Stopping ----
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("verb", ["compress", "decompress", "verify"])
+def test_exceptions_of_progress_stop_the_work(verb, dense_folder, hxq_folder, tmp_path):
+    def stop(tensor, done, total):
+        raise Stop(tensor)
+
+    calls = {
+        "compress": lambda: helix_substrate.compress(dense_folder, tmp_path / "x", progress=stop),
+        "decompress": lambda: helix_substrate.decompress(hxq_folder, tmp_path / "x", progress=stop),
+        "verify": lambda: helix_substrate.verify(hxq_folder, progress=stop),
+    }
+    with pytest.raises(Stop):
+        calls[verb]()
+    assert not any(tmp_path.iterdir())
+
+
+def test_interrupts_stop_the_work(dense_folder, tmp_path):
+    """^C, also where nobody asked for progress."""
+    program = (
+        "import helix_substrate, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('ready', flush=True)\n"
+        f"for i in range(1000): helix_substrate.compress({str(dense_folder)!r}, {str(tmp_path)!r} + f'/{{i}}', threads=1)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert not list(tmp_path.glob("*partial*"))
+    made = sorted(tmp_path.iterdir())
+    assert all((folder / "hxq_receipt.json").exists() for folder in made)
+
+
+def test_progress_is_called_in_the_callers_thread(dense_folder, tmp_path):
+    import threading
+
+    threads = set()
+    seen = []
+
+    def note(tensor, done, total):
+        threads.add(threading.current_thread())
+        seen.append((done, total))
+
+    helix_substrate.compress(dense_folder, tmp_path / "x", progress=note)
+    assert threads == {threading.current_thread()}
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    assert _core.verify(tmp_path / "x")["ok"]
