@@ -1,60 +1,86 @@
 #!/bin/sh
-# Tries every front door on a bare Debian 12, as the README says it: makes one with debootstrap in a folder, copies what is
-# committed into it, and runs the doors in it by chroot. Needs root and debootstrap; apt's and pip's settings of this
-# machine are used in there.
-# Usage: scripts/fresh_machine.sh FOLDER [DOOR...]     doors: demo test fuzz bench python (default: all)
+# Tries every front door on a bare Debian 12, as README and docs/python.md say it: makes one with debootstrap in a folder,
+# copies what is committed into it, and runs the doors in it by chroot. Needs root and debootstrap; apt's and pip's settings
+# of this machine are used in there.
+# Usage: scripts/fresh_machine.sh FOLDER [DOOR...]     doors: demo test fuzz bench python wheel (default: all)
+# DEBIAN_MIRROR: where packages come from; FUZZ_SECONDS: for each fuzz target.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 machine=$1
 shift
-[ $# -gt 0 ] || set -- demo test fuzz bench python
+[ $# -gt 0 ] || set -- demo test fuzz bench python wheel
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
+# Two of them: what the doors install in one must not help the wheel in the other.
 if [ ! -f "$machine/ready" ]; then
-  debootstrap --variant=minbase --include=ca-certificates bookworm "$machine" "$mirror"
+  debootstrap --variant=minbase --include=ca-certificates bookworm "$machine/worked" "$mirror"
+  cp -a "$machine/worked" "$machine/bare"
   touch "$machine/ready"
 fi
 machine=$(cd "$machine" && pwd)
 
 # What this machine needs to reach packages; nothing else of it.
-cp -L /etc/resolv.conf "$machine/etc/resolv.conf"
-for path in /etc/apt/apt.conf.d /etc/apt/sources.list.d /etc/apt/sources.list /etc/apt/auth.conf.d /etc/pip.conf \
-            /etc/ssl/certs/ca-certificates.crt /root/.config/pip; do
-  [ -e "$path" ] && mkdir -p "$machine$(dirname "$path")" && cp -rL "$path" "$machine$(dirname "$path")/"
+pip_folders=$(cat /etc/pip.conf /root/.config/pip/pip.conf 2>/dev/null | grep -o '/[^ ]*' | sed 's,^///*,/,' | sort -u)
+close() {
+  for inner in worked bare; do
+    for mount in $pip_folders /dev/shm /dev/pts /dev /proc; do umount -l "$machine/$inner$mount" 2>/dev/null || true; done
+  done
+}
+trap close EXIT
+for inner in "$machine/worked" "$machine/bare"; do
+  cp -L /etc/resolv.conf "$inner/etc/resolv.conf"
+  for path in /etc/apt/apt.conf.d /etc/apt/sources.list.d /etc/apt/sources.list /etc/apt/auth.conf.d /etc/pip.conf \
+              /etc/ssl/certs/ca-certificates.crt /root/.config/pip; do
+    [ -e "$path" ] && mkdir -p "$inner$(dirname "$path")" && cp -rL "$path" "$inner$(dirname "$path")/"
+  done
+  [ -e /etc/apt/sources.list ] || : >"$inner/etc/apt/sources.list"
+  mount -t proc proc "$inner/proc"
+  mount --rbind /dev "$inner/dev" && mount --make-rslave "$inner/dev"
+  for folder in $pip_folders; do
+    [ -d "$folder" ] && mkdir -p "$inner$folder" && mount --bind "$folder" "$inner$folder"
+  done
 done
 
-close() { for mount in dev/shm dev proc; do umount "$machine/$mount" 2>/dev/null || true; done; }
-trap close EXIT
-mkdir -p "$machine/dev/shm"
-mount -t proc proc "$machine/proc"
-mount --rbind /dev "$machine/dev" && mount --make-rslave "$machine/dev"
+inside() { chroot "$machine/$1" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$2"; }
 
-inside() { chroot "$machine" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$1"; }
+rm -rf "$machine/worked/root/hxq"
+mkdir -p "$machine/worked/root/hxq"
+git -C "$root" archive HEAD | tar -x -C "$machine/worked/root/hxq"
+inside worked "apt-get update -qq && apt-get install -y -qq --no-install-recommends git make >/dev/null"
 
-rm -rf "$machine/root/hxq"
-mkdir -p "$machine/root/hxq"
-git -C "$root" archive HEAD | tar -x -C "$machine/root/hxq"
-inside "apt-get update -qq && apt-get install -y -qq --no-install-recommends git make >/dev/null"
-
-# The install and the first snippet of docs/python.md, with a folder in the place of DIR.
+# The first block of commands and the first block of Python in docs/python.md.
 python_door='
-  apt-get install -y -qq --no-install-recommends $(cat scripts/debian-packages.txt) python3-venv >/dev/null
-  python3 -m venv /root/venv && cd python && /root/venv/bin/pip install -q ".[hf]" && cd ..
-  /root/venv/bin/python -m helix_substrate compress models/wiki-mamba-7m /root/mine
-  sed -n "/^```python/,/^```/{/^```/!p;/^```$/q}" docs/python.md | sed "s,DIR,\"/root/mine\",g" >/root/snippet.py
-  echo "print(tokenizer.decode(out[0]))" >>/root/snippet.py
-  /root/venv/bin/python /root/snippet.py'
+  sed -n "/^```$/,/^```$/{/^```$/!p};/^```python/q" docs/python.md >/root/commands.sh
+  sed -n "/^```python/,/^```$/{/^```/!p;/^```$/q}" docs/python.md >/root/snippet.py
+  apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+  . /root/commands.sh
+  python /root/snippet.py'
+wheel_door='
+  python3 -m venv /root/venv && /root/venv/bin/pip install -q --no-index --no-deps /root/*.whl
+  /root/venv/bin/helix-substrate compress /root/model /root/mine >/dev/null
+  /root/venv/bin/helix-substrate verify /root/mine --source /root/model'
+
+open_door() {
+  case $1 in
+    demo | test | bench) inside worked "cd /root/hxq && make $1" ;;
+    fuzz) inside worked "cd /root/hxq && make fuzz SECONDS=${FUZZ_SECONDS:-30}" ;;
+    python) inside worked "cd /root/hxq && $python_door" ;;
+    wheel)
+      inside worked "cd /root/hxq && make wheel" || return 1
+      cp "$machine"/worked/root/hxq/build/dist/*.whl "$machine/bare/root/"
+      cp -r "$root/models/wiki-mamba-7m" "$machine/bare/root/model"
+      inside bare "apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null && $wheel_door"
+      ;;
+    *) echo "$1 is no door" >&2; exit 2 ;;
+  esac
+}
 
 failed=""
 for door in "$@"; do
   printf '\n== %s\n' "$door"
-  case $door in
-    demo | test | bench) command="make $door" ;;
-    fuzz) command="make fuzz SECONDS=${FUZZ_SECONDS:-30}" ;;
-    python) command=$python_door ;;
-    *) echo "$door is no door" >&2; exit 2 ;;
-  esac
-  inside "cd /root/hxq && $command" || failed="$failed $door"
+  begin=$(date +%s)
+  open_door "$door" || failed="$failed $door"
+  echo "($door: $(($(date +%s) - begin)) s)"
 done
 [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
 echo "every door opens: $*"

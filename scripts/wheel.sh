@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the source distribution and, from it, a wheel that needs nothing of the system it is installed on but the C
-# library: other shared libraries are put into it, with their licences. The OpenMP runtime lies beside the library and is
-# loaded only where neither torch nor the system brings one, for two of them in one process would fight.
+# Builds the source distribution and, from it, a wheel that needs nothing of the system it is installed on but the C and
+# C++ libraries: other shared libraries are put into it, with their licences. Fails where auditwheel finds that it needs
+# more, or a Python without any package cannot compress a model with it.
 # Usage: scripts/wheel.sh BUILD_FOLDER      leaves dist/*.tar.gz and dist/*.whl there
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -18,9 +18,10 @@ work=$build/wheel-work
 rm -rf "$dist" "$work"
 mkdir -p "$dist" "$work"
 "$tools/bin/python" -m build --outdir "$work/built" "$root" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
-PATH="$tools/bin:$PATH" "$tools/bin/auditwheel" repair --exclude libgomp.so.1 -w "$work/repaired" "$work"/built/*.whl \
+PATH="$tools/bin:$PATH" "$tools/bin/auditwheel" repair -w "$work/repaired" "$work"/built/*.whl \
   >"$work/repair.log" 2>&1 || { cat "$work/repair.log"; exit 1; }
 
+# The licences of what auditwheel has put in.
 "$tools/bin/python" -m wheel unpack -d "$work" "$work"/repaired/*.whl >/dev/null
 tree=$(echo "$work"/helix_substrate-*)
 licences=$(echo "$tree"/*.dist-info)/licenses/libraries
@@ -30,15 +31,30 @@ mkdir -p "$unpacked"
 "$tools/bin/python" -m zipfile -e "$work"/built/*.whl "$unpacked"
 for library in $(ldd "$unpacked/helix_substrate/libhxq_c.so" | awk '$3 ~ /^\// { print $3 }'); do
   file=$(readlink -f "$library")
-  name=$(basename "$library")
-  case $name in
-    libgomp.so.1) cp "$file" "$tree/helix_substrate/libgomp.so.1" ;;
-    libc.so.6 | libm.so.6 | libgcc_s.so.1 | libstdc++.so.6) continue ;;
-  esac
+  ls "$tree"/helix_substrate.libs | grep -q "^$(basename "$library" | cut -d. -f1)-" || continue
   package=$(dpkg-query -S "$file" "${file#/usr}" 2>/dev/null | head -n 1 | cut -d: -f1)
-  [ -z "$package" ] || cp "/usr/share/doc/$package/copyright" "$licences/$package.txt"
+  [ -n "$package" ] || { echo "no package has $file: under what licence is it?" >&2; exit 1; }
+  cp "/usr/share/doc/$package/copyright" "$licences/$package.txt"
 done
 "$tools/bin/python" -m wheel pack -d "$dist" "$tree" >/dev/null
 cp "$work"/built/*.tar.gz "$dist"
-echo "auditwheel: $("$tools/bin/auditwheel" show "$work"/repaired/*.whl | tr '\n' ' ' | grep -o 'constrains the platform tag to "[^"]*"'), OpenMP aside"
+
+wheel=$(echo "$dist"/*.whl)
+"$tools/bin/auditwheel" show "$wheel" >"$work/verdict" 2>&1 || { cat "$work/verdict"; exit 1; }
+tag=$(tr '\n' ' ' <"$work/verdict" | sed -n 's/.*consistent with the following platform tag: *"\([^"]*\)".*/\1/p')
+case $(basename "$wheel") in
+  *"$tag"*.whl) ;;
+  *) tag="" ;;
+esac
+case $tag in
+  manylinux*) echo "auditwheel: $tag" ;;
+  *) cat "$work/verdict"; echo "$(basename "$wheel"): needs more of the system than its name says" >&2; exit 1 ;;
+esac
+
+python3 -m venv "$work/bare"
+"$work/bare/bin/pip" install -q --disable-pip-version-check --no-index --no-deps "$wheel"
+(cd "$work" && bare/bin/python -m helix_substrate compress "$root/models/wiki-mamba-7m" compressed >compress.log 2>&1 &&
+  bare/bin/python -m helix_substrate verify compressed --source "$root/models/wiki-mamba-7m" >verify.log 2>&1) ||
+  { cat "$work"/compress.log "$work"/verify.log; exit 1; }
+echo "in a Python without packages: $(tail -n 1 "$work/verify.log")"
 ls "$dist"
