@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "codec/codec.h"
 #include "compress/journal.h"
@@ -61,14 +63,31 @@ class Part {
 
   template <class T>
   void get(const char* key, T& value) const {
+    const nlohmann::json& found = field(key);
     try {
-      field(key).get_to(value);
+      if (holds<T>(found)) {
+        found.get_to(value);
+        return;
+      }
     } catch (const nlohmann::json::exception&) {
-      fail(fmt::format("{} is of another type than expected", path_of(key)));
     }
+    fail(fmt::format("{} is of another type than expected", path_of(key)));
   }
 
  private:
+  /// Whether the number is one of T, or the list one of such: the JSON library turns 1.5 into 1, and 1e30 into anything.
+  template <class T>
+  static bool holds(const nlohmann::json& found) {
+    if constexpr (std::is_same_v<T, Shape>) {
+      return found.is_array() && std::ranges::all_of(found, holds<int64_t>);
+    } else if constexpr (std::is_integral_v<T>) {
+      return found.is_number_unsigned() ? found.get<uint64_t>() <= INT64_MAX : found.is_number_integer();
+    } else if constexpr (std::is_floating_point_v<T>) {
+      return found.is_number();
+    }
+    return true;
+  }
+
   [[noreturn]] static void fail(const std::string& message) { throw Error("not a receipt: " + message); }
 
   std::string path_of(const char* key) const { return path_.empty() ? key : fmt::format("{}.{}", path_, key); }

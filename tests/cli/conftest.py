@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "wiki-mamba-7m"
 TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
+PEAK_MEMORY = ROOT / "tests" / "cli" / "peak_memory.py"
 
 
 def pytest_addoption(parser):

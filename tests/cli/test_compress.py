@@ -10,12 +10,9 @@ import time
 
 import numpy
 import pytest
-from conftest import MODEL, ROOT
+from conftest import MODEL, PEAK_MEMORY
 from safetensors import safe_open
 from safetensors_file import SafetensorsFile
-
-
-PEAK_MEMORY = ROOT / "tests" / "cli" / "peak_memory.py"
 
 
 def tree(folder):
