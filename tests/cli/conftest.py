@@ -18,6 +18,7 @@ PEAK_MEMORY = ROOT / "tests" / "cli" / "peak_memory.py"
 
 def pytest_addoption(parser):
     parser.addoption("--hxq", required=True, help="the hxq command")
+    parser.addoption("--kills", type=int, default=8, help="how often compress is killed, in each of four settings")
 
 
 class Result:

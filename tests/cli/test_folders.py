@@ -173,16 +173,24 @@ def test_shards(hxq, compressed, tmp_path):
 
 
 @pytest.mark.parametrize("shard", ["5GB", "1MB"])
-def test_killed_at_any_moment_and_resumed(hxq, tmp_path, shard):
-    arguments = ["compress", MODEL, "--sidecar", "0.002", "--max-shard-size", shard]
-    undisturbed = tmp_path / "undisturbed"
+@pytest.mark.parametrize("replaces", [False, True])
+def test_killed_at_any_moment_and_resumed(hxq, tmp_path, request, shard, replaces):
+    """The destination is as it was or complete, whenever a run is killed, and the next takes its work up: after many that
+    got a little further each, the bytes are those of a run that nobody disturbed. `--kills N`: so many."""
+    arguments = ["compress", MODEL, "--sidecar", "0.002", "--max-shard-size", shard, *(["--force"] if replaces else [])]
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     start = time.monotonic()
     assert hxq(*arguments, undisturbed).code == 0
     seconds = time.monotonic() - start
-    out = tmp_path / "out"
-    moments = random.Random(shard)
-    kills = 0
-    for attempt in range(12):
+    expected = tree(undisturbed)
+    before = {}
+    if replaces:
+        assert hxq("compress", MODEL, out, "--sidecar", "0").code == 0
+        shutil.copytree(out, tmp_path / "before")
+        before = tree(out)
+    moments = random.Random(f"{shard} {replaces}")
+    kills = completed = 0
+    while kills < request.config.getoption("--kills"):
         process = subprocess.Popen([hxq.command, *map(str, arguments), out, "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             process.wait(moments.uniform(0, seconds) / 2)
@@ -190,14 +198,17 @@ def test_killed_at_any_moment_and_resumed(hxq, tmp_path, shard):
             process.kill()
             process.wait()
             kills += 1
-            if out.exists():  # the moment was between the last step and the end of the process
-                assert tree(out) == tree(undisturbed), "the destination is complete or not there"
-                break
-        else:
-            break
-    assert hxq(*arguments, out, "--resume", "--force").code == 0
-    assert tree(out) == tree(undisturbed)
+        found = tree(out) if out.exists() else {}
+        assert found in (before, expected), "the destination is as it was, or complete"
+        if found == expected:
+            completed += 1
+            shutil.rmtree(out)
+            if replaces:
+                shutil.copytree(tmp_path / "before", out)
+    assert hxq(*arguments, out, "--resume").code == 0
+    assert tree(out) == expected
     assert leftovers(tmp_path) == []
+    print(f"{kills} kills, {completed} runs completed between them")
 
 
 def partial_of(hxq, out, *arguments):
