@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <regex>
 
 #include "folder/described_tensors.h"
 #include "hxq/error.h"
@@ -127,6 +129,17 @@ const ModelDesc* runnable_model(const ModelFolder& source, const CompressOptions
   return nullptr;
 }
 
+/// Experts that a checkpoint stores one by one.
+std::optional<std::string> experts_notice(const std::vector<PlanEntry>& plan) {
+  static const std::regex kExpert(R"(.*\.experts\.\d+\..*)");
+  const auto count = std::ranges::count_if(plan, [](const PlanEntry& entry) {
+    return entry.encoder && entry.name.find(".experts.") != entry.name.npos && std::regex_match(entry.name, kExpert);
+  });
+  if (count == 0) return std::nullopt;
+  return fmt::format(
+      "{} tensors of experts: transformers 5 joins these, so that they are decoded when it loads the folder", count);
+}
+
 /// An option that would have no effect is most likely a mistake.
 const Encoder& chosen_encoder(const CompressOptions& options) {
   const Encoder& encoder = encoder_of(options.codec);
@@ -176,6 +189,7 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
     const bool wanted = options.only.empty() || matches_any(options.only, entry.name);
     if (!wanted || matches_any(options.keep, entry.name)) entry.encoder = nullptr;
   }
+  if (const auto notice = experts_notice(plan); notice && options.notice) options.notice(*notice);
   return plan;
 }
 

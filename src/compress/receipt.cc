@@ -75,7 +75,8 @@ class Part {
   }
 
  private:
-  /// Whether the number is one of T, or the list one of such: the JSON library turns 1.5 into 1, and 1e30 into anything.
+  /// Whether the number is one of T, or the list one of such: the JSON library turns 1.5 into 1, and 1e30 into
+  /// anything.
   template <class T>
   static bool holds(const nlohmann::json& found) {
     if constexpr (std::is_same_v<T, Shape>) {
@@ -215,7 +216,7 @@ std::string to_json(const Receipt& receipt) {
 
 std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {
   const std::filesystem::path path = dir / kReceiptFile;
-  if (!with_file_errors([&] { return std::filesystem::exists(path); })) return std::nullopt;
+  if (!is_there(path)) return std::nullopt;
   const nlohmann::json json = load_json(path);
   try {
     return receipt_from(Part(json, ""));

@@ -100,13 +100,13 @@ void check_is_whole(const fs::path& file) {
 }
 
 void read_folder(const fs::path& dir, CheckpointContents& contents) {
-  if (const fs::path config = dir / "config.json"; fs::exists(config)) {
+  if (const fs::path config = dir / "config.json"; is_there(config)) {
     contents.config = load_json(config);
     if (!contents.config.is_object()) throw Error("expected a JSON object", {.file = config.string()});
   }
-  if (fs::exists(dir / kSingleFile)) {
+  if (is_there(dir / kSingleFile)) {
     add_file(SafetensorsFile::open(dir / kSingleFile), contents);
-  } else if (fs::exists(dir / kIndexFile)) {
+  } else if (is_there(dir / kIndexFile)) {
     read_sharded(dir / kIndexFile, contents);
   } else if (fs::is_directory(dir / "cdnav3")) {
     read_cdnav3_tree(dir / "cdnav3", contents);

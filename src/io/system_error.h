@@ -15,6 +15,13 @@ namespace hxq {
   throw Error("cannot " + action + ": " + std::generic_category().message(error), {.file = file.string()});
 }
 
+/// Whether a folder has that name: a link to nothing counts, and so does what cannot be looked at, so that opening it
+/// says what is wrong, where a file that is not there would mean a default.
+inline bool is_there(const std::filesystem::path& path) {
+  std::error_code fault;
+  return std::filesystem::symlink_status(path, fault).type() != std::filesystem::file_type::not_found;
+}
+
 /// The result of `body`; what std::filesystem throws in it becomes an `Error` that names the path.
 template <class Body>
 auto with_file_errors(Body body) {

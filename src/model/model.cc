@@ -11,6 +11,7 @@
 #include "folder/shared_copies.h"
 #include "hxq/error.h"
 #include "io/json.h"
+#include "io/system_error.h"
 #include "kernels/cpu_context.h"
 #include "model/model_parts.h"
 
@@ -20,8 +21,7 @@ namespace {
 /// The tokens that end a sequence: those of the settings to generate with, or else of the model.
 std::vector<int32_t> eos_tokens(const std::filesystem::path& dir, const ModelDesc& desc) {
   const std::filesystem::path path = dir / "generation_config.json";
-  std::error_code fault;
-  if (!std::filesystem::exists(path, fault)) return desc.eos_tokens;
+  if (!is_there(path)) return desc.eos_tokens;
   const nlohmann::json json = load_json(path);
   const ConfigReader config(json, path.string());
   return config.has("eos_token_id") ? config.token_ids("eos_token_id") : desc.eos_tokens;

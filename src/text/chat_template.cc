@@ -6,6 +6,7 @@
 #include "hxq/error.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 #include "jinja/template.h"
 #include "text/json_part.h"
@@ -35,10 +36,9 @@ ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 ChatTemplate::~ChatTemplate() = default;
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
-  std::error_code fault;
-  if (const auto file = dir / "chat_template.jinja"; std::filesystem::exists(file, fault)) return read(file);
+  if (const auto file = dir / "chat_template.jinja"; is_there(file)) return read(file);
   const auto path = dir / "tokenizer_config.json";
-  if (!std::filesystem::exists(path, fault)) return std::nullopt;
+  if (!is_there(path)) return std::nullopt;
   const nlohmann::json json = load_json(path);
   const text::JsonPart config(json, path.string(), "");
   if (!config.has("chat_template")) return std::nullopt;

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "io/json.h"
+#include "io/system_error.h"
 #include "text/json_part.h"
 #include "text/token_table.h"
 
@@ -36,8 +37,7 @@ json token_of(const JsonPart& part, bool special) {
 /// An object that a file holds; an empty one without the file.
 struct File {
   explicit File(const std::filesystem::path& path) : name(path.string()) {
-    std::error_code fault;
-    if (std::filesystem::exists(path, fault)) ordered = load_ordered_json(path);
+    if (is_there(path)) ordered = load_ordered_json(path);
     members = ordered;
     if (!members.is_object()) root().fail("expected an object");
   }

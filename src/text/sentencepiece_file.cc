@@ -14,6 +14,7 @@
 #include "hxq/error.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 #include "text/folder_tokens.h"
 #include "text/json_part.h"
@@ -284,9 +285,8 @@ TokenizerFile read_sentencepiece_file(const std::filesystem::path& path) {
   file.pad = named(model.pad);
   file.unk = named(model.unk);
 
-  std::error_code fault;
   const auto config_path = path.parent_path() / "tokenizer_config.json";
-  const json config = std::filesystem::exists(config_path, fault) ? load_json(config_path) : json::object();
+  const json config = is_there(config_path) ? load_json(config_path) : json::object();
   file.json = {{"version", "1.0"},
                {"model",
                 {{"type", "BPE"},

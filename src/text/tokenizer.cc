@@ -1,8 +1,11 @@
 #include "hxq/tokenizer.h"
 
+#include <fmt/format.h>
+
 #include <array>
 
 #include "hxq/error.h"
+#include "io/system_error.h"
 #include "io/utf8.h"
 #include "text/sentencepiece_file.h"
 #include "text/tokenizer_impl.h"
@@ -119,9 +122,13 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
-  std::error_code fault;
-  const bool sentencepiece = !std::filesystem::exists(dir / "tokenizer.json", fault) &&
-                             std::filesystem::exists(dir / "tokenizer.model", fault);
+  const bool sentencepiece = !is_there(dir / "tokenizer.json") && is_there(dir / "tokenizer.model");
+  if (!sentencepiece && !is_there(dir / "tokenizer.json")) {
+    const bool is_slow = is_there(dir / "vocab.json") || is_there(dir / "vocab.txt");
+    throw Error(fmt::format("holds no tokenizer: expected tokenizer.json or tokenizer.model{}",
+                            is_slow ? " (transformers makes one of the vocabulary there, with save_pretrained)" : ""),
+                {.file = dir.string()});
+  }
   const text::FolderTokens tokens = text::read_folder_tokens(dir);
   auto impl = std::make_unique<Impl>(sentencepiece ? text::read_sentencepiece_file(dir / "tokenizer.model")
                                                    : read_checked(dir / "tokenizer.json", tokens));

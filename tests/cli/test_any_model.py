@@ -111,7 +111,8 @@ def test_any_folder_is_compressed_by_shape(hxq, tmp_path, make, shards):
     write(source, config, tensors, shards)
     result = hxq("compress", source, out)
     assert result.code == 0, result.err
-    (line,) = result.err.splitlines()
+    line, *more = result.err.splitlines()
+    assert ["66 tensors of experts" in notice for notice in more] == ([True] if make is experts else [])
     assert "does not know" in line and config["model_type"] in line and "32 x 32" in line
 
     stored = read(out)

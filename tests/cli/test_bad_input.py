@@ -367,6 +367,24 @@ def test_tokenizer_that_is_none(hxq, compressed_copy, tokenizer, says):
     hxq("generate", compressed_copy, "--prompt", "x").fails_with(f"{path}: {says}")
 
 
+def test_folder_without_a_tokenizer_says_what_it_may_be(hxq, compressed_copy):
+    (compressed_copy / "tokenizer.json").unlink()
+    prompt = ("generate", compressed_copy, "--prompt", "x")
+    hxq(*prompt).fails_with(compressed_copy, "expected tokenizer.json or tokenizer.model")
+    (compressed_copy / "vocab.json").write_text("{}")
+    hxq(*prompt).fails_with("save_pretrained")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                                  "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "model.safetensors"])
+def test_a_link_to_nothing_is_not_a_file_that_is_not_there(hxq, model_copy, name):
+    """Such links are what a download leaves that was broken off: without the file, a default would do."""
+    (model_copy / name).unlink(missing_ok=True)
+    (model_copy / name).symlink_to("../blobs/missing")
+    template = ("chat", model_copy) if name == "chat_template.jinja" else ("generate", model_copy, "--prompt", "x")
+    hxq(*template).fails_with(model_copy / name, "No such file")
+
+
 def test_file_that_is_no_safetensors(hxq, compressed_copy, tmp_path):
     for text in ("#!/bin/sh\necho hello", "\x20\0\0\0\0\0\0\0x", "\x01\0\0\0\0\0\0\0[]"):
         path = tmp_path / "model.bin"
