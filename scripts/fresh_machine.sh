@@ -20,7 +20,8 @@ fi
 machine=$(cd "$machine" && pwd)
 
 # What this machine needs to reach packages; nothing else of it.
-pip_folders=$(cat /etc/pip.conf /root/.config/pip/pip.conf 2>/dev/null | grep -o '/[^ ]*' | sed 's,^///*,/,' | sort -u)
+pip_folders=$(cat /etc/pip.conf /root/.config/pip/pip.conf 2>/dev/null | grep -E '^(find-links|(extra-)?index-url)' |
+  grep -o '/[^ ]*' | sed 's,^///*,/,; s,^\(/[^/]*/[^/]*\).*,\1,' | sort -u)
 close() {
   for inner in worked bare; do
     for mount in $pip_folders /dev/shm /dev/pts /dev /proc; do umount -l "$machine/$inner$mount" 2>/dev/null || true; done
@@ -49,9 +50,10 @@ git -C "$root" archive HEAD | tar -x -C "$machine/worked/root/hxq"
 inside worked "apt-get update -qq && apt-get install -y -qq --no-install-recommends git make >/dev/null"
 
 # The first block of commands and the first block of Python in docs/python.md.
+page=$machine/worked/root/hxq/docs/python.md
+sed -n '/^```$/,/^```$/{/^```$/!p};/^```python/q' "$page" >"$machine/worked/root/commands.sh"
+sed -n '/^```python/,/^```$/{/^```/!p;/^```$/q}' "$page" >"$machine/worked/root/snippet.py"
 python_door='
-  sed -n "/^```$/,/^```$/{/^```$/!p};/^```python/q" docs/python.md >/root/commands.sh
-  sed -n "/^```python/,/^```$/{/^```/!p;/^```$/q}" docs/python.md >/root/snippet.py
   apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
   . /root/commands.sh
   python /root/snippet.py'

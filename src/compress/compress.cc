@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "compress/journal.h"
@@ -64,8 +65,10 @@ class Compressor {
     int64_t done = 0;
     std::vector<TensorReceipt> receipts;
     bool taking_up = true;
-    for (const PlanEntry& entry : plan_) {
+    for (size_t i = 0; i < plan_.size(); ++i) {
+      const PlanEntry& entry = plan_[i];
       report(entry.name, done, total);
+      if (i + 1 < plan_.size()) source_.fetch(plan_[i + 1].view);
       std::optional<TensorReceipt> earlier;
       if (taking_up) earlier = journal_.next();
       if (earlier) {
@@ -111,8 +114,8 @@ class Compressor {
     receipt.codec = codec_name(entry.encoder);
     receipt.source_dtype = name_of(entry.view.dtype);
     receipt.source_bytes = static_cast<int64_t>(entry.view.bytes.size());
-    receipt.source_sha256 = sha256_hex(entry.view.bytes);
     if (!entry.encoder) {
+      receipt.source_sha256 = sha256_hex(entry.view.bytes);
       writer_.begin_group(receipt.source_bytes);
       add_key(receipt, entry.name, entry.view.dtype, entry.view.shape, entry.view.bytes, receipt.source_sha256);
     } else {
@@ -125,6 +128,9 @@ class Compressor {
   }
 
   void encode(const PlanEntry& entry, TensorReceipt& receipt) {
+    // Beside the encoder, where there is a thread for it; otherwise when it is asked for.
+    const auto policy = std::launch::deferred | (options_.threads == 1 ? std::launch::deferred : std::launch::async);
+    std::future<std::string> source_sha256 = std::async(policy, [&] { return sha256_hex(entry.view.bytes); });
     EncodedTensor encoded;
     try {
       encoded = entry.encoder->encode(entry.view,
@@ -132,6 +138,7 @@ class Compressor {
     } catch (const Error& error) {
       throw Error(error.what(), source_.place(entry.name));
     }
+    receipt.source_sha256 = source_sha256.get();
     int64_t bytes = 0;
     for (const EncodedPart& part : encoded.parts) bytes += static_cast<int64_t>(part.bytes.size());
     writer_.begin_group(bytes);

@@ -199,6 +199,10 @@ ErrorPlace Checkpoint::place(std::string_view tensor, std::optional<uint64_t> by
   return place;
 }
 
+void Checkpoint::fetch(const TensorView& tensor) const {
+  for (const MappedFile& file : contents_->files) file.fetch(tensor.bytes);
+}
+
 void Checkpoint::drop(const TensorView& tensor) const {
   for (const MappedFile& file : contents_->files) {
     if (file.contains(tensor.bytes)) file.drop(tensor.bytes);

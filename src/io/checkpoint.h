@@ -71,6 +71,9 @@ class Checkpoint {
   /// tensor was inflated from an archive).
   ErrorPlace place(std::string_view tensor, std::optional<uint64_t> byte = {}) const;
 
+  /// Begins to read a tensor that is needed soon.
+  void fetch(const TensorView& tensor) const;
+
   /// Gives the pages of a finished tensor back; it may still be read.
   void drop(const TensorView& tensor) const;
 

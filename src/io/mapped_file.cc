@@ -58,13 +58,17 @@ bool MappedFile::contains(std::span<const std::byte> range) const noexcept {
          range.data() + range.size() <= bytes_.data() + bytes_.size();
 }
 
-void MappedFile::drop(std::span<const std::byte> range) const noexcept {
+void MappedFile::fetch(std::span<const std::byte> range) const noexcept { advise(range, MADV_WILLNEED); }
+
+void MappedFile::drop(std::span<const std::byte> range) const noexcept { advise(range, MADV_DONTNEED); }
+
+void MappedFile::advise(std::span<const std::byte> range, int advice) const noexcept {
   if (!contains(range)) return;
   // The pages at both ends may be shared with neighbours; dropping them too is harmless, the mapping is read-only.
   static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(range.data()) / page * page;
   const uintptr_t end = reinterpret_cast<uintptr_t>(range.data()) + range.size();
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
 
 }  // namespace hxq

@@ -23,11 +23,16 @@ class MappedFile {
   /// True if `range` lies inside this mapping.
   bool contains(std::span<const std::byte> range) const noexcept;
 
+  /// Begins to read a part of `bytes()` that is needed soon.
+  void fetch(std::span<const std::byte> range) const noexcept;
+
   /// Gives the pages of a finished part of `bytes()` back, so that resident memory stays bounded.
   /// The bytes may still be read; they then come from the file again.
   void drop(std::span<const std::byte> range) const noexcept;
 
  private:
+  void advise(std::span<const std::byte> range, int advice) const noexcept;
+
   MappedFile(std::filesystem::path path, std::span<const std::byte> bytes) : path_(std::move(path)), bytes_(bytes) {}
 
   std::filesystem::path path_;
