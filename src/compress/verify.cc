@@ -13,9 +13,12 @@
 #include "compress/completeness.h"
 #include "compress/same_values.h"
 #include "compress/sha256.h"
+#include "compress/side_files.h"
 #include "folder/model_folder.h"
 #include "hxq/error.h"
 #include "hxq/receipt.h"
+#include "io/system_error.h"
+#include "io/utf8.h"
 
 namespace hxq {
 namespace {
@@ -72,6 +75,7 @@ class Verifier {
     }
     for (const Error& fault : completeness_faults(folder_)) problem(fault.what());
     if (receipt_) check_keys();
+    if (receipt_) check_files();
     int64_t total = 0;
     for (const auto& [key, view] : checkpoint_.tensors()) total += static_cast<int64_t>(view.bytes.size());
     int64_t done = 0;
@@ -134,6 +138,18 @@ class Verifier {
     if (!receipt_) return nullptr;
     const auto found = std::ranges::find(receipt_->tensors, name, &TensorReceipt::name);
     return found == receipt_->tensors.end() ? nullptr : &*found;
+  }
+
+  /// All that was written is there; what was added may stay.
+  void check_files() {
+    const std::filesystem::path& dir = checkpoint_.path();
+    std::set<std::string> found;
+    for (const std::string& name : with_file_errors([&] { return files_below(dir); }))
+      found.insert(to_valid_utf8(name));
+    for (const std::string& name : receipt_->files) {
+      if (name.ends_with('/') || found.contains(name)) continue;
+      problem(Error("is in the receipt but not there", {.file = (dir / name).string()}).what());
+    }
   }
 
   /// The file has the keys that the receipt lists and no others.

@@ -269,6 +269,15 @@ def test_verify_notices_other_source_and_missing_receipt(hxq, compressed_copy, m
     assert result.out.rstrip().endswith("; 1 problem")
 
 
+def test_verify_misses_files(hxq, compressed_copy):
+    (compressed_copy / "notes.md").write_text("added")
+    assert hxq("verify", compressed_copy).code == 0
+    for name in ("tokenizer.json", "config.json"):
+        (compressed_copy / name).unlink()
+        result = hxq("verify", compressed_copy)
+        assert result.code == 1 and f"{compressed_copy / name}: is in the receipt but not there" in result.err
+
+
 def test_verify_without_a_receipt(hxq, compressed, compressed_copy, model_copy):
     expected = hxq("verify", compressed, "--source", MODEL, "--json").json()
     (compressed_copy / "hxq_receipt.json").unlink()

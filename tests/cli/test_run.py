@@ -58,6 +58,10 @@ def test_stop_string_cuts_the_text(hxq, compressed):
     assert cut["text"] == whole[: whole.index(stop)]
 
 
+def test_stop_string_that_no_text_can_have(hxq, compressed):
+    hxq("generate", compressed, "-p", "x", "--stop", b"\xff".decode(errors="surrogateescape")).fails_with("--stop", "UTF-8", code=2)
+
+
 def test_prompt_from_a_file_and_unusual_prompts(hxq, compressed, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT)
     from_file = hxq("generate", compressed, "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", 5, "--json").json()

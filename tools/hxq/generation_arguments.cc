@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "console.h"
+#include "hxq/utf8.h"
 #include "usage.h"
 
 namespace hxq::tools {
@@ -58,7 +59,11 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
                    ->check(whole_number<uint64_t>(0));
   add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)")
       ->check(CLI::Validator(
-          [](const std::string& text) { return text.empty() ? not_as_expected("a text", text) : ""; }, ""));
+          [](const std::string& text) {
+            if (text.empty()) return not_as_expected("a text", text);
+            return first_invalid_utf8(text) ? not_as_expected("UTF-8 text", "other bytes") : std::string();
+          },
+          ""));
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
   app.final_callback([&sampling, unused = std::vector<CLI::Option*>{top_k, top_p, seed}] {
     if (sampling.temperature == 0) warn_of_unused(unused);
