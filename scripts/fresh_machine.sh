@@ -1,7 +1,7 @@
 #!/bin/sh
-# Tries every front door on a bare Debian 12, as README and docs/python.md say it: makes one with debootstrap in a folder,
-# copies what is committed into it, and runs the doors in it by chroot. Needs root and debootstrap; apt's and pip's settings
-# of this machine are used in there.
+# Tries every front door on a bare Debian 12, as README and docs/python.md say it: makes one with debootstrap in a
+# folder, copies what is committed into it, and runs the doors in it by chroot. Needs root and debootstrap; apt's and
+# pip's settings of this machine are used in there.
 # Usage: scripts/fresh_machine.sh FOLDER [DOOR...]     doors: demo test fuzz bench python wheel (default: all)
 # DEBIAN_MIRROR: where packages come from; FUZZ_SECONDS: for each fuzz target.
 set -eu
@@ -20,8 +20,9 @@ fi
 machine=$(cd "$machine" && pwd)
 
 # What this machine needs to reach packages; nothing else of it.
-pip_folders=$(cat /etc/pip.conf /root/.config/pip/pip.conf 2>/dev/null | grep -E '^(find-links|(extra-)?index-url)' |
-  grep -o '/[^ ]*' | sed 's,^///*,/,; s,^\(/[^/]*/[^/]*\).*,\1,' | sort -u)
+pip_folders=$(cat /etc/pip.conf /root/.config/pip/pip.conf 2>/dev/null |
+  grep -E '^(find-links|(extra-)?index-url)' | grep -o '/[^ ]*' |
+  sed 's,^///*,/,; s,^\(/[^/]*/[^/]*\).*,\1,' | sort -u)
 close() {
   for inner in worked bare; do
     for mount in $pip_folders /dev/shm /dev/pts /dev /proc; do umount -l "$machine/$inner$mount" 2>/dev/null || true; done
@@ -30,8 +31,8 @@ close() {
 trap close EXIT
 for inner in "$machine/worked" "$machine/bare"; do
   cp -L /etc/resolv.conf "$inner/etc/resolv.conf"
-  for path in /etc/apt/apt.conf.d /etc/apt/sources.list.d /etc/apt/sources.list /etc/apt/auth.conf.d /etc/pip.conf \
-              /etc/ssl/certs/ca-certificates.crt /root/.config/pip; do
+  for path in /etc/apt/apt.conf.d /etc/apt/sources.list.d /etc/apt/sources.list /etc/apt/auth.conf.d \
+              /etc/pip.conf /root/.config/pip /etc/ssl/certs/ca-certificates.crt; do
     [ -e "$path" ] && mkdir -p "$inner$(dirname "$path")" && cp -rL "$path" "$inner$(dirname "$path")/"
   done
   [ -e /etc/apt/sources.list ] || : >"$inner/etc/apt/sources.list"
@@ -71,7 +72,8 @@ open_door() {
       inside worked "cd /root/hxq && make wheel" || return 1
       cp "$machine"/worked/root/hxq/build/dist/*.whl "$machine/bare/root/"
       cp -r "$root/models/wiki-mamba-7m" "$machine/bare/root/model"
-      inside bare "apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null && $wheel_door"
+      inside bare "apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null &&
+        $wheel_door"
       ;;
     *) echo "$1 is no door" >&2; exit 2 ;;
   esac

@@ -2,7 +2,7 @@
 # Builds the fuzz targets with clang and runs each for a while, as many side by side as there are processors, from the
 # repository's small files on. What they find stays in BUILD_FOLDER/corpus; an input that breaks a reader is written to
 # BUILD_FOLDER, with the target's log beside it, and makes the exit code 1.
-# Usage: scripts/fuzz.sh BUILD_FOLDER [SECONDS_EACH [EXECUTIONS_EACH]]     executions: until so many, however long it takes
+# Usage: scripts/fuzz.sh BUILD_FOLDER [SECONDS_EACH [EXECUTIONS_EACH]]     EXECUTIONS_EACH: however long they take
 # FUZZ_TARGETS="read_npy read_meta" runs those alone; FUZZ_JOBS: targets side by side.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)

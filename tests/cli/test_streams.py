@@ -59,10 +59,12 @@ def closed_pipe():
 def test_when_nobody_reads_any_more(hxq, model_copy, tmp_path):
     """What is printed ends the command as it ends others; messages on a closed pipe stop nothing."""
     out = closed_pipe()
-    result = run(hxq, ["generate", MODEL, "-p", "The", "-n", "9", "--stream"], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE)
+    stream = ["generate", MODEL, "-p", "The", "-n", "9", "--stream"]
+    result = run(hxq, stream, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE)
     assert result.returncode == -signal.SIGPIPE and b"hxq:" not in result.stderr
     (model_copy / "pytorch_model.bin").write_text("x")  # left out: there is a message while the work goes on
-    result = run(hxq, ["compress", model_copy, tmp_path / "out"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out)
+    work = ["compress", model_copy, tmp_path / "out"]
+    result = run(hxq, work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out)
     assert result.returncode == 0 and leftovers(tmp_path) == []
     assert hxq("verify", tmp_path / "out").code == 0
 
@@ -88,7 +90,8 @@ def test_a_file_that_may_not_grow_leaves_nothing(hxq, tmp_path):
 
 
 def test_a_terminal_that_hangs_up(hxq, tmp_path):
-    process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(tmp_path / "out")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(tmp_path / "out")],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
     while process.poll() is None and not (tmp_path / "out.partial").exists():
         pass
     process.send_signal(signal.SIGHUP)
@@ -108,8 +111,9 @@ def odd_paths(tmp_path):
 
 def test_paths_that_lead_nowhere_are_named(hxq, compressed, odd_paths, tmp_path):
     for path in odd_paths:
-        reading = [["inspect", path], ["verify", path], ["verify", compressed, "--source", path], ["compress", path, tmp_path / "new"],
-                   ["decompress", path, tmp_path / "new"], ["generate", path, "-p", "x"], ["bench", path],
+        reading = [["inspect", path], ["verify", path], ["verify", compressed, "--source", path],
+                   ["compress", path, tmp_path / "new"], ["decompress", path, tmp_path / "new"],
+                   ["generate", path, "-p", "x"], ["bench", path],
                    ["perplexity", compressed, "--text", TEXT, "--against", path]]  # fmt: skip
         if path.name != "file":
             reading += [["perplexity", compressed, "--text", path], ["generate", compressed, "--prompt-file", path],
@@ -135,7 +139,8 @@ def test_folders_that_are_closed_are_named(as_nobody, open_folder):
     source = open_folder / "dense"
     for arguments in (["compress", source, closed / "out"], ["compress", "--force", source, closed / "out"],
                       ["compress", source, closed], ["compress", closed, open_folder / "out"], ["inspect", closed],
-                      ["decompress", source, closed / "out"], ["generate", source, "--prompt-file", closed / "x"]):  # fmt: skip
+                      ["decompress", source, closed / "out"],
+                      ["generate", source, "--prompt-file", closed / "x"]):  # fmt: skip
         result = as_nobody(*arguments)
         result.fails_with("closed")
         assert "filesystem error" not in result.err
