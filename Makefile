@@ -20,7 +20,7 @@ test: dependencies
 
 bench: dependencies
 	@scripts/install_dependencies.sh libopenblas-dev
-	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DHXQ_BUILD_BENCH=ON"
+	@$(MAKE) --no-print-directory build CMAKE_FLAGS="$(CMAKE_FLAGS) -DHXQ_BUILD_TESTS=OFF -DHXQ_BUILD_BENCH=ON"
 	@scripts/bench.sh $(BUILD)
 
 fuzz: dependencies
