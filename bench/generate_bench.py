@@ -2,11 +2,10 @@
 
     python bench/generate_bench.py [--build build] [SHAPE ...]
 
-Run with the Python of an environment that has helix_substrate[hf] (python/tests/run.sh makes one in the build folder), after
-`make bench`. SHAPE: as of bench/make_model; mamba-130m and tinyllama-1.1b unless given. Bursts of `hxq bench` and of
-generate() take turns; the figures are medians over the rounds. The tokens are checked against those of the core. The exit
-code is 1 where a token differs or the share is below 0.85.
-"""
+Run with the Python of an environment that has helix_substrate[hf] (python/tests/run.sh makes one in the build
+folder), after `make bench`. SHAPE: as of bench/make_model; mamba-130m and tinyllama-1.1b unless given. Bursts of `hxq
+bench` and of generate() take turns; the figures are medians over the rounds. The tokens are checked against those of
+the core. The exit code is 1 where a token differs or the share is below 0.85."""
 
 import argparse
 import json

@@ -1,8 +1,7 @@
 """The C ABI of the hxq library (`hxq/c_api.h`), declared for ctypes: structs, functions, and the library itself.
 
-A struct here has the fields of the C struct of the same name in the same order; fields that are not given are zero, which
-means the default. On import the library is asked whether its version and the structs' sizes are these.
-"""
+A struct here has the fields of the C struct of the same name in the same order; fields that are not given are zero,
+which means the default. On import the library is asked whether its version and the structs' sizes are these."""
 
 from __future__ import annotations
 

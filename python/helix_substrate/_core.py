@@ -71,9 +71,9 @@ def _check_precision(name: str) -> None:
 
 
 def set_precision(name: str) -> None:
-    """How products with compressed matrices treat their input, from now on and in every thread: "fast", as at the start,
-    may round it (docs/architecture.md says how far); "exact" multiplies floats as they are. Raises ValueError for
-    another name."""
+    """How products with compressed matrices treat their input, from now on and in every thread: "fast", as at the
+    start, may round it (docs/architecture.md says how far); "exact" multiplies floats as they are. Raises ValueError
+    for another name."""
     global _default_precision
     _check_precision(name)
     _default_precision = name
@@ -131,7 +131,7 @@ def tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
 
 
 class Matrix:
-    """A compressed matrix. parts: (name, dtype, shape, address); owner: what keeps that memory, held as long as this."""
+    """A compressed matrix. parts: (name, dtype, shape, address); owner: what keeps that memory, held as long."""
 
     __slots__ = ("address", "rows", "cols", "__weakref__")
 
@@ -209,10 +209,9 @@ def _texts(values) -> tuple:
 class _Work:
     """A long call of the library in a thread of its own, which can be stopped from this one.
 
-    Python sees ^C only while it runs in the main thread; inside of the library it would wait for the end, and an exception
-    in a callback of ctypes is lost. So the library works elsewhere, and asks this thread before each tensor whether to go
-    on.
-    """
+    Python sees ^C only while it runs in the main thread; inside of the library it would wait for the end, and an
+    exception in a callback of ctypes is lost. So the library works elsewhere, and asks this thread before each tensor
+    whether to go on."""
 
     def __init__(self):
         self._reports: queue.SimpleQueue = queue.SimpleQueue()

@@ -48,7 +48,8 @@ class ModelSequence:
 
 
 class Segment(NamedTuple):
-    """The next tokens of one sequence. logits: where those that are wanted go, [vocab_size] or [len(tokens), vocab_size]."""
+    """The next tokens of one sequence. logits: where those that are wanted go, [vocab_size] or [len(tokens),
+    vocab_size]."""
 
     sequence: ModelSequence
     tokens: Sequence[int]
@@ -75,8 +76,8 @@ class OpenModel:
         return ModelSequence(self._address)
 
     def run(self, segments: Sequence[Segment]) -> None:
-        """Continues some sequences in one call. Raises ValueError, with all as it was, for tokens that the model has not
-        and for more than its context holds."""
+        """Continues some sequences in one call. Raises ValueError, with all as it was, for tokens that the model has
+        not and for more than its context holds."""
         tokens = [(c_int32 * len(given.tokens))(*given.tokens) for given in segments]
         array = (_abi.Segment * len(segments))(
             *((given.sequence.address, ids, len(ids), *given[2:]) for given, ids in zip(segments, tokens))
@@ -100,9 +101,8 @@ def over_tensors(config: str, tensors, threads: int, precision: str | None) -> O
 class Model(OpenModel):
     """A language model folder, dense or compressed, run by the core itself, without torch: what `hxq generate` runs.
 
-    It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision: "fast" or
-    "exact", as of `set_precision`; None: what is set.
-    """
+    It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision:
+    "fast" or "exact", as of `set_precision`; None: what is set."""
 
     def __init__(self, folder: _core.Folder, threads: int = 0, precision: str | None = None):
         options, handle = _options(threads, precision), c_void_p()
@@ -119,9 +119,8 @@ class Model(OpenModel):
     def forward(self, tokens: Sequence[int], end: int = 0) -> memoryview:
         """Continues the sequence with `tokens` of its prompt. Returns their logits, float32 [len(tokens), vocab_size].
 
-        end: the sequence's length after its whole prompt, where that comes in several calls and the model's rotary positions
-        scale with the length; 0: after this call.
-        """
+        end: the sequence's length after its whole prompt, where that comes in several calls and the model's rotary
+        positions scale with the length; 0: after this call."""
         logits = self._run(tokens, _abi.PREFILL, _abi.LOGITS_ALL, end)
         return memoryview(logits).cast("B").cast("f", (len(tokens), self.vocab_size))
 

@@ -7,7 +7,6 @@ stay as they are.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from typing import Any, Iterator, Optional
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
+from .offload import onload
 from .ops import PART_NAMES, TORCH_DTYPES, AnyParts, Parts, stamp_of
 
 _aten = torch.ops.aten
@@ -220,15 +220,6 @@ def _embedding_arguments(
 ) -> tuple:
     """Ids, table, and whether it is a plain look-up: `max_norm` would change the table."""
     return input, weight, max_norm is None
-
-
-def onload(module: nn.Module):
-    """A context in which the module's stored tensors are in memory, where accelerate keeps them elsewhere."""
-    if module.stored_device.type == "meta" and hasattr(module, "_hf_hook"):
-        from accelerate.utils import align_module_device
-
-        return align_module_device(module)
-    return contextlib.nullcontext()
 
 
 class WithoutWeight:
@@ -449,8 +440,9 @@ class Compressed(WithoutWeight):
             weight = self.merged_weight().to(self.weight_dtype)
         self.drop_parts()
         parameters = {"weight": nn.Parameter(weight), **without_weight(self)}
-        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_last_matrix", "_weight", "tensor_name", "precision")
-        self.__dict__.pop("fidelity", None)
+        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_last_matrix", "_weight", "tensor_name")
+        for name in ("fidelity", "precision"):
+            self.__dict__.pop(name, None)
         become(self, self.dense_class, parameters, forget)
 
     def _apply(self, fn, recurse=True):

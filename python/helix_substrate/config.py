@@ -24,8 +24,8 @@ class HxqConfig(QuantizationConfigMixin):
     dense, as transformers means it ("lm_head", "model.layers.0", "down_proj", regular expressions) or as shell patterns
     of whole paths ("*.down_proj"). compress_embeddings: also compress embeddings (and heads tied to them).
     accelerate_ssm: let the core run Mamba layers. precision: "fast" or "exact", how products treat their input; None:
-    what is set (`helix_substrate.set_precision`). These two count also where a compressed folder is loaded, and override
-    the folder's.
+    what is set (`helix_substrate.set_precision`). These two count also where a compressed folder is loaded, and
+    override the folder's.
 
     Raises TypeError for an unknown option and ValueError for a value out of range. `from_dict` keeps whatever else a
     folder's configuration says, to be saved again.

@@ -1,8 +1,7 @@
 """Sequences of the core behind transformers' cache classes.
 
-An empty cache that a forward is given becomes one whose content is in the core's sequences. Whoever asks for more than its
-length makes it transformers' own again: the same object, of its class, with the states in its layers.
-"""
+An empty cache that a forward is given becomes one whose content is in the core's sequences. Whoever asks for more
+than its length makes it transformers' own again: the same object, of its class, with the states in its layers."""
 
 from __future__ import annotations
 
@@ -53,8 +52,8 @@ class Texts(NamedTuple):
 
 
 class _CoreBacked:
-    """Mixed into a cache's class while its content is in the core. Attributes that transformers' cache would have, layers and
-    states, are not there: looking for them makes it that cache."""
+    """Mixed into a cache's class while its content is in the core. Attributes that transformers' cache would have,
+    layers and states, are not there: looking for them makes it that cache."""
 
     def __getattr__(self, name):
         texts = self.__dict__.get("_texts")

@@ -1,8 +1,7 @@
 """A whole forward of a model of transformers as one call of the core.
 
-transformers' own way through the modules takes some milliseconds of Python for a token. Where nobody looks into the model,
-its forward is one call instead: `why_modules` decides. The tokens are the same either way.
-"""
+transformers' own way through the modules takes some milliseconds of Python for a token. Where nobody looks into the
+model, its forward is one call instead: `why_modules` decides. The tokens are the same either way."""
 
 from __future__ import annotations
 
@@ -121,9 +120,9 @@ class _Call:
 def why_modules(model: nn.Module, call: _Call) -> Optional[str]:
     """Why a forward is to go through the modules; None if it can be one call of the core.
 
-    Forwards that programs call themselves do, so that their logits do not depend on whether a hook is set. The core has the tokens, the weights and the past. So everything else that can matter has to be absent: somebody who
-    sees or changes values on their way, or arguments and states that the core does not know.
-    """
+    Forwards that programs call themselves do, so that their logits do not depend on whether a hook is set. The core
+    has the tokens, the weights and the past. So everything else that can matter has to be absent: somebody who sees
+    or changes values on their way, or arguments and states that the core does not know."""
     ids, texts = call.ids, texts_of(call.cache)
     architecture = _architecture(original_class(type(model)))
     generation = _generation.get()

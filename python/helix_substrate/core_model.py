@@ -1,8 +1,7 @@
 """A model of transformers as one model of the core, over the memory of its tensors.
 
-The core computes what the model's class says, from the configuration and the tensors. So everything of the modules must be
-as that class makes it (`unlike_its_class`), and stay so (`CoreModel.is_of`).
-"""
+The core computes what the model's class says, from the configuration and the tensors. So everything of the modules
+must be as that class makes it (`unlike_its_class`), and stay so (`CoreModel.is_of`)."""
 
 from __future__ import annotations
 
@@ -113,8 +112,8 @@ _precision = operator.attrgetter("precision")
 
 
 class Snapshot:
-    """What a model is made of. `is_same` is for every step of decoding and takes some 100 us; `is_same_throughout` is for
-    the beginning of a text. Writes that neither torch's version numbers nor addresses tell of (through `.data` or
+    """What a model is made of. `is_same` is for every step of decoding and takes some 100 us; `is_same_throughout` is
+    for the beginning of a text. Writes that neither torch's version numbers nor addresses tell of (through `.data` or
     numpy) are seen by the latter alone."""
 
     def __init__(self, model: nn.Module):
@@ -213,8 +212,8 @@ class CoreModel:
         return _model.over_tensors(_config_text(model.config), tensors, threads, precision)
 
     def _agrees(self, model: nn.Module) -> bool:
-        """Whether a few tokens give what they give module by module, but for rounding. Releases of transformers may read a
-        configuration in their own way."""
+        """Whether a few tokens give what they give module by module, but for rounding. Releases of transformers may
+        read a configuration in their own way."""
         tokens = [i % self.opened.vocab_size for i in range(16)]
         logits = torch.empty(len(tokens), self.opened.vocab_size)
         sequence = self.opened.new_sequence()

@@ -53,6 +53,10 @@ class Loader:
         paths = dict(model.named_modules(remove_duplicate=False))
         parameters = dict(model.named_parameters(remove_duplicate=False))
         tied = {**_tied_by_configuration(model), **tied_modules(model)}
+        if not stored["modules"] and self._holds_dense(self.config.listed_modules):
+            # Saved from a model of random weights that was made from a compressed folder's configuration.
+            logger.warning("%s: the files hold dense weights, whatever the configuration lists", type(model).__name__)
+            return
         ignored_modules = {key.rpartition(".")[0] for key in self.ignored}
         renamings = _renamings(model)
         to_decode = []
@@ -89,6 +93,11 @@ class Loader:
         patterns = {rf"^({re.escape(self.prefix)}\.)?{re.escape(self.without_prefix(key))}$" for key in self.ignored}
         patterns.update(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = patterns if _MAJOR >= 5 else list(patterns)
+
+    def _holds_dense(self, modules: list[str]) -> bool:
+        """Whether the files hold a dense weight for each of these modules."""
+        found = {name for key, _ in _shapes_in(self.files) for name in self._names(key)}
+        return all(f"{path}.weight" in found for path in modules)
 
     def without_prefix(self, key: str) -> str:
         return key.removeprefix(f"{self.prefix}.")

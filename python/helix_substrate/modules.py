@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, onload, without_weight
+from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, without_weight
+from .offload import onload
 from .ops import PART_NAMES
 
 #: Subclasses of Linear that compute just what Linear does, with a forward of their own.

@@ -88,7 +88,8 @@ class _Common(HfQuantizer):
         model = self._model() if self._model is not None else None
         if model is None:
             return False
-        return any(
+        compressed = [module for module in model.modules() if isinstance(module, Compressed)]
+        return not compressed or any(
             module.trained_parts if isinstance(module, Compressed) else module.__dict__.get("_trained_dense", False)
             for module in model.modules()
         )
@@ -122,8 +123,9 @@ class _Common(HfQuantizer):
         self.quantization_config.compressed_modules = compressed_paths(model)
         if self.quantization_config.compressed_modules:
             model.config.quantization_config = self.quantization_config
-        elif hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        else:
+            for name in ("quantization_config", "_pre_quantization_dtype"):
+                model.config.__dict__.pop(name, None)
 
 
 class _Hooks5(_Common):

@@ -18,6 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from . import ops
 from .adapters import prepare_peft
 from .modules import HelixLinear
+from .offload import is_offloaded, onload
 
 #: (module of transformers, class) of the mixers served here.
 _MAMBA = ("transformers.models.mamba.modeling_mamba", "MambaMixer")
@@ -85,14 +86,14 @@ def _masked(x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
     return x * mask[:, :, None].to(x.dtype)
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class says."""
+def _hooked(module: nn.Module, but_forward: bool = False) -> bool:
+    """Whether calling the module does more than its class says. but_forward: than its forward, whatever that is."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or ("forward" in module.__dict__ and not but_forward)
     )
 
 
@@ -102,11 +103,13 @@ def _wants_gradient(*tensors: Optional[torch.Tensor]) -> bool:
 
 def _served(mixer, hidden_states, cache, state: Optional[LayerState]) -> bool:
     conv = mixer._modules["conv1d"]
-    # The convolution is not called as a module: it must be one that nothing was put on.
-    if type(conv) is not nn.Conv1d or _hooked(conv) or _has_any_global_hook():
+    # The convolution is not called as a module: it must be one that nothing was put on, but for accelerate's
+    # offloading.
+    offloaded = is_offloaded(conv)
+    if type(conv) is not nn.Conv1d or _hooked(conv, but_forward=offloaded) or _has_any_global_hook():
         return False
-    # Offloaded parameters are fetched by the modules that transformers calls.
-    for tensor in (hidden_states, *conv._parameters.values(), *mixer._parameters.values()):
+    filters = () if offloaded else conv._parameters.values()
+    for tensor in (hidden_states, *filters, *mixer._parameters.values()):
         if tensor is not None and not tensor.is_cpu:
             return False
     if mixer.activation not in ("silu", "swish"):
@@ -132,8 +135,9 @@ def _with_state(operation, tensors, state, *rest) -> torch.Tensor:
 
 
 def _conv(mixer, x, state: Optional[LayerState]) -> torch.Tensor:
-    filters = (mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias)
-    return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
+    with onload(mixer.conv1d):
+        filters = (mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias)
+        return _with_state(ops.causal_conv1d, (x, *filters), state and state.conv)
 
 
 def _plan(mixer, hidden_states, state: LayerState, attention_mask) -> Optional[ops.MixerPlan]:
@@ -181,7 +185,8 @@ def _mamba_forward(self, hidden_states, state: Optional[LayerState], attention_m
 
 
 def _number(value) -> float:
-    """A number of a configuration: transformers 5 writes infinity as {"__float__": "Infinity"}, which 4 does not read."""
+    """A number of a configuration: transformers 5 writes infinity as {"__float__": "Infinity"}, which 4 does not
+    read."""
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 

@@ -39,7 +39,8 @@ class Wrapper(torch.Tensor):
 
 def scan_inputs(batch=1, tokens=5, channels=8, n=4):
     shapes = [(batch, tokens, channels)] * 2 + [(batch, tokens, n)] * 2 + [(batch, tokens, channels)]
-    return [torch.randn(shape) for shape in shapes] + [torch.randn(channels, n), torch.randn(channels), torch.randn(channels)]  # fmt: skip
+    parameters = [torch.randn(channels, n), torch.randn(channels), torch.randn(channels)]
+    return [torch.randn(shape) for shape in shapes] + parameters
 
 
 def ssd_inputs(tokens=5, heads=4, head_dim=6, groups=2, n=3):

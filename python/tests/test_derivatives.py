@@ -72,8 +72,11 @@ def test_second_derivatives_of_the_codebook(floats):
 def test_gradients_of_every_part(floats):
     torch.manual_seed(0)
     stored = helix_substrate.HelixLinear.from_linear(nn.Linear(IN, OUT)).parts
-    more = dict(svd_U=torch.randn(OUT, 3), svd_s=torch.rand(3), svd_Vt=torch.randn(3, IN), channel_scales=torch.rand(IN) + 0.5)
-    parts = ops.Parts(*(p.clone().requires_grad_() if p is not None and p.is_floating_point() else p for p in stored._replace(**more)))  # fmt: skip
+    factors = dict(svd_U=torch.randn(OUT, 3), svd_s=torch.rand(3), svd_Vt=torch.randn(3, IN))
+    all_parts = stored._replace(**factors, channel_scales=torch.rand(IN) + 0.5)
+    parts = ops.Parts(
+        *(p.clone().requires_grad_() if p is not None and p.is_floating_point() else p for p in all_parts)
+    )
     x = torch.randn(5, IN)
 
     def reference(x):

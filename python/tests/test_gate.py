@@ -27,7 +27,8 @@ def test_fake_tensors_give_fake_tensors(layer):
         tensors, sizes = ssd_inputs()
         recurrence = ops.ssd(*tensors, *sizes[:3], sizes[3:])
     assert all(isinstance(t, FakeTensor) for t in (y, rows, scanned, recurrence))
-    assert y.shape == (3, OUT) and rows.shape == (5, IN) and scanned.shape == (1, 5, 8) and recurrence.shape == (1, 5, 24)
+    assert y.shape == (3, OUT) and rows.shape == (5, IN)
+    assert scanned.shape == (1, 5, 8) and recurrence.shape == (1, 5, 24)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -51,7 +52,8 @@ def test_tensors_that_are_no_plain_memory_are_refused(layer):
     shrunk = torch.randn(3, IN)
     shrunk.untyped_storage().resize_(100)
     strange = [
-        freed, shrunk, torch.randn(3, IN).to_sparse(), torch._efficientzerotensor(3, IN), torch.empty(3, IN, device="meta"),
+        freed, shrunk, torch.randn(3, IN).to_sparse(), torch._efficientzerotensor(3, IN),
+        torch.empty(3, IN, device="meta"),
         torch.ones(3, IN, dtype=torch.int64), torch.ones(3, IN, dtype=torch.cfloat),
     ]  # fmt: skip
     for x in strange:
@@ -118,7 +120,8 @@ def wrong_shapes():
         yield hxq.causal_conv1d_update, (*arguments, torch.zeros(1, 4, 8))
     yield hxq.causal_conv1d_gradient, (x, weight, bias, g[:, :2])
     good = torch.zeros(1, 4, 8)
-    for state in (good[:, :2], good[:, :, :3], good.double(), good.transpose(1, 2), torch.zeros(1, 1, 8).expand(1, 4, 8)):
+    one_row = torch.zeros(1, 1, 8).expand(1, 4, 8)
+    for state in (good[:, :2], good[:, :, :3], good.double(), good.transpose(1, 2), one_row):
         yield hxq.causal_conv1d_update, (x, weight, bias, state)
         yield hxq.selective_scan_update, (*scan_inputs(), state)
     inputs = scan_inputs(tokens=6)
@@ -167,5 +170,6 @@ def test_no_tokens_is_no_error(layer):
     assert layer(torch.randn(2, 0, IN)).shape == (2, 0, OUT)
     state = torch.ones(1, 4, 8)
     assert ops.selective_scan(*scan_inputs(tokens=0), state=state).shape == (1, 0, 8) and state.min() == 1
-    gradients = torch.ops.hxq.causal_conv1d_gradient(torch.randn(0, 5, 8), torch.randn(8, 4), None, torch.randn(0, 5, 8))
+    none = torch.randn(0, 5, 8)
+    gradients = torch.ops.hxq.causal_conv1d_gradient(none, torch.randn(8, 4), None, none)
     assert all(gradient.eq(0).all() for gradient in gradients)

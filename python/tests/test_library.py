@@ -43,7 +43,8 @@ def test_another_library_is_refused():
 
 def test_every_struct_is_stated():
     header = (os.path.dirname(__file__) + "/../../include/hxq/c_api.h")
-    names = [line.split()[2] for line in open(header) if line.startswith("typedef struct hxq_") and line.endswith("{\n")]
+    begins = [line for line in open(header) if line.startswith("typedef struct hxq_") and line.endswith("{\n")]
+    names = [line.split()[2] for line in begins]
     assert sorted(names) == sorted(f"hxq_{structure.__name__}" for structure in _abi._STRUCTS)
 
 
@@ -120,9 +121,11 @@ def test_interrupts_stop_the_work(dense_folder, tmp_path):
         "import helix_substrate, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
-        f"for i in range(1000): helix_substrate.compress({str(dense_folder)!r}, {str(tmp_path)!r} + f'/{{i}}', threads=1)\n"
+        f"for i in range(1000):\n"
+        f"    helix_substrate.compress({str(dense_folder)!r}, {str(tmp_path)!r} + f'/{{i}}', threads=1)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

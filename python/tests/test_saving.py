@@ -209,3 +209,17 @@ assert not errors, errors
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_fresh_model_of_a_compressed_configuration(tmp_path, caplog):
+    """Random weights are dense, though the configuration they were made from lists compressed modules."""
+    compress_model(model := tiny("llama"))
+    model.save_pretrained(tmp_path / "hxq")
+    fresh = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path / "hxq"))
+    fresh.save_pretrained(tmp_path / "fresh")
+    again = load(tmp_path / "fresh")
+    assert torch.equal(logits(again), logits(fresh)) and not helix_modules(again)
+    assert "the files hold dense weights" in caplog.text
+    again.save_pretrained(tmp_path / "again")
+    assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    transformers.Trainer(again, transformers.TrainingArguments(str(tmp_path / "out"), report_to=[], use_cpu=True))

@@ -40,7 +40,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch, floats):
-    """The calls of the core, and the reasons for others. Kernels do not round, so that both ways give the same tokens."""
+    """The calls of the core, and the reasons for others. Kernels do not round, so that both ways give the same
+    tokens."""
     seen = []
     run, why = core_forward._run, core_forward.why_modules
 
@@ -78,7 +79,8 @@ def cache_of(output):
 
 
 def forward(model, ids, cache=None, **more):
-    """A forward as `generate` with somebody's functions in it calls it. The cache is passed under this release's name."""
+    """A forward as `generate` with somebody's functions in it calls it. The cache is passed under this release's
+    name."""
     names = set(core_forward.inspect.signature(model.forward).parameters)
     name = next(name for name in ("cache", "past_key_values", "cache_params") if name in names)
     with torch.no_grad(), core_forward.generating(model, alone=False):

@@ -168,7 +168,9 @@ def test_generate_goes_on_from_a_returned_cache(kind, folders, calls):
     assert calls == ["core"] * 24
 
 
-@pytest.mark.parametrize("change", ["crop", "batch_repeat_interleave", "batch_select_indices", "reorder_cache", "reset"])
+@pytest.mark.parametrize(
+    "change", ["crop", "batch_repeat_interleave", "batch_select_indices", "reorder_cache", "reset"]
+)
 def test_caches_that_are_changed(change, folders, calls):
     model = load(folders / "llama")
     arguments = {

@@ -17,8 +17,8 @@ def define(
     gradient: Optional[type[torch.autograd.Function]] = None,
     refusal: str = "has no gradient",
 ) -> None:
-    """Declares `hxq::{schema}`. gradient: a Function with `setup_context`, `backward` and, if it can, `jvp`. Without one,
-    differentiating is an error with `refusal`, not a gradient of zero.
+    """Declares `hxq::{schema}`. gradient: a Function with `setup_context`, `backward` and, if it can, `jvp`. Without
+    one, differentiating is an error with `refusal`, not a gradient of zero.
 
     `torch.library.register_autograd` does not do: it drops tangents of forward mode in silence, and refuses torch.func.
     """
@@ -35,7 +35,8 @@ def define(
                 return operator(*values)
         if function is None:
             raise RuntimeError(f"hxq::{name} {refusal}")
-        # At this dispatch key a call is of one level of torch.func's transforms; `Function.apply` would begin them anew.
+        # At this dispatch key a call is of one level of torch.func's transforms; `Function.apply` would begin them
+        # anew.
         with enable_single_level_autograd_function():
             return super(torch.autograd.Function, function).apply(*values)
 

@@ -38,8 +38,8 @@ def is_plain(tensor: Optional[torch.Tensor]) -> bool:
 
 
 def direct(*tensors: Optional[torch.Tensor]) -> bool:
-    """Whether the core may be called with these tensors past the dispatcher: they are plain, no gradient is wanted, and no
-    compiler, tracer, mode, transform or profiler has to see operators."""
+    """Whether the core may be called with these tensors past the dispatcher: they are plain, no gradient is wanted,
+    and no compiler, tracer, mode, transform or profiler has to see operators."""
     if (
         _is_compiling()
         or _dispatch_modes()
@@ -64,7 +64,8 @@ def address(tensor: torch.Tensor, name: str, dtype: torch.dtype, shape=None, con
     if not tensor.is_cpu:
         raise RuntimeError(f"{name} is on {tensor.device}; this build of helix_substrate computes on cpu")
     if tensor.layout is not _strided or tensor.is_neg():
-        raise RuntimeError(f"{name} is {tensor.layout}{' and negated' if tensor.is_neg() else ''}, expected plain memory")
+        layout = f"{tensor.layout}{' and negated' if tensor.is_neg() else ''}"
+        raise RuntimeError(f"{name} is {layout}, expected plain memory")
     if tensor.dtype is not dtype:
         raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
     if shape is not None and tensor.shape != shape:

@@ -136,7 +136,8 @@ def _refuse(operation: str, ctx, first: int) -> None:
 
 
 def _with_codebook(parts, codebook: torch.Tensor) -> Parts:
-    """The matrix whose entries are those of `codebook`, with zeros for outliers: what a codebook's gradient multiplies."""
+    """The matrix whose entries are those of `codebook`, with zeros for outliers: what a codebook's gradient
+    multiplies."""
     parts = Parts(*parts)
     zeros = None if parts.sidecar_values is None else torch.zeros_like(parts.sidecar_values)
     return parts._replace(codebook=codebook.contiguous(), sidecar_values=zeros, svd_U=None, svd_s=None, svd_Vt=None)
@@ -421,8 +422,8 @@ def _operator(name: str, parts: AnyParts):
 
 
 def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
-    """y = (x / channel_scales) W^T + bias. weight: anything with `part`, `parts`, `rows`, `cols` and `matrix`. precision: "fast"
-    or "exact"; None: what is set (`helix_substrate.set_precision`)."""
+    """y = (x / channel_scales) W^T + bias. weight: anything with `part`, `parts`, `rows`, `cols` and `matrix`.
+    precision: "fast" or "exact"; None: what is set (`helix_substrate.set_precision`)."""
     if direct(x, weight.part("codebook"), bias):
         return linear_forward(weight.matrix, x, bias, precision)
     parts = weight.parts
@@ -436,7 +437,8 @@ def linear_transposed(g, weight) -> torch.Tensor:
 
 
 def decoded(weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The whole matrix, dense; differentiable in the codebook. With channel scales: what x / scales is multiplied with."""
+    """The whole matrix, dense; differentiable in the codebook. With channel scales: what x / scales is multiplied
+    with."""
     parts = weight.parts
     if isinstance(parts, dict) or direct(weight.part("codebook"), weight.part("indices")):
         return decode(weight.matrix, dtype)

@@ -26,8 +26,8 @@ class MixerPlan:
     def __init__(self, matrices: tuple[_core.Matrix, ...], vectors: tuple[Optional[torch.Tensor], ...]):
         self.matrices = matrices
         *most, a_log, d = vectors
-        # The core reads float32 vectors where they are. Of the others, and of what A_log stands for, it has copies: their
-        # content is compared, for no version number or address tells of every write.
+        # The core reads float32 vectors where they are. Of the others, and of what A_log stands for, it has copies:
+        # their content is compared, for no version number or address tells of every write.
         self._live = [None if v is None or not _is_live(v) else v.detach() for v in (*most, d)]
         self._copied = [None if v is None or _is_live(v) else v.detach().clone() for v in (*most, d)]
         self._a_log = a_log.detach().clone()

@@ -57,8 +57,8 @@ def context() -> int:
     return _core.context(torch.get_num_threads())
 
 
-#: Bytes up to which a stamp holds a tensor's content: writes through `.data` and numpy leave no other trace. Tensors made
-#: in inference mode have no version, so of those larger ones are held.
+#: Bytes up to which a stamp holds a tensor's content: writes through `.data` and numpy leave no other trace. Tensors
+#: made in inference mode have no version, so of those larger ones are held.
 _CONTENT, _INFERENCE_CONTENT = 4096, 1 << 20
 
 
@@ -75,8 +75,8 @@ def stamp_of(tensor: torch.Tensor) -> tuple:
     return pointer, version, ctypes.string_at(pointer, size)
 
 
-#: {indices, or the first part: (all parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address in a stamp cannot
-#: be given to other tensors; an entry goes with the tensor object that is its key.
+#: {indices, or the first part: (all parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address
+#: in a stamp cannot be given to other tensors; an entry goes with the tensor object that is its key.
 _matrices = WeakTensorKeyDictionary()
 
 
