@@ -7,6 +7,8 @@
 
 #include "kernels/cuda/device.cuh"
 
+extern __shared__ __align__(1024) unsigned char dynamic_shared[];
+
 namespace hxq::cuda {
 
 /// Where the table is. Addresses are put together from an index, a lane and the table's own address without addition,
@@ -50,6 +52,35 @@ struct LookupTable {
   }
 };
 
+/// The same table where it lies at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from
+/// there.
+class SmallTable {
+ public:
+  static constexpr uint32_t kBytes = 32768;
+
+  __device__ SmallTable() : lane_(threadIdx.x % 32 * 4) {
+    if (__cvta_generic_to_shared(dynamic_shared) != kStart) __trap();
+    asm("" : "+r"(lane_));  // else its computation is repeated with each lookup
+  }
+
+  __device__ float look_up(uint32_t word, int byte) const {
+    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
+    float entry;
+    asm("ld.shared.f32 %0, [%1 + %2];" : "=f"(entry) : "r"((shifted & 0x7f80u) | lane_), "n"(kStart));
+    return entry;
+  }
+
+ private:
+  /// Where dynamic shared memory starts: what the system keeps lies before it. As a constant it costs no addition.
+#if __CUDA_ARCH__ >= 900
+  static constexpr uint32_t kStart = 1024;
+#else
+  static constexpr uint32_t kStart = 0;
+#endif
+
+  uint32_t lane_;
+};
+
 /// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue
 /// behind them, and written when it is there.
 template <int kThreads>
@@ -76,9 +107,33 @@ class TableFill {
     }
   }
 
+  /// For a `SmallTable`. `entry_of(level)` is what lookups give.
+  template <class EntryOf>
+  __device__ void store(const EntryOf& entry_of) const {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int item = static_cast<int>(threadIdx.x) + i * kThreads;
+      const float entry = entry_of(level_[i]);
+      if (item < 256 * 8) {
+        *reinterpret_cast<float4*>(dynamic_shared + item / 8 * 128 + item % 8 * 16) =
+            make_float4(entry, entry, entry, entry);
+      }
+    }
+  }
+  __device__ void store() const {
+    store([](float level) { return level; });
+  }
+
  private:
   float level_[kItems];
 };
+
+/// A level as two binary16 numbers: the upper in the lower half of the word, what it lacks in the other half.
+__device__ inline uint32_t two_halves(float level) {
+  const __half high = __float2half_rn(level);
+  const __half low = __float2half_rn(level - __half2float(high));
+  return static_cast<uint32_t>(__half_as_ushort(high)) | static_cast<uint32_t>(__half_as_ushort(low)) << 16;
+}
 
 /// 16 bytes of weights, read once: kept out of the first-level cache.
 __device__ inline uint4 load_bytes_once(const void* from) {
@@ -87,6 +142,14 @@ __device__ inline uint4 load_bytes_once(const void* from) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;
+}
+
+/// The same on their way to shared memory; with those asked for since the last one, a group for cp.async.wait_group.
+__device__ inline void copy_bytes_async(void* shared, const void* global) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
 }
 
 /// The same from any address: whole words around it, none of which lies behind the word of `last`, the last byte that

@@ -56,6 +56,33 @@ __device__ inline void load_run(const void* data, DType dtype, int64_t begin, in
   }
 }
 
+/// The same of memory that is 16-byte aligned: all 16 elements, or zeros.
+__device__ inline void load_whole_run(const void* data, DType dtype, int64_t begin, bool exists, float (&out)[16]) {
+  if (dtype == DType::f32) {
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+      const float4 v = exists ? *reinterpret_cast<const float4*>(static_cast<const float*>(data) + begin + i)
+                              : make_float4(0, 0, 0, 0);
+      out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
+    }
+    return;
+  }
+  uint4 raw[2] = {};
+  if (exists) {
+    raw[0] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + begin);
+    raw[1] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + begin + 8);
+  }
+  const uint32_t words[8] = {raw[0].x, raw[0].y, raw[0].z, raw[0].w, raw[1].x, raw[1].y, raw[1].z, raw[1].w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const __half2_raw half{static_cast<unsigned short>(words[i]), static_cast<unsigned short>(words[i] >> 16)};
+    const float2 v = dtype == DType::bf16
+                         ? make_float2(__uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xffff0000u))
+                         : __half22float2(__half2(half));
+    out[2 * i] = v.x, out[2 * i + 1] = v.y;
+  }
+}
+
 __device__ inline void store_element(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::f32) {
     static_cast<float*>(data)[i] = value;
@@ -79,6 +106,14 @@ __device__ inline void store_at(const Output& y, int64_t row, int64_t col, float
 /// The sum over groups of `lanes` (a power of two) adjacent lanes, known to all of them.
 __device__ inline float sum_lanes(float value, int lanes = 32) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+/// The same for a number of lanes that is known beforehand.
+template <int kLanes>
+__device__ inline float sum_lanes(float value) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
 }
 
@@ -113,6 +148,24 @@ __device__ inline float sum_block(float value, float* shared) {
   __syncthreads();
   const int warps = static_cast<int>(blockDim.x / 32);
   return sum_lanes(static_cast<int>(threadIdx.x % 32) < warps ? shared[threadIdx.x % 32] : 0.0f);
+}
+
+/// The largest of values >= 0 of a block of whole warps, known to all threads; `shared` holds 32 floats.
+__device__ inline float max_block(float value, float* shared) {
+  value = max_lanes(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  return max_lanes(threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : 0.0f);
+}
+
+/// The power of two that brings `largest`, of a token's x, into [2^14, 2^15) when x is divided by it; 1 for nothing to
+/// scale.
+__device__ inline float scale_for(float largest) {
+  if (!(largest > 0) || isinf(largest)) return 1.0f;
+  int exponent;
+  frexpf(largest, &exponent);
+  return ldexpf(1.0f, max(exponent - 15, -126));
 }
 
 /// Waits until the kernels before this one have finished and their writes can be seen: nothing that they write may be
@@ -162,11 +215,14 @@ struct LaunchShape {
 /// calls wait_for_predecessors.
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Arguments&&... arguments) {
-  if (shape.shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
-    const cudaError_t error =
+  // One division of a multiprocessor's memory for all kernels: to change it, a multiprocessor must run empty.
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  if (error == cudaSuccess && shape.shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
+    error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
-    if (error != cudaSuccess) return status_of(error);
   }
+  if (error != cudaSuccess) return status_of(error);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -92,13 +92,6 @@ __device__ inline void multiply_chunk(float (&sum)[kN / 2], const Fragments<kTwo
   hopper::commit_products();
 }
 
-/// Level i as two binary16 numbers: the upper in the lower half of the word, what it lacks in the other half.
-__device__ inline uint32_t two_halves(float level) {
-  const __half high = __float2half_rn(level);
-  const __half low = __float2half_rn(level - __half2float(high));
-  return static_cast<uint32_t>(__half_as_ushort(high)) | static_cast<uint32_t>(__half_as_ushort(low)) << 16;
-}
-
 /// One value of y from the sum of its products.
 __device__ inline void finish_value(const GemmParameters& p, int64_t token, int64_t row, float value) {
   value *= p.weight.level_scale * p.x.scales[token];

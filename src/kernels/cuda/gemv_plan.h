@@ -12,25 +12,20 @@
 namespace hxq::cuda {
 
 struct GemvPlan {
-  static constexpr int kMaxWarps = 16;  ///< of a block
+  static constexpr int kWarps = 16;  ///< of a block
   static constexpr int kUnitCols = 16;
   static constexpr int kMaxUnits = 4;  ///< of a lane
 
-  int units = 1;        ///< 1 to kMaxUnits
-  int lanes = 32;       ///< 32, or 16, 8, 4 where warps is 1
-  int warps = 1;        ///< 1, 2, 4, 8 or 16
-  int block_warps = 8;  ///< 8, or 16
+  int units = 1;   ///< 1, 2 or 4
+  int lanes = 32;  ///< 32, or 16, 8, 4 where warps is 1
+  int warps = 1;   ///< 1, 2, 4, 8 or 16
   int64_t blocks = 1;
 
-  HXQ_HOST_DEVICE int row_slots() const { return block_warps / warps * (32 / lanes); }
-  /// Rows whose bytes a thread has in flight at once: 128 bytes or a little less.
-  HXQ_HOST_DEVICE static constexpr int rows_in_flight(int units) {
-    return units == 1 ? 8 : units == 2 ? 4 : units == 3 ? 2 : 1;
-  }
+  HXQ_HOST_DEVICE int row_slots() const { return kWarps / warps * (32 / lanes); }
+  /// Rows of a thread whose sums over lanes are taken together.
+  HXQ_HOST_DEVICE static constexpr int rows_at_once(int units) { return 4 / units; }
 
   HXQ_HOST_DEVICE int slot_of(int thread) const { return thread / 32 / warps * (32 / lanes) + thread % 32 / lanes; }
-  /// Of the row slots of the thread's warp, how many come before its own.
-  HXQ_HOST_DEVICE int slot_in_warp(int thread) const { return thread % 32 / lanes; }
   /// The i-th unit of a thread; past the end of the row for threads that have nothing to do.
   HXQ_HOST_DEVICE int unit_of(int thread, int i) const {
     return (i * warps + thread / 32 % warps) * lanes + thread % lanes;
@@ -41,36 +36,29 @@ struct GemvPlan {
 };
 
 /// Columns that a plan can cover.
-inline constexpr int64_t kGemvMaxCols = int64_t{GemvPlan::kMaxUnits} * 32 * GemvPlan::kMaxWarps * GemvPlan::kUnitCols;
+inline constexpr int64_t kGemvMaxCols = int64_t{GemvPlan::kMaxUnits} * 32 * GemvPlan::kWarps * GemvPlan::kUnitCols;
 
-/// The plan that gives a thread the fewest units to look up; of equal ones that with the fewest loads a row, which
-/// keeps most rows in flight. `cols` is at most kGemvMaxCols; `blocks`: one for each multiprocessor. Blocks of matrices
-/// so small that they are in flight at once have 8 warps, which leave room for the next kernel's blocks beside them.
+/// The plan whose threads take the fewest steps; `cols` is at most kGemvMaxCols. `blocks`: one for each multiprocessor.
+/// A lane has one unit wherever 16 warps cover a row so: then a multiprocessor has room for the next kernel's block.
 inline GemvPlan plan_gemv(int64_t rows, int64_t cols, int64_t blocks) {
-  constexpr int64_t kSmallBlockBytes = 32768;
   const int64_t row_units = (cols + GemvPlan::kUnitCols - 1) / GemvPlan::kUnitCols;
-  const bool small = rows * cols <= blocks * kSmallBlockBytes && row_units <= 8 * 32 * GemvPlan::kMaxUnits;
-  const int block_warps = small ? 8 : 16;
   GemvPlan best;
-  int64_t best_cost = -1;
-  const auto consider = [&](int units, int lanes, int warps) {
-    if (static_cast<int64_t>(units) * lanes * warps < row_units) return;
-    const GemvPlan plan{.units = units,
-                        .lanes = lanes,
-                        .warps = warps,
-                        .block_warps = block_warps,
-                        .blocks = rows < blocks ? rows : blocks};
-    const int slots = plan.row_slots();
-    const int64_t cost = int64_t{(plan.max_block_rows(rows) + slots - 1) / slots} * units;
-    if (best_cost < 0 || cost < best_cost) {
-      best = plan;
-      best_cost = cost;
-    }
+  while (best.units * 32 * GemvPlan::kWarps < row_units) best.units *= 2;
+  best.blocks = rows < blocks ? rows : blocks;
+  int64_t best_steps = -1;
+  const auto consider = [&](int lanes, int warps) {
+    if (int64_t{best.units} * lanes * warps < row_units) return;
+    GemvPlan plan = best;
+    plan.lanes = lanes;
+    plan.warps = warps;
+    const int step = plan.row_slots() * GemvPlan::rows_at_once(plan.units);
+    const int64_t steps = (plan.max_block_rows(rows) + step - 1) / step;
+    if (best_steps >= 0 && steps >= best_steps) return;
+    best = plan;
+    best_steps = steps;
   };
-  for (int units = 1; units <= GemvPlan::kMaxUnits; ++units) {
-    for (int lanes = 4; lanes < 32; lanes *= 2) consider(units, lanes, 1);
-    for (int warps = 1; warps <= block_warps; warps *= 2) consider(units, 32, warps);
-  }
+  for (int lanes = 4; lanes < 32; lanes *= 2) consider(lanes, 1);
+  for (int warps = 1; warps <= GemvPlan::kWarps; warps *= 2) consider(32, warps);
   return best;
 }
 

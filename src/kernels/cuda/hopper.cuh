@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -46,12 +47,26 @@ __device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uin
                : "memory");
 }
 
+/// Copies a box of a mapped matrix (tensor_map.h) into shared memory; the barrier counts its bytes, also where it lies
+/// outside of the matrix.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, int col, int row, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(col), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
+/// Lets products read what this thread wrote to shared memory, once others know of it.
+__device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 /// Makes initialised barriers known to the copy engine.
 __device__ inline void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ inline void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ inline void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+__device__ inline void wait_for_products_but_last() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
 /// A B operand in shared memory: rows of 64 halves (128 bytes), 16-byte pieces of row n at place piece ^ (n % 8).
 __device__ inline uint64_t operand_of(const void* tile) {

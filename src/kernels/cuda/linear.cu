@@ -1,3 +1,4 @@
+#include <algorithm>
 // Which kernel multiplies: one short chooser for each kind of matrix.
 
 #include "kernels/cuda/any_codebook.cuh"
@@ -7,6 +8,7 @@
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/prefill.cuh"
+#include "kernels/cuda/tile_gemm.cuh"
 
 namespace hxq::cuda {
 namespace {
@@ -32,9 +34,9 @@ Status multiply_vt(const CodebookWeight& weight, const LinearArgs& args, float* 
 }  // namespace
 
 size_t linear_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  const size_t own = low_rank_bytes(weight, tokens) + codebook_gemm_workspace(weight, tokens);
-  const size_t prefill = prefill_workspace(weight, tokens);
-  return own > prefill ? own : prefill;
+  const size_t own = low_rank_bytes(weight, tokens) +
+                     std::max(codebook_gemm_workspace(weight, tokens), tile_gemm_workspace(weight, tokens));
+  return std::max(own, prefill_workspace(weight, tokens));
 }
 
 size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
@@ -51,6 +53,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
     if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
   }
+  if (args.tokens >= kTileTokens && supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(weight, rest, product, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   const GemvPlan plan = plan_gemv(weight.rows, weight.cols, current_device().multiprocessors);

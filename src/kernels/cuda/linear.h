@@ -15,7 +15,7 @@ struct CodebookWeight {
   const void* indices = nullptr;                ///< readable up to the next multiple of 4 bytes
   const float* codebook = nullptr;              // [k, d]
   const uint32_t* outlier_row_begin = nullptr;  // [rows + 1], or null: no outliers
-  const uint32_t* outlier_col = nullptr;        // [n]
+  const uint32_t* outlier_col = nullptr;        // [n] ascending within a row
   const float* outlier_change = nullptr;        // [n] the exact weight - the codebook's
   const float* channel_scales = nullptr;        // [cols], or null: x is divided by them
   int32_t rank = 0;                             ///< of the low-rank term, 0: none
@@ -36,7 +36,7 @@ struct DenseWeight {
 /// How much of x and the weights a product keeps where tensor cores are used (more tokens than one).
 enum class Precision : uint8_t {
   exact,  ///< x as two binary16 parts (22 bits below the largest of its token), levels in full: errors as in float
-  fast,   ///< x as one (11 bits), levels rounded to binary16; many tokens: both as BF16, where cuBLAS is at hand
+  fast,   ///< x and weights as one (11 bits); very many tokens: both as BF16, where cuBLAS is at hand
 };
 
 /// y = x W^T (+ bias) (+ y)

@@ -27,14 +27,6 @@ __device__ inline void load_scaled(const Parameters& p, int64_t token, int64_t c
   }
 }
 
-/// The power of two that brings `largest` into [2^14, 2^15) when x is divided by it; 1 for nothing to scale.
-__device__ inline float scale_for(float largest) {
-  if (!(largest > 0) || isinf(largest)) return 1.0f;
-  int exponent;
-  frexpf(largest, &exponent);
-  return ldexpf(1.0f, max(exponent - 15, -126));
-}
-
 __device__ inline void store_run(const Parameters& p, int64_t token, int64_t col, float inverse_scale,
                                  const float (&v)[kRun]) {
   const int tokens = p.plan.tile_tokens();
@@ -77,11 +69,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
 #pragma unroll
     for (int i = 0; i < kRun; ++i) largest = fmaxf(largest, fabsf(v[i]));
   }
-  largest = max_lanes(largest);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
-  __syncthreads();
-  largest = max_lanes(threadIdx.x % 32 < kThreads / 32 ? shared[threadIdx.x % 32] : 0.0f);
-  const float scale = scale_for(largest);
+  const float scale = scale_for(max_block(largest, shared));
   if (threadIdx.x == 0 && blockIdx.y == 0) p.out.scales[token] = scale;
   // Stores are scattered: the blocks of a token share them.
   const int64_t runs = padded_cols / kRun;

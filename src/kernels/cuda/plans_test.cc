@@ -3,12 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cuda/codebook_index.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/packed_x.h"
+#include "kernels/cuda/tile_gemm_plan.h"
 
 namespace hxq::cuda {
 namespace {
@@ -30,7 +32,7 @@ TEST(CudaPlans, GemvTakesEveryUnitOnce) {
       for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t begin = plan.row_begin(rows, b), count = plan.row_begin(rows, b + 1) - begin;
         EXPECT_LE(count, plan.max_block_rows(rows));
-        for (int thread = 0; thread < plan.block_warps * 32; ++thread) {
+        for (int thread = 0; thread < GemvPlan::kWarps * 32; ++thread) {
           for (int64_t row = plan.slot_of(thread); row < count; row += plan.row_slots()) {
             for (int i = 0; i < plan.units; ++i) {
               if (plan.unit_of(thread, i) < units)
@@ -62,6 +64,31 @@ TEST(CudaPlans, GemmTakesEveryChunkOnceAndKnowsWhoSharesATile) {
         EXPECT_EQ(plan.block_of(plan.block_begin(b + 1) - 1), b);
       }
     }
+  }
+}
+
+TEST(CudaPlans, TilesCoverTheProductOnce) {
+  for (const auto& [rows, cols, tokens] : {std::tuple<int64_t, int64_t, int64_t>{1, 16, 33},
+                                           {3072, 768, 64},
+                                           {8192, 8192, 128},
+                                           {513, 4112, 300},
+                                           {128, 64, 4096}}) {
+    const TileGemmPlan plan = plan_tile_gemm(rows, cols, tokens, 132);
+    EXPECT_LE(plan.blocks, 132);
+    std::set<std::tuple<int64_t, int64_t, int>> taken;  // row tile, token tile, chunk
+    for (int64_t unit = 0; unit < plan.units(); ++unit) {
+      const int64_t tile = plan.tile_of(unit), row = plan.first_row(tile), token = plan.first_token(tile);
+      EXPECT_LT(row, rows);
+      EXPECT_LT(token, tokens);
+      const int split = plan.split_of(unit);
+      EXPECT_LT(plan.first_chunk(split), plan.first_chunk(split + 1));
+      for (int chunk = plan.first_chunk(split); chunk < plan.first_chunk(split + 1); ++chunk) {
+        EXPECT_TRUE(taken.emplace(row, token, chunk).second);
+      }
+    }
+    const auto count = [](int64_t size, int64_t of) { return static_cast<size_t>((size + of - 1) / of); };
+    EXPECT_EQ(taken.size(),
+              count(rows, TileGemmPlan::kRows) * count(tokens, plan.columns) * count(cols, TileGemmPlan::kChunkCols));
   }
 }
 

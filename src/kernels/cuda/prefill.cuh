@@ -4,8 +4,8 @@
 
 namespace hxq::cuda {
 
-/// From this many tokens on decoding the matrix costs less than multiplying with its bytes.
-inline constexpr int64_t kPrefillTokens = 192;
+/// From this many tokens on decoding panels of the matrix for cuBLAS costs less than decoding tiles as they are used.
+inline constexpr int64_t kPrefillTokens = 768;
 
 /// Whether `prefill_product` takes the product: fast, with cuBLAS at hand.
 bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noexcept;
