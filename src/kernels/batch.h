@@ -16,7 +16,7 @@ struct Batch {
   int64_t rows = 0;
   int64_t decode_rows = 0;  ///< these come first and are of phase `decode`; all others are of `prefill`
   int64_t segments = 0;
-  const RowRange* segment = nullptr;  // [segments]: cover all rows, in order
+  const RowRange* segment = nullptr;  // [segments]: cover all rows, in order; none is empty
   const int32_t* position = nullptr;  // [rows]: of each row in its sequence; null where nothing asks for it
 };
 

@@ -2,37 +2,25 @@
 
 #include "desc/activation.h"
 #include "kernels/cuda/types.h"
+#include "kernels/kv_cache_view.h"
 
 /// Operations of transformer blocks.
 namespace hxq::cuda {
 
-/// Keys and values of one attention layer, in pages of kPage positions that sequences take as they grow: the page of
-/// position p is pages[sequence * max_pages + p / kPage], and holds [heads, kPage, head_dim] of `dtype`, for keys and
-/// values alike. Everything in device memory.
-struct KvCacheView {
-  static constexpr int kPage = 64;
-
-  void* keys = nullptr;            // [pages, heads, kPage, head_dim]
-  void* values = nullptr;          // the same
-  const int32_t* pages = nullptr;  // [sequences, max_pages]
-  int64_t max_pages = 0;
-  int64_t heads = 0;
-  int64_t head_dim = 0;  ///< 2 to kMaxHeadDim
-  DType dtype = DType::f32;
-};
-inline constexpr int64_t kMaxHeadDim = 256;
+using kernels::KvCacheView;
+inline constexpr int64_t kMaxHeadDim = 256;  ///< even, and at least 2
 
 /// Rotates the queries in place and the keys on their way into the cache; values go there as they are (RoFormer, Su et
 /// al. 2021, arXiv 2104.09864, half-split: y[i] = x[i] cos - x[i + half] sin, y[i + half] = x[i + half] cos + x[i]
-/// sin). Angles are positions times frequencies, reduced in double.
+/// sin). Angles are positions (of `batch`) times frequencies, reduced in double. `cache.tiles` is [batch.count], in
+/// device memory, and has room for every position.
 struct ExtendCacheArgs {
   Batch batch;
   Output q;  // [total_rows, query_heads * head_dim]
   Input k;   // [total_rows, cache.heads * head_dim]
   Input v;   // the same
   int64_t query_heads = 0;
-  const float* inverse_frequency = nullptr;  // [head_dim / 2], or null: nothing is rotated
-  const int32_t* positions = nullptr;        // [batch.count] of the first row of each segment, in device memory
+  void* const* inverse_frequency = nullptr;  // [batch.count]: float [head_dim / 2] of each, or null: nothing is rotated
   KvCacheView cache;
 };
 Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept;
@@ -48,11 +36,9 @@ struct AttentionArgs {
   Output y;                 // [total_rows, query_heads * head_dim]; not q
   int64_t query_heads = 0;  ///< a multiple of cache.heads
   float scale = 0;
-  int64_t window = 0;                  ///< positions a row sees, its own included; 0: all before it
-  const int32_t* positions = nullptr;  // [batch.count], in device memory
-  int64_t max_position = 0;            ///< no row's position is larger: sizes the launch
+  int64_t window = 0;  ///< positions a row sees, its own included; 0: all before it
   KvCacheView cache;
-  Workspace workspace;  ///< `attention_workspace`
+  Workspace workspace = {};  ///< `attention_workspace`
 };
 size_t attention_workspace(const AttentionArgs& args) noexcept;
 Status attention(const AttentionArgs& args, Stream stream) noexcept;

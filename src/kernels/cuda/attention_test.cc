@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/sampling.h"
+#include "kernels/cuda/sequence.h"
 #include "kernels/cuda/test_device.h"
 
 namespace hxq::cuda {
@@ -27,71 +28,80 @@ struct Case {
   int64_t window = 0;
 };
 
-/// A cache whose pages lie in no order.
+/// A cache whose tiles lie in no order, what it does not hold being NaN but for the padding of heads.
 struct TestCache {
   TestCache(const Model& m, size_t sequences, int64_t positions, DType cache_dtype)
       : model(m),
         dtype(cache_dtype),
-        max_pages((positions + KvCacheView::kPage - 1) / KvCacheView::kPage),
-        pages(static_cast<size_t>(max_pages) * sequences),
-        keys(static_cast<size_t>(max_pages) * sequences * static_cast<size_t>(m.heads * KvCacheView::kPage * m.dim) *
-             element_bytes(dtype)),
-        values(keys.size()),
-        device_pages(pages.size()) {
-    std::iota(pages.begin(), pages.end(), 0);
-    std::reverse(pages.begin(), pages.end());
-    EXPECT_EQ(cudaMemcpy(device_pages.data(), pages.data(), pages.size() * sizeof(int32_t), cudaMemcpyHostToDevice),
+        padded((m.dim + 15) / 16 * 16),
+        sequence_tiles(static_cast<size_t>((positions + kTile - 1) / kTile)),
+        tile_bytes(static_cast<size_t>(2 * m.heads * padded * kTile) * element_bytes(dtype)),
+        tiles(sequence_tiles * sequences * tile_bytes),
+        tables(sequence_tiles * sequences),
+        table_of(sequences) {
+    std::vector<void*> addresses, starts;
+    for (size_t i = 0; i < sequence_tiles * sequences; ++i) addresses.push_back(tiles.data() + offset(i));
+    for (size_t s = 0; s < sequences; ++s) starts.push_back(tables.data() + s * sequence_tiles);
+    EXPECT_EQ(cudaMemcpy(tables.data(), addresses.data(), addresses.size() * sizeof(void*), cudaMemcpyHostToDevice),
+              cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(table_of.data(), starts.data(), starts.size() * sizeof(void*), cudaMemcpyHostToDevice),
               cudaSuccess);
   }
   KvCacheView view() const {
-    return {.keys = keys.data(),
-            .values = values.data(),
-            .pages = device_pages.data(),
-            .max_pages = max_pages,
-            .heads = model.heads,
-            .head_dim = model.dim,
-            .dtype = dtype};
+    return {
+        .heads = model.heads, .head_dim = model.dim, .padded_dim = padded, .dtype = dtype, .tiles = table_of.data()};
   }
-  size_t place(size_t sequence, int64_t position, int64_t head, int64_t i) const {
-    const int64_t page =
-        pages[sequence * static_cast<size_t>(max_pages) + static_cast<size_t>(position / KvCacheView::kPage)];
-    return static_cast<size_t>(
-        ((page * model.heads + head) * KvCacheView::kPage + position % KvCacheView::kPage) * model.dim + i);
+  /// Bytes from the start of `tiles` to the one that is number `i` in the tables.
+  size_t offset(size_t i) const { return (tables.size() - 1 - i) * tile_bytes; }
+  size_t key_at(size_t sequence, int64_t position, int64_t head, int64_t i) const {
+    return at(sequence, position, (head * padded + i) * kTile + position % kTile);
   }
-  float read(const std::vector<std::byte>& from, size_t sequence, int64_t position, int64_t head, int64_t i) const {
-    return read_element(from.data() + place(sequence, position, head, i) * element_bytes(dtype), dtype);
+  size_t value_at(size_t sequence, int64_t position, int64_t head, int64_t i) const {
+    return at(sequence, position, ((model.heads + head) * kTile + position % kTile) * padded + i);
   }
 
+  static constexpr int64_t kTile = KvCacheView::kTile;
   Model model;
   DType dtype;
-  int64_t max_pages;
-  std::vector<int32_t> pages;
-  DeviceArray<std::byte> keys, values;
-  DeviceArray<int32_t> device_pages;
+  int64_t padded;
+  size_t sequence_tiles, tile_bytes;
+  DeviceArray<std::byte> tiles;
+  DeviceArray<void*> tables, table_of;
+
+ private:
+  size_t at(size_t sequence, int64_t position, int64_t element) const {
+    return offset(sequence * sequence_tiles + static_cast<size_t>(position / kTile)) +
+           static_cast<size_t>(element) * element_bytes(dtype);
+  }
 };
 
 void fill_cache(const TestCache& cache, const Case& test, Random& random) {
-  std::vector<std::byte> k = cache.keys.values(), v = cache.values.values();
+  std::vector<std::byte> tiles = cache.tiles.values();
   for (size_t s = 0; s < test.positions.size(); ++s) {
-    for (int64_t p = 0; p < test.positions[s]; ++p) {
+    const int64_t held = static_cast<int64_t>(cache.sequence_tiles) * TestCache::kTile;
+    for (int64_t p = 0; p < held; ++p) {
       for (int64_t h = 0; h < cache.model.heads; ++h) {
-        for (int64_t i = 0; i < cache.model.dim; ++i) {
-          write_element(k.data() + cache.place(s, p, h, i) * element_bytes(cache.dtype), cache.dtype, random.normal());
-          write_element(v.data() + cache.place(s, p, h, i) * element_bytes(cache.dtype), cache.dtype, random.normal());
-        }
+        const auto fill = [&](int64_t i, float key, float value) {
+          write_element(tiles.data() + cache.key_at(s, p, h, i), cache.dtype, key);
+          write_element(tiles.data() + cache.value_at(s, p, h, i), cache.dtype, value);
+        };
+        for (int64_t i = 0; i < cache.model.dim && p < test.positions[s]; ++i)
+          fill(i, random.normal(), random.normal());
+        for (int64_t i = cache.model.dim; i < cache.padded; ++i) fill(i, 0, 0);
       }
     }
   }
-  EXPECT_EQ(cudaMemcpy(cache.keys.data(), k.data(), k.size(), cudaMemcpyHostToDevice), cudaSuccess);
-  EXPECT_EQ(cudaMemcpy(cache.values.data(), v.data(), v.size(), cudaMemcpyHostToDevice), cudaSuccess);
+  EXPECT_EQ(cudaMemcpy(cache.tiles.data(), tiles.data(), tiles.size(), cudaMemcpyHostToDevice), cudaSuccess);
 }
 
 void check_attention(const Model& m, const Case& test) {
   Random random(8);
-  std::vector<Segment> segments;
+  std::vector<RowRange> segments;
+  std::vector<int32_t> positions;
   int64_t rows = 0, longest = 0, end = 0;
   for (size_t s = 0; s < test.lengths.size(); ++s) {
-    segments.push_back({.first_row = static_cast<int32_t>(rows), .rows = test.lengths[s]});
+    segments.push_back({static_cast<int32_t>(rows), static_cast<int32_t>(rows) + test.lengths[s]});
+    for (int t = 0; t < test.lengths[s]; ++t) positions.push_back(test.positions[s] + t);
     rows += test.lengths[s];
     longest = std::max<int64_t>(longest, test.lengths[s]);
     end = std::max<int64_t>(end, test.positions[s] + test.lengths[s]);
@@ -106,11 +116,13 @@ void check_attention(const Model& m, const Case& test) {
   const DeviceRows dq(q, rows, q_width, 5, test.dtype), dk(k, rows, k_width, 1, test.dtype),
       dv(v, rows, k_width, 1, test.dtype), dy(rows, q_width, 2, test.dtype);
   const DeviceArray<float> df(frequency);
-  const DeviceArray<Segment> ds(segments);
-  const DeviceArray<int32_t> dp(std::vector<int32_t>(test.positions.begin(), test.positions.end()));
+  const DeviceArray<void*> frequencies(std::vector<void*>(segments.size(), df.data()));
+  const DeviceArray<RowRange> ds(segments);
+  const DeviceArray<int32_t> dp(positions);
   const TestCache cache(m, segments.size(), end, test.cache);
   fill_cache(cache, test, random);
   const Batch batch{.segments = ds.data(),
+                    .positions = dp.data(),
                     .count = static_cast<int32_t>(segments.size()),
                     .max_rows = static_cast<int32_t>(longest),
                     .total_rows = static_cast<int32_t>(rows)};
@@ -119,8 +131,7 @@ void check_attention(const Model& m, const Case& test) {
                               .k = dk.input(),
                               .v = dv.input(),
                               .query_heads = m.query_heads,
-                              .inverse_frequency = df.data(),
-                              .positions = dp.data(),
+                              .inverse_frequency = frequencies.data(),
                               .cache = cache.view()},
                              nullptr));
   AttentionArgs args{.batch = batch,
@@ -129,8 +140,6 @@ void check_attention(const Model& m, const Case& test) {
                      .query_heads = m.query_heads,
                      .scale = 1 / std::sqrt(static_cast<float>(m.dim)),
                      .window = test.window,
-                     .positions = dp.data(),
-                     .max_position = end - 1,
                      .cache = cache.view()};
   const DeviceArray<std::byte> workspace(attention_workspace(args));
   args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
@@ -139,7 +148,13 @@ void check_attention(const Model& m, const Case& test) {
 
   // Queries and new keys as they were rotated, then attention over what the cache holds.
   const auto rotated_q = dq.values();
-  const auto keys = cache.keys.values(), values = cache.values.values();
+  const auto tiles = cache.tiles.values();
+  const auto key_in = [&](size_t s, int64_t p, int64_t h, int64_t i) {
+    return read_element(tiles.data() + cache.key_at(s, p, h, i), test.cache);
+  };
+  const auto value_in = [&](size_t s, int64_t p, int64_t h, int64_t i) {
+    return read_element(tiles.data() + cache.value_at(s, p, h, i), test.cache);
+  };
   const auto rotate = [&](const float* x, int64_t i, int64_t position) {
     const double angle = static_cast<double>(position) * frequency[static_cast<size_t>(i % half)];
     return i < half ? x[i] * std::cos(angle) - x[i + half] * std::sin(angle)
@@ -147,8 +162,8 @@ void check_attention(const Model& m, const Case& test) {
   };
   std::vector<double> expected, size;
   for (size_t s = 0; s < segments.size(); ++s) {
-    for (int64_t t = 0; t < segments[s].rows; ++t) {
-      const int64_t row = segments[s].first_row + t, position = test.positions[s] + t;
+    for (int64_t t = 0; t < segments[s].end - segments[s].begin; ++t) {
+      const int64_t row = segments[s].begin + t, position = test.positions[s] + t;
       for (int64_t h = 0; h < m.query_heads; ++h) {
         const float* query = rotated_q.data() + row * q_width + h * m.dim;
         const int64_t kv = h / (m.query_heads / m.heads);
@@ -156,9 +171,8 @@ void check_attention(const Model& m, const Case& test) {
           const double exact = rotate(q.data() + row * q_width + h * m.dim, i, position);
           ASSERT_NEAR(query[i], exact, 1e-6 + 1.01 * rounding_of(test.dtype) * std::fabs(exact)) << "query";
           const double key = rotate(k.data() + row * k_width + kv * m.dim, i, position);
-          ASSERT_NEAR(cache.read(keys, s, position, kv, i), key, 1e-6 + 1.01 * rounding_of(test.cache) * std::fabs(key))
-              << "key";
-          ASSERT_EQ(cache.read(values, s, position, kv, i),
+          ASSERT_NEAR(key_in(s, position, kv, i), key, 1e-6 + 1.01 * rounding_of(test.cache) * std::fabs(key)) << "key";
+          ASSERT_EQ(value_in(s, position, kv, i),
                     rounded(v[static_cast<size_t>(row * k_width + kv * m.dim + i)], test.cache))
               << "value";
         }
@@ -167,7 +181,7 @@ void check_attention(const Model& m, const Case& test) {
         double largest = -1e300, total = 0;
         for (int64_t p = first; p <= position; ++p) {
           double dot = 0;
-          for (int64_t i = 0; i < m.dim; ++i) dot += static_cast<double>(query[i]) * cache.read(keys, s, p, kv, i);
+          for (int64_t i = 0; i < m.dim; ++i) dot += static_cast<double>(query[i]) * key_in(s, p, kv, i);
           score.push_back(dot * args.scale);
           largest = std::max(largest, score.back());
         }
@@ -175,8 +189,8 @@ void check_attention(const Model& m, const Case& test) {
           const double weight = std::exp(score[static_cast<size_t>(p - first)] - largest);
           total += weight;
           for (int64_t i = 0; i < m.dim; ++i) {
-            sum[static_cast<size_t>(i)] += weight * cache.read(values, s, p, kv, i);
-            sum_size[static_cast<size_t>(i)] += weight * std::fabs(cache.read(values, s, p, kv, i));
+            sum[static_cast<size_t>(i)] += weight * value_in(s, p, kv, i);
+            sum_size[static_cast<size_t>(i)] += weight * std::fabs(value_in(s, p, kv, i));
           }
         }
         for (size_t i = 0; i < sum.size(); ++i) {
@@ -190,7 +204,7 @@ void check_attention(const Model& m, const Case& test) {
                to_string(Shape{m.query_heads, m.heads, m.dim, rows, end}));
 }
 
-TEST(CudaAttention, AttendsOverThePagesOfEachSequence) {
+TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
   HXQ_NEEDS_GPU();
   for (const Model& m : {Model{8, 4, 32}, Model{4, 4, 8}, Model{12, 2, 128}, Model{24, 1, 64}, Model{2, 2, 256}}) {
     check_attention(m, {.positions = {0}, .lengths = {1}});
@@ -262,6 +276,33 @@ TEST(CudaSampling, FindsTheLargest) {
       for (int32_t i = 0; i < count; ++i) {
         EXPECT_EQ(got[static_cast<size_t>(r * count + i)], order[static_cast<size_t>(i)]) << vocabulary << " " << i;
         EXPECT_EQ(got_values[static_cast<size_t>(r * count + i)], value(order[static_cast<size_t>(i)]));
+      }
+    }
+  }
+}
+
+TEST(CudaGather, CopiesRows) {
+  HXQ_NEEDS_GPU();
+  const std::vector<int32_t> rows = {4, 0, 4, 2};
+  const DeviceArray<int32_t> device_rows(rows);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const int64_t cols = 301;
+    Random random(9);
+    const auto from = random.normals(static_cast<size_t>(5 * cols), dtype);
+    const DeviceRows source(from, 5, cols, 2, dtype);
+    for (const bool all : {false, true}) {
+      const DeviceRows to(4, cols, 7, DType::f32);
+      HXQ_EXPECT_OK(copy_rows({.from = source.input(),
+                               .row = all ? nullptr : device_rows.data(),
+                               .to = to.output(),
+                               .rows = 4,
+                               .cols = cols},
+                              nullptr));
+      expect_finished();
+      const auto got = to.values();
+      for (int64_t i = 0; i < 4 * cols; ++i) {
+        const int64_t row = all ? i / cols : rows[static_cast<size_t>(i / cols)];
+        ASSERT_EQ(got[static_cast<size_t>(i)], from[static_cast<size_t>(row * cols + i % cols)]);
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "kernels/cuda/codebook_index.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
 namespace {
@@ -40,6 +41,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void __launch_bounds__(kThreads) copy_rows_kernel(const __grid_constant__ CopyRowsArgs p) {
+  let_successors_begin();
+  wait_for_predecessors();
+  const int64_t from = p.row ? int64_t{p.row[blockIdx.x]} : int64_t{blockIdx.x};
+  for (int64_t col = threadIdx.x; col < p.cols; col += kThreads)
+    store_at(p.to, blockIdx.x, col, load_at(p.from, from, col));
+}
+
 LaunchShape shape_of(const GatherArgs& args) {
   return {.grid = dim3(static_cast<unsigned>(args.count)), .block = dim3(kThreads)};
 }
@@ -54,6 +63,12 @@ Status gather_rows(const CodebookWeight& weight, const GatherArgs& args, Stream 
 Status gather_rows(const DenseWeight& weight, const GatherArgs& args, Stream stream) noexcept {
   if (args.count == 0 || weight.cols == 0) return Status::ok;
   return launch(gather_dense_kernel, shape_of(args), stream, weight, args);
+}
+
+Status copy_rows(const CopyRowsArgs& args, Stream stream) noexcept {
+  if (args.rows == 0 || args.cols == 0) return Status::ok;
+  return launch(copy_rows_kernel, {.grid = dim3(static_cast<unsigned>(args.rows)), .block = dim3(kThreads)}, stream,
+                args);
 }
 
 }  // namespace hxq::cuda

@@ -1,4 +1,5 @@
-// Selective scan. A thread has one channel of one run of tokens and up to kStates states in registers.
+// Selective scan. A thread has one channel of one run of tokens and its states in registers; the inputs of the next
+// tokens travel while those at hand are used.
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/sequence.h"
@@ -7,20 +8,23 @@ namespace hxq::cuda {
 namespace {
 
 constexpr int kThreads = 64;
-constexpr int kRun = 64;   ///< tokens of a run; segments that are no longer take one pass
-constexpr int kTile = 16;  ///< tokens whose B and C are in shared memory
+constexpr int kRun = 32;    ///< tokens of a run; segments that are no longer take one pass
+constexpr int kAhead = 8;   ///< tokens whose inputs are loaded together
+constexpr int kJoined = 8;  ///< runs whose states are loaded together
 
 struct Parameters {
   ScanArgs args;
   int runs;          ///< of the longest segment
-  float* run_state;  // [count, runs, state_size, channels]: what a run makes of zeros, then the state it starts from
-  float* run_delta;  // [count, runs, channels]: sums of delta
+  float* run_state;  // [slots, state_size, channels]: what a run makes of zeros, then the state it starts from
+  float* run_delta;  // [slots, channels]: sums of delta
 };
 
 struct Place {
-  Segment segment;
+  RowRange segment;
   int sequence, run, begin, end;
   int64_t channel;
+
+  __device__ int rows() const { return segment.end - segment.begin; }
 };
 
 __device__ inline Place place_of(const Parameters& p) {
@@ -29,117 +33,192 @@ __device__ inline Place place_of(const Parameters& p) {
   at.segment = p.args.batch.segments[at.sequence];
   at.run = static_cast<int>(blockIdx.z);
   at.begin = at.run * kRun;
-  at.end = min(at.begin + kRun, at.segment.rows);
+  at.end = min(at.begin + kRun, at.rows());
   at.channel = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   return at;
 }
 
-/// Goes over a run's tokens from state h; with kOutput it writes y. Returns the sum of delta.
-template <int kStates, bool kOutput>
-__device__ inline float go_over(const ScanArgs& p, const Place& at, float (&h)[kStates]) {
-  __shared__ float shared_b[kTile][kStates], shared_c[kTile][kStates];
-  const bool is_there = at.channel < p.channels;
-  const int64_t c = is_there ? at.channel : 0;
-  const auto states = static_cast<int>(p.state_size);
-  float a[kStates];
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) a[n] = n < states ? p.a[n * p.channels + c] * 1.44269504f : 0.0f;  // for exp2
-  const float bias = p.dt_bias ? p.dt_bias[c] : 0.0f;
-  const float skip = p.d[c];
-  float total = 0;
-  for (int first = at.begin; first < at.end; first += kTile) {
-    const int tokens = min(kTile, at.end - first);
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < tokens * kStates; i += kThreads) {
-      const int t = i / kStates, n = i % kStates;
-      const int64_t row = at.segment.first_row + first + t;
-      shared_b[t][n] = n < states ? load_at(p.b, row, n) : 0.0f;
-      if (kOutput) shared_c[t][n] = n < states ? load_at(p.c, row, n) : 0.0f;
-    }
-    __syncthreads();
-    for (int t = 0; t < tokens; ++t) {
-      const int64_t row = at.segment.first_row + first + t;
-      const float delta = softplus(load_at(p.dt, row, c) + bias);
-      const float u = load_at(p.u, row, c);
-      const float delta_u = delta * u;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        h[n] = fmaf(fast_exp2(delta * a[n]), h[n], delta_u * shared_b[t][n]);
-        if (kOutput) sum = fmaf(h[n], shared_c[t][n], sum);
-      }
-      total += delta;
-      if (kOutput && is_there) store_at(p.y, row, c, fmaf(skip, u, sum) * silu(load_at(p.z, row, c)));
-    }
-  }
-  return total;
+/// kF32: all activations are.
+template <bool kF32>
+__device__ inline float load_input(const Input& x, int64_t row, int64_t col) {
+  return kF32 ? static_cast<const float*>(x.data)[row * x.stride + col] : load_at(x, row, col);
 }
 
+/// B and C of a run's tokens.
+template <int kStates>
+struct Shared {
+  float b[kRun][kStates], c[kRun][kStates];
+};
+
+/// Goes over a run's tokens; with kOutput it writes y. Made before the kernels before this one have finished.
+template <int kStates, bool kOutput, bool kF32>
+class Worker {
+ public:
+  __device__ Worker(const ScanArgs& p, const Place& at)
+      : p_(p), at_(at), is_there_(at.channel < p.channels), c_(is_there_ ? at.channel : 0) {
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      a_[n] = n < p.state_size ? __ldg(p.a + n * p.channels + c_) * 1.44269504f : 0.0f;  // for exp2
+    }
+    bias_ = p.dt_bias ? __ldg(p.dt_bias + c_) : 0.0f;
+    skip_ = __ldg(p.d + c_);
+  }
+
+  /// From state h, which it advances. Returns the sum of delta.
+  __device__ float run(float (&h)[kStates], Shared<kStates>& shared) const {
+    Token now[kAhead], next[kAhead];
+    load(now, at_.begin);
+    load_coefficients(shared);
+    __syncthreads();
+    float total = 0;
+    for (int first = at_.begin; first < at_.end; first += kAhead) {
+      load(next, first + kAhead);
+#pragma unroll
+      for (int t = 0; t < kAhead; ++t) {
+        if (first + t < at_.end) total += step(h, now[t], first + t, shared);
+      }
+#pragma unroll
+      for (int t = 0; t < kAhead; ++t) now[t] = next[t];
+    }
+    return total;
+  }
+
+ private:
+  struct Token {
+    float dt, u, z;
+  };
+
+  __device__ void load(Token (&tokens)[kAhead], int first) const {
+#pragma unroll
+    for (int t = 0; t < kAhead; ++t) {
+      if (first + t >= at_.end) continue;
+      const int64_t row = at_.segment.begin + first + t;
+      tokens[t].dt = load_input<kF32>(p_.dt, row, c_);
+      tokens[t].u = load_input<kF32>(p_.u, row, c_);
+      if (kOutput) tokens[t].z = load_input<kF32>(p_.z, row, c_);
+    }
+  }
+
+  __device__ void load_coefficients(Shared<kStates>& shared) const {
+    for (int i = static_cast<int>(threadIdx.x); i < (at_.end - at_.begin) * kStates; i += kThreads) {
+      const int t = i / kStates, n = i % kStates;
+      const int64_t row = at_.segment.begin + at_.begin + t;
+      shared.b[t][n] = n < p_.state_size ? load_input<kF32>(p_.b, row, n) : 0.0f;
+      if (kOutput) shared.c[t][n] = n < p_.state_size ? load_input<kF32>(p_.c, row, n) : 0.0f;
+    }
+  }
+
+  __device__ float step(float (&h)[kStates], const Token& token, int t, const Shared<kStates>& shared) const {
+    const float delta = softplus(token.dt + bias_);
+    const float delta_u = delta * token.u;
+    const float* b = shared.b[t - at_.begin];
+    const float* c = shared.c[t - at_.begin];
+    float sum[2] = {};
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      h[n] = fmaf(fast_exp2(delta * a_[n]), h[n], delta_u * b[n]);
+      if (kOutput) sum[n % 2] = fmaf(h[n], c[n], sum[n % 2]);
+    }
+    if (kOutput && is_there_) {
+      store_at(p_.y, at_.segment.begin + t, c_, fmaf(skip_, token.u, sum[0] + sum[1]) * silu(token.z));
+    }
+    return delta;
+  }
+
+  const ScanArgs& p_;
+  const Place& at_;
+  const bool is_there_;
+  const int64_t c_;
+  float a_[kStates];
+  float bias_, skip_;
+};
+
+/// Where a run's state is kept: no two runs of a batch have the same slot.
+__device__ inline int64_t slot_of(const Place& at, int run) { return at.segment.begin / kRun + at.sequence + run; }
+int64_t slots_of(const Batch& batch) { return batch.total_rows / kRun + batch.count + 1; }
+
 __device__ inline float* run_state(const Parameters& p, const Place& at, int run) {
-  return p.run_state + (int64_t{at.sequence} * p.runs + run) * p.args.state_size * p.args.channels + at.channel;
+  return p.run_state + slot_of(at, run) * p.args.state_size * p.args.channels + at.channel;
+}
+
+__device__ inline float* run_delta(const Parameters& p, const Place& at, int run) {
+  return p.run_delta + slot_of(at, run) * p.args.channels + at.channel;
 }
 
 /// What every run but the last makes of a state of zeros.
-template <int kStates>
+template <int kStates, bool kF32>
 __global__ void __launch_bounds__(kThreads) run_kernel(const __grid_constant__ Parameters p) {
+  __shared__ Shared<kStates> shared;
   let_successors_begin();
-  wait_for_predecessors();
   const Place at = place_of(p);
-  if (at.end - at.begin < kRun || at.end == at.segment.rows) return;
+  const Worker<kStates, false, kF32> worker(p.args, at);
+  wait_for_predecessors();
+  if (at.end - at.begin < kRun || at.end == at.rows()) return;
   float h[kStates] = {};
-  const float total = go_over<kStates, false>(p.args, at, h);
+  const float total = worker.run(h, shared);
   if (at.channel >= p.args.channels) return;
   float* state = run_state(p, at, at.run);
 #pragma unroll
   for (int n = 0; n < kStates; ++n) {
     if (n < p.args.state_size) state[n * p.args.channels] = h[n];
   }
-  p.run_delta[(int64_t{at.sequence} * p.runs + at.run) * p.args.channels + at.channel] = total;
+  *run_delta(p, at, at.run) = total;
 }
 
 /// States between runs: a thread has one state of one channel and goes through the runs.
 __global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ Parameters p) {
   let_successors_begin();
-  wait_for_predecessors();
   const Place at = place_of(p);
   const auto n = static_cast<int>(blockIdx.z);
-  if (at.channel >= p.args.channels) return;
-  const int runs = (at.segment.rows + kRun - 1) / kRun;
-  const float a = p.args.a[n * p.args.channels + at.channel];
-  float h = p.args.states[at.sequence][n * p.args.channels + at.channel];
-  for (int run = 0; run + 1 < runs; ++run) {
-    float* state = run_state(p, at, run) + n * p.args.channels;
-    const float made = *state;
-    *state = h;
-    h = fmaf(expf(a * p.run_delta[(int64_t{at.sequence} * p.runs + run) * p.args.channels + at.channel]), h, made);
+  const bool is_there = at.channel < p.args.channels;
+  const float a = is_there ? p.args.a[n * p.args.channels + at.channel] : 0.0f;
+  wait_for_predecessors();
+  const int runs = (at.rows() + kRun - 1) / kRun;
+  if (!is_there || runs <= 1) return;
+  float h = static_cast<const float*>(p.args.states[at.sequence])[n * p.args.channels + at.channel];
+  for (int first = 0; first < runs; first += kJoined) {
+    float made[kJoined] = {}, delta[kJoined] = {};
+#pragma unroll
+    for (int i = 0; i < kJoined; ++i) {
+      if (first + i + 1 >= runs) continue;
+      made[i] = run_state(p, at, first + i)[n * p.args.channels];
+      delta[i] = *run_delta(p, at, first + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kJoined; ++i) {
+      if (first + i >= runs) continue;
+      run_state(p, at, first + i)[n * p.args.channels] = h;
+      h = fmaf(expf(a * delta[i]), h, made[i]);
+    }
   }
-  if (runs > 1) run_state(p, at, runs - 1)[n * p.args.channels] = h;
 }
 
 /// Outputs; the last run leaves the sequence's state behind.
-template <int kStates>
+template <int kStates, bool kF32>
 __global__ void __launch_bounds__(kThreads) output_kernel(const __grid_constant__ Parameters p) {
+  __shared__ Shared<kStates> shared;
   let_successors_begin();
-  wait_for_predecessors();
   const Place at = place_of(p);
-  if (at.begin >= at.segment.rows) return;
+  const Worker<kStates, true, kF32> worker(p.args, at);
+  float* state = static_cast<float*>(p.args.states[at.sequence]) + at.channel;
+  wait_for_predecessors();
+  if (at.begin >= at.rows()) return;
   const bool is_there = at.channel < p.args.channels;
-  float* state = p.args.states[at.sequence] + at.channel;
-  const float* from = at.segment.rows > kRun ? run_state(p, at, at.run) : state;
+  const float* from = at.rows() > kRun ? run_state(p, at, at.run) : state;
   float h[kStates];
 #pragma unroll
   for (int n = 0; n < kStates; ++n) {
     h[n] = is_there && n < p.args.state_size ? from[n * p.args.channels] : 0.0f;
   }
-  go_over<kStates, true>(p.args, at, h);
-  if (!is_there || at.end != at.segment.rows) return;
+  worker.run(h, shared);
+  if (!is_there || at.end != at.rows()) return;
 #pragma unroll
   for (int n = 0; n < kStates; ++n) {
     if (n < p.args.state_size) state[n * p.args.channels] = h[n];
   }
 }
 
-template <int kStates>
+template <int kStates, bool kF32>
 Status launch_scan(const Parameters& p, Stream stream) {
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(p.args.channels, kThreads));
   const auto count = static_cast<unsigned>(p.args.batch.count);
@@ -147,32 +226,35 @@ Status launch_scan(const Parameters& p, Stream stream) {
   const LaunchShape by_state{.grid = dim3(blocks, count, static_cast<unsigned>(p.args.state_size)),
                              .block = dim3(kThreads)};
   if (p.runs > 1) {
-    if (const Status status = launch(run_kernel<kStates>, by_run, stream, p); status != Status::ok) return status;
+    if (const Status status = launch(run_kernel<kStates, kF32>, by_run, stream, p); status != Status::ok) return status;
     if (const Status status = launch(join_kernel, by_state, stream, p); status != Status::ok) return status;
   }
-  return launch(output_kernel<kStates>, by_run, stream, p);
+  return launch(output_kernel<kStates, kF32>, by_run, stream, p);
+}
+
+template <int kStates>
+Status launch_scan(const Parameters& p, Stream stream) {
+  bool all_f32 = true;
+  for (const Input* x : {&p.args.u, &p.args.dt, &p.args.b, &p.args.c, &p.args.z}) all_f32 &= x->dtype == DType::f32;
+  return all_f32 ? launch_scan<kStates, true>(p, stream) : launch_scan<kStates, false>(p, stream);
 }
 
 int runs_of(int32_t max_rows) { return max_rows <= 0 ? 0 : (max_rows + kRun - 1) / kRun; }
 
 }  // namespace
 
-size_t scan_workspace(int32_t sequences, int32_t max_rows, int64_t channels, int64_t state_size) noexcept {
-  const int runs = runs_of(max_rows);
-  return runs > 1
-             ? static_cast<size_t>(sequences) * static_cast<size_t>(runs * channels * (state_size + 1)) * sizeof(float)
-             : 0;
+size_t scan_workspace(const Batch& batch, int64_t channels, int64_t state_size) noexcept {
+  if (runs_of(batch.max_rows) <= 1) return 0;
+  return static_cast<size_t>(slots_of(batch) * channels * (state_size + 1)) * sizeof(float);
 }
 
 Status selective_scan(const ScanArgs& args, Stream stream) noexcept {
   if (args.state_size < 1 || args.state_size > kMaxScanState) return Status::invalid_value;
   if (args.batch.count == 0 || args.batch.max_rows == 0 || args.channels == 0) return Status::ok;
-  if (args.workspace.bytes < scan_workspace(args.batch.count, args.batch.max_rows, args.channels, args.state_size)) {
-    return Status::invalid_value;
-  }
+  if (args.workspace.bytes < scan_workspace(args.batch, args.channels, args.state_size)) return Status::invalid_value;
   Parameters p{
       .args = args, .runs = runs_of(args.batch.max_rows), .run_state = static_cast<float*>(args.workspace.data)};
-  p.run_delta = p.run_state + int64_t{args.batch.count} * p.runs * args.channels * args.state_size;
+  p.run_delta = p.run_state + slots_of(args.batch) * args.channels * args.state_size;
   return args.state_size <= 16 ? launch_scan<16>(p, stream) : launch_scan<64>(p, stream);
 }
 

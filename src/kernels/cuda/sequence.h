@@ -9,16 +9,26 @@ namespace hxq::cuda {
 /// several groups each row is cut into as many equal parts, and each part has a mean of its own. y may be x.
 struct RmsNormArgs {
   Input x;                        // [tokens, dim]
-  Input z;                        // [tokens, dim], or null: no gate
+  Input z = {};                   // [tokens, dim], or null: no gate
   const float* weight = nullptr;  // [dim]
   Output y;                       // [tokens, dim]
   int64_t tokens = 0;
   int64_t dim = 0;
   int64_t groups = 1;  ///< a divisor of dim
   float eps = 0;
-  Output residual;  // [tokens, dim], or null: x is added to it, and the sum takes the place of x
+  Output residual = {};  // [tokens, dim], or null: x is added to it, and the sum takes the place of x
 };
 Status rms_norm(const RmsNormArgs& args, Stream stream) noexcept;
+
+/// to[i, :] = from[row[i], :], or from[i, :] where row is null.
+struct CopyRowsArgs {
+  Input from;                    // [.., cols]
+  const int32_t* row = nullptr;  // [rows] in device memory, or null
+  Output to;                     // [rows, cols]; does not overlap from
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+Status copy_rows(const CopyRowsArgs& args, Stream stream) noexcept;
 
 /// Depthwise causal convolution, then SiLU (Gu & Dao 2023, arXiv 2312.00752):
 ///     y[t, c] = silu(bias[c] + sum_j weight[j, c] * x[t - width + 1 + j, c])
@@ -28,10 +38,11 @@ struct ConvArgs {
   Input x;   // [total_rows, channels]
   Output y;  // [total_rows, channels]; not x
   int64_t channels = 0;
-  int64_t width = 0;               ///< taps of the filter, 1 to kMaxConvWidth
-  const float* weight = nullptr;   // [width, channels]
-  const float* bias = nullptr;     // [channels], or null
-  float* const* states = nullptr;  // [batch.count] -> [width - 1, channels], oldest first; pointers in device memory
+  int64_t width = 0;              ///< taps of the filter, 1 to kMaxConvWidth
+  const float* weight = nullptr;  // [width, channels]
+  const float* bias = nullptr;    // [channels], or null
+  void* const* states = nullptr;  // [batch.count]: float [state_rows, channels] of each, oldest first
+  int64_t state_rows = 0;         ///< width - 1 or more
 };
 inline constexpr int64_t kMaxConvWidth = 16;
 Status causal_conv1d_silu(const ConvArgs& args, Stream stream) noexcept;
@@ -51,14 +62,14 @@ struct ScanArgs {
   Input z;                         // [total_rows, channels]
   const float* a = nullptr;        // [state_size, channels]: -exp(A_log), transposed
   const float* d = nullptr;        // [channels]
-  float* const* states = nullptr;  // [batch.count] -> [state_size, channels], read and advanced; in device memory
+  void* const* states = nullptr;   // [batch.count]: float [state_size, channels] of each, read and advanced
   Output y;                        // [total_rows, channels]; may be u
   int64_t channels = 0;
-  int64_t state_size = 0;  ///< 1 to kMaxScanState
-  Workspace workspace;     ///< `scan_workspace`
+  int64_t state_size = 0;    ///< 1 to kMaxScanState
+  Workspace workspace = {};  ///< `scan_workspace`
 };
 inline constexpr int64_t kMaxScanState = 64;
-size_t scan_workspace(int32_t sequences, int32_t max_rows, int64_t channels, int64_t state_size) noexcept;
+size_t scan_workspace(const Batch& batch, int64_t channels, int64_t state_size) noexcept;
 Status selective_scan(const ScanArgs& args, Stream stream) noexcept;
 
 /// State-space duality, the recurrence of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), with gate. Head h belongs to group
@@ -74,12 +85,12 @@ struct SsdArgs {
   const float* dt_bias = nullptr;  // [heads]
   float dt_min = 0;
   float dt_max = 0;
-  const float* a = nullptr;        // [heads]: -exp(A_log)
-  const float* d = nullptr;        // [heads]
-  Input z;                         // [total_rows, heads * head_dim], or null: no gate
-  float* const* states = nullptr;  // [batch.count] -> [heads, state_size, head_dim], read and advanced
-  Output y;                        // [total_rows, heads * head_dim]; not x
-  int64_t heads = 0;               ///< a multiple of groups
+  const float* a = nullptr;       // [heads]: -exp(A_log)
+  const float* d = nullptr;       // [heads]
+  Input z;                        // [total_rows, heads * head_dim], or null: no gate
+  void* const* states = nullptr;  // [batch.count]: float [heads, state_size, head_dim] of each, read and advanced
+  Output y;                       // [total_rows, heads * head_dim]; not x
+  int64_t heads = 0;              ///< a multiple of groups
   int64_t head_dim = 0;
   int64_t groups = 0;
   int64_t state_size = 0;  ///< 1 to kMaxSsdState

@@ -17,32 +17,32 @@ double softplus_of(double x) { return x > 40 ? x : std::log1p(std::exp(x)); }
 
 /// Segments with gaps between them, and the states of their sequences.
 struct TestBatch {
-  std::vector<Segment> segments;
+  std::vector<RowRange> segments;
   int64_t rows = 0;
   std::vector<std::vector<float>> start;
   std::vector<DeviceArray<float>> state;
-  DeviceArray<float*> pointers{0};
-  DeviceArray<Segment> device_segments{0};
+  DeviceArray<void*> pointers{0};
+  DeviceArray<RowRange> device_segments{0};
 
   TestBatch(const std::vector<int>& lengths, size_t state_size, Random& random)
       : pointers(lengths.size()), device_segments(lengths.size()) {
-    std::vector<float*> host;
+    std::vector<void*> host;
     state.reserve(lengths.size());
     for (const int length : lengths) {
-      segments.push_back({.first_row = static_cast<int32_t>(rows), .rows = length});
+      segments.push_back({static_cast<int32_t>(rows), static_cast<int32_t>(rows) + length});
       rows += length + 1;
       start.push_back(random.normals(state_size));
       host.push_back(state.emplace_back(start.back()).data());
     }
-    EXPECT_EQ(cudaMemcpy(pointers.data(), host.data(), host.size() * sizeof(float*), cudaMemcpyHostToDevice),
+    EXPECT_EQ(cudaMemcpy(pointers.data(), host.data(), host.size() * sizeof(void*), cudaMemcpyHostToDevice),
               cudaSuccess);
     EXPECT_EQ(
-        cudaMemcpy(device_segments.data(), segments.data(), segments.size() * sizeof(Segment), cudaMemcpyHostToDevice),
+        cudaMemcpy(device_segments.data(), segments.data(), segments.size() * sizeof(RowRange), cudaMemcpyHostToDevice),
         cudaSuccess);
   }
   Batch batch() const {
     int32_t longest = 0;
-    for (const Segment& s : segments) longest = std::max(longest, s.rows);
+    for (const RowRange& s : segments) longest = std::max(longest, s.end - s.begin);
     return {.segments = device_segments.data(),
             .count = static_cast<int32_t>(segments.size()),
             .max_rows = longest,
@@ -72,12 +72,11 @@ void expect_rows(const DeviceRows& y, int64_t cols, const TestBatch& batch, cons
                  DType dtype, const std::string& what) {
   const std::vector<float> all = y.values();
   std::vector<float> got;
-  for (const Segment& s : batch.segments) {
-    const auto begin = all.begin() + static_cast<int64_t>(s.first_row) * cols;
-    got.insert(got.end(), begin, begin + static_cast<int64_t>(s.rows) * cols);
+  for (const RowRange& s : batch.segments) {
+    const auto end = all.begin() + static_cast<int64_t>(s.end) * cols;
+    got.insert(got.end(), all.begin() + static_cast<int64_t>(s.begin) * cols, end);
     for (int64_t c = 0; c < cols; ++c)
-      EXPECT_TRUE(std::isnan(*(begin + static_cast<int64_t>(s.rows) * cols + c)))
-          << what << ": a row between segments was written";
+      EXPECT_TRUE(std::isnan(*(end + c))) << what << ": a row between segments was written";
   }
   expect_close(got, expected.y, expected.size, bound, dtype, what);
 }
@@ -148,8 +147,8 @@ TEST(CudaSequence, NormalizesRows) {
 TEST(CudaSequence, Convolves) {
   HXQ_NEEDS_GPU();
   for (const Case& test : kCases) {
-    for (const int64_t width : {1, 2, 4, 16}) {
-      const int64_t channels = 150, past = width - 1;
+    for (const auto& [width, past] : {std::pair<int64_t, int64_t>{1, 0}, {2, 1}, {4, 3}, {16, 15}, {4, 32}, {1, 2}}) {
+      const int64_t channels = 150;
       Random random(3);
       TestBatch batch(test.lengths, static_cast<size_t>(past * channels), random);
       const auto x = random.normals(static_cast<size_t>(batch.rows * channels), test.dtype);
@@ -165,22 +164,23 @@ TEST(CudaSequence, Convolves) {
                                         .width = width,
                                         .weight = dw.data(),
                                         .bias = db.data(),
-                                        .states = batch.pointers.data()},
+                                        .states = batch.pointers.data(),
+                                        .state_rows = past},
                                        nullptr));
       expect_finished();
       Expected expected;
       for (size_t s = 0; s < batch.segments.size(); ++s) {
-        const Segment& segment = batch.segments[s];
+        const RowRange segment = batch.segments[s];
         const auto input = [&](int64_t t, int64_t c) {
           return t < 0 ? batch.start[s][static_cast<size_t>((t + past) * channels + c)]
-                       : x[static_cast<size_t>((segment.first_row + t) * channels + c)];
+                       : x[static_cast<size_t>((segment.begin + t) * channels + c)];
         };
-        for (int64_t t = 0; t < segment.rows; ++t) {
+        for (int64_t t = 0; t < segment.end - segment.begin; ++t) {
           for (int64_t c = 0; c < channels; ++c) {
             double sum = bias[static_cast<size_t>(c)], size = std::fabs(sum);
             for (int64_t j = 0; j < width; ++j) {
               const double term =
-                  static_cast<double>(weight[static_cast<size_t>(j * channels + c)]) * input(t - past + j, c);
+                  static_cast<double>(weight[static_cast<size_t>(j * channels + c)]) * input(t - width + 1 + j, c);
               sum += term;
               size += std::fabs(term);
             }
@@ -191,7 +191,7 @@ TEST(CudaSequence, Convolves) {
         const auto state = batch.state[s].values();
         for (int64_t j = 0; j < past; ++j) {
           for (int64_t c = 0; c < channels; ++c)
-            EXPECT_EQ(state[static_cast<size_t>(j * channels + c)], input(segment.rows - past + j, c));
+            EXPECT_EQ(state[static_cast<size_t>(j * channels + c)], input(segment.end - segment.begin - past + j, c));
         }
       }
       expect_rows(dy, channels, batch, expected, 2e-6, test.dtype, name_of_case(test));
@@ -220,8 +220,7 @@ TEST(CudaSequence, Scans) {
       const DeviceRows db(b, batch.rows, states, 7, test.dtype), dc(c, batch.rows, states, 7, test.dtype),
           dy(batch.rows, channels, test.gap, test.dtype);
       const DeviceArray<float> da(a), dd(d), dbias(bias);
-      const DeviceArray<std::byte> workspace(
-          scan_workspace(batch.batch().count, batch.batch().max_rows, channels, states));
+      const DeviceArray<std::byte> workspace(scan_workspace(batch.batch(), channels, states));
       HXQ_EXPECT_OK(selective_scan({.batch = batch.batch(),
                                     .u = du.input(),
                                     .dt = ddt.input(),
@@ -241,17 +240,17 @@ TEST(CudaSequence, Scans) {
       Expected expected, expected_state;
       std::vector<float> got_state;
       for (size_t s = 0; s < batch.segments.size(); ++s) {
-        const Segment& segment = batch.segments[s];
+        const RowRange segment = batch.segments[s];
         std::vector<double> h(batch.start[s].begin(), batch.start[s].end()), h_size(h.size());
         for (size_t i = 0; i < h.size(); ++i) h_size[i] = std::fabs(h[i]);
-        for (int64_t t = 0; t < segment.rows; ++t) {
+        for (int64_t t = 0; t < segment.end - segment.begin; ++t) {
           for (int64_t ch = 0; ch < channels; ++ch) {
-            const auto at = static_cast<size_t>((segment.first_row + t) * channels + ch);
+            const auto at = static_cast<size_t>((segment.begin + t) * channels + ch);
             const double delta = softplus_of(static_cast<double>(dt[at]) + bias[static_cast<size_t>(ch)]);
             double sum = static_cast<double>(d[static_cast<size_t>(ch)]) * u[at], size = std::fabs(sum);
             for (int64_t n = 0; n < states; ++n) {
               const auto i = static_cast<size_t>(n * channels + ch),
-                         bc = static_cast<size_t>((segment.first_row + t) * states + n);
+                         bc = static_cast<size_t>((segment.begin + t) * states + n);
               const double decay = std::exp(delta * a[i]), in = delta * b[bc] * u[at];
               h[i] = decay * h[i] + in;
               h_size[i] = decay * h_size[i] + std::fabs(in);
@@ -322,11 +321,11 @@ TEST(CudaSequence, StepsThroughSsd) {
       Expected expected, expected_state;
       std::vector<float> got_state;
       for (size_t q = 0; q < batch.segments.size(); ++q) {
-        const Segment& segment = batch.segments[q];
+        const RowRange segment = batch.segments[q];
         std::vector<double> s(batch.start[q].begin(), batch.start[q].end()), s_size(s.size());
         for (size_t i = 0; i < s.size(); ++i) s_size[i] = std::fabs(s[i]);
-        for (int64_t t = 0; t < segment.rows; ++t) {
-          const int64_t row = segment.first_row + t;
+        for (int64_t t = 0; t < segment.end - segment.begin; ++t) {
+          const int64_t row = segment.begin + t;
           for (int64_t h = 0; h < heads; ++h) {
             const auto head = static_cast<size_t>(h);
             const double delta = std::min<double>(

@@ -23,21 +23,22 @@ class Worker {
   __device__ Worker(const SsdArgs& p, int sequence, int64_t head, int64_t first_dim)
       : p_(p),
         segment_(p.batch.segments[sequence]),
+        rows_(segment_.end - segment_.begin),
         head_(head),
         group_(head / (p.heads / p.groups)),
         dim_(first_dim + threadIdx.x % 4 * 2),
         state_begin_(static_cast<int>(threadIdx.x % 32 / 4) * kStates),
-        state_(p.states[sequence] + head * p.state_size * p.head_dim) {}
+        state_(static_cast<float*>(p.states[sequence]) + head * p.state_size * p.head_dim) {}
 
   __device__ void run() {
-    if (segment_.rows == 0) return;
+    if (rows_ == 0) return;
     float s[kStates][2];
     for_states([&](int n, int i, int64_t at) { s[n][i] = state_[at]; }, [&](int n, int i) { s[n][i] = 0; });
     const float a = p_.a[head_], bias = p_.dt_bias[head_];
     Token<kStates> next = load(0);
-    for (int t = 0; t < segment_.rows; ++t) {
+    for (int t = 0; t < rows_; ++t) {
       const Token<kStates> token = next;
-      if (t + 1 < segment_.rows) next = load(t + 1);
+      if (t + 1 < rows_) next = load(t + 1);
       const float delta = fminf(fmaxf(softplus(token.dt + bias), p_.dt_min), p_.dt_max);
       const float decay = __expf(delta * a);
       float y[2] = {};
@@ -72,7 +73,7 @@ class Worker {
   }
 
   __device__ Token<kStates> load(int t) const {
-    const int64_t row = segment_.first_row + t;
+    const int64_t row = segment_.begin + t;
     Token<kStates> token;
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
@@ -89,7 +90,7 @@ class Worker {
   }
 
   __device__ void write(int t, const Token<kStates>& token, const float (&y)[2]) const {
-    const int64_t row = segment_.first_row + t;
+    const int64_t row = segment_.begin + t;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = y[i];
@@ -103,7 +104,8 @@ class Worker {
   }
 
   const SsdArgs& p_;
-  const Segment segment_;
+  const RowRange segment_;
+  const int rows_;
   const int64_t head_, group_, dim_;
   const int state_begin_;
   float* const state_;

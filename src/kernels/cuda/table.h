@@ -4,6 +4,7 @@
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gradients.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
 
@@ -12,10 +13,27 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 1;
+  static constexpr int kVersion = 2;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
+  Status (*count_devices)(int&) noexcept;
+  Status (*describe_device)(int, DeviceDescription&) noexcept;
+  Status (*use_device)(int, int&) noexcept;
+  Status (*create_stream)(Stream&) noexcept;
+  void (*destroy_stream)(Stream) noexcept;
+  Status (*wait_for)(Stream) noexcept;
+  Status (*allocate)(void*&, size_t, Stream) noexcept;
+  void (*deallocate)(void*, Stream) noexcept;
+  Status (*allocate_on_host)(void*&, size_t) noexcept;
+  void (*deallocate_on_host)(void*) noexcept;
+  Status (*upload)(void*, const void*, size_t, Stream) noexcept;
+  Status (*download)(void*, const void*, size_t, Stream) noexcept;
+  Status (*clear)(void*, size_t, Stream) noexcept;
+  Status (*begin_recording)(Stream) noexcept;
+  Status (*end_recording)(Stream, Graph&) noexcept;
+  Status (*launch_graph)(Graph, Stream) noexcept;
+  void (*destroy_graph)(Graph) noexcept;
   bool (*open_cublas)() noexcept;
   size_t (*codebook_linear_workspace)(const CodebookWeight&, int64_t tokens) noexcept;
   Status (*codebook_linear)(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
@@ -23,9 +41,10 @@ struct Kernels {
   Status (*dense_linear)(const DenseWeight&, const LinearArgs&, Stream) noexcept;
   Status (*codebook_gather_rows)(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
   Status (*dense_gather_rows)(const DenseWeight&, const GatherArgs&, Stream) noexcept;
+  Status (*copy_rows)(const CopyRowsArgs&, Stream) noexcept;
   Status (*rms_norm)(const RmsNormArgs&, Stream) noexcept;
   Status (*causal_conv1d_silu)(const ConvArgs&, Stream) noexcept;
-  size_t (*scan_workspace)(int32_t sequences, int32_t max_rows, int64_t channels, int64_t state_size) noexcept;
+  size_t (*scan_workspace)(const Batch&, int64_t channels, int64_t state_size) noexcept;
   Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
   Status (*ssd)(const SsdArgs&, Stream) noexcept;
   Status (*extend_cache)(const ExtendCacheArgs&, Stream) noexcept;

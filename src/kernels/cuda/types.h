@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "hxq/tensor.h"
+#include "kernels/batch.h"
 
 /// Launchers of the CUDA kernels. They know neither the runtime nor a framework: pointers into device memory, sizes,
 /// strides (in elements) and a stream come in, a status goes out. A launcher allocates nothing, synchronises with
@@ -16,6 +17,8 @@ namespace hxq::cuda {
 enum class Status : int {
   ok = 0,
   invalid_value = 1,    ///< cudaErrorInvalidValue: sizes, strides or types that the operation does not take
+  out_of_memory = 2,    ///< cudaErrorMemoryAllocation
+  no_driver = 35,       ///< cudaErrorInsufficientDriver: none, or one that is older than the CUDA of this build
   not_supported = 801,  ///< cudaErrorNotSupported: no kernel of this build runs on this GPU
 };
 
@@ -45,16 +48,14 @@ struct Workspace {
   size_t bytes = 0;
 };
 
-/// What part of a ragged batch belongs to one sequence: rows [first_row, first_row + rows) of the activations.
-/// A segment without rows is skipped, so that a captured graph can serve fewer sequences than it was captured for.
-struct Segment {
-  int32_t first_row = 0;
-  int32_t rows = 0;
-};
+using kernels::RowRange;
 
-/// The sequences of a batch. `segments` and what the pointers beside it say per sequence lie in device memory.
+/// The sequences of a ragged batch. `segments`, `positions` and the addresses of states that operations take per
+/// sequence lie in device memory. A segment without rows is skipped, so that a captured graph can serve fewer sequences
+/// than it was captured for.
 struct Batch {
-  const Segment* segments = nullptr;  // [count], in device memory
+  const RowRange* segments = nullptr;  // [count]: what rows of the activations belong to each sequence
+  const int32_t* positions = nullptr;  // [total_rows]: of each row in its sequence; null where nothing asks for it
   int32_t count = 0;
   int32_t max_rows = 0;    ///< no segment has more rows: sizes the launch
   int32_t total_rows = 0;  ///< no segment ends after this row
