@@ -9,6 +9,7 @@ EXECUTIONS ?=
 
 build: dependencies
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || (cat $(BUILD).log; exit 1)
+	@grep "No nvcc" $(BUILD).log || true
 	@cmake --build $(BUILD)
 
 demo: CMAKE_FLAGS += -DHXQ_BUILD_TESTS=OFF

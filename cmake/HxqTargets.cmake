@@ -31,5 +31,6 @@ function(hxq_add_tests group)
   target_link_libraries(${group}_tests PRIVATE hxq hxq_text hxq_compressor GTest::gtest_main fmt::fmt nlohmann_json::nlohmann_json)
   target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   hxq_compile_options(${group}_tests)
+  set_target_properties(${group}_tests PROPERTIES BUILD_RPATH ${PROJECT_BINARY_DIR})  # where libhxq_cuda.so is
   gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60)
 endfunction()

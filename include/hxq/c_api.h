@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Grows when a function or struct changes or goes; new functions leave it as it is. */
-#define HXQ_C_ABI 3
+#define HXQ_C_ABI 4
 
 typedef enum hxq_status {
   HXQ_OK = 0,
@@ -344,6 +344,7 @@ typedef struct hxq_model_options {
   const char* target; /* one of hxq_supported_targets, or null for the best */
   int32_t kv_cache;   /* how attention keeps keys and values: HXQ_F32, or HXQ_F16 at half the memory */
   int32_t precision;  /* hxq_precision */
+  const char* device; /* "cpu", or an NVIDIA GPU: "cuda", "cuda:N"; null: "cpu" */
 } hxq_model_options;
 
 /* folder: dense or compressed. options may be null. */

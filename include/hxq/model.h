@@ -17,12 +17,15 @@ namespace hxq {
 /// More than any machine's cores; tens of thousands exhaust what the system gives a process.
 inline constexpr int kMaxThreads = 1024;
 
+/// The names of devices, for people.
+inline constexpr std::string_view kDeviceNames = "cpu, cuda or cuda:N";
+
 struct ModelOptions {
   int threads = 0;                    ///< 0: the cores this process may run on, fewer while other programs hold them up
   std::optional<Target> target = {};  ///< empty: the best instruction set this processor has
   Precision precision = Precision::fast;
   DType kv_cache = DType::f32;  ///< how attention keeps keys and values: F32, or F16 at half the memory
-  std::string device = "cpu";
+  std::string device = "cpu";   ///< or "cuda", "cuda:N": an NVIDIA GPU, where libhxq_cuda.so is found
 };
 
 /// Facts about an opened model.
@@ -40,6 +43,8 @@ struct ModelInfo {
   Target target = Target::scalar;
   Precision precision = Precision::fast;
   std::string device;
+  bool on_host = true;              ///< the device's memory is the host's
+  int64_t step_tokens = 0;          ///< that the device computes at once
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none
 };
@@ -89,6 +94,10 @@ class Workspace {
   Workspace& operator=(Workspace&&) noexcept;
   ~Workspace();
 
+  /// Memory for `count` logits of a call, which may be any other memory too: a GPU copies fastest to this. Contents are
+  /// undefined; valid until the next call of this function. Throws `OutOfMemory`.
+  std::span<float> logits(size_t count);
+
   struct Parts;
 
  private:
@@ -117,13 +126,13 @@ struct NamedTensor {
   TensorView tensor;
 };
 
-/// A language model, dense or compressed, whose weights stay where they are: mapped from its folder, or in the caller's
-/// memory. Immutable once it is made.
+/// A language model, dense or compressed, whose weights stay where they are, mapped from its folder or in the caller's
+/// memory, or are copied once, as they are stored, to another device. Immutable once it is made.
 class Model {
  public:
   /// Opens a model folder: config.json with safetensors (one file or shards), dense or HXQ, or a .cdnav3 tree.
   /// Compressed matrices are run as they are; nothing dense is built from them.
-  /// Throws `Error` for anything missing, malformed or unknown.
+  /// Throws `Error` for anything missing, malformed or unknown, and for a device that is not there.
   static Model open(const std::filesystem::path& dir, const ModelOptions& options = {});
 
   /// The model that `config`, the text of a config.json, describes, over tensors in memory. Matrices are run where they
@@ -146,11 +155,13 @@ class Model {
   ///
   /// What a token gives depends on its sequence and its phase alone: it is the same, bit for bit, whatever other
   /// sequences are computed with it, in however many calls its prompt comes (with the same `end`, where rotary
-  /// positions scale with the length), and on any number of threads.
+  /// positions scale with the length), and on any number of threads. On a GPU the last bits may depend on how many
+  /// tokens are computed together.
   ///
   /// Throws `Error`, with every sequence as it was, for a token out of range, sizes that do not fit, a sequence that
   /// comes twice or is another model's, and more tokens than the context holds; `OutOfMemory` likewise: what a call
-  /// needs is taken before it begins.
+  /// needs is taken before it begins. Where a GPU fails in the middle, `Error` says so, and the sequences of the call
+  /// hold nothing of use.
   void forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
                std::span<float> logits) const;
 

@@ -53,12 +53,12 @@ class Generation {
 class Scheduler {
  public:
   struct Limits {
-    int64_t sequences = 64;        ///< that are run at once; more wait
-    int64_t prefill_tokens = 512;  ///< of prompts, in a step
+    int64_t sequences = 64;      ///< that are run at once; more wait
+    int64_t prefill_tokens = 0;  ///< of prompts, in a step; 0: as many as the model's device computes at once
   };
   using Id = uint64_t;
 
-  /// `model` must outlive it. Throws `Error` for limits less than 1.
+  /// `model` must outlive it. Throws `Error` for limits out of range.
   explicit Scheduler(const Model& model);
   Scheduler(const Model& model, const Limits& limits);
   Scheduler(Scheduler&&) noexcept;

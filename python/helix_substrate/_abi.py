@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 
 #: Statuses that calls are told apart by.
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
@@ -69,7 +69,7 @@ MambaMixer = _struct(
 MambaMixerArgs = _struct(
     "mamba_mixer_args", **_sizes("batch tokens"), **_addresses("x conv_state ssm_state y"), phase=_I, precision=_I
 )
-ModelOptions = _struct("model_options", threads=_I, target=c_char_p, kv_cache=_I, precision=_I)
+ModelOptions = _struct("model_options", threads=_I, target=c_char_p, kv_cache=_I, precision=_I, device=c_char_p)
 ModelInfo = _struct(
     "model_info",
     **_sizes(

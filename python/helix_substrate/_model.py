@@ -85,8 +85,13 @@ class OpenModel:
         _core.check(library.hxq_forward(self._address, array, len(array)))
 
 
-def _options(threads: int, precision: str | None) -> _abi.ModelOptions:
-    return _abi.ModelOptions(threads=threads, target=_core.target_name(), precision=_core.precision_code(precision))
+def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.ModelOptions:
+    return _abi.ModelOptions(
+        threads=threads,
+        target=_core.target_name(),
+        precision=_core.precision_code(precision),
+        device=os.fsencode(device),
+    )
 
 
 def over_tensors(config: str, tensors, threads: int, precision: str | None) -> OpenModel:
@@ -102,10 +107,10 @@ class Model(OpenModel):
     """A language model folder, dense or compressed, run by the core itself, without torch: what `hxq generate` runs.
 
     It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision:
-    "fast" or "exact", as of `set_precision`; None: what is set."""
+    "fast" or "exact", as of `set_precision`; None: what is set. device: "cpu", or an NVIDIA GPU: "cuda", "cuda:N"."""
 
-    def __init__(self, folder: _core.Folder, threads: int = 0, precision: str | None = None):
-        options, handle = _options(threads, precision), c_void_p()
+    def __init__(self, folder: _core.Folder, threads: int = 0, precision: str | None = None, device: str = "cpu"):
+        options, handle = _options(threads, precision, device), c_void_p()
         _core.check(library.hxq_model_open(os.fsencode(folder), byref(options), byref(handle)))
         super().__init__(handle)
         self._sequence = self.new_sequence()

@@ -12,6 +12,7 @@
 
 #include "capi/arguments.h"
 #include "capi/handles.h"
+#include "kernels/device.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -78,6 +79,14 @@ ModelOptions options_of(const hxq_model_options* options) {
   made.target = target_of(chosen.target);
   made.precision = precision_of(chosen.precision);
   made.kv_cache = static_cast<DType>(chosen.kv_cache);
+  if (chosen.device != nullptr) made.device = chosen.device;
+  try {
+    kernels::find_device(made.device);
+  } catch (const OutOfMemory&) {
+    throw;
+  } catch (const Error& error) {
+    throw InvalidArgument(error.what());
+  }
   return made;
 }
 

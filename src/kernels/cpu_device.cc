@@ -22,7 +22,7 @@ class CpuExecutor final : public Executor {
     scratch_.reserve();
   }
 
-  void run(int threads, const DeviceCode& code) override {
+  void run(int threads, const DeviceCode& code, uint64_t) override {
     run_team(threads, [&](const Team& team) { code(CpuContext(team, options_.target, scratch_, options_.precision)); });
   }
 

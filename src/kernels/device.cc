@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "hxq/error.h"
+#include "kernels/cuda_device/cuda_device.h"
 
 namespace hxq::kernels {
 namespace {
@@ -22,15 +23,22 @@ Added& added() {
 
 }  // namespace
 
+std::byte* Device::allocate_on_host(size_t bytes, std::string_view what) const {
+  return cpu_device().allocate(bytes, what);
+}
+
+void Device::free_on_host(std::byte* memory, size_t bytes) const noexcept { cpu_device().free(memory, bytes); }
+
 const Device& find_device(std::string_view name) {
   if (name == cpu_device().name()) return cpu_device();
-  std::vector<std::string_view> names = {cpu_device().name()};
+  if (is_cuda_name(name)) return cuda_device(name);
+  std::vector<std::string_view> names = {cpu_device().name(), "cuda", "cuda:N"};
   const std::lock_guard lock(added().mutex);
   for (const auto& device : added().devices) {
     if (device->name() == name) return *device;
     names.push_back(device->name());
   }
-  throw Error(fmt::format("there is no device '{}': this build has {}", name, fmt::join(names, ", ")));
+  throw Error(fmt::format("there is no device '{}': expected one of {}", name, fmt::join(names, ", ")));
 }
 
 void add_device(std::unique_ptr<const Device> device) {

@@ -45,13 +45,15 @@ class Executor {
   /// operations compute nothing: its pointers need not lead anywhere. Throws `OutOfMemory`.
   virtual void reserve(const DeviceCode& code) = 0;
 
-  /// Runs `code`, for which memory was reserved, and waits until it is done. `threads`: of the CPU, at most as many as
-  /// the executor was made for.
-  virtual void run(int threads, const DeviceCode& code) = 0;
+  /// Runs `code`, for which memory was reserved; what is asked of the device later comes after it. `threads`: of the
+  /// CPU, at most as many as the executor was made for. `key`: the same, unless it is 0, only for code that calls the
+  /// same operations with the same arguments: a device may record it once and then run the record. Throws `Error` where
+  /// the device fails.
+  virtual void run(int threads, const DeviceCode& code, uint64_t key) = 0;
 };
 
 /// Where a model's numbers live and its operations run. Device memory is touched by operations alone, and by the
-/// functions here: the host may not be able to reach it.
+/// functions here: the host may not be able to reach it. Functions throw `Error` where the device fails.
 class Device {
  public:
   virtual ~Device() = default;
@@ -65,16 +67,25 @@ class Device {
   virtual std::byte* allocate(size_t bytes, std::string_view what) const = 0;
   virtual void free(std::byte* memory, size_t bytes) const noexcept = 0;
   virtual void upload(std::byte* to, std::span<const std::byte> from) const = 0;
+  /// Waits for what the device was asked before.
   virtual void download(std::span<std::byte> to, const std::byte* from) const = 0;
   virtual void clear(std::byte* memory, size_t bytes) const = 0;  ///< to zeros
+
+  /// Memory of the host that `download` fills without a detour. Throws `OutOfMemory`, which names `what`.
+  virtual std::byte* allocate_on_host(size_t bytes, std::string_view what) const;
+  virtual void free_on_host(std::byte* memory, size_t bytes) const noexcept;
 
   /// The matrix in the form that the device multiplies with. Throws `OutOfMemory`.
   virtual std::unique_ptr<const PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const = 0;
 
+  /// Rows that a step is cut to: enough to make good use of the device, while activations stay small.
+  virtual int64_t step_rows() const noexcept { return 512; }
+
   virtual std::unique_ptr<Executor> new_executor(const ExecutorOptions& options) const = 0;
 };
 
-/// The device of that name. Throws `Error` where there is none, naming those that there are.
+/// The device of that name: "cpu", "cuda" or "cuda:N", or one that was added. Throws `Error` where there is none,
+/// saying what is missing.
 const Device& find_device(std::string_view name);
 const Device& cpu_device() noexcept;
 
@@ -131,6 +142,37 @@ class DeviceArray {
 
   const Device* device_ = nullptr;
   int64_t size_ = 0;
+  std::byte* data_ = nullptr;
+};
+
+/// An array in the memory of `Device::allocate_on_host`.
+template <class T>
+class HostArray {
+ public:
+  HostArray() = default;
+  HostArray(const Device& device, size_t size, std::string_view what)
+      : device_(&device), size_(size), data_(size == 0 ? nullptr : device.allocate_on_host(size * sizeof(T), what)) {}
+  HostArray(HostArray&& other) noexcept { swap(other); }
+  HostArray& operator=(HostArray&& other) noexcept {
+    HostArray(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~HostArray() {
+    if (data_ != nullptr) device_->free_on_host(data_, size_ * sizeof(T));
+  }
+
+  T* data() const noexcept { return reinterpret_cast<T*>(data_); }
+  size_t size() const noexcept { return size_; }
+
+ private:
+  void swap(HostArray& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+  }
+
+  const Device* device_ = nullptr;
+  size_t size_ = 0;
   std::byte* data_ = nullptr;
 };
 

@@ -13,9 +13,6 @@
 namespace hxq {
 namespace {
 
-/// Rows of a step: enough to amortise decoding a tile of weights, while activations stay small.
-constexpr int64_t kStepRows = 512;
-
 /// A segment, or the part of it that one step runs.
 struct Piece {
   Sequence::Parts* sequence;
@@ -46,16 +43,16 @@ void add(Step& step, const Piece& piece) {
   step.pieces.push_back(piece);
 }
 
-/// Cuts the pieces, those to decode first, into steps.
-std::vector<Step> plan_steps(std::span<const Piece> pieces) {
+/// Cuts the pieces, those to decode first, into steps of at most `step_rows`.
+std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows) {
   std::vector<Step> steps;
   for (const Piece& all : pieces) {
     const int64_t first_wanted = all.tokens - all.logits;
     for (int64_t done = 0; done < all.tokens;) {
-      if (steps.empty() || steps.back().shape.rows == kStepRows) steps.emplace_back();
+      if (steps.empty() || steps.back().shape.rows == step_rows) steps.emplace_back();
       Piece piece = all;
       piece.token += done;
-      piece.tokens = std::min(all.tokens - done, kStepRows - steps.back().shape.rows);
+      piece.tokens = std::min(all.tokens - done, step_rows - steps.back().shape.rows);
       done += piece.tokens;
       piece.logits = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
       piece.first_logits += std::max<int64_t>(done - piece.logits - first_wanted, 0);
@@ -200,6 +197,15 @@ Workspace::Workspace(Workspace&&) noexcept = default;
 Workspace& Workspace::operator=(Workspace&&) noexcept = default;
 Workspace::~Workspace() = default;
 
+std::span<float> Workspace::logits(size_t count) {
+  kernels::HostArray<float>& array = parts_->logits_of_callers;
+  if (array.size() < count) {
+    array = {};  // first, so that both are never held at once
+    array = {*parts_->model->state_options.device, count, "logits"};
+  }
+  return {array.data(), count};
+}
+
 Workspace::Parts::Parts(const Model::Parts& of)
     : model(&of),
       executor(of.state_options.device->new_executor(
@@ -210,17 +216,21 @@ Workspace::Parts::Parts(const Model::Parts& of)
   }
 }
 
+const Workspace::Parts::Reserved* Workspace::Parts::find_reserved(const StepShape& shape) const noexcept {
+  const auto found = std::ranges::find(reserved, shape, &Reserved::shape);
+  return found == reserved.end() ? nullptr : &*found;
+}
+
 void Workspace::Parts::reserve(const StepShape& shape) {
-  if (shape == reserved) return;
+  if (find_reserved(shape) != nullptr) return;
   const kernels::Device& device = *model->state_options.device;
-  const auto grow = [](auto& array, const kernels::Device& where, int64_t size, std::string_view what) {
+  const auto grow = [this](auto& array, const kernels::Device& where, int64_t size, std::string_view what) {
     if (array.size() >= size) return;
-    array = {};  // first, so that both are never held at once
+    reserved.clear();  // their steps have addresses of the old array
+    array = {};        // first, so that both are never held at once
     array = {where, size, what};
   };
-  reserved = {};
-  input_bytes = 0;
-  size_t work_bytes = 0;
+  size_t input_bytes = 0, work_bytes = 0;
   const StepInputs measured(WorkMemory::measuring(input_bytes), shape, model->state_arrays);
   executor->reserve(kernels::DeviceCode::of([&](const kernels::Context& context) {
     WorkMemory nothing = WorkMemory::measuring(work_bytes);
@@ -231,7 +241,9 @@ void Workspace::Parts::reserve(const StepShape& shape) {
   grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
   const int64_t vocab = model->desc.vocab_size;
   if (!device.is_host()) grow(logits, device, shape.wanted * vocab, fmt::format("logits of {} tokens", shape.wanted));
-  reserved = shape;
+  constexpr size_t kMostReserved = 32;
+  if (reserved.size() == kMostReserved) reserved.erase(reserved.begin());
+  reserved.push_back({.shape = shape, .input_bytes = input_bytes, .key = next_key++});
 }
 
 StepInputs Workspace::Parts::inputs_on_host(const StepShape& shape) noexcept {
@@ -239,7 +251,8 @@ StepInputs Workspace::Parts::inputs_on_host(const StepShape& shape) noexcept {
 }
 
 void Workspace::Parts::run(const StepShape& shape, float* to) {
-  inputs.upload({host_inputs.data(), input_bytes});
+  const Reserved& known = *find_reserved(shape);
+  inputs.upload({host_inputs.data(), known.input_bytes});
   const StepInputs on_device(WorkMemory(inputs.data()), shape, model->state_arrays);
   const bool is_host = model->state_options.device->is_host();
   const bool adapts = shape.rows == shape.decode_rows && model->adapt_threads;
@@ -251,7 +264,8 @@ void Workspace::Parts::run(const StepShape& shape, float* to) {
   executor->run(adapts ? step_threads.threads() : model->info.threads,
                 kernels::DeviceCode::of([&](const kernels::Context& context) {
                   model->run(shape, on_device, WorkMemory(work.data()), is_host ? to : logits.data(), context);
-                }));
+                }),
+                is_host ? 0 : known.key);  // on the host the logits may go elsewhere each time
   if (adapts) {
     step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
@@ -325,7 +339,7 @@ void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> se
       piece.first_logits += piece.logits;
     }
   }
-  const std::vector<Step> steps = plan_steps(pieces);
+  const std::vector<Step> steps = plan_steps(pieces, info().step_tokens);
   for (const Segment& segment : segments) {
     const int64_t end = segment.sequence->position() + segment.tokens;
     for (const auto& state : segment.sequence->parts_->blocks)

@@ -117,7 +117,9 @@ void Model::Parts::load(const std::string& config_file, const ModelOptions& opti
   adapt_threads = options.threads == 0;
   info.target = choose_target(options.target);
   info.precision = options.precision;
-  info.device = options.device;
+  info.device = state_options.device->name();
+  info.on_host = state_options.device->is_host();
+  info.step_tokens = state_options.device->step_rows();
   info.eos_tokens = desc.eos_tokens;
   info.bos_token = desc.bos_token;
   load_weights();

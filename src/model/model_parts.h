@@ -73,23 +73,32 @@ struct Sequence::Parts {
 
 struct Workspace::Parts {
   explicit Parts(const Model::Parts& model);
+  /// What is known of a shape that memory was taken for.
+  struct Reserved {
+    StepShape shape;
+    size_t input_bytes;
+    uint64_t key;  ///< of the step's code; see kernels::Executor::run
+  };
+
   /// Takes the memory that steps of this shape need. Throws `OutOfMemory`.
   void reserve(const StepShape& shape);
   /// Where a step's inputs are to be written before it is run.
   StepInputs inputs_on_host(const StepShape& shape) noexcept;
   /// Runs a step that memory was reserved for. to: [wanted, vocab], on the host.
   void run(const StepShape& shape, float* to);
+  const Reserved* find_reserved(const StepShape& shape) const noexcept;
 
   const Model::Parts* model;
   std::unique_ptr<kernels::Executor> executor;
   StepThreads step_threads;
-  int64_t timed_rows = 0;  // of the steps that step_threads has seen
-  StepShape reserved = {};
-  size_t input_bytes = 0;                       // of the reserved shape
+  int64_t timed_rows = 0;          // of the steps that step_threads has seen
+  std::vector<Reserved> reserved;  // the last ones, for the memory as it lies now
+  uint64_t next_key = 1;
   kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
   kernels::DeviceArray<std::byte> inputs;
   kernels::DeviceArray<std::byte> work;
-  kernels::DeviceArray<float> logits;  // where the device cannot write to the host's
+  kernels::DeviceArray<float> logits;           // where the device cannot write to the host's
+  kernels::HostArray<float> logits_of_callers;  // what Workspace::logits gives
 };
 
 }  // namespace hxq

@@ -64,7 +64,7 @@ class Runner {
       : model_(model),
         sequence_(model.new_sequence()),
         workspace_(model.new_workspace()),
-        logits_(static_cast<size_t>(kChunk * model.info().vocab_size)) {}
+        logits_(workspace_.logits(static_cast<size_t>(kChunk * model.info().vocab_size))) {}
 
   /// Begins a window of `length` tokens with the first of them.
   void start(std::span<const int32_t> unscored, int64_t length) {
@@ -76,8 +76,8 @@ class Runner {
   /// Logits [tokens.size(), vocab], valid until the next call.
   std::span<const float> run(std::span<const int32_t> tokens) {
     const auto size = tokens.size() * static_cast<size_t>(model_.info().vocab_size);
-    forward(tokens, Logits::all, std::span(logits_).first(size));
-    return std::span(logits_).first(size);
+    forward(tokens, Logits::all, logits_.first(size));
+    return logits_.first(size);
   }
 
  private:
@@ -90,7 +90,7 @@ class Runner {
   Sequence sequence_;
   Workspace workspace_;
   int64_t length_ = 0;
-  std::vector<float> logits_;
+  std::span<float> logits_;
 };
 
 class Evaluation {

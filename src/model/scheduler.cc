@@ -42,10 +42,11 @@ struct Task {
 
 struct Scheduler::Impl {
   Impl(const Model& of, const Limits& given) : model(of), limits(given), workspace(of.new_workspace()) {
-    if (limits.sequences < 1 || limits.prefill_tokens < 1) {
-      throw Error(fmt::format("{} sequences and {} prompt tokens at once: expected 1 or more", limits.sequences,
+    if (limits.sequences < 1 || limits.prefill_tokens < 0) {
+      throw Error(fmt::format("{} sequences and {} prompt tokens at once: expected at least 1 and 0", limits.sequences,
                               limits.prefill_tokens));
     }
+    if (limits.prefill_tokens == 0) limits.prefill_tokens = model.info().step_tokens;
   }
 
   Task* find(Id id) {
@@ -72,7 +73,6 @@ struct Scheduler::Impl {
   std::vector<int32_t> tokens;
   std::vector<Segment> segments;
   std::vector<Task*> running;  // by segment
-  std::vector<float> logits;
 };
 
 /// Whether the task is to be run; ends it where it was asked to stop before its text began.
@@ -188,10 +188,9 @@ bool Scheduler::step() {
   if (my.segments.empty()) return false;
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
   const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
-  my.logits.resize(rows * vocab);
-  my.model.forward(my.tokens, my.segments, my.workspace, my.logits);
+  std::span<float> rest = my.workspace.logits(rows * vocab);
+  my.model.forward(my.tokens, my.segments, my.workspace, rest);
   const auto now = Clock::now();
-  std::span<float> rest = my.logits;
   for (size_t s = 0; s < my.segments.size(); ++s) {
     if (my.segments[s].logits != Logits::last) continue;
     my.advance(*my.running[s], rest.first(vocab), now);

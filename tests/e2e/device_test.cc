@@ -1,20 +1,21 @@
-// A device whose memory the host cannot touch gives what the CPU gives: nothing of the runtime reads device memory on
-// the host.
+// Other devices give what the CPU gives. Of the guarded one the host cannot touch the memory: nothing of the runtime
+// reads device memory on the host.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 
+#include "devices.h"
 #include "guarded_device.h"
+#include "kernels/kernels.h"
 #include "texts.h"
 
 namespace hxq {
 namespace {
 
-struct Case {
-  const char* folder;
-  bool compressed;
-};
+using Case = testing::DeviceCase;
 
 void add_guarded_device() {
   static const bool kAdded = [] {
@@ -25,8 +26,8 @@ void add_guarded_device() {
 }
 
 /// Logits of prompts in one piece and in several, of decoded tokens, after a reset, and of sequences run together.
-std::vector<float> logits_on(const std::filesystem::path& folder, const std::string& device) {
-  const Model model = Model::open(folder, {.threads = 2, .device = device});
+std::vector<float> logits_on(const std::filesystem::path& folder, const ModelOptions& options) {
+  const Model model = Model::open(folder, options);
   const int64_t vocab = model.info().vocab_size;
   Workspace workspace = model.new_workspace();
   std::vector<Sequence> sequences;
@@ -55,22 +56,36 @@ class SecondDevice : public ::testing::TestWithParam<Case> {};
 
 TEST_P(SecondDevice, GivesTheLogitsOfTheCpu) {
   add_guarded_device();
+  const std::string device = GetParam().device;
+  HXQ_NEEDS_DEVICE(device);
   const testing::TestFolder folder(GetParam().folder, GetParam().compressed);
-  EXPECT_EQ(logits_on(folder.path(), "guarded"), logits_on(folder.path(), "cpu"));
+  if (device == "guarded") {
+    EXPECT_EQ(logits_on(folder.path(), {.threads = 2, .device = device}), logits_on(folder.path(), {.threads = 2}));
+    return;
+  }
+  // The scalar target rounds nothing but sums, as `exact` does on a GPU.
+  for (const DType cache : {DType::f32, DType::f16}) {
+    const auto expected = logits_on(folder.path(), {.threads = 2, .target = Target::scalar, .kv_cache = cache});
+    const auto got = logits_on(folder.path(), {.precision = Precision::exact, .kv_cache = cache, .device = device});
+    testing::expect_logits(got, expected, testing::gpu_bound(cache), std::string(name_of(cache)));
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, SecondDevice,
-                         ::testing::Values(Case{"tests/golden/1", false}, Case{"tests/e2e/mamba2-limit", false},
-                                           Case{"tests/e2e/mamba2-no-conv-bias", true},
-                                           Case{"tests/e2e/zamba2-adapters", true},
-                                           Case{"tests/e2e/zamba2-plain", false}, Case{"tests/e2e/llama-bias", false},
-                                           Case{"tests/e2e/llama-dynamic", true}, Case{"tests/e2e/qwen2-sliding", true},
-                                           Case{"tests/e2e/qwen2-layer-types", false}),
-                         [](const auto& test) {
-                           std::string name = std::filesystem::path(test.param.folder).filename();
-                           std::ranges::replace(name, '-', '_');
-                           return name + (test.param.compressed ? "_compressed" : "");
-                         });
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* device : {"guarded", "cuda"}) {
+    for (const Case& test :
+         {Case{"tests/golden/1"}, Case{"tests/e2e/mamba2-limit"}, Case{"tests/e2e/mamba2-no-conv-bias", true},
+          Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/zamba2-plain"}, Case{"tests/e2e/llama-bias"},
+          Case{"tests/e2e/llama-dynamic", true}, Case{"tests/e2e/qwen2-sliding", true},
+          Case{"tests/e2e/qwen2-layer-types"}}) {
+      all.push_back({test.folder, test.compressed, device});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, SecondDevice, ::testing::ValuesIn(cases()), testing::name_of_case);
 
 TEST(GuardedDevice, EndsTheProcessThatTouchesItsMemory) {
   const testing::GuardedDevice device;
@@ -144,14 +159,66 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
   }
 }
 
+std::string error_of(const std::string& device) {
+  try {
+    kernels::find_device(device);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
 TEST(Devices, ThatAreNotThereAreNamed) {
   add_guarded_device();
-  try {
-    kernels::find_device("cuda");
-    ADD_FAILURE() << "there is no such device";
-  } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()).find("there is no device 'cuda': this build has cpu"), 0u) << error.what();
+  EXPECT_EQ(error_of("tpu").find("there is no device 'tpu': expected one of cpu, cuda, cuda:N"), 0u) << error_of("tpu");
+  for (const char* name : {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999999999"}) {
+    EXPECT_EQ(error_of(name), std::string("there is no device '") + name + "': expected cuda or cuda:N");
   }
+  EXPECT_NE(error_of("cuda:63"), "") << "a machine with 64 GPUs";
+  EXPECT_EQ(error_of("cuda:63").find('\n'), std::string::npos);
+}
+
+TEST(Cuda, SaysWhatTakesTooMuchMemory) {
+  HXQ_NEEDS_DEVICE("cuda");
+  const kernels::Device& device = kernels::find_device("cuda");
+  try {
+    device.allocate(size_t{1} << 50, "a test");
+    ADD_FAILURE() << "a petabyte of memory";
+  } catch (const OutOfMemory& error) {
+    EXPECT_STREQ(error.what(), "out of memory: a test on cuda:0 takes 1125899.9 GB");
+  }
+  const std::vector<float> values = {1, 2, 3};  // and goes on
+  const kernels::DeviceArray<float> array(device, std::span<const float>(values), "a test");
+  std::vector<float> back(values.size());
+  array.download(back);
+  EXPECT_EQ(back, values);
+}
+
+/// Copies from where nothing is, and says what came of it.
+void copy_from_nowhere() {
+  const kernels::Device& device = kernels::find_device("cuda");
+  const auto executor = device.new_executor({});
+  const kernels::DeviceArray<float> to(device, 16, "a test");
+  std::vector<float> values(16);
+  try {
+    const auto* nowhere = reinterpret_cast<const float*>(uintptr_t{64});
+    const auto copy = [&](const kernels::Context& context) {
+      kernels::copy_rows({.from = nowhere, .from_stride = 16, .to = to.data(), .to_stride = 16, .rows = 1, .cols = 16},
+                         context);
+    };
+    executor->reserve(kernels::DeviceCode::of(copy));
+    executor->run(1, kernels::DeviceCode::of(copy), 0);
+    to.download(values);
+  } catch (const Error& error) {
+    std::fputs(error.what(), stderr);
+    std::_Exit(7);
+  }
+}
+
+TEST(Cuda, AKernelThatFailsIsAnError) {
+  HXQ_NEEDS_DEVICE("cuda");
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(copy_from_nowhere(), ::testing::ExitedWithCode(7), "^cuda:0: its work failed: .*illegal memory access");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "devices.h"
 #include "hxq/error.h"
 #include "hxq/model.h"
 #include "io/checkpoint.h"
@@ -58,6 +59,16 @@ TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
       SCOPED_TRACE(::testing::Message() << name_of(target) << ", " << piece << " tokens at once");
       EXPECT_LE(difference(model, piece), 5e-5f);
     }
+  }
+}
+
+TEST_P(EndToEnd, LogitsOnAGpuAreThoseOfTransformers) {
+  HXQ_NEEDS_DEVICE("cuda");
+  const Model model = Model::open(dir_, {.precision = Precision::exact, .device = "cuda"});
+  for (const size_t piece : {ids_.size(), size_t{100}, size_t{7}, size_t{1}}) {
+    if (std::string_view(GetParam()) == "llama-dynamic" && piece < ids_.size()) continue;
+    SCOPED_TRACE(::testing::Message() << piece << " tokens at once");
+    EXPECT_LE(difference(model, piece), 5e-5f);
   }
 }
 

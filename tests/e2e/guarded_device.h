@@ -57,8 +57,8 @@ class GuardedDevice final : public kernels::Device {
     GuardedExecutor(const GuardedDevice& device, const kernels::ExecutorOptions& options)
         : device_(device), cpu_(kernels::cpu_device().new_executor(options)) {}
     void reserve(const kernels::DeviceCode& code) override { cpu_->reserve(code); }
-    void run(int threads, const kernels::DeviceCode& code) override {
-      device_.opened([&] { cpu_->run(threads, code); });
+    void run(int threads, const kernels::DeviceCode& code, uint64_t key) override {
+      device_.opened([&] { cpu_->run(threads, code, key); });
     }
 
    private:

@@ -1,11 +1,13 @@
 // What a token gives depends on its sequence and its phase alone, bit for bit: not on the sequences that are computed
-// with it, the pieces that a prompt comes in, or the number of threads.
+// with it, the pieces that a prompt comes in, or the number of threads. On a GPU within a bound: one token takes other
+// kernels than several.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <map>
 
+#include "devices.h"
 #include "kernels/cpu_context.h"
 #include "shared_data.h"
 #include "texts.h"
@@ -15,10 +17,7 @@ namespace {
 
 using testing::Text;
 
-struct Case {
-  const char* folder;
-  bool compressed;
-};
+using Case = testing::DeviceCase;
 
 /// One of the texts of a joint run.
 struct Running {
@@ -83,27 +82,60 @@ std::vector<std::vector<std::vector<float>>> together(const Model& model, int64_
   return results;
 }
 
+/// What a test varies in how a model is run, and how far results may be apart.
+struct Variant {
+  ModelOptions options;
+  double bound;
+  std::string name;
+};
+
 class Joint : public ::testing::TestWithParam<Case> {
  protected:
+  std::vector<Variant> variants(const std::vector<int>& threads, const std::vector<Precision>& precisions) const {
+    std::vector<Variant> all;
+    for (const Precision precision : precisions) {
+      ModelOptions options;
+      options.precision = precision;
+      options.device = GetParam().device;
+      if (!GetParam().on_cpu()) {
+        options.precision = Precision::exact;
+        return {{options, testing::gpu_bound(), GetParam().device}};
+      }
+      for (const Target target : kernels::supported_targets()) {
+        for (const int count : threads) {
+          options.target = target;
+          options.threads = count;
+          all.push_back({options, 0, std::string(name_of(target)) + ", " + std::to_string(count) + " threads"});
+        }
+      }
+    }
+    return all;
+  }
+
   testing::TestFolder folder_{GetParam().folder, GetParam().compressed};
 };
 
 TEST_P(Joint, EveryTextIsWhatItIsAlone) {
+  HXQ_NEEDS_DEVICE(GetParam().device);
   constexpr int64_t kMost = 64;
-  for (const Target target : kernels::supported_targets()) {
-    std::vector<std::vector<std::vector<float>>> expected;
-    for (const int threads : {1, 2, 7}) {
-      const Model model = Model::open(folder_.path(), {.threads = threads, .target = target});
+  std::vector<std::vector<std::vector<float>>> expected;
+  for (const Variant& variant : variants({1, 2, 7}, {Precision::fast})) {
+    const Model model = Model::open(folder_.path(), variant.options);
+    if (variant.options.threads <= 1) {  // the first of its target
+      expected.clear();
       Sequence sequence = model.new_sequence();
       Workspace workspace = model.new_workspace();
-      for (int64_t i = 0; expected.size() < kMost; ++i) {
+      for (int64_t i = 0; i < kMost; ++i) {
         expected.push_back(alone(model, testing::text_of(i, model.info().vocab_size), sequence, workspace));
       }
-      for (const int64_t count : {1, 2, 3, 8, 9, 33, 64}) {
-        const auto results = together(model, count);
-        for (size_t i = 0; i < results.size(); ++i) {
-          ASSERT_EQ(results[i], expected[i])
-              << "text " << i << " of " << count << ", " << name_of(target) << ", " << threads << " threads";
+    }
+    for (const int64_t count : {1, 2, 3, 8, 9, 33, 64}) {
+      const auto results = together(model, count);
+      for (size_t i = 0; i < results.size(); ++i) {
+        ASSERT_EQ(results[i].size(), expected[i].size());
+        for (size_t token = 0; token < results[i].size(); ++token) {
+          testing::expect_logits(results[i][token], expected[i][token], variant.bound,
+                                 "text " + std::to_string(i) + " of " + std::to_string(count) + ", " + variant.name);
         }
       }
     }
@@ -111,46 +143,47 @@ TEST_P(Joint, EveryTextIsWhatItIsAlone) {
 }
 
 TEST_P(Joint, PromptsComeInAnyPieces) {
-  for (const Target target : kernels::supported_targets()) {
-    for (const Precision precision : {Precision::fast, Precision::exact}) {
-      const Model model = Model::open(folder_.path(), {.threads = 2, .target = target, .precision = precision});
-      const int64_t context = model.info().context_length;
-      const int64_t length = context > 0 ? std::min<int64_t>(context, 1500) : 1500;
-      const auto vocab = static_cast<size_t>(model.info().vocab_size);
-      std::vector<int32_t> tokens;
-      for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(i * i * 31 % model.info().vocab_size));
-      Workspace workspace = model.new_workspace();
-      std::map<int64_t, std::vector<float>> logits;  // by piece
-      for (const int64_t piece : {length, int64_t{1}, int64_t{7}, int64_t{64}, int64_t{512}}) {
-        Sequence sequence = model.new_sequence();
-        logits[piece].resize(tokens.size() * vocab);
-        for (int64_t first = 0; first < length; first += piece) {
-          const int64_t count = std::min(piece, length - first);
-          const Segment segment{.sequence = &sequence, .tokens = count, .logits = Logits::all, .end = length};
-          model.forward(
-              std::span(tokens).subspan(static_cast<size_t>(first), static_cast<size_t>(count)), {&segment, 1},
-              workspace,
-              std::span(logits[piece]).subspan(static_cast<size_t>(first) * vocab, static_cast<size_t>(count) * vocab));
-        }
-        ASSERT_EQ(logits[piece], logits[length]) << "pieces of " << piece << ", " << name_of(target);
+  HXQ_NEEDS_DEVICE(GetParam().device);
+  for (const Variant& variant : variants({2}, {Precision::fast, Precision::exact})) {
+    const Model model = Model::open(folder_.path(), variant.options);
+    const int64_t context = model.info().context_length;
+    const int64_t length = context > 0 ? std::min<int64_t>(context, 1500) : 1500;
+    const auto vocab = static_cast<size_t>(model.info().vocab_size);
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(i * i * 31 % model.info().vocab_size));
+    Workspace workspace = model.new_workspace();
+    std::map<int64_t, std::vector<float>> logits;  // by piece
+    for (const int64_t piece : {length, int64_t{1}, int64_t{7}, int64_t{64}, int64_t{512}}) {
+      Sequence sequence = model.new_sequence();
+      logits[piece].resize(tokens.size() * vocab);
+      for (int64_t first = 0; first < length; first += piece) {
+        const int64_t count = std::min(piece, length - first);
+        const Segment segment{.sequence = &sequence, .tokens = count, .logits = Logits::all, .end = length};
+        model.forward(
+            std::span(tokens).subspan(static_cast<size_t>(first), static_cast<size_t>(count)), {&segment, 1}, workspace,
+            std::span(logits[piece]).subspan(static_cast<size_t>(first) * vocab, static_cast<size_t>(count) * vocab));
       }
+      testing::expect_logits(logits[piece], logits[length], variant.bound,
+                             "pieces of " + std::to_string(piece) + ", " + variant.name);
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Joint,
-                         ::testing::Values(Case{"tests/golden/1", false}, Case{"tests/e2e/mamba2-limit", false},
-                                           Case{"tests/e2e/mamba2-limit", true},
-                                           Case{"tests/e2e/zamba2-adapters", false},
-                                           Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/llama-bias", false},
-                                           Case{"tests/e2e/llama-bias", true}, Case{"tests/e2e/llama-dynamic", true},
-                                           Case{"tests/e2e/qwen2-sliding", false},
-                                           Case{"tests/e2e/qwen2-sliding", true}),
-                         [](const auto& test) {
-                           std::string name = std::filesystem::path(test.param.folder).filename();
-                           std::ranges::replace(name, '-', '_');
-                           return name + (test.param.compressed ? "_compressed" : "");
-                         });
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* device : {"cpu", "cuda"}) {
+    for (const Case& test :
+         {Case{"tests/golden/1"}, Case{"tests/e2e/mamba2-limit"}, Case{"tests/e2e/mamba2-limit", true},
+          Case{"tests/e2e/zamba2-adapters"}, Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/llama-bias"},
+          Case{"tests/e2e/llama-bias", true}, Case{"tests/e2e/llama-dynamic", true}, Case{"tests/e2e/qwen2-sliding"},
+          Case{"tests/e2e/qwen2-sliding", true}}) {
+      all.push_back({test.folder, test.compressed, device});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Joint, ::testing::ValuesIn(cases()), testing::name_of_case);
 
 }  // namespace
 }  // namespace hxq

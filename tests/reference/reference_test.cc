@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "e2e/devices.h"
+#include "hxq/compress.h"
 #include "hxq/model.h"
 #include "hxq/perplexity.h"
 #include "hxq/tokenizer.h"
@@ -15,28 +17,39 @@
 #include "io/npy.h"
 #include "model_runner.h"
 #include "shared_data.h"
+#include "temp_dir.h"
 #include "text_file.h"
 
 namespace hxq {
 namespace {
 
-class Reference : public ::testing::TestWithParam<const char*> {
+/// A model of the shared folder, and where it is to run.
+struct Case {
+  const char* model;
+  const char* device;
+};
+
+class Reference : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     HXQ_REQUIRE_SHARED();
-    dir_ = testing::shared_dir() / "models" / GetParam();
-    expected_ = load_json(testing::shared_dir() / "reference" / (std::string(GetParam()) + ".json"));
+    HXQ_NEEDS_DEVICE(GetParam().device);
+    dir_ = testing::shared_dir() / "models" / GetParam().model;
+    expected_ = load_json(testing::shared_dir() / "reference" / (std::string(GetParam().model) + ".json"));
+    options_.device = GetParam().device;
+    if (options_.device != "cpu") options_.precision = Precision::exact;  // `fast` rounds x of dense models too
   }
 
   std::filesystem::path dir_;
   nlohmann::json expected_;
+  ModelOptions options_;
 };
 
 TEST_P(Reference, LogitsOfTheFirst64Tokens) {
-  const Model model = Model::open(dir_);
+  const Model model = Model::open(dir_, options_);
   const auto ids = expected_.at("first_ids").get<std::vector<int32_t>>();
   const MappedFile file =
-      MappedFile::open(testing::shared_dir() / "reference" / (std::string(GetParam()) + ".logits.npy"));
+      MappedFile::open(testing::shared_dir() / "reference" / (std::string(GetParam().model) + ".logits.npy"));
   const TensorView npy = parse_npy(file.bytes(), "logits.npy");
   const std::vector<float> expected = to_float(npy);
   ASSERT_EQ(npy.shape, (Shape{16, model.info().vocab_size}));
@@ -53,7 +66,7 @@ TEST_P(Reference, LogitsOfTheFirst64Tokens) {
 }
 
 TEST_P(Reference, Greedy48Tokens) {
-  const Model model = Model::open(dir_);
+  const Model model = Model::open(dir_, options_);
   const auto expected = expected_.at("greedy").get<std::vector<int32_t>>();
   std::vector<int32_t> tokens(expected.begin(), expected.end() - 48);
   testing::ModelRunner runner(model);
@@ -68,7 +81,7 @@ TEST_P(Reference, Greedy48Tokens) {
 }
 
 TEST_P(Reference, FirstWindows) {
-  const Model model = Model::open(dir_);
+  const Model model = Model::open(dir_, options_);
   const Tokenizer tokenizer = Tokenizer::load(dir_);
   const auto tokens = tokenizer.encode(testing::read_file(testing::shared_dir() / "data" / "wikitext2-test.txt"));
   EXPECT_EQ(static_cast<int64_t>(tokens.size()), expected_.at("tokens"));
@@ -81,6 +94,26 @@ TEST_P(Reference, FirstWindows) {
     EXPECT_EQ(result.windows[i].scored, window[2]);
     EXPECT_NEAR(result.windows[i].nll, window[3], 1e-4 * window[3].get<double>());
   }
+}
+
+/// A compressed model against the CPU: what products of several tokens round on a GPU does not show in what it
+/// predicts.
+TEST_P(Reference, WindowsOfTheCompressedModel) {
+  if (options_.device == "cpu") GTEST_SKIP() << "compares other devices with the CPU";
+  const testing::TempDir made;
+  compress(dir_, made.path() / "compressed", {});
+  const Tokenizer tokenizer = Tokenizer::load(dir_);
+  const auto tokens = tokenizer.encode(testing::read_file(testing::shared_dir() / "data" / "wikitext2-test.txt"));
+  const auto score = [&](const std::string& device, Precision precision) {
+    const Model model = Model::open(made.path() / "compressed", {.precision = precision, .device = device});
+    return perplexity(model, tokens, {.max_windows = 2}).perplexity;
+  };
+  const double expected = score("cpu", Precision::exact);
+  const double exact = score(options_.device, Precision::exact), fast = score(options_.device, Precision::fast);
+  RecordProperty("exact", std::to_string(exact / expected - 1));
+  RecordProperty("fast", std::to_string(fast / expected - 1));
+  EXPECT_NEAR(exact, expected, 1e-5 * expected);
+  EXPECT_NEAR(fast, expected, 1e-3 * expected);  // prompts of many tokens: x and levels to 8 bits
 }
 
 /// llama2.c's 260k-parameter story model: small enough to be run to the end, tied, with a context of 512.
@@ -133,14 +166,22 @@ TEST_F(Stories, Logits) {
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 1e-3f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Dense, Reference,
-                         ::testing::Values("wiki-llama", "wiki-mamba-7m", "wiki-mamba-25m", "wiki-mamba2", "wiki-qwen2",
-                                           "wiki-zamba2"),
-                         [](const auto& test) {
-                           std::string name = test.param;
-                           std::ranges::replace(name, '-', '_');
-                           return name;
-                         });
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* device : {"cpu", "cuda"}) {
+    for (const char* model :
+         {"wiki-llama", "wiki-mamba-7m", "wiki-mamba-25m", "wiki-mamba2", "wiki-qwen2", "wiki-zamba2"}) {
+      all.push_back({model, device});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Dense, Reference, ::testing::ValuesIn(cases()), [](const auto& test) {
+  std::string name = test.param.model;
+  std::ranges::replace(name, '-', '_');
+  return std::string_view(test.param.device) == "cpu" ? name : name + "_" + test.param.device;
+});
 
 }  // namespace
 }  // namespace hxq

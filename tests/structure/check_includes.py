@@ -19,6 +19,8 @@ ALLOWED["capi"] -= {"jinja", "text"}
 #: container format that has a file for each of its parts, and the C functions that only it has.
 INNER = {
     "kernels/cpu/": ("src/kernels/", "src/capi/"),
+    "kernels/cuda/": ("src/kernels/",),
+    "kernels/cuda_device/": ("src/kernels/",),
     "codec/codebook/": (
         "src/codec/codebook/",
         "src/codec/codecs.cc",

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,9 +55,10 @@ struct Figures {
   int64_t anonymous_bytes_open = 0;  ///< memory of the process itself once the model is open
   double prompt_rate = 0;            ///< tokens/s
   double decode_rate = 0;            ///< tokens/s, of all sequences
-  double bandwidth = 0;              ///< bytes/s this machine reads, measured around each burst of decoding
-  double decode_share = 0;           ///< median over bursts of steps/s * bytes_per_token / bandwidth
-  int64_t anonymous_bytes_run = 0;   ///< after the prompts, before the buffer that bandwidth is measured with
+  /// Where the model is in the host's memory: bytes/s this machine reads, measured around each burst of decoding.
+  std::optional<double> bandwidth = {};
+  double decode_share = 0;          ///< median over bursts of steps/s * bytes_per_token / bandwidth
+  int64_t anonymous_bytes_run = 0;  ///< after the prompts, before the buffer that bandwidth is measured with
   int64_t mapped_bytes_run = 0;
 };
 
@@ -70,7 +72,6 @@ std::vector<int32_t> some_tokens(int64_t count, int64_t vocab) {
 void measure_decode(const Model& model, const Arguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.decode_tokens, model.info().vocab_size);
   const auto count = static_cast<size_t>(arguments.sequences);
-  std::vector<float> logits(count * static_cast<size_t>(model.info().vocab_size));
   std::vector<Sequence> sequences;
   std::vector<Segment> segments;
   for (size_t i = 0; i < count; ++i) sequences.push_back(model.new_sequence());
@@ -78,7 +79,10 @@ void measure_decode(const Model& model, const Arguments& arguments, Figures& fig
     segments.push_back({.sequence = &sequence, .tokens = 1, .phase = Phase::decode, .logits = Logits::last});
   }
   Workspace workspace = model.new_workspace();
-  kernels::ReadBandwidth bandwidth(model.info().threads, kernels::supported_targets().back());
+  const std::span<float> logits = workspace.logits(count * static_cast<size_t>(model.info().vocab_size));
+  std::optional<kernels::ReadBandwidth> bandwidth;
+  if (model.info().on_host) bandwidth.emplace(model.info().threads, kernels::supported_targets().back());
+  const auto measure_bandwidth = [&] { return bandwidth ? bandwidth->measure(3) : 0.0; };
   const auto burst = [&] {
     for (Sequence& sequence : sequences) sequence.reset();
     for (const int32_t token : tokens) {
@@ -87,18 +91,19 @@ void measure_decode(const Model& model, const Arguments& arguments, Figures& fig
   };
   burst();  // maps the pages and warms the caches
   std::vector<double> rates, shares, reads;
-  double before = bandwidth.measure(3);
+  double before = measure_bandwidth();
   for (int64_t round = 0; round < arguments.rounds; ++round) {
     check_interrupt();
     const double steps = static_cast<double>(tokens.size()) / seconds_of(burst);
-    const double after = bandwidth.measure(3);
+    const double after = measure_bandwidth();
     const double read = (before + after) / 2;
     before = after;
     rates.push_back(steps * static_cast<double>(count));
     reads.push_back(read);
-    shares.push_back(steps * static_cast<double>(model.info().bytes_per_token) / read);
+    if (bandwidth) shares.push_back(steps * static_cast<double>(model.info().bytes_per_token) / read);
   }
   figures.decode_rate = median(rates);
+  if (!bandwidth) return;
   figures.bandwidth = median(reads);
   figures.decode_share = median(shares);
 }
@@ -122,39 +127,44 @@ void measure_prompt(const Model& model, const Arguments& arguments, Figures& fig
 }
 
 std::string json_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
-  return nlohmann::ordered_json{{"model_type", info.model_type},
-                                {"parameters", info.parameters},
-                                {"compressed_matrices", info.compressed_matrices},
-                                {"dense_matrices", info.dense_matrices},
-                                {"threads", info.threads},
-                                {"target", name_of(info.target)},
-                                {"precision", name_of(info.precision)},
-                                {"open_seconds", figures.open_seconds},
-                                {"anonymous_bytes_open", figures.anonymous_bytes_open},
-                                {"anonymous_bytes_run", figures.anonymous_bytes_run},
-                                {"mapped_bytes_run", figures.mapped_bytes_run},
-                                {"prompt_tokens_per_second", figures.prompt_rate},
-                                {"sequences", arguments.sequences},
-                                {"decode_tokens_per_second", figures.decode_rate},
-                                {"bytes_per_token", info.bytes_per_token},
-                                {"read_bandwidth", figures.bandwidth},
-                                {"decode_share_of_bandwidth", figures.decode_share}}
-             .dump(2) +
-         "\n";
+  nlohmann::ordered_json json = {{"model_type", info.model_type},
+                                 {"parameters", info.parameters},
+                                 {"compressed_matrices", info.compressed_matrices},
+                                 {"dense_matrices", info.dense_matrices},
+                                 {"device", info.device},
+                                 {"threads", info.threads},
+                                 {"target", name_of(info.target)},
+                                 {"precision", name_of(info.precision)},
+                                 {"open_seconds", figures.open_seconds},
+                                 {"anonymous_bytes_open", figures.anonymous_bytes_open},
+                                 {"anonymous_bytes_run", figures.anonymous_bytes_run},
+                                 {"mapped_bytes_run", figures.mapped_bytes_run},
+                                 {"prompt_tokens_per_second", figures.prompt_rate},
+                                 {"sequences", arguments.sequences},
+                                 {"decode_tokens_per_second", figures.decode_rate},
+                                 {"bytes_per_token", info.bytes_per_token}};
+  if (figures.bandwidth) {
+    json["read_bandwidth"] = *figures.bandwidth;
+    json["decode_share_of_bandwidth"] = figures.decode_share;
+  }
+  return json.dump(2) + "\n";
 }
 
 std::string report_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
   return fmt::format(
-      "{}: {} parameters, {} compressed and {} dense matrices; {} threads, {}\n"
+      "{}: {} parameters, {} compressed and {} dense matrices; {}\n"
       "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
       "prompt  {:8.1f} tokens/s ({} tokens)\n"
-      "decode  {:8.1f} tokens/s of {}: {} per step, {:.0f} % of the {:.1f} GB/s this machine reads\n",
-      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices, info.threads,
-      name_of(info.target), 1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open),
-      bytes_text(figures.anonymous_bytes_run), bytes_text(figures.mapped_bytes_run), figures.prompt_rate,
-      arguments.prompt_tokens, figures.decode_rate,
+      "decode  {:8.1f} tokens/s of {}: {} per step{}\n",
+      info.model_type, info.parameters, info.compressed_matrices, info.dense_matrices,
+      info.on_host ? fmt::format("{} threads, {}", info.threads, name_of(info.target)) : info.device,
+      1e3 * figures.open_seconds, bytes_text(figures.anonymous_bytes_open), bytes_text(figures.anonymous_bytes_run),
+      bytes_text(figures.mapped_bytes_run), figures.prompt_rate, arguments.prompt_tokens, figures.decode_rate,
       arguments.sequences == 1 ? "1 sequence" : fmt::format("{} sequences", arguments.sequences),
-      bytes_text(info.bytes_per_token), 100 * figures.decode_share, figures.bandwidth / 1e9);
+      bytes_text(info.bytes_per_token),
+      figures.bandwidth ? fmt::format(", {:.0f} % of the {:.1f} GB/s this machine reads", 100 * figures.decode_share,
+                                      *figures.bandwidth / 1e9)
+                        : "");
 }
 
 int run(const Arguments& arguments) {

@@ -148,11 +148,13 @@ void ModelArguments::add_to(CLI::App& app) {
          "What prompts may round: fast (activations to 11 bits, where that is twice as fast) or exact (nothing)")
       ->transform(CLI::IsMember({"fast", "exact"}, CLI::ignore_case))
       ->capture_default_str();
+  app.add_option("--device", device, fmt::format("Where the model runs: {}", kDeviceNames))->capture_default_str();
 }
 
 ModelOptions ModelArguments::options() const {
   ModelOptions options;
   options.threads = threads;
+  options.device = device;
   options.precision = find_precision(precision).value();
   if (const char* name = std::getenv("HXQ_TARGET"); name != nullptr && *name != 0) {
     options.target = find_target(name);

@@ -63,6 +63,7 @@ void print(std::string_view text);
 struct ModelArguments {
   int threads = 0;
   std::string precision = "fast";
+  std::string device = "cpu";
 
   void add_to(CLI::App& app);
   ModelOptions options() const;

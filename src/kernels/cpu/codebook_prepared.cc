@@ -1,34 +1,9 @@
 #include "kernels/cpu/codebook_prepared.h"
 
-#include <new>
-
-#include "codec/codebook/index_packing.h"
-#include "hxq/error.h"
+#include "kernels/codebook_facts.h"
 #include "kernels/codebook_view.h"
 
 namespace hxq::kernels::cpu {
-namespace {
-
-std::vector<OutlierChange> changes_of(const CodebookMatrix& matrix) {
-  const Sidecar& sidecar = matrix.sidecar;
-  std::vector<OutlierChange> changes;
-  try {
-    changes.reserve(sidecar.value.size());
-  } catch (const std::bad_alloc&) {
-    throw OutOfMemory("the outliers of a matrix", sidecar.value.size() * sizeof(OutlierChange));
-  }
-  for (size_t row = 0; row + 1 < sidecar.row_begin.size(); ++row) {
-    for (size_t i = sidecar.row_begin[row]; i < sidecar.row_begin[row + 1]; ++i) {
-      const int64_t flat = static_cast<int64_t>(row) * matrix.cols + sidecar.col[i];
-      const int64_t index = index_at(matrix.layout, matrix.indices, flat / matrix.d);
-      const float level = matrix.codebook[static_cast<size_t>(index * matrix.d + flat % matrix.d)];
-      changes.push_back({static_cast<uint32_t>(row), sidecar.col[i], sidecar.value[i] - level});
-    }
-  }
-  return changes;
-}
-
-}  // namespace
 
 PreparedCodebook::PreparedCodebook(std::unique_ptr<const CodebookMatrix> stored)
     : CpuMatrix(*stored), stored_(std::move(stored)) {
@@ -36,7 +11,7 @@ PreparedCodebook::PreparedCodebook(std::unique_ptr<const CodebookMatrix> stored)
 }
 
 void PreparedCodebook::finish() const {
-  std::call_once(changes_once_, [&] { changes_ = changes_of(*stored_); });
+  std::call_once(changes_once_, [&] { changes_ = kernels::outlier_changes(*stored_); });
 }
 
 void PreparedCodebook::linear(const LinearArgs& args, const CpuContext& context) const noexcept {

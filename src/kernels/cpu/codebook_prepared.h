@@ -7,8 +7,8 @@
 
 #include "codec/codebook/matrix.h"
 #include "kernels/cpu/codebook_lookup_planes.h"
-#include "kernels/cpu/outlier_change.h"
 #include "kernels/cpu_matrix.h"
+#include "kernels/outlier_change.h"
 
 namespace hxq::kernels::cpu {
 

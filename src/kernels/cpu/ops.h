@@ -5,9 +5,9 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/codebook_lookup_planes.h"
-#include "kernels/cpu/outlier_change.h"
 #include "kernels/dense_matrix.h"
 #include "kernels/kernels.h"
+#include "kernels/outlier_change.h"
 #include "kernels/ssd.h"
 
 /// The seam between the operations of kernels.h and the code compiled once per target. Functions of a target work on

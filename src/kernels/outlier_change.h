@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-namespace hxq::kernels::cpu {
+namespace hxq::kernels {
 
 /// What an outlier changes in a product with x: y[row] += change * x[col], change = value - the codebook's weight.
 struct OutlierChange {
@@ -11,4 +11,4 @@ struct OutlierChange {
   float change;
 };
 
-}  // namespace hxq::kernels::cpu
+}  // namespace hxq::kernels

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "kernels/cuda/linear.h"
+#include "kernels/device.h"
+
+namespace hxq::kernels {
+
+/// A matrix in the memory of a GPU: a codebook as it is stored, or dense.
+class CudaMatrix final : public PreparedMatrix {
+ public:
+  using View = std::variant<cuda::CodebookWeight, cuda::DenseWeight>;
+
+  CudaMatrix(const StoredMatrix& stored, const View& view, std::vector<DeviceArray<std::byte>> memory,
+             int64_t bytes_read)
+      : PreparedMatrix(stored), view_(view), memory_(std::move(memory)), bytes_read_(bytes_read) {}
+
+  const View& view() const noexcept { return view_; }
+  int64_t bytes_read() const noexcept override { return bytes_read_; }
+
+ private:
+  View view_;
+  std::vector<DeviceArray<std::byte>> memory_;  // what the view is over
+  int64_t bytes_read_;
+};
+
+/// Copies the matrix to the device. Of codecs that it has no kernels for: decoded, as F32. Throws `OutOfMemory`.
+std::unique_ptr<const CudaMatrix> prepare_for_cuda(const StoredMatrix& stored, const Device& device);
+
+}  // namespace hxq::kernels

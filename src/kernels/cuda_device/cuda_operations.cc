@@ -1,0 +1,239 @@
+// The operations of an NVIDIA GPU: what layers ask for, said to the launchers of libhxq_cuda.so.
+
+#include "kernels/cuda_device/cuda_context.h"
+#include "kernels/cuda_device/cuda_matrix.h"
+#include "kernels/operations.h"
+
+namespace hxq::kernels {
+namespace {
+
+const CudaContext& on_cuda(const Context& context) noexcept { return static_cast<const CudaContext&>(context); }
+
+cuda::Input input(const float* data, int64_t stride) noexcept {
+  return {.data = data, .stride = stride, .dtype = DType::f32};
+}
+cuda::Output output(float* data, int64_t stride) noexcept {
+  return {.data = data, .stride = stride, .dtype = DType::f32};
+}
+
+/// No segment is empty, which bounds the longest.
+cuda::Batch ragged(const Batch& batch) noexcept {
+  return {.segments = batch.segment,
+          .positions = batch.position,
+          .count = static_cast<int32_t>(batch.segments),
+          .max_rows = static_cast<int32_t>(batch.rows - batch.segments + 1),
+          .total_rows = static_cast<int32_t>(batch.rows)};
+}
+
+/// What the launchers have for each kind of matrix.
+size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) noexcept {
+  return kernels.codebook_linear_workspace(weight, tokens);
+}
+size_t workspace_of(const cuda::Kernels& kernels, const cuda::DenseWeight& weight, int64_t tokens) noexcept {
+  return kernels.dense_linear_workspace(weight, tokens);
+}
+cuda::Status multiply(const CudaContext& on, const cuda::CodebookWeight& weight,
+                      const cuda::LinearArgs& args) noexcept {
+  return on.kernels.codebook_linear(weight, args, on.stream);
+}
+cuda::Status multiply(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::LinearArgs& args) noexcept {
+  return on.kernels.dense_linear(weight, args, on.stream);
+}
+cuda::Status gather(const CudaContext& on, const cuda::CodebookWeight& weight, const cuda::GatherArgs& args) noexcept {
+  return on.kernels.codebook_gather_rows(weight, args, on.stream);
+}
+cuda::Status gather(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::GatherArgs& args) noexcept {
+  return on.kernels.dense_gather_rows(weight, args, on.stream);
+}
+
+const CudaMatrix::View& view_of(const PreparedMatrix& weight) noexcept {
+  return static_cast<const CudaMatrix&>(weight).view();
+}
+
+/// The entries of the table below, named as those are.
+struct Cuda {
+  static void linear(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const auto exact = on.precision == Precision::exact;
+    const cuda::LinearArgs there{.x = input(args.x, args.x_stride),
+                                 .y = output(args.y, args.y_stride),
+                                 .tokens = args.tokens,
+                                 .bias = args.bias,
+                                 .accumulate = args.accumulate,
+                                 .precision = exact ? cuda::Precision::exact : cuda::Precision::fast,
+                                 .workspace = on.workspace};
+    std::visit(
+        [&](const auto& matrix) {
+          on.run(
+              "a product", [&] { return multiply(on, matrix, there); },
+              on.measures ? workspace_of(on.kernels, matrix, args.tokens) : 0);
+        },
+        view_of(weight));
+  }
+
+  static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                          const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const cuda::GatherArgs there{.ids = ids, .count = count, .out = output(out, weight.cols())};
+    on.run("looking up rows",
+           [&] { return std::visit([&](const auto& matrix) { return gather(on, matrix, there); }, view_of(weight)); });
+  }
+
+  static void copy_rows(const CopyRowsArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("copying rows", [&] {
+      return on.kernels.copy_rows({.from = input(args.from, args.from_stride),
+                                   .row = args.row,
+                                   .to = output(args.to, args.to_stride),
+                                   .rows = args.rows,
+                                   .cols = args.cols},
+                                  on.stream);
+    });
+  }
+
+  static void rms_norm(const RmsNormArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("a norm", [&] {
+      return on.kernels.rms_norm({.x = input(args.x, args.dim),
+                                  .weight = args.weight,
+                                  .y = output(args.y, args.dim),
+                                  .tokens = args.tokens,
+                                  .dim = args.dim,
+                                  .groups = args.groups,
+                                  .eps = args.eps},
+                                 on.stream);
+    });
+  }
+
+  static void causal_conv1d_silu(const ConvArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("a convolution", [&] {
+      return on.kernels.causal_conv1d_silu({.batch = ragged(args.batch),
+                                            .x = input(args.x, args.x_stride),
+                                            .y = output(args.y, args.channels),
+                                            .channels = args.channels,
+                                            .width = args.width,
+                                            .weight = args.weight,
+                                            .bias = args.bias,
+                                            .states = args.state,
+                                            .state_rows = args.state_rows},
+                                           on.stream);
+    });
+  }
+
+  static void selective_scan(const ScanArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const cuda::Batch batch = ragged(args.batch);
+    on.run(
+        "a scan",
+        [&] {
+          return on.kernels.selective_scan({.batch = batch,
+                                            .u = input(args.u, args.channels),
+                                            .dt = input(args.dt, args.channels),
+                                            .dt_bias = args.dt_bias,
+                                            .b = input(args.b, args.bc_stride),
+                                            .c = input(args.c, args.bc_stride),
+                                            .z = input(args.z, args.z_stride),
+                                            .a = args.a,
+                                            .d = args.d,
+                                            .states = args.state,
+                                            .y = output(args.y, args.channels),
+                                            .channels = args.channels,
+                                            .state_size = args.state_size,
+                                            .workspace = on.workspace},
+                                           on.stream);
+        },
+        on.kernels.scan_workspace(batch, args.channels, args.state_size));
+  }
+
+  static void ssd(const SsdArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("Mamba-2's recurrence", [&] {
+      return on.kernels.ssd({.batch = ragged(args.batch),
+                             .x = input(args.x, args.xbc_stride),
+                             .b = input(args.b, args.xbc_stride),
+                             .c = input(args.c, args.xbc_stride),
+                             .dt = input(args.dt, args.dt_stride),
+                             .dt_bias = args.dt_bias,
+                             .dt_min = args.dt_min,
+                             .dt_max = args.dt_max,
+                             .a = args.a,
+                             .d = args.d,
+                             .z = input(args.z, args.z_stride),
+                             .states = args.state,
+                             .y = output(args.y, args.heads * args.head_dim),
+                             .heads = args.heads,
+                             .head_dim = args.head_dim,
+                             .groups = args.groups,
+                             .state_size = args.state_size},
+                            on.stream);
+    });
+  }
+
+  /// The table is not made: `extend_cache`, which alone reads it, works the angles out as it rotates.
+  static void rotary_table(const RotaryTableArgs& args, const Context& context) noexcept {
+    on_cuda(context).launches.rotary = args;
+  }
+
+  static void extend_cache(const ExtendCacheArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const RotaryTableArgs& rotary = on.launches.rotary;
+    on.run("extending the cache", [&] {
+      if (args.rotary_table != nullptr && args.rotary_table != rotary.table) return cuda::Status::invalid_value;
+      return on.kernels.extend_cache({.batch = ragged(args.batch),
+                                      .q = output(args.q, args.q_stride),
+                                      .k = input(args.k, args.kv_stride),
+                                      .v = input(args.v, args.kv_stride),
+                                      .query_heads = args.query_heads,
+                                      .inverse_frequency = args.rotary_table ? rotary.inverse_frequency : nullptr,
+                                      .cache = args.cache},
+                                     on.stream);
+    });
+  }
+
+  static void attention(const AttentionArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const cuda::AttentionArgs there{.batch = ragged(args.batch),
+                                    .q = input(args.q, args.q_stride),
+                                    .y = output(args.y, args.y_stride),
+                                    .query_heads = args.query_heads,
+                                    .scale = args.scale,
+                                    .window = args.window,
+                                    .cache = args.cache,
+                                    .workspace = on.workspace};
+    on.run(
+        "attention", [&] { return on.kernels.attention(there, on.stream); }, on.kernels.attention_workspace(there));
+  }
+
+  static void gated_activation(const GatedActivationArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("an activation", [&] {
+      return on.kernels.gated_activation({.gate = input(args.gate, args.x_stride),
+                                          .up = input(args.up, args.x_stride),
+                                          .y = output(args.y, args.y_stride),
+                                          .tokens = args.tokens,
+                                          .dim = args.dim,
+                                          .activation = args.activation},
+                                         on.stream);
+    });
+  }
+};
+
+}  // namespace
+
+const Operations& cuda_operations() noexcept {
+  static constexpr Operations kOperations = {.linear = Cuda::linear,
+                                             .gather_rows = Cuda::gather_rows,
+                                             .copy_rows = Cuda::copy_rows,
+                                             .rms_norm = Cuda::rms_norm,
+                                             .causal_conv1d_silu = Cuda::causal_conv1d_silu,
+                                             .selective_scan = Cuda::selective_scan,
+                                             .ssd = Cuda::ssd,
+                                             .rotary_table = Cuda::rotary_table,
+                                             .extend_cache = Cuda::extend_cache,
+                                             .attention = Cuda::attention,
+                                             .gated_activation = Cuda::gated_activation};
+  return kOperations;
+}
+
+}  // namespace hxq::kernels
