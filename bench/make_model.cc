@@ -1,6 +1,6 @@
 // Writes a random HXQ model folder of a well-known shape: config.json and model.safetensors, no tokenizer.
 //
-//     make_model --shape tinyllama-1.1b|qwen2-0.5b|mamba-130m|mamba2-130m|zamba2-1.2b DST
+//     make_model --shape tinyllama-1.1b|llama-7b|qwen2-0.5b|mamba-130m|mamba2-130m|mamba2-1.3b|zamba2-1.2b DST
 //
 // For measuring speed: the weights are about normal and mean nothing. The same bytes every time.
 
@@ -47,6 +47,17 @@ const std::map<std::string, nlohmann::ordered_json>& shapes() {
         {"max_position_embeddings", 2048},
         {"rms_norm_eps", 1e-5},
         {"rope_theta", 10000.0}}},
+      {"llama-7b",
+       {{"model_type", "llama"},
+        {"vocab_size", 32000},
+        {"hidden_size", 4096},
+        {"num_hidden_layers", 32},
+        {"intermediate_size", 11008},
+        {"num_attention_heads", 32},
+        {"num_key_value_heads", 32},
+        {"max_position_embeddings", 4096},
+        {"rms_norm_eps", 1e-5},
+        {"rope_theta", 10000.0}}},
       {"qwen2-0.5b",
        {{"model_type", "qwen2"},
         {"vocab_size", 151936},
@@ -74,6 +85,18 @@ const std::map<std::string, nlohmann::ordered_json>& shapes() {
         {"num_hidden_layers", 24},
         {"state_size", 128},
         {"num_heads", 24},
+        {"head_dim", 64},
+        {"n_groups", 1},
+        {"expand", 2},
+        {"conv_kernel", 4},
+        {"tie_word_embeddings", true}}},
+      {"mamba2-1.3b",
+       {{"model_type", "mamba2"},
+        {"vocab_size", 50288},
+        {"hidden_size", 2048},
+        {"num_hidden_layers", 48},
+        {"state_size", 128},
+        {"num_heads", 64},
         {"head_dim", 64},
         {"n_groups", 1},
         {"expand", 2},
