@@ -113,7 +113,7 @@ TEST_P(Reference, WindowsOfTheCompressedModel) {
   RecordProperty("exact", std::to_string(exact / expected - 1));
   RecordProperty("fast", std::to_string(fast / expected - 1));
   EXPECT_NEAR(exact, expected, 1e-5 * expected);
-  EXPECT_NEAR(fast, expected, 1e-3 * expected);  // prompts of many tokens: x and levels to 8 bits
+  EXPECT_NEAR(fast, expected, 2e-4 * expected);
 }
 
 /// llama2.c's 260k-parameter story model: small enough to be run to the end, tied, with a context of 512.
