@@ -9,7 +9,6 @@ torch, and `from_pretrained` needs transformers: `pip install "helix-substrate[h
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
@@ -17,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Threads wait for each other by spinning; libgomp's default of some milliseconds costs a factor of ten on a busy
-# machine (docs/python.md). It is read when the runtime is loaded, and whoever has set it keeps it.
+# torch's threads spin for milliseconds after each of its operations, on cores that the library's threads want
+# (docs/python.md). The variable is read when torch is loaded, and whoever has set it keeps it.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
@@ -33,21 +32,9 @@ def _has(package: str) -> bool:
     return not _IS_COMMAND and importlib.util.find_spec(package) is not None
 
 
-def _load_openmp() -> None:
-    """The OpenMP runtime that the wheel carries, where the system has none."""
-    carried = Path(__file__).with_name("libgomp.so.1")
-    if carried.exists():
-        try:
-            ctypes.CDLL("libgomp.so.1")
-        except OSError:
-            ctypes.CDLL(str(carried), mode=ctypes.RTLD_GLOBAL)
-
-
-# torch brings an OpenMP runtime along. Loaded first, it is the one that the core uses too.
+# Before the library, so that the variable above is there when torch is loaded.
 if _has("torch"):
     import torch as _torch  # noqa: F401
-else:
-    _load_openmp()
 
 from ._core import HxqError, compress, decompress, inspect, precision, set_precision  # noqa: E402
 from ._core import supported_targets, use_target, verify  # noqa: E402
