@@ -87,7 +87,7 @@ class CDNAv3Writer:
         meta = json.loads((folder / "meta.json").read_text())
         meta.update(
             n_clusters=stated["n_clusters"], svd_residual_rank=rank, source_artifact=source_artifact,
-            **({"tensor_class": stated["tensor_class"]} if stated["tensor_class"] else {}),
+            tensor_class=stated["tensor_class"] or _tensor_class(name),
             codebook_sha256=hashlib.sha256(parts["codebook"].numpy().tobytes()).hexdigest(),
         )  # fmt: skip
         (folder / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -101,6 +101,23 @@ class CDNAv3Writer:
         )  # fmt: skip
         (folder / "stats.json").write_text(json.dumps(stats, indent=2))
         return stats
+
+
+#: Parts of tensors' names in GGUF and Hugging Face files, and the class that the older package notes for them.
+_CLASSES = (
+    (("attn_q.", "attn_k.", "self_attn.q_proj.", "self_attn.k_proj."), "attention_qk"),
+    (("attn_v.", "attn_output.", "self_attn.v_proj.", "self_attn.o_proj."), "attention_vo"),
+    (("ffn_", "mlp.gate_proj.", "mlp.up_proj.", "mlp.down_proj.", "mixer.in_proj.", "mixer.out_proj."), "ffn"),
+    (("norm",), "norm"),
+    (("token_embd.", "embed_tokens.", "backbone.embedding"), "embedding"),
+    (("lm_head.",), "lm_head"),
+)
+
+
+def _tensor_class(name: str) -> str:
+    if name == "output.weight":
+        return "lm_head"
+    return next((kind for parts, kind in _CLASSES if any(part in name for part in parts)), "unknown")
 
 
 def _fields(policy) -> dict[str, Any]:

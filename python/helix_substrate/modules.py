@@ -241,6 +241,12 @@ class HelixLinear(Compressed, nn.Linear):
         packed = indices is not None and indices.dim() == 1 and self.part("codebook").shape[0] > 256
         return "12bit" if packed else None
 
+    @index_packing.setter
+    def index_packing(self, packing: Optional[str]) -> None:
+        """Older programs say what the indices tell. Raises ValueError for anything else."""
+        if packing != self.index_packing:
+            raise ValueError(f"{self.label}: index_packing is {packing!r}, but the indices are {self.index_packing!r}")
+
     @classmethod
     def from_quantized_config(
         cls,

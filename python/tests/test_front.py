@@ -290,3 +290,24 @@ def test_versions_agree():
     except metadata.PackageNotFoundError:
         pytest.skip("used from the source tree")
     assert stated == helix_substrate.__version__
+
+
+def test_what_older_programs_rely_on(tmp_path):
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    writer = helix_substrate.CDNAv3Writer(tmp_path)
+    classes = {
+        "blk.2.ffn_down.weight": "ffn", "blk.0.attn_q.weight": "attention_qk", "output.weight": "lm_head",
+        "model.layers.1.self_attn.v_proj.weight": "attention_vo", "model.embed_tokens.weight": "embedding",
+        "backbone.layers.0.mixer.x_proj.weight": "unknown",
+    }  # fmt: skip
+    for name, kind in classes.items():
+        writer.write_tensor(weight, name)
+        folder = tmp_path / f"{name.replace('.', '_')}.cdnav3"
+        assert json.loads((folder / "meta.json").read_text())["tensor_class"] == kind
+    layer = load_helix_linear_from_cdnav3(folder)
+    x = torch.randn(3, 32)
+    decoded = torch.as_tensor(helix_substrate.CDNAv3Reader(folder).reconstruct())
+    assert torch.allclose(layer(x), x @ decoded.T, atol=1e-5)
+    layer.index_packing = None
+    with pytest.raises(ValueError, match="index_packing is '12bit', but the indices are None"):
+        layer.index_packing = "12bit"
