@@ -121,9 +121,11 @@ def test_batches_with_padding(kind, folders, calls):
         dict(do_sample=True),
         dict(do_sample=True, num_return_sequences=3, top_k=20),
         dict(use_cache=False),
-        dict(repetition_penalty=1.3),
+        dict(repetition_penalty=1.3, no_repeat_ngram_size=2),
+        dict(cache_implementation="dynamic", min_new_tokens=12, eos_token_id=3),
+        dict(max_time=1000.0),
     ],
-    ids=["sample", "several", "no_cache", "penalty"],
+    ids=["sample", "several", "no_cache", "penalty", "dynamic", "time"],
 )
 def test_ways_of_generating(kind, options, folders, calls):
     model = load(folders / kind)
@@ -132,6 +134,30 @@ def test_ways_of_generating(kind, options, folders, calls):
     torch.manual_seed(5)
     assert torch.equal(generate(model, **options), expected)
     assert calls == ["core"] * 12
+
+
+def test_more_than_one_call_a_token(folders, calls):
+    model = load(folders / "llama")
+    for options in (dict(guidance_scale=1.5), dict(prefill_chunk_size=4)):
+        expected = by_modules(generate, model, **options)
+        calls.clear()
+        assert torch.equal(generate(model, **options), expected)
+        assert set(calls) == {"core"} and len(calls) > 12
+
+
+def test_rows_that_end_early(folders, calls):
+    model = load(folders / "qwen2")
+    ends = dict(eos_token_id=list(range(60, 160)))
+    expected = by_modules(generate, model, ROWS, **ends)
+    assert torch.equal(generate(model, ROWS, **ends), expected) and set(calls) == {"core"}
+    assert (expected[:, 10:] == 0).any(), "no row ends before another"
+
+
+def test_inference_mode(folders, calls):
+    model = load(folders / "llama")
+    expected = by_modules(generate, model)
+    with torch.inference_mode():
+        assert torch.equal(generate(model), expected) and calls == ["core"] * 12
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "zamba2"])
