@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import importlib
 import inspect
@@ -66,6 +67,22 @@ class _Generation(NamedTuple):
 
     model: nn.Module
     alone: bool
+    threads: int  # of torch
+
+
+@functools.cache
+def _openmp() -> Optional[ctypes.CDLL]:
+    """The OpenMP runtime that torch has loaded."""
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line}
+    return ctypes.CDLL(paths.pop()) if len(paths) == 1 else None
+
+
+def _set_threads_of_torch(count: int) -> None:
+    """For the calling thread. Between two calls of the core torch does little, and its threads would go on spinning
+    on the cores that the next call needs."""
+    if _openmp() is not None:
+        _openmp().omp_set_num_threads(count)
 
 
 _generation: contextvars.ContextVar[Optional[_Generation]] = contextvars.ContextVar("generation", default=None)
@@ -74,11 +91,13 @@ _generation: contextvars.ContextVar[Optional[_Generation]] = contextvars.Context
 @contextlib.contextmanager
 def generating(model: nn.Module, alone: bool):
     """For a block of code that does what `generate` does."""
-    token = _generation.set(_Generation(model, alone))
+    threads = torch.get_num_threads()
+    token = _generation.set(_Generation(model, alone, threads))
     try:
         yield
     finally:
         _generation.reset(token)
+        _set_threads_of_torch(threads)
 
 
 class _Call:
@@ -285,10 +304,16 @@ def _whole_class(original: type) -> Optional[type]:
         if args:
             names = list(inspect.signature(original.forward).parameters)[2:]
             kwargs.update(zip(names, args))
+        generation = _generation.get()
+        if generation is not None:
+            _set_threads_of_torch(generation.threads)
         call = _Call(self, input_ids, kwargs)
         reason = why_modules(self, call)
         if reason is None:
-            return _run(self, call)
+            output = _run(self, call)
+            if generation.alone:
+                _set_threads_of_torch(1)
+            return output
         logger.debug("%s goes through its modules: %s", type(self).__name__, reason)
         for cache in call.caches:
             become_plain(cache)

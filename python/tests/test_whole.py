@@ -401,3 +401,17 @@ def test_the_reason_is_logged(folders, caplog):
     with caplog.at_level(logging.DEBUG, "helix_substrate"):
         generate(model, tokens=1, output_hidden_states=True, return_dict_in_generate=True)
     assert "LlamaForCausalLM goes through its modules: output_hidden_states is set" in caplog.text
+
+
+def test_threads_of_torch_are_as_they_were(folders, calls):
+    model = load(folders / "llama")
+    torch.set_num_threads(2)
+    generate(model)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="vocabulary"):
+        generate(model, torch.tensor([[320]]))
+    assert torch.get_num_threads() == 2
+    seen = []
+    model.model.norm.register_forward_hook(lambda *arguments: seen.append(torch.get_num_threads()))
+    generate(model, tokens=2)
+    assert seen == [2, 2]
