@@ -38,7 +38,9 @@ struct GemvShared {
 };
 
 /// Bytes that are on their way, of all threads.
-constexpr uint32_t slot_bytes(int compute_capability) { return compute_capability >= 90 ? 65536 : 32768; }
+constexpr uint32_t slot_bytes(int compute_capability) {
+  return compute_capability >= 90 && compute_capability < 120 ? 65536 : 32768;
+}
 #ifdef __CUDA_ARCH__
 constexpr uint32_t kSlotBytes = slot_bytes(__CUDA_ARCH__ / 10);
 #else
@@ -173,8 +175,19 @@ class Worker {
   /// Rows behind a step's first whose bytes are asked for once `multiply` is done with it.
   __device__ int ahead() const { return (kAhead + kRows) * row_slots_; }
 
-  /// Asks for the bytes of the first rows that precede those which `multiply` asks for.
+  /// Asks for the bytes of the first rows that precede those which `multiply` asks for. Slots behind the row's end, for
+  /// which nothing is asked, get bytes that have a level.
   __device__ void start() const {
+    if constexpr (kPlain) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        if (col_[u] < static_cast<int>(p_.weight.cols)) continue;
+#pragma unroll 1
+        for (int i = 0; i < kAhead; ++i) {
+          *reinterpret_cast<uint4*>(slots_ + (i * kUnits + u) * (16 * kThreads)) = make_uint4(0, 0, 0, 0);
+        }
+      }
+    }
 #pragma unroll 1
     for (int i = 0; i < kAhead - kRows; ++i) fetch(i * row_slots_, (i + kRows) % kAhead);
   }

@@ -1,5 +1,6 @@
-#include <algorithm>
 // Which kernel multiplies: one short chooser for each kind of matrix.
+
+#include <algorithm>
 
 #include "kernels/cuda/any_codebook.cuh"
 #include "kernels/cuda/dense.cuh"
@@ -53,9 +54,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
     if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
   }
-  if (args.tokens >= least_tile_tokens(weight) && supports_tile_gemm(weight, args)) {
-    return tile_gemm(weight, rest, product, stream);
-  }
+  if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(weight, rest, product, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   const GemvPlan plan = plan_gemv(weight.rows, weight.cols, current_device().multiprocessors);

@@ -5,6 +5,8 @@
 /// Products with weight matrices, and rows of them.
 namespace hxq::cuda {
 
+inline constexpr float kLargestTileWeight = 65504.0f * 256;
+
 /// A codebook matrix (codec/codebook.h) in device memory: its indices as they are on disk, everything else small.
 struct CodebookWeight {
   int64_t rows = 0;
@@ -23,6 +25,9 @@ struct CodebookWeight {
   const float* low_rank_vt = nullptr;           // [rank, cols]
   float level_scale = 0;         ///< a power of two: every level / level_scale is below 2^15 in size; 0 unless d is 1
   bool levels_fit_half = false;  ///< every level / level_scale is a binary16 number
+  /// Not all levels are 0, and no weight, outliers included, is larger than kLargestTileWeight * level_scale: tiles of
+  /// binary16 hold the matrix.
+  bool fits_tiles = false;
 };
 
 /// A row-major matrix of F32, F16 or BF16, aligned to its elements.

@@ -108,7 +108,7 @@ TEST(CudaLinear, DecodesTilesForManyTokens) {
   const std::pair<int64_t, int64_t> shapes[] = {{1, 16}, {130, 1040}, {700, 768}, {257, 4096}, {6000, 320}};
   for (const auto& [rows, cols] : shapes) {
     for (const double outliers : {0.0, 0.003}) {
-      const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = outliers, .half_levels = false});
+      const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = outliers});
       for (const int64_t tokens : {20, 64, 100, 250, 300}) {
         const std::string what = to_string(Shape{tokens, rows, cols});
         expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .y = DType::bf16, .gap = 8, .bias = true}, what);
@@ -122,8 +122,11 @@ TEST(CudaLinear, DecodesTilesForManyTokens) {
 TEST(CudaLinear, AppliesScalesAndLowRankTerms) {
   HXQ_NEEDS_GPU();
   for (const int64_t tokens : {1, 4, 40}) {
-    expect_product(make_matrix({.rows = 90, .cols = 208, .outliers = 0.01, .rank = 8, .scales = true}),
-                   {.tokens = tokens, .bias = true}, "all");
+    const TestMatrix all = make_matrix({.rows = 90, .cols = 208, .outliers = 0.01, .rank = 8, .scales = true});
+    expect_product(all, {.tokens = tokens, .bias = true}, "all");
+    expect_product(all, {.tokens = tokens, .bias = true, .precision = Precision::fast}, "all, fast");
+    expect_product(make_matrix({.rows = 300, .cols = 208, .outliers = 0.01, .rank = 3}),
+                   {.tokens = tokens, .x = DType::bf16, .gap = 1}, "low rank");
     expect_product(make_matrix({.rows = 90, .cols = 208, .rank = 3}), {.tokens = tokens}, "low rank");
     expect_product(make_matrix({.rows = 90, .cols = 208, .outliers = 0.3, .scales = true}), {.tokens = tokens},
                    "many outliers");

@@ -19,6 +19,7 @@ struct MatrixOptions {
   int32_t rank = 0;
   bool scales = false;
   bool half_levels = true;  ///< levels are binary16 numbers times a power of two
+  bool fits_tiles = true;   ///< as `CodebookWeight` says
   int index_offset = 0;     ///< bytes from an aligned address to the first index
 };
 
@@ -114,7 +115,8 @@ class DeviceMatrix {
                 .index_bits = m.index_bits,
                 .rank = m.rank,
                 .level_scale = m.level_scale,
-                .levels_fit_half = m.half_levels},
+                .levels_fit_half = m.half_levels,
+                .fits_tiles = m.fits_tiles},
         indices_(shifted(m)),
         codebook_(m.codebook),
         row_begin_(m.row_begin),

@@ -6,8 +6,8 @@
 
 namespace hxq::cuda {
 
-/// A row-major binary16 matrix of which the copy engine brings boxes of 64 columns, placed as `hopper::operand_of` wants.
-/// Aligned to 16 bytes, and so are its rows.
+/// A row-major binary16 matrix of which the copy engine brings boxes of 64 columns, placed as `hopper::operand_of`
+/// wants. Aligned to 16 bytes, and so are its rows.
 struct MappedMatrix {
   const void* data = nullptr;
   int64_t rows = 0;

@@ -160,7 +160,7 @@ class Decoder {
       const float change =
           o.next < kReadyOutliers ? shared_.outlier_change[o.next] : p_.weight.outlier_change[first_outlier_ + o.next];
       auto* high = reinterpret_cast<__half*>(place_of(0, k, col)) + col % 8;
-      float value = __half2float(*high) + change / unit_of(p_.weight);
+      float value = __half2float(*high) + change / tile_scale_of(p_.weight);
       if constexpr (kTwoLevels) {
         auto* low = reinterpret_cast<__half*>(place_of(1, k, col)) + col % 8;
         value += __half2float(*low);

@@ -121,15 +121,15 @@ class Multiplier {
     visit_y<__half>(at, visit);
   }
 
-  /// Takes sums from the units of the tiles to those of y.
+  /// Takes the scales of weights and x out of the sums.
   __device__ void scale_sums(const Cursor& at) {
-    const float unit = unit_of(p_.weight);
+    const float weight_scale = tile_scale_of(p_.weight);
     const float* scale = p_.scales + first_token(at);
     auto tokens_left = static_cast<int>(min(p_.tokens - first_token(at), int64_t{kN}));
 #pragma unroll
     for (int i = 0; i < kN / 2; i += 4) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sum_[i + k] *= k % 2 < tokens_left ? unit * scale[k % 2] : 0.0f;
+      for (int k = 0; k < 4; ++k) sum_[i + k] *= k % 2 < tokens_left ? weight_scale * scale[k % 2] : 0.0f;
       scale += 8;
       tokens_left -= 8;
       asm volatile("" : "+l"(scale), "+r"(tokens_left));
@@ -198,8 +198,8 @@ __global__ void __launch_bounds__(decoders_for(kN) + kMultipliers, 1)
   }
   if (p.weight_changes) wait_for_predecessors();
   const TableFill<kDecoders + kMultipliers> fill(p.weight.codebook, p.weight.k);
-  const float per_unit = 1.0f / unit_of(p.weight);
-  fill.store([&](float level) { return __uint_as_float(two_halves(level * per_unit)); });
+  const float per_scale = 1.0f / tile_scale_of(p.weight);
+  fill.store([&](float level) { return __uint_as_float(two_halves(level * per_scale)); });
   __syncthreads();
   if (threadIdx.x < kDecoders) {
     Decoder<kN, kTwoLevels> decoder(p, shared, x);
@@ -291,30 +291,32 @@ size_t scaled_x_bytes(const CodebookWeight& weight, int64_t tokens) {
   return aligned(static_cast<size_t>(tokens * weight.cols) * 2);
 }
 size_t scales_bytes(int64_t tokens) { return aligned(static_cast<size_t>(tokens) * sizeof(float)); }
-size_t partial_sums_bytes(const TileGemmPlan& plan) {
-  return plan.splits == 1 ? 0 : static_cast<size_t>(plan.units()) * plan.columns / 2 * kMultipliers * sizeof(float);
+/// Enough for tiles of any width.
+size_t counters_bytes(const CodebookWeight& weight, int64_t tokens) {
+  const int64_t tiles = ceil_div<int64_t>(weight.rows, kRows) * ceil_div<int64_t>(tokens, 16);
+  return aligned(static_cast<size_t>(tiles) * sizeof(uint32_t));
 }
-size_t counters_bytes(const TileGemmPlan& plan) {
-  return aligned(static_cast<size_t>(plan.row_tiles * plan.token_tiles) * sizeof(uint32_t));
+
+bool supports_tiles(const CodebookWeight& weight) {
+  return weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 && weight.fits_tiles && weight.rows > 0 &&
+         weight.cols > 0 && weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(weight.indices) % 16 == 0 &&
+         current_device().compute_capability == 90;
 }
 
 }  // namespace
 
 bool supports_tile_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept {
-  const bool keeps_x = args.x.dtype != DType::f32 && !weight.channel_scales;
-  return weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 && weight.level_scale > 0 &&
-         weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(weight.indices) % 16 == 0 &&
-         (args.precision == Precision::fast || keeps_x) && current_device().compute_capability == 90;
+  const bool keeps_all = args.x.dtype != DType::f32 && !weight.channel_scales && weight.levels_fit_half;
+  return supports_tiles(weight) && args.tokens >= least_tile_tokens(weight) &&
+         (args.precision == Precision::fast || keeps_all);
 }
 
 size_t tile_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  size_t sums = 0, counters = 0;
-  for (int64_t t = tokens; t > 1; t = (t + 1) / 2) {  // fewer tokens may have more splits
-    const TileGemmPlan plan = plan_of(weight, t);
-    sums = std::max(sums, partial_sums_bytes(plan));
-    counters = std::max(counters, counters_bytes(plan));
-  }
-  return scaled_x_bytes(weight, tokens) + scales_bytes(tokens) + counters + sums;
+  if (!supports_tiles(weight) || tokens < least_tile_tokens(weight)) return 0;
+  // Where splits share tiles, units are no more than blocks, whatever the number of tokens.
+  const auto blocks = static_cast<size_t>(current_device().multiprocessors);
+  const size_t sums = blocks * (TileGemmPlan::kMostColumns / 2) * kMultipliers * sizeof(float);
+  return scaled_x_bytes(weight, tokens) + scales_bytes(tokens) + counters_bytes(weight, tokens) + sums;
 }
 
 Status tile_gemm(const CodebookWeight& weight, const LinearArgs& args, const float* low_rank_product,
@@ -324,7 +326,7 @@ Status tile_gemm(const CodebookWeight& weight, const LinearArgs& args, const flo
   const auto take = [&](size_t bytes) { return std::exchange(memory, memory + bytes); };
   auto* x = reinterpret_cast<__half*>(take(scaled_x_bytes(weight, args.tokens)));
   auto* scales = reinterpret_cast<float*>(take(scales_bytes(args.tokens)));
-  auto* counters = reinterpret_cast<uint32_t*>(take(counters_bytes(plan)));
+  auto* counters = reinterpret_cast<uint32_t*>(take(counters_bytes(weight, args.tokens)));
   const Status status =
       launch(scale_kernel, {.grid = dim3(static_cast<unsigned>(args.tokens)), .block = dim3(kScaleThreads)}, stream,
              args.x, weight.cols, weight.channel_scales, x, scales, counters, plan.row_tiles * plan.token_tiles);

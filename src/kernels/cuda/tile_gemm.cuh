@@ -10,8 +10,8 @@ inline int64_t least_tile_tokens(const CodebookWeight& weight) noexcept {
   return weight.rows * weight.cols <= kSmallMatrix ? 9 : 33;
 }
 
-/// Whether `tile_gemm` takes the product: on Hopper, with rows of the matrix that are aligned to 16 bytes; for
-/// `Precision::exact` x must be BF16 or F16, without channel scales.
+/// Whether `tile_gemm` takes the product: on Hopper, tokens enough, rows of the matrix aligned to 16 bytes, weights
+/// that fit tiles; for `Precision::exact` x of BF16 or F16 without channel scales, and levels that fit binary16.
 bool supports_tile_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept;
 
 /// Bytes of workspace for up to `tokens` tokens, whatever the precision.

@@ -13,6 +13,7 @@ namespace hxq::cuda {
 struct TileGemmPlan {
   static constexpr int kRows = 128;
   static constexpr int kChunkCols = 64;
+  static constexpr int kMostColumns = 256;
 
   int columns = 16;  ///< tokens of a tile: 16, 32, 64, 128 or 256
   int splits = 1;
@@ -30,12 +31,12 @@ struct TileGemmPlan {
   HXQ_HOST_DEVICE int first_chunk(int split) const { return static_cast<int>(chunks * split / splits); }
 };
 
+/// `rows`, `tokens`, `blocks` at least 1.
 inline TileGemmPlan plan_tile_gemm(int64_t rows, int64_t cols, int64_t tokens, int64_t blocks) {
-  constexpr int kMostColumns = 256;
   constexpr int64_t kLeastChunks = 4;  // of a split: fewer are not worth the sums that are added up
   TileGemmPlan best;
   int64_t best_cost = -1;
-  for (int columns = 16; columns <= kMostColumns; columns *= 2) {
+  for (int columns = 16; columns <= TileGemmPlan::kMostColumns; columns *= 2) {
     TileGemmPlan plan;
     plan.columns = columns;
     plan.row_tiles = (rows + TileGemmPlan::kRows - 1) / TileGemmPlan::kRows;

@@ -31,9 +31,9 @@ struct TileGemmParameters {
   uint32_t* counters;   // [tiles] splits that are done: zeros
 };
 
-/// Tiles hold weights in this unit, a power of two: levels are whole numbers below 2^7 in steps of 2^-8 then, which
-/// binary16 holds, and outliers may be 512 times as large.
-__device__ inline float unit_of(const CodebookWeight& weight) { return weight.level_scale * 256; }
+/// Tiles hold weights divided by this power of two: the largest level is in [2^6, 2^7) then, and binary16 has room for
+/// outliers and for small levels on both sides.
+__device__ inline float tile_scale_of(const CodebookWeight& weight) { return weight.level_scale * 256; }
 
 template <int kN, bool kTwoLevels>
 struct TileShared {

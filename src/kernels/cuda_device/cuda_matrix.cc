@@ -1,6 +1,7 @@
 #include "kernels/cuda_device/cuda_matrix.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "codec/codec.h"
 #include "kernels/codebook_facts.h"
@@ -41,6 +42,13 @@ std::unique_ptr<const CudaMatrix> prepare_exact(const StoredMatrix& stored, cons
   return std::make_unique<CudaMatrix>(stored, view, std::move(uploads).memory(), stored.bytes_read());
 }
 
+bool fits_tiles(const CodebookMatrix& matrix, const LevelScale& levels) {
+  const float largest = cuda::kLargestTileWeight * levels.scale;
+  const auto is_zero = [](float level) { return level == 0; };
+  return levels.scale > 0 && !std::ranges::all_of(matrix.codebook, is_zero) &&
+         std::ranges::all_of(matrix.sidecar.value, [&](float value) { return std::abs(value) <= largest; });
+}
+
 std::unique_ptr<const CudaMatrix> prepare_codebook(const StoredMatrix& stored, const Device& device) {
   constexpr int kIndexBits[] = {8, 16, 12};
   const auto& matrix = static_cast<const CodebookMatrix&>(stored);
@@ -63,7 +71,8 @@ std::unique_ptr<const CudaMatrix> prepare_codebook(const StoredMatrix& stored, c
                                   .low_rank_u = uploads.put<float>(matrix.low_rank.u_scaled),
                                   .low_rank_vt = uploads.put<float>(matrix.low_rank.vt),
                                   .level_scale = levels.scale,
-                                  .levels_fit_half = levels.fits_half};
+                                  .levels_fit_half = levels.fits_half,
+                                  .fits_tiles = fits_tiles(matrix, levels)};
   return std::make_unique<CudaMatrix>(stored, view, std::move(uploads).memory(), stored.bytes_read());
 }
 
