@@ -1,5 +1,6 @@
 #include "fuzz/readers.h"
 
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -71,9 +72,10 @@ void use_tokenizer(const std::filesystem::path& dir) {
 std::string with_repaired_length(std::span<const std::byte> bytes) {
   constexpr size_t kLengthBytes = 8;
   std::string repaired(text_of(bytes));
-  const size_t end = repaired.size() < kLengthBytes ? repaired.npos : repaired.find("}}", kLengthBytes);
+  size_t end = repaired.size() < kLengthBytes ? repaired.npos : repaired.find("}}", kLengthBytes);
   if (end == repaired.npos) return {};
-  const uint64_t length = end + 2 - kLengthBytes;
+  end = std::min(repaired.find_first_not_of(' ', end + 2), repaired.size());  // writers pad headers with spaces
+  const uint64_t length = end - kLengthBytes;
   std::memcpy(repaired.data(), &length, kLengthBytes);
   return repaired;
 }
