@@ -419,30 +419,28 @@ def can_be_compressed(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_conv1d(type(module))
 
 
+def _class_like(kind: type, base: type, prefix: str) -> type:
+    """`base` for modules of this dense class, which keep what else the class does."""
+    if kind is base.dense_class:
+        return base
+    members = {"dense_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    if kind.__name__ not in _LIKE_LINEAR:
+        members["forward"] = kind.forward
+    return type(f"{prefix}{kind.__name__}", (base, kind), members)
+
+
 @functools.cache
 def compressed_class(kind: type) -> type:
     """The class of modules of this dense class once they are compressed."""
     if is_conv1d(kind):
         return HelixConv1D
-    base = HelixLinear if issubclass(kind, nn.Linear) else HelixEmbedding
-    if kind is base.dense_class:
-        return base
-    members = {"dense_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    if kind.__name__ not in _LIKE_LINEAR:
-        members["forward"] = kind.forward
-    return type(f"Helix{kind.__name__}", (base, kind), members)
+    return _class_like(kind, HelixLinear if issubclass(kind, nn.Linear) else HelixEmbedding, "Helix")
 
 
 @functools.cache
 def tied_class(kind: type) -> type:
     """The class of modules of this dense class whose weight is another module's."""
-    base = TiedLinear if issubclass(kind, nn.Linear) else TiedEmbedding
-    if kind is base.dense_class:
-        return base
-    members = {"dense_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    if kind.__name__ not in _LIKE_LINEAR:
-        members["forward"] = kind.forward
-    return type(f"Tied{kind.__name__}", (base, kind), members)
+    return _class_like(kind, TiedLinear if issubclass(kind, nn.Linear) else TiedEmbedding, "Tied")
 
 
 def become_compressed(module: nn.Module, parts: dict[str, torch.Tensor], name: str = "") -> None:
