@@ -144,14 +144,6 @@ __device__ inline uint4 load_bytes_once(const void* from) {
   return v;
 }
 
-/// The same on their way to shared memory; with those asked for since the last one, a group for cp.async.wait_group.
-__device__ inline void copy_bytes_async(void* shared, const void* global) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "l"(global)
-      : "memory");
-}
-
 /// The same from any address: whole words around it, none of which lies behind the word of `last`, the last byte that
 /// belongs to the array.
 __device__ inline uint4 load_bytes_unaligned(const unsigned char* from, const unsigned char* last) {

@@ -168,6 +168,26 @@ __device__ inline float scale_for(float largest) {
   return ldexpf(1.0f, max(exponent - 15, -126));
 }
 
+/// Starts to copy kBytes (4 or 16, aligned) to shared memory; 16 bytes pass by the first-level cache.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* global) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes));
+  }
+}
+
+/// Makes a group of the copies that the thread started since its last group.
+__device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for the thread's copies, but for its last kLater groups.
+template <int kLater>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
+}
+
 /// Waits until the kernels before this one have finished and their writes can be seen: nothing that they write may be
 /// read, and nothing that they read written, before it.
 __device__ inline void wait_for_predecessors() {
@@ -199,7 +219,6 @@ __device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf
 struct DeviceFacts {
   int multiprocessors = 0;
   int compute_capability = 0;  ///< 90 for 9.0
-  int max_shared_bytes = 0;    ///< of a block
 };
 DeviceFacts current_device() noexcept;
 

@@ -69,31 +69,25 @@ struct BlockRows {
   }
 };
 
-__device__ inline void copy_word_async(void* shared, const void* global) {
-  asm volatile(
-      "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "l"(global));
-}
-
 /// Starts to bring what is stored of the block's first outliers.
 __device__ inline void fetch_outliers(const CodebookWeight& weight, const BlockRows& rows, GemvShared& shared) {
   if (!weight.outlier_row_begin) return;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i <= min(rows.count, kRowBegins); i += kThreads) {
-    copy_word_async(shared.row_begin + i, weight.outlier_row_begin + rows.first + i);
+    copy_async<4>(shared.row_begin + i, weight.outlier_row_begin + rows.first + i);
   }
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < min(rows.outliers, uint32_t{kReadyOutliers}); i += kThreads) {
-    copy_word_async(shared.col + i, weight.outlier_col + rows.first_outlier + i);
-    copy_word_async(shared.product + i, weight.outlier_change + rows.first_outlier + i);
+    copy_async<4>(shared.col + i, weight.outlier_col + rows.first_outlier + i);
+    copy_async<4>(shared.product + i, weight.outlier_change + rows.first_outlier + i);
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  end_copy_group();
 }
 
 /// Multiplies them with x: each thread those that it fetched itself, before its last kLater groups of copies.
 template <int kLater>
 __device__ inline void multiply_outliers(const GemvParameters& p, const BlockRows& rows, GemvShared& shared) {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
+  wait_for_copies<kLater>();
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < min(rows.outliers, uint32_t{kReadyOutliers}); i += kThreads) {
     shared.product[i] *= scaled_x(p, shared.col[i]);
@@ -250,18 +244,18 @@ class Worker {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         if (row < rows_ && col_[u] < static_cast<int>(p_.weight.cols)) {
-          copy_bytes_async(slots_ + (place * kUnits + u) * (16 * kThreads),
-                           indices_ + static_cast<uint32_t>(row * static_cast<int>(p_.weight.cols) + col_[u]));
+          copy_async<16>(slots_ + (place * kUnits + u) * (16 * kThreads),
+                         indices_ + static_cast<uint32_t>(row * static_cast<int>(p_.weight.cols) + col_[u]));
         }
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
+      end_copy_group();
     }
   }
 
   /// They are there, or any bytes if there is no such row: then nothing is made of them. Behind the row's end x is
   /// zero.
   __device__ void take(int first, int place, uint4 (&bytes)[kUnits]) const {
-    if constexpr (kPlain) asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
+    if constexpr (kPlain) wait_for_copies<kAhead - 1>();
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if constexpr (kPlain) {

@@ -52,10 +52,10 @@ class Decoder {
     for (int k = 0; k < kPieces; ++k) {
       const int64_t row = ahead_.row + row_of(k);
       if (!ahead_.done() && row < w.rows && col < w.cols) {
-        copy_bytes_async(slot(place, k), static_cast<const unsigned char*>(w.indices) + row * w.cols + col);
+        copy_async<16>(slot(place, k), static_cast<const unsigned char*>(w.indices) + row * w.cols + col);
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copy_group();
     ahead_.advance();
   }
 
@@ -104,7 +104,7 @@ class Decoder {
       hopper::arrive_and_expect_bytes(barrier, Shared::kXTile);
       hopper::copy_box(shared_.x[stage_.index], x_map_, col, token, barrier);
     }
-    asm volatile("cp.async.wait_group %0;" ::"n"(Shared::kBytes - 1) : "memory");
+    wait_for_copies<Shared::kBytes - 1>();
     uint4 bytes[kPieces];
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) bytes[k] = *reinterpret_cast<const uint4*>(slot(place_.index, k));
