@@ -4,6 +4,7 @@
 
 #include "codec/codebook/codec.h"
 #include "codec/codec.h"
+#include "codec/grouped/codec.h"
 #include "codec/row_table.h"
 #include "hxq/error.h"
 
@@ -11,7 +12,7 @@ namespace hxq {
 namespace {
 
 /// The codecs of the library.
-constexpr const Codec* kCodecs[] = {&kCodebookCodec};
+constexpr const Codec* kCodecs[] = {&kCodebookCodec, &kGroupedCodec};
 
 RowTable<Codec>& table() {
   static RowTable<Codec> rows(kCodecs);
