@@ -5,7 +5,7 @@
 #include <cmath>
 #include <utility>
 
-#include "codec/codebook/partition.h"
+#include "codec/partition.h"
 
 namespace hxq {
 namespace {

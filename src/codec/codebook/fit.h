@@ -19,7 +19,7 @@ struct CodebookFit {
 /// error; at most one slot is an outlier in part.
 ///
 /// Both are chosen together: the optimal partition of the sorted values with a price per cluster and per outlier,
-/// prices found by search (see codebook_partition.h); then outliers and clusters in turn until neither improves.
+/// prices found by search (see codec/partition.h); then outliers and clusters in turn until neither improves.
 /// `histogram` is not empty.
 CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords, int64_t max_outliers);
 

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "codec/codebook/encode_test_data.h"
-#include "codec/codebook/partition.h"
+#include "codec/partition.h"
 #include "io/half.h"
 
 namespace hxq {

@@ -1,4 +1,4 @@
-#include "codec/codebook/partition.h"
+#include "codec/partition.h"
 
 #include <algorithm>
 #include <cmath>
