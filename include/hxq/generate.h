@@ -50,6 +50,7 @@ struct GenerateOptions {
   int64_t max_tokens = 128;            ///< new tokens at most
   std::vector<std::string> stop = {};  ///< text ends before the first of these
   bool ignore_eos = false;             ///< go on past end-of-sequence tokens: the model's and the tokenizer's
+  int64_t logprobs = -1;               ///< tell each token's log probability, and the likeliest so many; < 0: nothing
   /// Asked before each step of the prompt and after every token: true ends the text there.
   std::function<bool()> interrupted = {};
 };
@@ -65,10 +66,19 @@ enum class StopReason : uint8_t {
 
 std::string_view name_of(StopReason reason) noexcept;
 
+/// How likely a token was, by the model's own logits: before penalties, temperature and all that narrows the choice.
+struct TokenLogprobs {
+  float logprob = 0;                                ///< natural logarithm
+  std::vector<std::pair<int32_t, float>> top = {};  ///< the likeliest tokens, likeliest first; ties: the lower id first
+};
+
 struct GenerateResult {
   std::vector<int32_t> prompt_tokens;
-  std::vector<int32_t> tokens;  ///< new ones, the final end-of-sequence token included
-  std::string text;             ///< of the new tokens, cut before a stop string
+  std::vector<int32_t> tokens;          ///< new ones, the final end-of-sequence token included
+  std::string text;                     ///< of the new tokens, cut before a stop string
+  std::vector<TokenLogprobs> logprobs;  ///< of each of `tokens`, where they were asked for
+  /// For each of `tokens`, the bytes of text that those before it complete. Text may be held back, or cut, before that.
+  std::vector<size_t> text_offsets;
   StopReason stop_reason = StopReason::length;
   int64_t reused_tokens = 0;  ///< of the prompt, that a session had seen before
   double prompt_seconds = 0;  ///< from its first step to the first new token's logits

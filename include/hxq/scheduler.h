@@ -55,6 +55,8 @@ class Scheduler {
   struct Limits {
     int64_t sequences = 64;      ///< that are run at once; more wait
     int64_t prefill_tokens = 0;  ///< of prompts, in a step; 0: as many as the model's device computes at once
+    /// The same in a step that also decodes, so that texts go on steadily beside long prompts; 0: `prefill_tokens`.
+    int64_t prefill_tokens_beside_decode = 0;
   };
   using Id = uint64_t;
 
@@ -74,6 +76,24 @@ class Scheduler {
 
   /// Forgets a generation, done or not.
   void cancel(Id id);
+
+  /// A generation and how far it is.
+  struct Progress {
+    enum class Stage : uint8_t { waiting, prefill, decode, done };
+
+    Id id = 0;
+    Stage stage = Stage::waiting;
+    int64_t prompt_tokens = 0;
+    int64_t reused_tokens = 0;  ///< of the prompt, that need not be run
+    int64_t run_tokens = 0;     ///< of prompt and text
+    int64_t new_tokens = 0;
+  };
+  /// All that were not taken or cancelled, in the order in which they came.
+  std::vector<Progress> progress() const;
+
+  /// What there is so far of a generation that is not done; null for others. Valid until the next call of a function
+  /// that is not const.
+  const GenerateResult* result_so_far(Id id) const;
 
   /// The result of a generation that is done, which is then forgotten; empty if it is not done. Throws what the
   /// generation's `on_text` has thrown, and `Error` where no token could be chosen.

@@ -49,6 +49,10 @@ class Tokenizer {
   /// The token as the vocabulary spells it (byte-level tokens in their stand-in characters). Lives as long as this.
   std::optional<std::string_view> id_to_token(int32_t id) const;
 
+  /// The bytes that the token adds in the middle of a text, which may be part of a character; none for an id that is
+  /// not in the vocabulary.
+  std::string token_bytes(int32_t id) const;
+
   /// Whether `decode` leaves the id out by default.
   bool is_special(int32_t id) const;
 

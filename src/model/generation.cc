@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "hxq/error.h"
 #include "hxq/scheduler.h"
@@ -17,9 +19,14 @@ class TextWriter {
 
   /// False once a stop string has come.
   bool push(int32_t token, std::string& text) {
-    emit(filter_.push(decoder_.push(token)), text);
+    const std::string piece = decoder_.push(token);
+    decoded_ += piece.size();
+    emit(filter_.push(piece), text);
     return !filter_.stopped();
   }
+
+  /// Bytes of text that all tokens so far complete.
+  size_t decoded() const noexcept { return decoded_; }
 
   /// Writes what was held back. False if a stop string came, now or before.
   bool finish(std::string& text) {
@@ -37,7 +44,29 @@ class TextWriter {
   StreamDecoder decoder_;
   StopFilter filter_;
   OnText on_text_;
+  size_t decoded_ = 0;
 };
+
+/// Of `token` and of the likeliest `count`, by logits [vocab].
+TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t count) {
+  const float largest = *std::ranges::max_element(logits);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit - largest));
+  const double normalizer = static_cast<double>(largest) + std::log(sum);
+  const auto logprob = [&](int32_t id) {
+    return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - normalizer);
+  };
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto kept = ids.begin() + std::min<int64_t>(count, std::ssize(ids));
+  std::partial_sort(ids.begin(), kept, ids.end(), [&](int32_t a, int32_t b) {
+    const float of_a = logits[static_cast<size_t>(a)], of_b = logits[static_cast<size_t>(b)];
+    return of_a != of_b ? of_a > of_b : a < b;
+  });
+  TokenLogprobs found{.logprob = logprob(token)};
+  for (auto id = ids.begin(); id != kept; ++id) found.top.emplace_back(*id, logprob(*id));
+  return found;
+}
 
 }  // namespace
 
@@ -85,6 +114,7 @@ struct Generation::Impl {
   TextWriter writer;
   std::vector<int32_t> tokens;
   GenerateResult result = {};
+  std::vector<float> logits = {};  // of the last token, where log probabilities are asked for
   bool done = false;
 };
 
@@ -116,8 +146,13 @@ void Generation::next(std::span<float> logits) {
   const auto wanted = static_cast<size_t>(my.options.max_tokens);
   if (chosen.size() == wanted) return my.finish(StopReason::length);
   if (asked_to_stop()) return my.finish(StopReason::interrupted);
+  // The penalty changes logits.
+  const bool wants_logprobs = my.options.logprobs >= 0;
+  if (wants_logprobs) my.logits.assign(logits.begin(), logits.end());
   const int32_t token = my.sampler.choose(logits);
   chosen.push_back(token);
+  my.result.text_offsets.push_back(my.writer.decoded());
+  if (wants_logprobs) my.result.logprobs.push_back(logprobs_of(my.logits, token, my.options.logprobs));
   if (std::ranges::count(my.ends, token) > 0) return my.finish(StopReason::eos);
   if (!my.writer.push(token, my.result.text)) return my.finish(StopReason::stop);
   if (chosen.size() == wanted) return my.finish(StopReason::length);

@@ -32,6 +32,19 @@ struct Task {
   std::optional<Clock::time_point> decodes = {};  ///< since then
 
   bool ended() const noexcept { return error || generation.done(); }
+  Scheduler::Progress progress() const {
+    using Stage = Scheduler::Progress::Stage;
+    const GenerateResult& result = generation.result();
+    const Stage running = decodes ? Stage::decode : Stage::prefill;
+    return {.id = id,
+            .stage = ended()    ? Stage::done
+                     : sequence ? running
+                                : Stage::waiting,
+            .prompt_tokens = std::ssize(result.prompt_tokens),
+            .reused_tokens = result.reused_tokens,
+            .run_tokens = sequence ? sequence->position() : 0,
+            .new_tokens = std::ssize(result.tokens)};
+  }
   /// Tokens that are still to be run.
   std::span<const int32_t> rest() const noexcept {
     return generation.tokens().subspan(static_cast<size_t>(sequence->position()));
@@ -42,16 +55,18 @@ struct Task {
 
 struct Scheduler::Impl {
   Impl(const Model& of, const Limits& given) : model(of), limits(given), workspace(of.new_workspace()) {
-    if (limits.sequences < 1 || limits.prefill_tokens < 0) {
-      throw Error(fmt::format("{} sequences and {} prompt tokens at once: expected at least 1 and 0", limits.sequences,
-                              limits.prefill_tokens));
+    const int64_t least = std::min(limits.prefill_tokens, limits.prefill_tokens_beside_decode);
+    if (limits.sequences < 1 || least < 0) {
+      throw Error(
+          fmt::format("{} sequences and {} prompt tokens at once: expected at least 1 and 0", limits.sequences, least));
     }
     if (limits.prefill_tokens == 0) limits.prefill_tokens = model.info().step_tokens;
+    if (limits.prefill_tokens_beside_decode == 0) limits.prefill_tokens_beside_decode = limits.prefill_tokens;
   }
 
-  Task* find(Id id) {
-    const auto at = std::ranges::find(tasks, id, &Task::id);
-    return at == tasks.end() ? nullptr : &*at;
+  Task* find(Id id) noexcept {
+    const auto at = std::ranges::lower_bound(tasks, id, {}, &Task::id);
+    return at == tasks.end() || at->id != id ? nullptr : &*at;
   }
 
   bool goes_on(Task& task);
@@ -65,7 +80,7 @@ struct Scheduler::Impl {
   Limits limits;
   Workspace workspace;
   Id last_id = 0;
-  std::deque<Task> tasks;                        // in the order in which they came
+  std::deque<Task> tasks;                        // in the order in which they came, ids ascending
   std::vector<std::unique_ptr<Sequence>> free;   // to be used again
   std::vector<std::unique_ptr<Sequence>> taken;  // by tasks
 
@@ -138,7 +153,8 @@ void Scheduler::Impl::plan() {
     if (task.sequence && !task.ended() && task.decodes) add(task, 1, Phase::decode);
   }
   // Rows to decode count, so that a step of both is no longer than one of prompts alone.
-  int64_t budget = std::max<int64_t>(limits.prefill_tokens - std::ssize(segments), 1);
+  const int64_t rows = segments.empty() ? limits.prefill_tokens : limits.prefill_tokens_beside_decode;
+  int64_t budget = std::max<int64_t>(rows - std::ssize(segments), 1);
   for (Task& task : tasks) {
     if (!task.sequence || task.ended() || task.decodes || budget == 0) continue;
     const int64_t count = std::min(std::ssize(task.rest()), budget);
@@ -201,6 +217,17 @@ bool Scheduler::step() {
 }
 
 void Scheduler::cancel(Id id) { impl_->forget(id); }
+
+std::vector<Scheduler::Progress> Scheduler::progress() const {
+  std::vector<Progress> all;
+  for (const Task& task : impl_->tasks) all.push_back(task.progress());
+  return all;
+}
+
+const GenerateResult* Scheduler::result_so_far(Id id) const {
+  const Task* task = impl_->find(id);
+  return task && !task->ended() ? &task->generation.result() : nullptr;
+}
 
 std::optional<GenerateResult> Scheduler::take(Id id) {
   Task* task = impl_->find(id);

@@ -3,7 +3,9 @@
 #include <array>
 
 #include "io/utf8.h"
+#include "text/byte_level.h"
 #include "text/decoder_stages.h"
+#include "text/normalizer.h"
 #include "text/pattern.h"
 
 namespace hxq::text {
@@ -42,6 +44,26 @@ void Decoder::add(const JsonPart& part) {
   } else {
     part.fail_unknown(type, kKnown);
   }
+}
+
+std::string Decoder::bytes_of(std::string_view token) const {
+  std::string bytes(token);
+  for (const Step& step : steps_) {
+    if (std::holds_alternative<Join>(step)) {
+      bytes.insert(bytes.begin(), ' ');
+    } else if (std::holds_alternative<ByteLevel>(step)) {
+      bytes.clear();
+      append_from_byte_level(token, bytes);
+      return bytes;
+    } else if (const auto byte = fallback_byte(bytes); byte && std::holds_alternative<ByteFallback>(step)) {
+      return {*byte};
+    } else if (const auto* replace = std::get_if<Replace>(&step)) {
+      bytes = replace_matches(replace->pattern, bytes, replace->content);
+    } else if (const auto* metaspace = std::get_if<Metaspace>(&step)) {
+      bytes = from_metaspace(*metaspace, bytes);
+    }
+  }
+  return bytes;
 }
 
 Decoder::Stream::Stream(const Decoder& decoder) {

@@ -20,6 +20,9 @@ class Decoder {
   /// From the part "decoder". Throws `Error` for an unknown type.
   explicit Decoder(const JsonPart& part);
 
+  /// What a token adds in the middle of a text, before its bytes become characters.
+  std::string bytes_of(std::string_view token) const;
+
   /// One step at work on one stream of tokens. A step receives tokens and hands on tokens; steps after `fuses` receive
   /// the pieces of one long token.
   class Stage {

@@ -43,15 +43,6 @@ class ByteLevelStage : public Decoder::Stage {
   std::string bytes_;
 };
 
-// The byte of a token like <0xE5>.
-std::optional<char> fallback_byte(std::string_view token) {
-  if (token.size() != 6 || !token.starts_with("<0x") || !token.ends_with('>')) return std::nullopt;
-  unsigned value = 0;
-  const auto [end, error] = std::from_chars(token.data() + 3, token.data() + 5, value, 16);
-  if (error != std::errc() || end != token.data() + 5) return std::nullopt;
-  return static_cast<char>(value);
-}
-
 // A run of byte tokens is text if all of it is valid, and U+FFFD for each of its bytes if not: it is known only when
 // the run ends.
 class ByteFallbackStage : public Decoder::Stage {
@@ -105,16 +96,9 @@ class MetaspaceStage : public Decoder::Stage {
  public:
   explicit MetaspaceStage(const Decoder::Metaspace& step) : step_(step) {}
   void push(std::string token) override {
-    const std::string_view with = first_ && step_.drop_first ? "" : " ";
+    const bool drop = first_ && step_.drop_first;
     first_ = false;
-    std::string out;
-    for (size_t at = 0; at < token.size();) {
-      const size_t found = std::min(token.find(step_.replacement, at), token.size());
-      out.append(token, at, found - at);
-      if (found < token.size()) out += with;
-      at = found + step_.replacement.size();
-    }
-    emit(std::move(out));
+    emit(from_metaspace(step_, token, drop ? "" : " "));
   }
   void finish() override { first_ = true; }
 
@@ -178,6 +162,25 @@ class StripStage : public Decoder::Stage {
 };
 
 }  // namespace
+
+std::optional<char> fallback_byte(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || !token.ends_with('>')) return std::nullopt;
+  unsigned value = 0;
+  const auto [end, error] = std::from_chars(token.data() + 3, token.data() + 5, value, 16);
+  if (error != std::errc() || end != token.data() + 5) return std::nullopt;
+  return static_cast<char>(value);
+}
+
+std::string from_metaspace(const Decoder::Metaspace& step, std::string_view token, std::string_view space) {
+  std::string out;
+  for (size_t at = 0; at < token.size();) {
+    const size_t found = std::min(token.find(step.replacement, at), token.size());
+    out.append(token, at, found - at);
+    if (found < token.size()) out += space;
+    at = found + step.replacement.size();
+  }
+  return out;
+}
 
 DecoderStage make_stage(const Decoder::Join&, bool) { return std::make_unique<JoinStage>(); }
 DecoderStage make_stage(const Decoder::ByteLevel&, bool) { return std::make_unique<ByteLevelStage>(); }

@@ -1,11 +1,19 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "text/decoder.h"
 
 namespace hxq::text {
+
+/// The byte of a token like <0xE5>.
+std::optional<char> fallback_byte(std::string_view token);
+
+/// The token with `space` in place of what stands for spaces.
+std::string from_metaspace(const Decoder::Metaspace& step, std::string_view token, std::string_view space = " ");
 
 using DecoderStage = std::unique_ptr<Decoder::Stage>;
 

@@ -162,6 +162,11 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
 size_t Tokenizer::vocab_size() const noexcept { return impl_->size; }
 std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const { return impl_->id_of(token); }
 std::optional<std::string_view> Tokenizer::id_to_token(int32_t id) const { return impl_->token_of(id); }
+std::string Tokenizer::token_bytes(int32_t id) const {
+  if (const auto token = impl_->added.table().token_of(id)) return std::string(*token);
+  const auto token = impl_->model.tokens().token_of(id);
+  return token ? impl_->decoder.bytes_of(*token) : std::string();
+}
 bool Tokenizer::is_special(int32_t id) const { return impl_->added.is_special(id); }
 std::optional<int32_t> Tokenizer::bos_id() const noexcept { return impl_->bos; }
 std::optional<int32_t> Tokenizer::eos_id() const noexcept { return impl_->eos; }
