@@ -19,6 +19,14 @@ def test_readme_commands(hxq, tmp_path):
     (tmp_path / "models").symlink_to(ROOT / "models")
     ran = 0
     for command in commands():
+        if command.startswith("build/hxq serve "):  # ends when it is told to
+            command = command.replace("--port 8080", "--port 0")
+            server = subprocess.Popen(["sh", "-c", "exec " + command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            assert " serves mine" in server.stdout.readline(), command
+            server.terminate()
+            assert server.wait(30) == 143
+            ran += 1
+            continue
         completed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True,
                                    input="Where is London?\n")
         assert completed.returncode == 0, (command, completed.stderr)
@@ -29,5 +37,5 @@ def test_readme_commands(hxq, tmp_path):
 
 def test_readme_shows_every_verb():
     text = " ".join(commands())
-    for verb in ("compress", "verify", "inspect", "generate", "chat", "perplexity", "bench", "decompress"):
+    for verb in ("compress", "verify", "inspect", "generate", "chat", "serve", "perplexity", "bench", "decompress"):
         assert f"build/hxq {verb} " in text

@@ -1,5 +1,5 @@
-// A program that knows the installed headers and libraries alone: compresses a folder, scores tokens and writes with
-// it.
+// A program that knows the installed headers and libraries alone: compresses a folder, scores tokens, writes with it
+// and serves it for a moment.
 
 #include <cstdio>
 
@@ -7,6 +7,7 @@
 #include "hxq/error.h"
 #include "hxq/generate.h"
 #include "hxq/perplexity.h"
+#include "hxq/serve.h"
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
@@ -17,6 +18,8 @@ int main(int argc, char** argv) {
     const hxq::PerplexityResult result = hxq::perplexity(model, tokens);
     const hxq::Tokenizer tokenizer = hxq::Tokenizer::load(argv[2]);
     const hxq::GenerateResult text = hxq::generate(model, tokenizer, "The", {.max_tokens = 4});
+    hxq::Server server(model, tokenizer, nullptr, {.port = 0, .interrupted = [] { return true; }});
+    server.run();
     std::printf("%lld tensors, %lld tokens, perplexity %.3f\n",
                 static_cast<long long>(receipt.totals.tensors_compressed), static_cast<long long>(result.tokens_scored),
                 result.perplexity);

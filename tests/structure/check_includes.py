@@ -7,7 +7,7 @@ import sys
 
 # A folder may include itself and everything before it. `jinja` and `text` need `io` alone; nothing below `model` needs
 # them.
-ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "jinja", "text", "model", "compress", "capi"]
+ORDER = ["io", "desc", "codec", "folder", "kernels", "layers", "jinja", "text", "model", "compress", "capi", "serve"]
 ALLOWED = {folder: set(ORDER[: i + 1]) for i, folder in enumerate(ORDER)}
 ALLOWED["jinja"] = {"io", "jinja"}
 ALLOWED["text"] = {"io", "jinja", "text"}
@@ -15,6 +15,7 @@ ALLOWED["codec"] -= {"desc"}
 ALLOWED["kernels"] -= {"folder"}
 ALLOWED["compress"] -= {"kernels", "layers", "jinja", "text", "model"}
 ALLOWED["capi"] -= {"jinja", "text"}
+ALLOWED["serve"] = {"io", "serve"}
 #: Headers of these folders are for these files alone (beginnings of paths). A codec's folder: its rows, its kernels, the
 #: container format that has a file for each of its parts, and the C functions that only it has.
 INNER = {

@@ -67,6 +67,7 @@ int run(int argc, char** argv) {
   add("decompress", "Turn a compressed folder into a dense one", hxq::tools::add_decompress);
   add("generate", "Continue a prompt", hxq::tools::add_generate);
   add("chat", "Talk with a model", hxq::tools::add_chat);
+  add("serve", "Serve a model over HTTP, as OpenAI's API", hxq::tools::add_serve);
   add("perplexity", "Measure how well a model predicts a text", hxq::tools::add_perplexity);
   add("bench", "Measure speed against what this machine's memory allows", hxq::tools::add_bench);
 

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hxq/chat.h"
+
+namespace hxq {
+
+struct ServeOptions {
+  std::string host = "127.0.0.1";              ///< address or name to listen on
+  uint16_t port = 8080;                        ///< 0: one that is free
+  std::string model_name = "hxq";              ///< as clients call the model
+  std::vector<std::string> api_keys = {};      ///< clients must have one of these; none: anybody is served
+  std::vector<std::string> cors_origins = {};  ///< whose pages a browser may let in, besides the server's own; "*": all
+  int64_t parallel = 8;                        ///< texts that are run at once; more wait
+  int64_t waiting = 4096;                      ///< texts that may wait; more are refused (503)
+  int64_t prompt_budget = 128;                 ///< tokens of prompts in a step that also continues texts
+  int64_t body_bytes = int64_t{4} << 20;       ///< of a request, at most
+  int64_t connections = 4096;                  ///< at once; more are refused (503)
+  double head_seconds = 30;                    ///< for a request's head to come, and how long a connection may be idle
+  double body_seconds = 60;                    ///< for its body to come
+  double write_seconds = 30;                   ///< for a client to take what is written to it
+  double silence_seconds = 15;                 ///< after which a stream that has nothing to say gets a comment
+  double drain_seconds = 10;                   ///< for texts to be completed once the server is to end
+  /// Asked many times a second: true ends the server.
+  std::function<bool()> interrupted = {};
+};
+
+/// OpenAI's HTTP API for one model. Texts are continued together, a step at a time; each is, byte for byte, what it is
+/// alone.
+class Server {
+ public:
+  /// The references must outlive it. `chat_template`: null if there is none. Listens from now on. Throws `Error` for
+  /// options out of range and an address that is not to be had.
+  Server(const Model& model, const Tokenizer& tokenizer, const ChatTemplate* chat_template, ServeOptions options);
+  Server(Server&&) noexcept;
+  Server& operator=(Server&&) noexcept;
+  ~Server();
+
+  /// Where it listens: "http://127.0.0.1:8080".
+  const std::string& address() const noexcept;
+
+  /// Serves until `ServeOptions::interrupted` says so: then no more requests are taken, and what runs is completed, or
+  /// ended with an error where that takes too long.
+  void run();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hxq

@@ -1,0 +1,24 @@
+#include "serve/api_error.h"
+
+#include <nlohmann/json.hpp>
+
+namespace hxq::serve {
+
+nlohmann::ordered_json ApiError::json() const {
+  const auto or_null = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
+  return {
+      {"error", {{"message", what()}, {"type", type}, {"param", or_null(param)}, {"code", or_null(code)}}},
+  };
+}
+
+ApiError bad_request(const std::string& message, std::string param, std::string code) {
+  return {400, "invalid_request_error", message, std::move(param), std::move(code)};
+}
+
+ApiError unavailable(const std::string& message) { return {503, "server_error", message, "", "unavailable"}; }
+
+ApiError server_fault(const std::string& message) { return {500, "server_error", message}; }
+
+}  // namespace hxq::serve

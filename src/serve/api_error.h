@@ -1,0 +1,37 @@
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <stdexcept>
+#include <string>
+
+namespace hxq::serve {
+
+/// A request that is not served, as the client is told: an HTTP status, and a body in OpenAI's shape.
+struct ApiError : std::runtime_error {
+  ApiError(int of_status, std::string of_type, const std::string& message, std::string of_param = {},
+           std::string of_code = {})
+      : std::runtime_error(message),
+        status(of_status),
+        type(std::move(of_type)),
+        param(std::move(of_param)),
+        code(std::move(of_code)) {}
+
+  /// {"error": {"message", "type", "param", "code"}}; null for what is empty.
+  nlohmann::ordered_json json() const;
+
+  int status;
+  std::string type;
+  std::string param;  ///< the member of the request that is wrong
+  std::string code;   ///< for programs
+};
+
+/// 400: the request is wrong, or asks for what this server does not do.
+ApiError bad_request(const std::string& message, std::string param = {}, std::string code = {});
+
+/// 503: the server cannot take it now.
+ApiError unavailable(const std::string& message);
+
+/// 500, for what should not happen.
+ApiError server_fault(const std::string& message);
+
+}  // namespace hxq::serve

@@ -1,0 +1,428 @@
+#include "serve/connection.h"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/beast/http.hpp>
+#include <chrono>
+
+#include "hxq/version.h"
+
+namespace hxq::serve {
+namespace {
+
+namespace beast = boost::beast;
+namespace http = beast::http;
+using asio::as_tuple;
+using boost::system::error_code;
+using Request = http::request<http::string_body>;
+
+constexpr uint32_t kHeadBytes = 16 << 10;
+/// Of a next request, that a client may send before it has the answer to this one.
+constexpr size_t kAheadBytes = 64 << 10;
+/// For what a client still sends after an answer that ends the connection, so that it gets to read the answer.
+constexpr std::chrono::seconds kLinger{2};
+
+constexpr auto kNoThrow = as_tuple(asio::use_awaitable);
+
+std::chrono::nanoseconds duration(double seconds) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(seconds));
+}
+
+std::string_view text_of(beast::string_view view) { return {view.data(), view.size()}; }
+
+class Connection : public Client, public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(Hub& hub, asio::ip::tcp::socket socket) : hub_(hub), stream_(std::move(socket)) {
+    hub_.clients.insert(this);
+    hub_.counts.connections = std::ssize(hub_.clients);
+  }
+  ~Connection() override {
+    hub_.clients.erase(this);
+    hub_.counts.connections = std::ssize(hub_.clients);
+  }
+
+  void end_if_idle() override {
+    if (idle_) end();
+  }
+  void end() override {
+    error_code ignored;
+    stream_.socket().close(ignored);
+  }
+
+  asio::awaitable<void> run();
+
+ private:
+  using Parser = http::request_parser<http::string_body>;
+
+  asio::awaitable<bool> read_body(Parser& parser);
+  asio::awaitable<bool> answer(Request& request);
+  asio::awaitable<Reply> reply_of(const Route& route, std::string_view path, const Request& request);
+  asio::awaitable<void> complete(Request& request, bool chat);
+  asio::awaitable<void> stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox);
+  asio::awaitable<void> write(Reply reply);
+  asio::awaitable<void> write_text(std::string_view text);
+  asio::awaitable<void> linger();
+  asio::awaitable<bool> next_updates(Completion& completion, Mailbox& mailbox);
+
+  const Route& check(const Request& request, std::string_view& path) const;
+  void note_head(const Request& request);
+  template <class Message>
+  void put_common(Message& message) const;
+  static asio::awaitable<void> watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox);
+
+  Hub& hub_;
+  beast::tcp_stream stream_;
+  beast::flat_buffer buffer_{kAheadBytes};
+  bool idle_ = true;
+
+  // Of the request at hand.
+  const Route* route_ = nullptr;
+  std::string id_, origin_;
+  unsigned version_ = 11;
+  bool keep_alive_ = false;
+  bool is_head_ = false;
+  bool preflight_ = false;
+};
+
+/// Sees a client go away while its answer is being made. What it sends meanwhile is the next request's beginning.
+asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox) {
+  asio::ip::tcp::socket& socket = self->stream_.socket();
+  while (true) {
+    const auto [error] = co_await socket.async_wait(asio::socket_base::wait_read, kNoThrow);
+    if (error) break;  // also where there is nothing to look out for any more
+    std::array<char, 1> first;
+    const ssize_t size = recv(socket.native_handle(), first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
+    if (size < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+    if (size <= 0) break;
+    const size_t room = kAheadBytes - self->buffer_.size();
+    if (room == 0) co_return;  // is read when it is its turn
+    error_code fault;
+    self->buffer_.commit(socket.read_some(self->buffer_.prepare(std::min(room, socket.available(fault))), fault));
+    if (fault) break;
+  }
+  mailbox->client_is_gone = true;
+  mailbox->wake.cancel();
+}
+
+/// The route of a request that may be served. Throws `ApiError`.
+const Route& Connection::check(const Request& request, std::string_view& path) const {
+  const std::string_view target = text_of(request.target());
+  path = target.substr(0, target.find('?'));
+  const Route* route = find_route(path);
+  if (!route) {
+    throw ApiError(404, "invalid_request_error", fmt::format("there is nothing at {}", path.substr(0, 100)), "",
+                   "not_found");
+  }
+  if (!hub_.access.admits(origin_, text_of(request[http::field::host]))) {
+    throw ApiError(403, "invalid_request_error", "pages of this origin are not let in", "", "origin_not_allowed");
+  }
+  const http::verb verb = request.method();
+  const bool fits = route->post ? verb == http::verb::post : verb == http::verb::get || verb == http::verb::head;
+  if (!fits && !preflight_) {
+    throw ApiError(405, "invalid_request_error", fmt::format("{} takes {}", route->path, route->post ? "POST" : "GET"),
+                   "", "method_not_allowed");
+  }
+  if (preflight_) return *route;
+  if (!route->is_public && !hub_.access.has_key(text_of(request[http::field::authorization]))) {
+    throw ApiError(401, "invalid_request_error", "a right API key is needed: Authorization: Bearer KEY", "",
+                   "invalid_api_key");
+  }
+  if (path.size() < target.size() && route->endpoint != Endpoint::page) {
+    throw bad_request("the address has a query, and none is taken", "", "unknown_parameter");
+  }
+  if (route->post) {
+    const std::string_view type = text_of(request[http::field::content_type]);
+    if (!beast::iequals(beast::string_view(type.data(), std::min(type.find(';'), type.size())), "application/json")) {
+      throw ApiError(415, "invalid_request_error", "expected Content-Type: application/json", "", "unsupported_media");
+    }
+    if (!request[http::field::content_encoding].empty()) {
+      throw ApiError(415, "invalid_request_error", "Content-Encoding is not supported", "", "unsupported_media");
+    }
+  }
+  return *route;
+}
+
+void Connection::note_head(const Request& request) {
+  version_ = request.version();
+  keep_alive_ = request.keep_alive() && !hub_.draining;
+  is_head_ = request.method() == http::verb::head;
+  origin_ = text_of(request[http::field::origin]);
+  preflight_ = request.method() == http::verb::options && hub_.access.lists(origin_);
+}
+
+template <class Message>
+void Connection::put_common(Message& message) const {
+  message.set(http::field::server, fmt::format("hxq/{}", kVersion));
+  message.set("X-Request-Id", id_);
+  message.set("X-Content-Type-Options", "nosniff");
+  if (!origin_.empty() && hub_.access.lists(origin_)) {
+    message.set(http::field::access_control_allow_origin, origin_);
+    message.set(http::field::vary, "Origin");
+  }
+  message.keep_alive(keep_alive_);
+}
+
+asio::awaitable<void> Connection::write(Reply reply) {
+  ++hub_.counts.requests[{route_ ? std::string(route_->path) : "other", reply.status}];
+  http::response<http::string_body> message{static_cast<http::status>(reply.status), version_};
+  put_common(message);
+  if (reply.status == 405) message.set(http::field::allow, route_->post ? "POST" : "GET, HEAD");
+  if (reply.status == 401) message.set(http::field::www_authenticate, "Bearer");
+  if (reply.status == 503) message.set(http::field::retry_after, "1");
+  if (reply.status == 204) {
+    message.set(http::field::access_control_allow_methods, "GET, HEAD, POST");
+    message.set(http::field::access_control_allow_headers, "Authorization, Content-Type");
+    message.set(http::field::access_control_max_age, "600");
+  } else {
+    message.set(http::field::content_type, beast::string_view(reply.content_type.data(), reply.content_type.size()));
+    message.content_length(reply.body.size());
+  }
+  if (route_ && route_->endpoint == Endpoint::page) {
+    message.set("Content-Security-Policy",
+                "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+  }
+  if (!is_head_) message.body() = std::move(reply.body);
+  stream_.expires_after(duration(hub_.options.write_seconds));
+  http::response_serializer<http::string_body> serializer{message};
+  co_await http::async_write(stream_, serializer, asio::use_awaitable);
+}
+
+asio::awaitable<void> Connection::write_text(std::string_view text) {
+  stream_.expires_after(duration(hub_.options.write_seconds));
+  const asio::const_buffer bytes(text.data(), text.size());
+  if (version_ < 11) {
+    co_await asio::async_write(stream_, bytes, asio::use_awaitable);
+  } else {
+    co_await asio::async_write(stream_, http::make_chunk(bytes), asio::use_awaitable);
+  }
+}
+
+/// Waits for updates and adds them. False if none came for long.
+asio::awaitable<bool> Connection::next_updates(Completion& completion, Mailbox& mailbox) {
+  if (mailbox.updates.empty() && !mailbox.client_is_gone) {
+    mailbox.wake.expires_after(duration(hub_.options.silence_seconds));
+    co_await mailbox.wake.async_wait(kNoThrow);
+  }
+  if (mailbox.client_is_gone) throw boost::system::system_error(asio::error::connection_reset);
+  std::vector<std::pair<size_t, Update>> updates;
+  updates.swap(mailbox.updates);
+  for (auto& [choice, update] : updates) completion.add(choice, std::move(update));
+  co_return !updates.empty();
+}
+
+asio::awaitable<void> Connection::stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox) {
+  ++hub_.counts.requests[{std::string(route_->path), 200}];
+  http::response<http::empty_body> head{http::status::ok, version_};
+  if (version_ < 11) keep_alive_ = false;  // the end of the connection ends the stream
+  put_common(head);
+  head.set(http::field::content_type, "text/event-stream");
+  head.set(http::field::cache_control, "no-cache");
+  head.chunked(version_ >= 11);
+  stream_.expires_after(duration(hub_.options.write_seconds));
+  http::response_serializer<http::empty_body> serializer{head};
+  co_await http::async_write_header(stream_, serializer, asio::use_awaitable);
+  bool came = true;
+  while (true) {
+    const std::string events = came ? completion.take_events() : std::string(kSseComment);
+    if (!events.empty()) co_await write_text(events);
+    if (completion.done()) break;
+    came = co_await next_updates(completion, *mailbox);
+  }
+  if (version_ >= 11) co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
+}
+
+/// Answers a request for a text; it is cancelled if the client goes away.
+asio::awaitable<void> Connection::complete(Request& request, bool chat) {
+  CompletionRequest wanted = co_await hub_.work([&] {
+    return chat ? read_chat_request(request.body(), hub_.served) : read_completion_request(request.body(), hub_.served);
+  });
+  request.body() = {};
+  const auto mailbox = std::make_shared<Mailbox>(stream_.get_executor());
+  Completion completion(std::move(wanted), hub_.served, hub_.new_id(chat ? "chatcmpl-" : "cmpl-"));
+  const std::vector<Engine::Ticket> tickets = hub_.begin(completion.request(), mailbox);
+
+  // The signal lives as long as the coroutine, which ends some time after it is told to.
+  asio::co_spawn(stream_.get_executor(), watch(shared_from_this(), mailbox),
+                 asio::bind_cancellation_slot(mailbox->end_watch.slot(), [mailbox](const std::exception_ptr&) {}));
+  struct Ending {
+    Hub& hub;
+    const std::vector<Engine::Ticket>& tickets;
+    Mailbox& mailbox;
+    bool counted;
+    ~Ending() {
+      hub.counts.streams -= counted;
+      hub.end(tickets);
+      mailbox.end_watch.emit(asio::cancellation_type::terminal);
+    }
+  } ending{hub_, tickets, *mailbox, completion.request().stream};
+  hub_.counts.streams += completion.request().stream;
+
+  stream_.expires_never();
+  if (completion.request().stream) {
+    co_await stream(completion, mailbox);
+    co_return;
+  }
+  while (!completion.done()) co_await next_updates(completion, *mailbox);
+  if (!completion.fault().empty()) throw unavailable(completion.fault());
+  Reply reply;
+  reply.body = dumped(completion.body());
+  co_await write(std::move(reply));
+}
+
+asio::awaitable<Reply> Connection::reply_of(const Route& route, std::string_view path, const Request& request) {
+  Reply reply;
+  switch (route.endpoint) {
+    case Endpoint::page:
+      reply.content_type = "text/html; charset=utf-8";
+      reply.body = kPage;
+      break;
+    case Endpoint::schema:
+      reply.body = kSchema;
+      break;
+    case Endpoint::health:
+      reply.status = hub_.draining ? 503 : 200;
+      reply.body = hub_.draining ? R"({"status":"ending"})" : R"({"status":"ok"})";
+      break;
+    case Endpoint::models:
+      reply = models_reply(path, hub_.served);
+      break;
+    case Endpoint::metrics:
+      reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
+      reply.body = metrics_text(hub_.engine->status(), hub_.counts, hub_.options.parallel);
+      break;
+    case Endpoint::slots:
+      reply.body = slots_text(hub_.engine->status(), hub_.options.parallel);
+      break;
+    case Endpoint::tokenize:
+      reply = co_await hub_.work([&] { return tokenize_reply(request.body(), hub_.served); });
+      break;
+    case Endpoint::detokenize:
+      reply = co_await hub_.work([&] { return detokenize_reply(request.body(), hub_.served); });
+      break;
+    default:
+      throw ApiError(501, "invalid_request_error",
+                     "the model continues texts; it was not trained to make embeddings of them", "", "not_supported");
+  }
+  co_return reply;
+}
+
+/// Answers a request whose body was read; false if the connection is to be ended.
+asio::awaitable<bool> Connection::answer(Request& request) {
+  std::optional<Reply> refusal;
+  try {
+    const std::string_view target = text_of(request.target());
+    const std::string path(target.substr(0, target.find('?')));
+    if (route_->endpoint == Endpoint::completions || route_->endpoint == Endpoint::chat_completions) {
+      co_await complete(request, route_->endpoint == Endpoint::chat_completions);
+    } else {
+      Reply reply = co_await reply_of(*route_, path, request);
+      co_await write(std::move(reply));
+    }
+  } catch (const ApiError& error) {
+    refusal = error_reply(error);
+  } catch (const boost::system::system_error&) {
+    throw;  // the client is gone, or does not take what is written
+  } catch (const std::exception& error) {
+    refusal = error_reply(server_fault(error.what()));
+  }
+  if (refusal) co_await write(std::move(*refusal));
+  co_return keep_alive_;
+}
+
+/// Reads the body, after saying that it is awaited where the client asks.
+asio::awaitable<bool> Connection::read_body(Parser& parser) {
+  if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+    http::response<http::empty_body> go_on{http::status::continue_, version_};
+    co_await http::async_write(stream_, go_on, asio::use_awaitable);
+  }
+  stream_.expires_after(duration(hub_.options.body_seconds));
+  const auto [error, size] = co_await http::async_read(stream_, buffer_, parser, kNoThrow);
+  if (!error) co_return true;
+  keep_alive_ = false;
+  if (error == http::error::body_limit) {
+    Reply refusal =
+        error_reply(ApiError(413, "invalid_request_error",
+                             fmt::format("a body may have {} bytes", hub_.options.body_bytes), "", "body_too_large"));
+    co_await write(std::move(refusal));
+    co_await linger();
+  } else if (error.category() == make_error_code(http::error::bad_method).category() &&
+             error != http::error::end_of_stream && error != http::error::partial_message) {
+    Reply refusal = error_reply(bad_request("the body is not as HTTP has it: " + error.message()));
+    co_await write(std::move(refusal));
+    co_await linger();
+  }
+  co_return false;
+}
+
+/// Lets the client read the last answer: what it sends meanwhile is dropped.
+asio::awaitable<void> Connection::linger() {
+  error_code ignored;
+  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  stream_.expires_after(kLinger);
+  std::array<char, 4096> dropped;
+  while (true) {
+    const auto [error, size] = co_await stream_.async_read_some(asio::buffer(dropped), kNoThrow);
+    if (error) co_return;
+  }
+}
+
+asio::awaitable<void> Connection::run() {
+  for (bool goes_on = true; goes_on;) {
+    Parser parser;
+    parser.header_limit(kHeadBytes);
+    parser.body_limit(static_cast<uint64_t>(hub_.options.body_bytes));
+    route_ = nullptr;
+    id_ = hub_.new_id("req_");
+    origin_.clear();
+    keep_alive_ = is_head_ = preflight_ = false;
+    idle_ = buffer_.size() == 0;
+    stream_.expires_after(duration(hub_.options.head_seconds));
+    const auto [error, size] = co_await http::async_read_header(stream_, buffer_, parser, kNoThrow);
+    idle_ = false;
+    std::optional<Reply> refusal;
+    if (error) {
+      const bool is_http = error.category() == make_error_code(http::error::bad_method).category();
+      if (!is_http || error == http::error::end_of_stream || error == http::error::partial_message) co_return;
+      const int status = error == http::error::header_limit ? 431 : error == http::error::body_limit ? 413 : 400;
+      refusal = error_reply(ApiError(status, "invalid_request_error",
+                                     "the request is not as HTTP and this server have it: " + error.message()));
+    } else {
+      note_head(parser.get());
+      try {
+        std::string_view path;
+        route_ = find_route(text_of(parser.get().target()).substr(0, text_of(parser.get().target()).find('?')));
+        check(parser.get(), path);
+        if (preflight_) refusal = Reply{.status = 204};
+      } catch (const ApiError& fault) {
+        refusal = error_reply(fault);
+      }
+    }
+    if (refusal) {
+      // What follows of the request is not looked at.
+      keep_alive_ = keep_alive_ && parser.is_done();
+      co_await write(std::move(*refusal));
+      if (!keep_alive_) co_await linger();
+      if (!keep_alive_) co_return;
+      continue;
+    }
+    if (!parser.is_done() && !co_await read_body(parser)) co_return;
+    Request request = parser.release();
+    goes_on = co_await answer(request) && !hub_.draining;
+  }
+  co_await linger();
+}
+
+}  // namespace
+
+void start_connection(Hub& hub, asio::ip::tcp::socket socket) {
+  const auto connection = std::make_shared<Connection>(hub, std::move(socket));
+  asio::co_spawn(
+      hub.io, [connection]() -> asio::awaitable<void> { co_await connection->run(); },
+      [connection](const std::exception_ptr&) {});  // a client that is gone needs no answer
+}
+
+}  // namespace hxq::serve

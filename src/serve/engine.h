@@ -1,0 +1,89 @@
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "hxq/scheduler.h"
+#include "serve/update.h"
+
+namespace hxq::serve {
+
+/// The compute thread: it owns the scheduler and runs its steps while there is anything to run. All functions may be
+/// called from any thread, and none waits for a step.
+class Engine {
+ public:
+  using Ticket = uint64_t;  ///< of a generation
+  struct Delivery {
+    Ticket ticket;
+    Update update;
+  };
+  /// Gets what a step has brought, on the compute thread.
+  using Deliver = std::function<void(std::vector<Delivery>)>;
+
+  /// Upper bounds of the durations that steps are counted by, in seconds.
+  static constexpr std::array kStepSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0};
+
+  /// What the compute thread has done since it began, and has before it.
+  struct Status {
+    std::vector<Scheduler::Progress> generations;  ///< running and waiting, `id` being the ticket
+    int64_t open = 0;                              ///< generations that were submitted and have not ended
+    int64_t completed = 0, cancelled = 0, failed = 0;
+    int64_t prompt_tokens = 0, reused_tokens = 0, new_tokens = 0;
+    int64_t steps = 0;
+    double step_seconds = 0;                                     ///< in all
+    std::array<int64_t, kStepSeconds.size()> steps_within = {};  ///< of at most so many seconds
+  };
+
+  /// Model and tokenizer must outlive it. Throws `Error` for limits out of range, `OutOfMemory`.
+  Engine(const Model& model, const Tokenizer& tokenizer, const Scheduler::Limits& limits, Deliver deliver);
+  /// Forgets what is running; nothing is delivered any more.
+  ~Engine();
+
+  /// Begins a generation. Throws as the constructor of `Generation`.
+  Ticket submit(std::vector<int32_t> prompt, const GenerateOptions& options);
+  /// Forgets a generation before the next step; nothing more of it comes.
+  void cancel(Ticket ticket);
+  /// Ends all generations with a fault.
+  void end_all(const std::string& fault);
+
+  Status status() const;
+
+ private:
+  struct Job;
+  void run();
+  void apply_commands();
+  bool step();
+  std::vector<std::unique_ptr<Job>>::iterator find_job(Scheduler::Id id);
+  std::vector<Delivery> collect();
+  Update update_of(Job& job);
+  void fail(Job& job, const std::string& fault);
+  void publish(double seconds, bool stepped);
+
+  const Model& model_;
+  const Tokenizer& tokenizer_;
+  Deliver deliver_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  // Behind the mutex: what others ask for, and what they see.
+  Ticket last_ticket_ = 0;
+  std::vector<std::pair<Ticket, Generation>> submitted_;
+  std::vector<Ticket> cancelled_;
+  std::string end_all_;
+  bool stop_ = false;
+  Status status_;
+
+  // Of the compute thread alone.
+  Scheduler scheduler_;
+  std::vector<std::unique_ptr<Job>> jobs_;  // in the order in which they came
+  std::vector<Delivery> outbox_;
+  Status count_;
+  std::thread thread_;
+};
+
+}  // namespace hxq::serve

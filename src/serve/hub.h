@@ -1,0 +1,87 @@
+#pragma once
+
+#include <boost/asio.hpp>
+#include <boost/beast/core.hpp>
+#include <memory>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "hxq/serve.h"
+#include "serve/access.h"
+#include "serve/api.h"
+#include "serve/api_error.h"
+#include "serve/engine.h"
+#include "serve/metrics.h"
+
+namespace hxq::serve {
+
+namespace asio = boost::asio;
+
+/// Updates of one request's choices, between the engine and the coroutine that answers.
+struct Mailbox {
+  explicit Mailbox(const asio::any_io_executor& executor) : wake(executor) {}
+
+  std::vector<std::pair<size_t, Update>> updates = {};  ///< by choice
+  bool client_is_gone = false;
+  asio::steady_timer wake;                   ///< cancelled when something has come
+  asio::cancellation_signal end_watch = {};  ///< for what looks out for the client
+};
+
+/// A connection, as the hub sees it.
+class Client {
+ public:
+  virtual ~Client() = default;
+  /// Ends the connection where it is waiting for a request.
+  virtual void end_if_idle() = 0;
+  virtual void end() = 0;
+};
+
+/// What all connections share. Everything but `work` is used on the I/O thread alone.
+class Hub {
+ public:
+  Hub(const ServedModel& model, const ServeOptions& with);
+
+  /// Begins a request's choices, whose updates come to the mailbox. Throws `ApiError` if too many are waiting.
+  std::vector<Engine::Ticket> begin(const CompletionRequest& request, const std::shared_ptr<Mailbox>& mailbox);
+  /// Forgets choices; those that have not ended are cancelled.
+  void end(const std::vector<Engine::Ticket>& tickets);
+
+  std::string new_id(std::string_view prefix);
+
+  /// Runs `function` on the thread for work on texts, so that other requests need not wait for it.
+  template <class Function>
+  asio::awaitable<std::invoke_result_t<Function>> work(Function function) {
+    co_return co_await asio::co_spawn(
+        workers_, [&function]() -> asio::awaitable<std::invoke_result_t<Function>> { co_return function(); },
+        asio::use_awaitable);
+  }
+
+  /// Ends what runs: no more is delivered.
+  void stop();
+
+  const ServedModel& served;
+  const ServeOptions& options;
+  const Access access;
+  HttpCounts counts = {};
+  std::set<Client*> clients = {};
+  bool draining = false;
+  std::unique_ptr<Engine> engine;
+
+ private:
+  void deliver(std::vector<Engine::Delivery> deliveries);
+
+  struct Address {
+    std::shared_ptr<Mailbox> mailbox;
+    size_t choice;
+  };
+  std::unordered_map<Engine::Ticket, Address> addresses_;
+  uint64_t last_id_;
+  asio::thread_pool workers_{1};
+
+ public:
+  asio::io_context io{1};  // last: what its coroutines use outlives them
+};
+
+}  // namespace hxq::serve

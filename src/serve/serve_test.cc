@@ -1,0 +1,187 @@
+#include <gtest/gtest.h>
+
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "hxq/error.h"
+#include "serve/access.h"
+#include "serve/api.h"
+#include "serve/api_error.h"
+#include "serve/engine.h"
+#include "serve/parameters.h"
+#include "text/tokenizer_fixture.h"
+
+namespace hxq::serve {
+namespace {
+
+/// The status and the parameter that a refusal names.
+template <class Function>
+std::pair<int, std::string> refusal_of(Function function) {
+  try {
+    function();
+  } catch (const ApiError& error) {
+    EXPECT_FALSE(std::string(error.what()).empty());
+    return {error.status, error.param};
+  }
+  return {0, ""};
+}
+
+TEST(Access, AKeyIsRightOrNot) {
+  const Access access({"secret", "s"}, {});
+  for (const char* right : {"Bearer secret", "bearer secret", "Bearer s"}) EXPECT_TRUE(access.has_key(right)) << right;
+  for (const char* wrong : {"", "Bearer", "Bearer ", "Bearer secre", "Bearer secretsecret", "Bearer  secret",
+                            "Bearer secret ", "Bearer ss", "secret", "Basic secret"}) {
+    EXPECT_FALSE(access.has_key(wrong)) << wrong;
+  }
+  EXPECT_TRUE(Access({}, {}).has_key("")) << "no keys: anybody";
+}
+
+TEST(Access, OriginsOfPages) {
+  const Access none({}, {});
+  EXPECT_TRUE(none.admits("", "localhost:1"));
+  EXPECT_TRUE(none.admits("http://localhost:1", "localhost:1"));
+  for (const char* other : {"http://localhost", "http://localhost:12", "null", "localhost:1", "https://evil.example"}) {
+    EXPECT_FALSE(none.admits(other, "localhost:1")) << other;
+  }
+  const Access listed({}, {"https://page.example"});
+  EXPECT_TRUE(listed.admits("https://page.example", "localhost:1"));
+  EXPECT_FALSE(listed.lists("https://page.example.evil"));
+  EXPECT_TRUE(Access({}, {"*"}).lists("null"));
+}
+
+TEST(Parameters, WhatNobodyTakesIsRefused) {
+  Parameters parameters(R"({"a": 1, "b": null})");
+  EXPECT_EQ(parameters.integer("a", 0, 2), 1);
+  EXPECT_EQ(refusal_of([&] { parameters.finish(); }), (std::pair<int, std::string>(400, "b")));
+  parameters.label("b");
+  parameters.finish();
+}
+
+TEST(Parameters, RangesAndTypes) {
+  Parameters parameters(R"({"i": -3, "large": 18446744073709551615, "f": 0.5, "t": "x", "l": ["x", ""], "nan": NaN})");
+  const std::pair<int, std::string> refused_i(400, "i");
+  EXPECT_EQ(parameters.integer("i", -3, 0), -3);
+  EXPECT_EQ(refusal_of([&] { parameters.integer("i", -2, 0); }), refused_i);
+  EXPECT_EQ(refusal_of([&] { parameters.integer("large", 0, INT64_MAX); }).first, 400);
+  EXPECT_EQ(refusal_of([&] { parameters.integer("f", 0, 1); }).first, 400);
+  EXPECT_EQ(parameters.number("f", 0.5, 1), 0.5);
+  EXPECT_EQ(refusal_of([&] { parameters.number("f", 0.5, 1, true); }).first, 400);
+  EXPECT_EQ(refusal_of([&] { parameters.number("nan", -1e300, 1e300); }).first, 400);
+  EXPECT_EQ(parameters.texts("t", 1), std::vector<std::string>{"x"});
+  EXPECT_EQ(refusal_of([&] { parameters.texts("l", 4); }).first, 400);
+  EXPECT_EQ(parameters.integer("absent", 0, 1), std::nullopt);
+}
+
+TEST(Parameters, BodiesThatAreNoObjects) {
+  for (const char* body : {"", "[]", "{", "1", "\"\xff\"", "{\"a\":\"\xff\"}"}) {
+    EXPECT_EQ(refusal_of([&] { Parameters parameters(body); }).first, 400) << body;
+  }
+}
+
+TEST(ApiErrors, HaveOpenAisShape) {
+  EXPECT_EQ(bad_request("no \"x\"", "x").json().dump(),
+            R"({"error":{"message":"no \"x\"","type":"invalid_request_error","param":"x","code":null}})");
+}
+
+TEST(Events, AreOnOneLine) {
+  EXPECT_EQ(sse_event(dumped({{"text", "a\n\nb\xff"}})), "data: {\"text\":\"a\\n\\nb\xEF\xBF\xBD\"}\n\n");
+}
+
+TEST(Routes, AreFoundByPath) {
+  EXPECT_EQ(find_route("/v1/models/any/name")->endpoint, Endpoint::models);
+  EXPECT_EQ(find_route("/health")->endpoint, Endpoint::health);
+  for (const char* path : {"", "/healt", "/health/", "/v1", "health"}) EXPECT_EQ(find_route(path), nullptr) << path;
+}
+
+/// Updates of an engine, and a way to wait for them.
+class Inbox {
+ public:
+  Engine::Deliver deliver() {
+    return [this](std::vector<Engine::Delivery> deliveries) {
+      const std::lock_guard lock(mutex_);
+      for (Engine::Delivery& delivery : deliveries) {
+        Update& all = updates_[delivery.ticket];
+        all.text += delivery.update.text;
+        for (TokenUpdate& token : delivery.update.tokens) all.tokens.push_back(std::move(token));
+        if (delivery.update.ending) all.ending = std::move(delivery.update.ending);
+      }
+      came_.notify_all();
+    };
+  }
+  Update wait_for_the_end_of(Engine::Ticket ticket) {
+    std::unique_lock lock(mutex_);
+    came_.wait(lock, [&] { return updates_[ticket].ending.has_value(); });
+    return updates_[ticket];
+  }
+  bool has_any(Engine::Ticket ticket) {
+    const std::lock_guard lock(mutex_);
+    return updates_.contains(ticket);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable came_;
+  std::map<Engine::Ticket, Update> updates_;
+};
+
+class Engines : public ::testing::Test {
+ protected:
+  const std::filesystem::path folder_ = std::filesystem::path(HXQ_SOURCE_DIR) / "models" / "wiki-mamba-7m";
+  const Model model_ = Model::open(folder_, {.threads = 2});
+  const Tokenizer tokenizer_ = Tokenizer::load(folder_);
+  const std::vector<int32_t> prompt_ = tokenizer_.encode("The city of London is");
+};
+
+TEST_F(Engines, GiveWhatGenerateGives) {
+  Inbox inbox;
+  Engine engine(model_, tokenizer_, {.sequences = 2}, inbox.deliver());
+  std::vector<std::pair<Engine::Ticket, GenerateOptions>> running;
+  for (uint64_t seed = 0; seed < 5; ++seed) {
+    const GenerateOptions options = {
+        .sampling = {.temperature = 1, .seed = seed}, .max_tokens = 12, .stop = {" the"}, .logprobs = 2};
+    running.emplace_back(engine.submit(prompt_, options), options);
+  }
+  for (const auto& [ticket, options] : running) {
+    const Update found = inbox.wait_for_the_end_of(ticket);
+    const GenerateResult alone = generate(model_, tokenizer_, "The city of London is", options);
+    EXPECT_EQ(found.text, alone.text);
+    EXPECT_EQ(found.ending->reason, alone.stop_reason);
+    EXPECT_EQ(found.ending->new_tokens, std::ssize(alone.tokens));
+    std::string of_tokens;
+    for (const TokenUpdate& token : found.tokens) {
+      EXPECT_EQ(token.text_offset, of_tokens.size());
+      of_tokens += tokenizer_.token_bytes(token.token);
+    }
+    EXPECT_TRUE(of_tokens.starts_with(found.text)) << of_tokens;
+  }
+  EXPECT_EQ(engine.status().completed, 5);
+  EXPECT_EQ(engine.status().open, 0);
+}
+
+TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
+  Inbox inbox;
+  Engine engine(model_, tokenizer_, {.sequences = 1}, inbox.deliver());
+  const Engine::Ticket runs = engine.submit(prompt_, {.max_tokens = 1'000'000});
+  const Engine::Ticket waits = engine.submit(prompt_, {.max_tokens = 1'000'000});
+  const Engine::Ticket last = engine.submit(prompt_, {.max_tokens = 2});
+  engine.cancel(waits);
+  engine.cancel(runs);
+  engine.cancel(12345);
+  EXPECT_EQ(inbox.wait_for_the_end_of(last).ending->reason, StopReason::length);
+  EXPECT_EQ(engine.status().cancelled, 2);
+  EXPECT_FALSE(inbox.has_any(waits));
+}
+
+TEST_F(Engines, EndAllWithAFault) {
+  Inbox inbox;
+  Engine engine(model_, tokenizer_, {.sequences = 1}, inbox.deliver());
+  const Engine::Ticket runs = engine.submit(prompt_, {.max_tokens = 1'000'000});
+  const Engine::Ticket waits = engine.submit(prompt_, {.max_tokens = 1'000'000});
+  engine.end_all("enough");
+  EXPECT_EQ(inbox.wait_for_the_end_of(runs).ending->fault, "enough");
+  EXPECT_EQ(inbox.wait_for_the_end_of(waits).ending->fault, "enough");
+  EXPECT_EQ(engine.status().failed, 2);
+}
+
+}  // namespace
+}  // namespace hxq::serve

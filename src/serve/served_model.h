@@ -1,0 +1,19 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "hxq/chat.h"
+
+namespace hxq::serve {
+
+/// What is served. The references must outlive it.
+struct ServedModel {
+  const Model& model;
+  const Tokenizer& tokenizer;
+  const ChatTemplate* chat_template;  ///< null: there is none
+  std::string name;                   ///< as clients call it
+  int64_t created;                    ///< seconds since 1970
+};
+
+}  // namespace hxq::serve

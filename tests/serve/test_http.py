@@ -1,0 +1,254 @@
+"""What is not HTTP, too large, too slow or not allowed is refused in bounds; others are served meanwhile."""
+
+import json
+import socket
+import time
+
+import pytest
+from conftest import MAMBA, TEMPLATE
+
+
+def exchange(server, data, seconds=20):
+    """All that the server answers to these bytes until it ends the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
+        for piece in [data] if isinstance(data, bytes) else data:
+            try:
+                connection.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        answer = b""
+        try:
+            while piece := connection.recv(1 << 16):
+                answer += piece
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def status_of(answer):
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else None
+
+
+def post(path, body, *headers):
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize(
+    "data, status",
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /health HTTP/3.7\r\n\r\n", 400),
+        (b"GET /health\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n", 400),  # TLS
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n: empty\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (
+            b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            400,
+        ),
+        (b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(10_000)) + b"\r\n", 431),
+        (b"GET /health HTTP/1.1\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"y" * 1_000_000 + b" HTTP/1.1\r\n\r\n", 431),
+    ],
+)
+def test_what_is_not_http(mamba, data, status):
+    assert status_of(exchange(mamba, data)) == status
+    assert mamba.request("GET", "/health")[0] == 200
+
+
+def test_large_bodies(mamba):
+    """A gigabyte is refused before it is sent, and while it is sent in chunks."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    assert status_of(exchange(mamba, head + b"Content-Length: 1000000000\r\n\r\n")) == 413
+    assert status_of(exchange(mamba, head + b"Expect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n")) == 413
+    before = mamba.metrics()["process_resident_memory_bytes"]
+    chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+    pieces = [head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 1000]
+    start = time.monotonic()
+    assert status_of(exchange(mamba, pieces)) in (413, None), "None: it was told, and sent on"
+    assert time.monotonic() - start < 20
+    assert mamba.metrics()["process_resident_memory_bytes"] - before < 100e6
+    body = json.dumps({"content": "a " * (1 << 20)}).encode()
+    assert status_of(exchange(mamba, post("/tokenize", body, "Connection: close"), 60)) == 200, "2 MB are taken"
+
+
+def test_a_body_that_is_awaited(mamba):
+    body = b'{"content": "a"}'
+    with socket.create_connection(("127.0.0.1", mamba.port), timeout=20) as connection:
+        connection.sendall(post("/tokenize", body, "Expect: 100-continue", "Connection: close")[: -len(body)])
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.sendall(body)
+        assert status_of(connection.recv(1000)) == 200
+
+
+def test_slow_clients_are_not_waited_for(start_server, tiny_folder):
+    """Heads that come byte by byte, bodies that do not come, and streams that are not read end; others do not wait."""
+    with start_server(
+        tiny_folder("llama-bias"), "--head-seconds", 1, "--body-seconds", 1, "--write-seconds", 1
+    ) as server:
+        slow = []
+        for data in (b"", b"GET /hea", post("/tokenize", b"{" * 100)[:-50]):
+            slow.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            slow[-1].sendall(data)
+        start = time.monotonic()
+        assert server.request("GET", "/health")[0] == 200
+        assert time.monotonic() - start < 0.9
+        for connection in slow:
+            assert connection.recv(100) == b""
+            connection.close()
+        assert time.monotonic() - start < 5
+
+
+def test_streams_that_are_not_read_are_cancelled(start_server):
+    with start_server(MAMBA, "--write-seconds", 1) as server:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        body = {"prompt": "The", "max_tokens": 10**6, "n": 8, "logprobs": 20, "stream": True}
+        connection.sendall(post("/v1/completions", json.dumps(body).encode()))
+        assert status_of(connection.recv(100)) == 200
+        server.becomes_idle(60)
+        connection.close()
+
+
+def test_methods_and_paths(mamba):
+    for method, path, status in [
+        ("GET", "/nothing", 404),
+        ("GET", "/../etc/passwd", 404),
+        ("GET", "/%2e%2e/x", 404),
+        ("GET", "/v1/models/other", 404),
+        ("POST", "/health", 405),
+        ("GET", "/tokenize", 405),
+        ("DELETE", "/v1/models", 405),
+        ("OPTIONS", "/v1/models", 405),
+        ("GET", "/slots?a=1", 400),
+    ]:
+        found, _, answer = mamba.request(method, path)
+        assert (found, answer["error"]["type"]) == (status, "invalid_request_error"), (method, path)
+    assert mamba.request("GET", "/nothing")[1]["Content-Type"] == "application/json"
+    assert mamba.request("POST", "/health")[1]["Allow"] == "GET, HEAD"
+    status, headers, body = mamba.request("HEAD", "/health")
+    assert (status, headers["Content-Length"], body) == (200, "15", "")
+    for headers in (
+        {"Content-Type": "text/plain"},
+        {"Content-Type": ""},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    ):
+        assert mamba.request("POST", "/tokenize", {"content": "a"}, headers)[0] == 415
+
+
+def test_connections_are_kept(mamba):
+    """Requests one after the other, the next of them sent before the answer to the last came."""
+    body = b'{"content": "a"}'
+    completion = json.dumps({"prompt": "The", "max_tokens": 3}).encode()
+    data = post("/tokenize", body) + post("/v1/completions", completion) + post("/tokenize", body)
+    answer = exchange(mamba, [data, post("/tokenize", body, "Connection: close")])
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    old = exchange(mamba, b"GET /health HTTP/1.0\r\n\r\n")
+    assert status_of(old) == 200 and old.endswith(b'{"status":"ok"}')
+    stream = post("/v1/completions", completion[:-1] + b', "stream": true}').replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert exchange(mamba, stream).endswith(b"data: [DONE]\n\n")
+
+
+def test_keys(start_server, tiny_folder, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("one-key\n\nanother\n")
+    with start_server(tiny_folder("llama-bias"), "--api-key-file", keys) as server:
+        for path in ("/health", "/", "/openapi.json"):
+            assert server.request("GET", path)[0] == 200
+        for path in ("/v1/models", "/metrics", "/slots"):
+            for wrong in (
+                "",
+                "Bearer",
+                "Bearer ",
+                "Bearer one-ke",
+                "Bearer one-keyy",
+                "Bearer one-key one-key",
+                "one-key",
+                "Basic one-key",
+            ):
+                status, headers, answer = server.request("GET", path, headers={"Authorization": wrong} if wrong else {})
+                assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+                assert headers["WWW-Authenticate"] == "Bearer"
+            for right in ("Bearer one-key", "bearer another"):
+                assert server.request("GET", path, headers={"Authorization": right})[0] == 200
+        assert server.request("POST", "/v1/completions", {"prompt": "A"})[0] == 401
+        assert status_of(exchange(server, post("/v1/completions", b"x" * 1000)[:-10])) == 401, "the body is not awaited"
+
+
+def test_key_files_without_a_key(start_server, tiny_folder, tmp_path):
+    import subprocess
+
+    (tmp_path / "keys").write_text("\n\n")
+    for name, fault in [("keys", "expected an API key on each"), ("none", "cannot read")]:
+        done = subprocess.run(
+            [start_server.command, "serve", tiny_folder("llama-bias"), "--api-key-file", tmp_path / name],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and fault in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_pages_of_other_origins(start_server, tiny_folder, mamba):
+    """None is let in, but the server's own; with --cors-origin, those that are listed."""
+    own = {"Origin": mamba.url}
+    assert mamba.request("POST", "/tokenize", {"content": "a"}, own)[0] == 200
+    for origin in ("https://evil.example", "null", "http://127.0.0.1", mamba.url + "0"):
+        status, headers, answer = mamba.request("POST", "/tokenize", {"content": "a"}, {"Origin": origin})
+        assert (status, answer["error"]["code"]) == (403, "origin_not_allowed")
+        assert "Access-Control-Allow-Origin" not in headers
+        assert mamba.request("OPTIONS", "/tokenize", headers={"Origin": origin})[0] == 403
+    listed = "https://page.example"
+    keys = tiny_folder("llama-bias") / "keys"
+    keys.write_text("secret")
+    options = ("--cors-origin", listed, "--cors-origin", "https://b.example", "--api-key-file", keys)
+    with start_server(tiny_folder("llama-bias"), *options) as server:
+        status, headers, _ = server.request(
+            "OPTIONS", "/v1/chat/completions", headers={"Origin": listed, "Access-Control-Request-Method": "POST"}
+        )
+        assert (
+            status == 204
+            and headers["Access-Control-Allow-Origin"] == listed
+            and "POST" in headers["Access-Control-Allow-Methods"]
+        )
+        assert "Authorization" in headers["Access-Control-Allow-Headers"]
+        status, headers, _ = server.request(
+            "POST", "/tokenize", {"content": "A"}, {"Origin": listed, "Authorization": "Bearer secret"}
+        )
+        assert (status, headers["Access-Control-Allow-Origin"], headers["Vary"]) == (200, listed, "Origin")
+        assert server.request("POST", "/tokenize", {"content": "A"}, {"Origin": listed})[0] == 401
+        assert server.request("OPTIONS", "/tokenize", headers={"Origin": "https://evil.example"})[0] == 403
+
+
+def test_the_page(mamba):
+    status, headers, page = mamba.request("GET", "/")
+    assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "http://" not in page and "https://" not in page and "src=" not in page, "it needs nothing from elsewhere"
+
+
+def test_silence_is_broken_by_comments(start_server):
+    """A stream that waits for its turn."""
+    with start_server(MAMBA, "--template", TEMPLATE, "--parallel", 1, "--silence-seconds", 0.2) as server:
+        body = {"prompt": "The", "max_tokens": 100_000, "stream": True}
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) as busy,
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent,
+        ):
+            busy.sendall(post("/v1/completions", json.dumps(body).encode()))
+            busy.recv(1 << 16)
+            silent.sendall(post("/v1/completions", json.dumps(body).encode()))
+            time.sleep(1.2)
+            answer = silent.recv(1 << 16)
+            assert answer.count(b": \n\n") >= 3 and b"data" not in answer
+        server.becomes_idle()

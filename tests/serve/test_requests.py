@@ -1,0 +1,183 @@
+"""What is asked for is checked, and what is not served is refused: nothing is ignored."""
+
+import json
+
+import pytest
+
+COMPLETION = {"prompt": "The", "max_tokens": 2, "temperature": 0}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "temperature": [-0.1, 2.1, "1", True, [1]],
+        "top_p": [0, -1, 1.01, "x"],
+        "top_k": [-1, 1.5, 2**63],
+        "repetition_penalty": [0, -1],
+        "n": [0, -1, 129, 1.0, "1"],
+        "seed": [1.5, "1", 2**64],
+        "max_tokens": [0, -1, 1.5, 2**64, "many"],
+        "stop": ["", [], ["a", ""], [1], {"a": 1}, ["a"] * 17],
+        "stream": [1, "true"],
+        "logprobs": [-1, 21, 1.5],
+        "frequency_penalty": [0.5],
+        "presence_penalty": [-1],
+        "logit_bias": [{"5": 1}],
+        "best_of": [2],
+        "echo": [True],
+        "suffix": ["x"],
+        "prompt": [1, {}, [], [[]], [-1], [2**31], [1.5], ["a", 1], [[1], "a", None], True],
+        "model": [1, {}],
+        "min_p": [0.1],
+        "unheard_of": [1],
+        "messages": [[]],
+    }.items(),
+)
+def test_refused_in_completions(mamba, name, values):
+    for value in values:
+        message = mamba.refuses("/v1/completions", COMPLETION | {name: value})
+        assert name in message
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "messages": [
+            1,
+            [],
+            [1],
+            [{}],
+            [{"role": "user"}],
+            [{"role": "tool", "content": "x"}],
+            [{"role": 1, "content": "x"}],
+            [{"role": "user", "content": 1}],
+            [{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}],
+            [{"role": "user", "content": "x", "name": "y"}],
+            [{"role": "assistant", "content": "x", "tool_calls": [{}]}],
+        ],
+        "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}],
+        "tools": [[{"type": "function"}]],
+        "tool_choice": ["auto"],
+        "functions": [[{}]],
+        "logprobs": [2, "true"],
+        "top_logprobs": [2],  # without logprobs
+        "max_completion_tokens": [0, 3],  # another than max_tokens
+        "stream_options": [{"include_usage": True}],  # without stream
+        "modalities": [["audio"]],
+        "store": [True],
+        "reasoning_effort": ["high"],
+        "prompt": ["x"],
+    }.items(),
+)
+def test_refused_in_chats(mamba, name, values):
+    for value in values:
+        message = mamba.refuses("/v1/chat/completions", CHAT | {name: value})
+        assert name in message
+
+
+@pytest.mark.parametrize("path, body", [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)])
+def test_null_and_what_happens_anyway_is_taken(mamba, path, body):
+    plain = mamba.post(path, **body)["choices"]
+    same = {
+        "n": 1,
+        "stop": None,
+        "stream": False,
+        "logit_bias": {},
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "user": "somebody",
+        "top_p": 1,
+        "top_k": 0,
+        "seed": None,
+    }
+    assert mamba.post(path, **body, **same)["choices"] == plain
+    if path == "/v1/chat/completions":
+        same = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "logprobs": False}
+        assert mamba.post(path, **body, **same)["choices"] == plain
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        "1",
+        "null",
+        '{"prompt": "a"',
+        "{}",
+        b"\xff\xfe",
+        r'{"prompt": "\ud83d"}',
+        '{"prompt": "\xff'.encode("latin-1"),
+        "[" * 100_000,
+        '{"prompt":' + '{"a":' * 5000 + "1" + "}" * 5001,
+    ],
+)
+def test_bodies_that_are_no_requests(mamba, body):
+    mamba.refuses("/v1/completions", body)
+    mamba.refuses("/v1/chat/completions", body)
+
+
+def test_text_that_is_odd(mamba):
+    for prompt in ["\0", "\U0010ffff", "a" * 5000, "\u0301" * 50]:
+        assert mamba.post("/v1/completions", prompt=prompt, max_tokens=1)["choices"][0]["finish_reason"] == "length"
+
+
+def test_full_contexts(tiny_llama):
+    """160 tokens: what does not fit is refused, never cut."""
+
+    def ask(prompt, **options):
+        return {"prompt": [5] * prompt, "temperature": 0, "ignore_eos": True, **options}
+
+    for prompt, new in [(160, 1), (150, 11), (161, 1), (1, 160), (5, 10**18)]:
+        message = tiny_llama.refuses("/v1/completions", ask(prompt, max_tokens=new), code="context_length_exceeded")
+        assert "160" in message
+    assert tiny_llama.post("/v1/completions", **ask(150, max_tokens=10))["usage"]["total_tokens"] == 160
+    answer = tiny_llama.post("/v1/completions", **ask(155))
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (5, "length")
+    long = {"messages": [{"role": "user", "content": "A" * 200}]}
+    tiny_llama.refuses("/v1/chat/completions", long, code="context_length_exceeded", param="messages")
+
+
+def test_prompts_of_one_request_are_bounded(mamba):
+    mamba.refuses("/v1/completions", COMPLETION | {"prompt": ["a"] * 129})
+    mamba.refuses("/v1/completions", COMPLETION | {"prompt": ["a"] * 65, "n": 2}, param="n")
+
+
+def test_tokens_there_and_back(mamba):
+    text = "The città of Łódź \N{GRINNING FACE}"
+    tokens = mamba.post("/tokenize", content=text)["tokens"]
+    assert mamba.post("/detokenize", tokens=tokens) == {"content": text}
+    assert mamba.post("/detokenize", tokens=[]) == {"content": ""}
+    for path, body in [
+        ("/tokenize", {}),
+        ("/tokenize", {"content": 1}),
+        ("/tokenize", {"content": "a", "b": 1}),
+        ("/detokenize", {}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": [10**9]}),
+    ]:
+        mamba.refuses(path, body)
+
+
+def test_models_without_a_template(start_server):
+    from conftest import MAMBA
+
+    with start_server(MAMBA) as server:
+        assert "template" in server.refuses("/v1/chat/completions", CHAT)
+        assert server.request("GET", "/v1/models")[2]["data"][0]["has_chat_template"] is False
+
+
+def test_slots(mamba):
+    mamba.becomes_idle()
+    assert mamba.request("GET", "/slots")[2] == {"slots": 8, "idle": 8, "waiting": 0, "running": []}
+
+
+def test_the_schema_names_every_endpoint(mamba):
+    schema = mamba.request("GET", "/openapi.json")[2]
+    for path, methods in schema["paths"].items():
+        for method in methods:
+            if "{" not in path:
+                assert mamba.request(method.upper(), path, {} if method == "post" else None)[0] not in (404, 405), path
+    json.dumps(schema)
