@@ -38,10 +38,11 @@ const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_fl
   return packed;
 }
 
-/// The product with prefill rows. Tiles of weights are decoded once, into a buffer that stays in the second-level
-/// cache, and multiplied with all panels of tokens. A sum runs over cols in order, block by block, whatever the team.
+/// The product with prefill rows, complete for the rows that it returns: those of this thread. Tiles of weights are
+/// decoded once, into a buffer that stays in the second-level cache, and multiplied with all panels of tokens. A sum
+/// runs over cols in order, block by block, whatever the team.
 template <class Matrix>
-void gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& context) {
+Range gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed =
       pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
@@ -50,7 +51,7 @@ void gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& contex
   constexpr int64_t kTilesAtOnce = 6;
   const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
   float* tiles = context.own(rows_at_once * cpu::kTileStride);
-  if (context.measures) return;
+  if (context.measures) return {};
 
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
   for (int64_t row = mine.begin; row < mine.end; row += rows_at_once) {
@@ -75,28 +76,28 @@ void gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& contex
       }
     }
   }
-  context.team.barrier();
+  return mine;
 }
 
 /// The same in integers.
-void integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+Range integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed = pack_input(ops, args, ops.integer_gemm.panel_floats(weight.cols), context,
                                    [&](const float* x, int64_t tokens, float* panel) {
                                      ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
   float* memory = context.own(ops.integer_gemm.memory_floats(weight));
-  if (context.measures) return;
+  if (context.measures) return {};
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
   ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
-  context.team.barrier();
+  return mine;
 }
 
 /// Prefill rows: the kernel that is best for the matrix.
-void choose_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+Range choose_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops::IntegerGemm& integer = cpu::ops_of(context.target).integer_gemm;
   const bool integers = context.precision == Precision::fast && integer.supports && integer.supports(weight);
-  integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
+  return integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
 }
 
 /// Packs x of several decode rows, complete for the whole team.
@@ -114,8 +115,8 @@ void pack_decode_rows(const cpu::CodebookGemv& kernel, const CodebookView& weigh
 }
 
 /// Decode rows: weights are read once, straight from where they are. x is packed by the whole team, or by each thread
-/// for itself if it is of a single token, which takes less time than a barrier.
-void gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+/// for itself if it is of a single token, which takes less time than a barrier. Complete for the rows that it returns.
+Range gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
   const cpu::CodebookGemv& kernel = cpu::ops_of(context.target).codebook_gemv(weight);
   const int64_t x_floats = kernel.packed_x_floats ? kernel.packed_x_floats(weight) : 0;
   const int64_t memory_floats = kernel.memory_floats(weight, args.tokens);
@@ -123,7 +124,7 @@ void gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& 
   const int64_t width = alone || !weight.outlier_row ? 0 : cpu::x_columns_width(args.tokens);
   float* memory = context.own(memory_floats + x_floats);
   float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, args.tokens * x_floats + weight.cols * width);
-  if (context.measures) return;
+  if (context.measures) return {};
   float* packed_x = alone ? memory + memory_floats : shared;
   float* x_columns = alone ? nullptr : shared + args.tokens * x_floats;
   if (!alone) {
@@ -133,34 +134,40 @@ void gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& 
   }
   const Range mine = context.team.share(weight.rows);
   kernel.multiply(weight, args, {.packed_x = packed_x, .x_columns = x_columns, .memory = memory}, mine.begin, mine.end);
-  context.team.barrier();
+  return mine;
 }
 
-/// y += U (Vt x).
-void add_low_rank(const CodebookMatrix& weight, const LinearArgs& args, const CpuContext& context) {
+/// product[t, n] = Vt x of tokens [tokens.begin, tokens.end); the same for a token whatever the others.
+void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tokens, float* product,
+                 const CpuContext& context) {
   const LowRank& term = weight.low_rank;
-  const auto dense = [](const std::vector<float>& values, int64_t rows, int64_t cols) {
-    return DenseMatrix{
-        .rows = rows, .cols = cols, .dtype = DType::f32, .data = reinterpret_cast<const std::byte*>(values.data())};
-  };
-  float* product = context.shared(Scratch::kLowRankProduct, args.tokens * term.rank);
-  linear(dense(term.vt, term.rank, weight.cols),
-         {.x = args.x,
-          .x_stride = args.x_stride,
-          .y = product,
-          .y_stride = term.rank,
-          .tokens = args.tokens,
-          .phase = args.phase},
-         context);
-  linear(dense(term.u_scaled, weight.rows, term.rank),
-         {.x = product,
-          .x_stride = term.rank,
-          .y = args.y,
-          .y_stride = args.y_stride,
-          .tokens = args.tokens,
-          .phase = args.phase,
-          .accumulate = true},
-         context);
+  if (tokens.begin == tokens.end) return;
+  cpu::ops_of(context.target)
+      .dense_gemv({.rows = term.rank,
+                   .cols = weight.cols,
+                   .dtype = DType::f32,
+                   .data = reinterpret_cast<const std::byte*>(term.vt.data())},
+                  {.x = args.x + tokens.begin * args.x_stride,
+                   .x_stride = args.x_stride,
+                   .y = product + tokens.begin * term.rank,
+                   .y_stride = term.rank,
+                   .tokens = tokens.end - tokens.begin},
+                  0, term.rank);
+}
+
+/// y += U product for some rows of all tokens.
+void add_low_rank(const LowRank& term, const LinearArgs& args, Range rows, const float* product) {
+  const float* u = term.u_scaled.data();
+  for (int64_t t = 0; t < args.tokens; ++t, product += term.rank) {
+    float* y = args.y + t * args.y_stride;
+    if (term.rank == 1) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) y[row] += u[row] * product[0];
+      continue;
+    }
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      for (int64_t n = 0; n < term.rank; ++n) y[row] += u[row * term.rank + n] * product[n];
+    }
+  }
 }
 
 }  // namespace
@@ -169,17 +176,33 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuCon
   if (args.tokens == 0) return;
   const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
   const CodebookView view = view_of(weight);
-  args.phase == Phase::decode ? gemv(view, transformed, context) : choose_gemm(view, transformed, context);
-  if (weight.stored().low_rank.rank > 0) add_low_rank(weight.stored(), transformed, context);
+  const LowRank& term = weight.stored().low_rank;
+  const bool decode = args.phase == Phase::decode;
+  // Each thread multiplies Vt with a single token by itself, and with its share of several before x is packed, which
+  // ends with a barrier: the term takes none of its own.
+  const bool alone = decode && args.tokens == 1;
+  float* product =
+      term.rank > 0 && !alone ? context.shared(Scratch::kLowRankProduct, args.tokens * term.rank) : nullptr;
+  if (product) multiply_vt(weight.stored(), transformed, context.team.share(args.tokens), product, context);
+  const Range mine = decode ? gemv(view, transformed, context) : choose_gemm(view, transformed, context);
+  if (term.rank > 0 && alone) product = context.own(term.rank);
+  if (context.measures) return;
+  if (term.rank > 0) {
+    if (alone) multiply_vt(weight.stored(), transformed, {0, 1}, product, context);
+    add_low_rank(term, transformed, mine, product);
+  }
+  context.team.barrier();
 }
 
 void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens == 0) return;
-  if (args.phase == Phase::prefill) return gemm(weight, args, context);
-  if (context.measures) return;
-  const Range mine = context.team.share(weight.rows);
-  cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
-  context.team.barrier();
+  if (args.phase == Phase::prefill) {
+    gemm(weight, args, context);
+  } else if (!context.measures) {
+    const Range mine = context.team.share(weight.rows);
+    cpu::ops_of(context.target).dense_gemv(weight, args, mine.begin, mine.end);
+  }
+  if (!context.measures) context.team.barrier();
 }
 
 void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t count, float* out,

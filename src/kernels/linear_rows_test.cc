@@ -77,6 +77,7 @@ TEST_P(LinearRowsTest, DependOnNothingButThemselves) {
     expect_same_rows(
         *TestMatrix({.rows = 14, .cols = 64, .levels = levels, .sidecar = 0, .rank = 3, .channel_scales = true})
              .prepared);
+    expect_same_rows(*TestMatrix({.rows = 39, .cols = 64, .levels = levels, .rank = 1}).prepared);
     expect_same_rows(*TestMatrix({.rows = 3, .cols = 17, .levels = levels, .sidecar = 1}).prepared);
     if (HasFatalFailure()) return;
   }

@@ -123,8 +123,9 @@ TEST_P(LinearTest, EveryWeightAnOutlier) {
 
 TEST_P(LinearTest, LowRankTermAndChannelScales) {
   for (const int64_t tokens : {1, 3, 9, 40}) {
-    for (const bool scales : {false, true}) {
-      const TestMatrix matrix({.rows = 31, .cols = 100, .levels = Levels::half, .rank = 8, .channel_scales = scales});
+    for (const auto& [rank, scales] : {std::pair(8, false), {8, true}, {1, false}}) {
+      const TestMatrix matrix(
+          {.rows = 31, .cols = 100, .levels = Levels::half, .rank = rank, .channel_scales = scales});
       expect_product(matrix,
                      {.tokens = tokens, .x_pad = 4, .y_pad = 1, .bias = true, .accumulate = true, .threads = 3});
     }
