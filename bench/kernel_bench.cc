@@ -1,6 +1,6 @@
 // Speed of the CPU kernels, each figure with a check of the result it timed.
 //
-//     kernel_bench [--threads N] [--mib N] [gemv] [joint] [gemm] [sequence] [barrier]
+//     kernel_bench [--threads N] [--mib N] [gemv] [grouped] [joint] [gemm] [sequence] [barrier]
 //
 // Matrix-vector products are given as a share of the read bandwidth measured right before and after each of them,
 // products with several decode rows by the time and by the tokens per second against one at a time, matrix products as
@@ -20,6 +20,7 @@
 
 #include "io/half.h"
 #include "kernels/cpu/codebook_prepared.h"
+#include "kernels/cpu/grouped_prepared.h"
 #include "kernels/kernels.h"
 #include "kernels/read_bandwidth.h"
 #include "kernels/scratch.h"
@@ -96,26 +97,56 @@ struct RandomMatrix {
     prepared->finish();
   }
 
-  double weight(int64_t row, int64_t col) const {
-    const auto& sidecar = view.sidecar;
-    for (uint32_t i = sidecar.row_begin[static_cast<size_t>(row)]; i < sidecar.row_begin[static_cast<size_t>(row) + 1];
-         ++i) {
-      if (sidecar.col[i] == col) return sidecar.value[i];
-    }
-    return view.codebook[static_cast<size_t>(indices[static_cast<size_t>(row * view.cols + col)])];
+  std::vector<double> weights(int64_t row) const {
+    std::vector<float> decoded(static_cast<size_t>(view.cols));
+    view.decode_rows(row, row + 1, decoded);
+    return {decoded.begin(), decoded.end()};
+  }
+};
+
+/// A grouped matrix of random indices and scales.
+struct RandomGrouped {
+  std::vector<std::byte> packed, scales;
+  GroupedMatrix view;
+  std::unique_ptr<const cpu::PreparedGrouped> prepared;
+
+  RandomGrouped(int64_t rows, int64_t cols, int bits, int64_t group) {
+    std::mt19937_64 random(1);
+    view.rows = rows;
+    view.cols = cols;
+    view.group = group;
+    view.levels = normal(size_t{1} << bits, 2, 40);
+    std::ranges::sort(view.levels);
+    for (int i = 0; i < 256; ++i) view.scale_levels.push_back(1e-4f * std::exp2(static_cast<float>(i) / 64));
+    packed.resize(static_cast<size_t>(rows * view.row_bytes()));
+    for (std::byte& byte : packed) byte = static_cast<std::byte>(random());
+    scales.resize(static_cast<size_t>(rows * view.groups()));
+    for (std::byte& byte : scales) byte = static_cast<std::byte>(random());
+    view.packed = packed;
+    view.scales = scales;
+    prepared = std::make_unique<cpu::PreparedGrouped>(std::make_unique<GroupedMatrix>(view));
+    prepared->finish();
+  }
+
+  std::vector<double> weights(int64_t row) const {
+    std::vector<float> decoded(static_cast<size_t>(view.cols));
+    view.decode_rows(row, row + 1, decoded);
+    return {decoded.begin(), decoded.end()};
   }
 };
 
 /// Largest error of some entries of y, relative to sum |w||x|; ends the program when it is above `bound`.
-double check(const RandomMatrix& matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens,
+template <class Matrix>
+double check(const Matrix& matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens,
              double bound) {
   const int64_t rows = matrix.view.rows, cols = matrix.view.cols;
   double worst = 0;
   for (int64_t i = 0; i < 200; ++i) {
     const int64_t row = i * 7919 % rows, t = i % tokens;
     double sum = 0, size = 0;
+    const std::vector<double> weights = matrix.weights(row);
     for (int64_t c = 0; c < cols; ++c) {
-      const double product = matrix.weight(row, c) * x[static_cast<size_t>(t * cols + c)];
+      const double product = weights[static_cast<size_t>(c)] * x[static_cast<size_t>(t * cols + c)];
       sum += product;
       size += std::fabs(product);
     }
@@ -128,8 +159,9 @@ double check(const RandomMatrix& matrix, const std::vector<float>& x, const std:
   return worst;
 }
 
-void run_linear(const RandomMatrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens,
-                Phase phase, int threads, Target target, Scratch& scratch) {
+template <class Matrix>
+void run_linear(const Matrix& matrix, const std::vector<float>& x, std::vector<float>& y, int64_t tokens, Phase phase,
+                int threads, Target target, Scratch& scratch) {
   run_on_cpu(threads, target, scratch, [&](const CpuContext& context) {
     linear(*matrix.prepared,
            {.x = x.data(),
@@ -173,6 +205,46 @@ void bench_gemv(int threads, size_t mib) {
               check(matrix, x, y, tokens, 1e-4));
         }
       }
+    }
+  }
+}
+
+/// Grouped matrices beside the published format's, in turns: what the published format's time is of theirs.
+void bench_grouped(int threads, size_t mib) {
+  constexpr int64_t kCols = 2048;
+  const int64_t rows = static_cast<int64_t>(mib << 20) / kCols;
+  const RandomMatrix published(rows, kCols, Levels::integer, 0.001);
+  Scratch scratch(threads);
+  struct Form {
+    int bits;
+    int64_t group;
+  };
+  fmt::print("grouped matrices, {} x {}, {} threads: GB/s, and times the published format's speed\n", rows, kCols,
+             threads);
+  for (const auto [bits, group] : {Form{8, 64}, {7, 64}, {6, 32}, {5, 32}, {4, 16}, {4, 32}, {3, 32}}) {
+    const RandomGrouped matrix(rows, kCols, bits, group);
+    for (const Target target : supported_targets()) {
+      fmt::print("  {} bits, groups of {} {:6}:", bits, group, hxq::name_of(target));
+      struct Call {
+        int64_t tokens;
+        Phase phase;
+      };
+      for (const auto [tokens, phase] : {Call{1, Phase::decode}, {8, Phase::decode}, {512, Phase::prefill}}) {
+        if (tokens > 8 && target == Target::scalar) continue;
+        const std::vector<float> x = normal(static_cast<size_t>(tokens * kCols), 3);
+        std::vector<float> y(static_cast<size_t>(tokens * rows));
+        std::vector<double> ratios, times;
+        for (int i = 0; i < (tokens > 8 ? 3 : 15); ++i) {
+          const double theirs =
+              seconds_of([&] { run_linear(published, x, y, tokens, phase, threads, target, scratch); });
+          times.push_back(seconds_of([&] { run_linear(matrix, x, y, tokens, phase, threads, target, scratch); }));
+          ratios.push_back(theirs / times.back());
+        }
+        check(matrix, x, y, tokens, phase == Phase::decode ? 1e-4 : 1e-3);
+        fmt::print(" tokens {}: {:5.1f} GB/s, {:.2f}x;", tokens,
+                   static_cast<double>(matrix.view.bytes_read()) / median(times) / 1e9, median(ratios));
+      }
+      fmt::print("\n");
     }
   }
 }
@@ -360,6 +432,7 @@ int main(int argc, char** argv) {
   };
   if (wants("barrier")) bench_barrier(threads);
   if (wants("gemv")) bench_gemv(threads, mib);
+  if (wants("grouped")) bench_grouped(threads, mib);
   if (wants("joint")) bench_joint(threads);
   if (wants("gemm")) bench_gemm(threads);
   if (wants("sequence")) bench_sequence(threads);

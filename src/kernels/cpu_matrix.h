@@ -8,12 +8,16 @@ namespace hxq::kernels {
 
 namespace cpu {
 class PreparedCodebook;
-}
+class PreparedGrouped;
+}  // namespace cpu
 
 /// The products of kernels.h on the CPU, by how the matrix is stored.
 void linear(const cpu::PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) noexcept;
+void linear(const cpu::PreparedGrouped& weight, const LinearArgs& args, const CpuContext& context) noexcept;
 void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept;
 void gather_rows(const cpu::PreparedCodebook& weight, const int32_t* ids, int64_t count, float* out,
+                 const CpuContext& context) noexcept;
+void gather_rows(const cpu::PreparedGrouped& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept;
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept;

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/codebook_view.h"
+#include "kernels/cpu/grouped_prepared.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu_matrix.h"
 #include "kernels/input_transform.h"
@@ -9,18 +10,34 @@ namespace hxq::kernels {
 namespace {
 
 using cpu::CodebookView;
+using cpu::GroupedView;
 using cpu::Ops;
 using cpu::PreparedCodebook;
+using cpu::PreparedGrouped;
 
 void decode(const Ops& ops, const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
             float* out, int64_t stride) {
   ops.decode_codebook(weight, row, rows, col, cols, out, stride);
 }
 
+void decode(const Ops& ops, const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+            int64_t stride) {
+  ops.decode_grouped(weight, row, rows, col, cols, out, stride);
+}
+
 void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
             int64_t stride) {
   ops.decode_dense(weight, row, rows, col, cols, out, stride);
 }
+
+const cpu::Gemv<CodebookView>& gemv_of(const Ops& ops, const CodebookView& weight) { return ops.codebook_gemv(weight); }
+const cpu::Gemv<GroupedView>& gemv_of(const Ops& ops, const GroupedView& weight) { return ops.grouped_gemv(weight); }
+
+const cpu::IntegerGemm<CodebookView>& gemm_of(const Ops& ops, const CodebookView&) { return ops.codebook_gemm; }
+const cpu::IntegerGemm<GroupedView>& gemm_of(const Ops& ops, const GroupedView&) { return ops.grouped_gemm; }
+
+bool has_outliers(const CodebookView& weight) { return weight.outlier_row != nullptr; }
+bool has_outliers(const GroupedView&) { return false; }
 
 /// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.
 template <class Pack>
@@ -80,29 +97,33 @@ Range gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& conte
 }
 
 /// The same in integers.
-Range integer_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
+template <class View>
+Range integer_gemm(const cpu::IntegerGemm<View>& kernel, const View& weight, const LinearArgs& args,
+                   const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
-  const float* packed = pack_input(ops, args, ops.integer_gemm.panel_floats(weight.cols), context,
+  const float* packed = pack_input(ops, args, kernel.panel_floats(weight.cols), context,
                                    [&](const float* x, int64_t tokens, float* panel) {
-                                     ops.integer_gemm.pack_panel(weight, x, args.x_stride, tokens, panel);
+                                     kernel.pack_panel(weight, x, args.x_stride, tokens, panel);
                                    });
-  float* memory = context.own(ops.integer_gemm.memory_floats(weight));
+  float* memory = context.own(kernel.memory_floats(weight));
   if (context.measures) return {};
   const Range mine = context.team.share(weight.rows, ops.tile_rows);
-  ops.integer_gemm.multiply(weight, args, packed, mine.begin, mine.end, memory);
+  kernel.multiply(weight, args, packed, mine.begin, mine.end, memory);
   return mine;
 }
 
 /// Prefill rows: the kernel that is best for the matrix.
-Range choose_gemm(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
-  const Ops::IntegerGemm& integer = cpu::ops_of(context.target).integer_gemm;
-  const bool integers = context.precision == Precision::fast && integer.supports && integer.supports(weight);
-  return integers ? integer_gemm(weight, args, context) : gemm(weight, args, context);
+template <class View>
+Range choose_gemm(const View& weight, const LinearArgs& args, const CpuContext& context) {
+  const cpu::IntegerGemm<View>& kernel = gemm_of(cpu::ops_of(context.target), weight);
+  const bool integers = context.precision == Precision::fast && kernel.supports && kernel.supports(weight);
+  return integers ? integer_gemm(kernel, weight, args, context) : gemm(weight, args, context);
 }
 
 /// Packs x of several decode rows, complete for the whole team.
-void pack_decode_rows(const cpu::CodebookGemv& kernel, const CodebookView& weight, const LinearArgs& args,
-                      int64_t x_floats, float* packed_x, int64_t width, float* x_columns, const CpuContext& context) {
+template <class View>
+void pack_decode_rows(const cpu::Gemv<View>& kernel, const View& weight, const LinearArgs& args, int64_t x_floats,
+                      float* packed_x, int64_t width, float* x_columns, const CpuContext& context) {
   const Range tokens = context.team.share(x_floats > 0 ? args.tokens : 0);
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     kernel.pack_x(weight, args.x + t * args.x_stride, packed_x + t * x_floats);
@@ -116,12 +137,13 @@ void pack_decode_rows(const cpu::CodebookGemv& kernel, const CodebookView& weigh
 
 /// Decode rows: weights are read once, straight from where they are. x is packed by the whole team, or by each thread
 /// for itself if it is of a single token, which takes less time than a barrier. Complete for the rows that it returns.
-Range gemv(const CodebookView& weight, const LinearArgs& args, const CpuContext& context) {
-  const cpu::CodebookGemv& kernel = cpu::ops_of(context.target).codebook_gemv(weight);
+template <class View>
+Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context) {
+  const cpu::Gemv<View>& kernel = gemv_of(cpu::ops_of(context.target), weight);
   const int64_t x_floats = kernel.packed_x_floats ? kernel.packed_x_floats(weight) : 0;
   const int64_t memory_floats = kernel.memory_floats(weight, args.tokens);
   const bool alone = args.tokens == 1;
-  const int64_t width = alone || !weight.outlier_row ? 0 : cpu::x_columns_width(args.tokens);
+  const int64_t width = alone || !has_outliers(weight) ? 0 : cpu::x_columns_width(args.tokens);
   float* memory = context.own(memory_floats + x_floats);
   float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, args.tokens * x_floats + weight.cols * width);
   if (context.measures) return {};
@@ -194,6 +216,13 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuCon
   context.team.barrier();
 }
 
+void linear(const PreparedGrouped& weight, const LinearArgs& args, const CpuContext& context) noexcept {
+  if (args.tokens == 0) return;
+  const GroupedView view = weight.view();
+  args.phase == Phase::decode ? gemv(view, args, context) : choose_gemm(view, args, context);
+  if (!context.measures) context.team.barrier();
+}
+
 void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens == 0) return;
   if (args.phase == Phase::prefill) {
@@ -225,14 +254,29 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
   context.team.barrier();
 }
 
-void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
-                 const CpuContext& context) noexcept {
+namespace {
+
+/// Rows that are stored with no transform and no further term.
+template <class View>
+void gather_plain_rows(const View& weight, const int32_t* ids, int64_t count, float* out, const CpuContext& context) {
   if (context.measures) return;
   const Range mine = context.team.share(count);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
-    cpu::ops_of(context.target).decode_dense(weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);
+    decode(cpu::ops_of(context.target), weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);
   }
   context.team.barrier();
+}
+
+}  // namespace
+
+void gather_rows(const PreparedGrouped& weight, const int32_t* ids, int64_t count, float* out,
+                 const CpuContext& context) noexcept {
+  gather_plain_rows(weight.view(), ids, count, out, context);
+}
+
+void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const CpuContext& context) noexcept {
+  gather_plain_rows(weight, ids, count, out, context);
 }
 
 }  // namespace hxq::kernels

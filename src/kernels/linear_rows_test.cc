@@ -2,13 +2,14 @@
 
 #include <fmt/format.h>
 
-#include "kernels/linear_test_data.h"
+#include "kernels/grouped_test_data.h"
 
 namespace hxq::kernels::testing {
 namespace {
 
 std::pair<int64_t, int64_t> shape_of(const DenseMatrix& matrix) { return {matrix.rows, matrix.cols}; }
 std::pair<int64_t, int64_t> shape_of(const cpu::PreparedCodebook& matrix) { return {matrix.rows(), matrix.cols()}; }
+std::pair<int64_t, int64_t> shape_of(const cpu::PreparedGrouped& matrix) { return {matrix.rows(), matrix.cols()}; }
 
 class LinearRowsTest : public ::testing::TestWithParam<Target> {
  protected:
@@ -94,6 +95,16 @@ TEST_P(LinearRowsTest, OtherLayoutsDependOnNothingButThemselves) {
     for (const int32_t d : {1, 2}) {
       SCOPED_TRACE(fmt::format("layout {} d {}", static_cast<int>(layout), d));
       expect_same_rows(*TestMatrix({.rows = 10, .cols = 76, .k = 200, .d = d, .layout = layout}).prepared);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(LinearRowsTest, GroupedProductsDependOnNothingButThemselves) {
+  for (int bits = 3; bits <= 8; ++bits) {
+    for (const int64_t group : {16, 24, 64}) {
+      SCOPED_TRACE(fmt::format("bits {} group {}", bits, group));
+      expect_same_rows(*TestGrouped({.rows = 39, .cols = 330, .bits = bits, .group = group}).prepared);
       if (HasFatalFailure()) return;
     }
   }

@@ -68,18 +68,19 @@ struct Product {
         threads, target, scratch, [&](const CpuContext& context) { linear(matrix, args, context); }, precision);
   }
 
-  /// What rounding x may change in a row of the product with xt: 8 standard deviations of as many errors, each
-  /// uniform, but no more than all of them together.
+  /// What rounding x, and weights by at most `weight_error`, may change in a row of the product with xt: 8 standard
+  /// deviations of as many errors, each uniform, but no more than all of them together.
   template <class WeightAt>
   static double rounding_bound(const ActivationQuantization& rounding, const float* xt, int64_t cols,
-                               WeightAt weight_at, int64_t row) {
+                               WeightAt weight_at, double weight_error, int64_t row) {
     double variance = 0, worst = 0;
     for (int64_t begin = 0; begin < cols; begin += rounding.block) {
       double largest = 0;
       const int64_t end = std::min(cols, begin + rounding.block);
       for (int64_t c = begin; c < end; ++c) largest = std::max<double>(largest, std::fabs(xt[c]));
       for (int64_t c = begin; c < end; ++c) {
-        const double error = std::fabs(weight_at(row, c)) * largest / rounding.largest / 2;
+        const double error =
+            std::fabs(weight_at(row, c)) * largest / rounding.largest / 2 + weight_error * std::fabs(xt[c]);
         variance += error * error / 3;
         worst += error;
       }
@@ -88,10 +89,11 @@ struct Product {
   }
 
   /// Compares with sums in double. A float sum of n products is off by at most n eps sum |w||x|, usually by sqrt(n);
-  /// rounding x adds to it.
-  template <class WeightAt>
-  void check(int64_t rows, int64_t cols, WeightAt weight_at,
-             std::optional<ActivationQuantization> rounding = {}) const {
+  /// rounding x adds to it, and where that is done rounding weights of row r by weight_error(r).
+  template <class WeightAt, class WeightError = double (*)(int64_t)>
+  void check(
+      int64_t rows, int64_t cols, WeightAt weight_at, std::optional<ActivationQuantization> rounding = {},
+      WeightError weight_error = [](int64_t) { return 0.0; }) const {
     for (int64_t t = 0; t < args.tokens; ++t) {
       const float* xt = args.x + t * args.x_stride;
       for (int64_t r = 0; r < rows; ++r) {
@@ -106,7 +108,7 @@ struct Product {
         if (args.accumulate) sum += before[at];
         const double others = (args.bias ? std::fabs(args.bias[r]) : 0) + (args.accumulate ? std::fabs(before[at]) : 0);
         const double bound = (4 + std::sqrt(cols)) * (size + others) * 0x1p-24 +
-                             (rounding ? rounding_bound(*rounding, xt, cols, weight_at, r) : 0);
+                             (rounding ? rounding_bound(*rounding, xt, cols, weight_at, weight_error(r), r) : 0);
         ASSERT_NEAR(y[at], sum, std::max(bound, 1e-39)) << "token " << t << " row " << r;
       }
     }

@@ -107,10 +107,10 @@ int64_t lookup_memory_floats(const CodebookView& weight, int64_t tokens) {
   return OutlierSums::floats(tokens) + kGemvRows * LookedUpRows::stride(weight.cols);
 }
 
-constexpr CodebookGemv kLookupGemv{
+constexpr Gemv<CodebookView> kLookupGemv{
     .packed_x_floats = nullptr, .pack_x = nullptr, .memory_floats = lookup_memory_floats, .multiply = lookup_gemv};
 
-const CodebookGemv& lookup_gemv_for(const CodebookView&) { return kLookupGemv; }
+const Gemv<CodebookView>& lookup_gemv_for(const CodebookView&) { return kLookupGemv; }
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

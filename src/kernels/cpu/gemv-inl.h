@@ -71,16 +71,17 @@ inline void add_outliers(const CodebookView& weight, const LinearArgs& args, int
   }
 }
 
-/// Asks for the byte indices of the next kGemvRows rows a little at a time, in all loops over these rows, so that they
+/// Asks for the indices of the next kGemvRows rows a little at a time, in all loops over these rows, so that they
 /// come from memory meanwhile: asked for all at once they would hold up the core.
 class Ahead {
  public:
   /// The loop that looks rows up, and one for every kGemvTokens tokens: each asks for an equal part.
-  explicit Ahead(int64_t tokens) : bytes_(128 / (1 + (tokens + kGemvTokens - 1) / kGemvTokens)) {}
+  explicit Ahead(int64_t tokens, int64_t index_bits = 8)
+      : bytes_(16 * index_bits / (1 + (tokens + kGemvTokens - 1) / kGemvTokens)) {}
 
   void start(const uint8_t* at) { at_ = at; }
 
-  /// After 32 columns of kGemvRows rows, 128 bytes of indices, or a part of that.
+  /// After 32 columns of kGemvRows rows, or a part of that.
   HXQ_ALWAYS_INLINE void step(int64_t parts = 1) {
     __builtin_prefetch(at_);
     at_ += bytes_ / parts;

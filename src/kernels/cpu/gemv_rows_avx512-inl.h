@@ -26,29 +26,30 @@ inline void put_rows(const LinearArgs& args, int64_t row, int64_t rows, VecF val
   store_first(y, value, rows);
 }
 
-/// kRows streams of rows, `apart` rows from each other; [begin, end) is the first's. `Kernel::sum` adds up at most 16
-/// rows of each stream, `Kernel::finish` makes numbers of what it found.
-template <class Kernel, int kRows>
-void stream_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin,
-                 int64_t apart, int64_t end) {
+/// kRows streams of rows, `apart` rows from each other; [begin, end) is the first's. `Kernel`:
+///     sum<kRows>(row, rows, apart, totals)  adds up rows [row, row + rows), at most 16, of each stream
+///     finish(row, rows, sums)               makes numbers of the sums of these rows
+template <int kRows, class Kernel>
+void stream_rows(const Kernel& kernel, const LinearArgs& args, int64_t begin, int64_t apart, int64_t end) {
   for (int64_t row = begin; row < end; row += kLanes) {
     const int64_t rows = end - row < kLanes ? end - row : kLanes;
     RowTotals<kRows> totals;
     if (rows < kLanes) __builtin_memset(totals, 0, sizeof totals);
-    Kernel::template sum<kRows>(weight, row, rows, apart, packed_x, totals);
+    kernel.template sum<kRows>(row, rows, apart, totals);
     for (int i = 0; i < kRows; ++i) {
-      put_rows(args, row + i * apart, rows, Kernel::finish(packed_x, sum_lanes_of_16(totals[i])));
+      const int64_t first = row + i * apart;
+      put_rows(args, first, rows, kernel.finish(first, rows, sum_lanes_of_16(totals[i])));
     }
   }
 }
 
 /// Rows [begin, end), kRows at once and as far apart as possible: separate streams draw more bandwidth from one core
 /// than a single one.
-template <class Kernel, int kRows>
-void gemv_rows(const CodebookView& weight, const LinearArgs& args, const float* packed_x, int64_t begin, int64_t end) {
+template <int kRows, class Kernel>
+void gemv_rows(const Kernel& kernel, const LinearArgs& args, int64_t begin, int64_t end) {
   const int64_t apart = (end - begin) / kRows;
-  stream_rows<Kernel, kRows>(weight, args, packed_x, begin, apart, begin + apart);
-  stream_rows<Kernel, 1>(weight, args, packed_x, begin + apart * kRows, 0, end);  // fewer than kRows rows
+  stream_rows<kRows>(kernel, args, begin, apart, begin + apart);
+  stream_rows<1>(kernel, args, begin + apart * kRows, 0, end);  // fewer than kRows rows
 }
 
 }  // namespace

@@ -46,7 +46,8 @@ RoundedX round_block(const float* x, int64_t cols) {
           by.scale};
 }
 
-void pack_integer_panel(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
+template <class View>
+void pack_integer_panel(const View& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
   const int64_t width = panel_width(tokens);
   for (int64_t col = 0; col < weight.cols; col += kBlock, panel += block_floats(width)) {
     for (int64_t first = 0; first < width; first += kLanes) {
@@ -76,13 +77,19 @@ struct TileOutlier {
 /// Rows of levels with their outliers: those of row i are outlier[begin[i]] to outlier[begin[i + 1]].
 struct LevelTiles {
   int16_t* level;   // [kLevelRows, kLevelStride]
+  float* unit;      // [kLevelRows], what sums of a row are multiplied by before outliers are added
   uint32_t* begin;  // [kLevelRows + 1]
   TileOutlier* outlier;
 
   LevelTiles(float* memory)
       : level(reinterpret_cast<int16_t*>(memory)),
-        begin(reinterpret_cast<uint32_t*>(level + kLevelRows * kLevelStride)),
+        unit(reinterpret_cast<float*>(level + kLevelRows * kLevelStride)),
+        begin(reinterpret_cast<uint32_t*>(unit + kLevelRows)),
         outlier(reinterpret_cast<TileOutlier*>(begin + kLevelRows + 16)) {}
+
+  static constexpr int64_t floats(int64_t outliers) {
+    return kLevelRows * kLevelStride / 2 + kLevelRows + kLevelRows + 16 + 2 * outliers;
+  }
 };
 
 int64_t integer_memory_floats(const CodebookView& weight) {
@@ -94,10 +101,19 @@ int64_t integer_memory_floats(const CodebookView& weight) {
     const uint32_t outliers = weight.outlier_row[row_end] - weight.outlier_row[row];
     most = outliers > most ? outliers : most;
   }
-  return kLevelRows * kLevelStride / 2 + kLevelRows + 16 + 2 * static_cast<int64_t>(most);
+  return LevelTiles::floats(most);
 }
 
-/// Levels of W[row .. row + rows, col .. col + cols); rows up to a multiple of kTileRows are filled with zeros.
+/// Rows up to a multiple of kTileRows are filled with zeros.
+void fill_tile(const LevelTiles& tiles, int64_t rows, int64_t cols) {
+  for (int64_t i = rows; i % kTileRows != 0; ++i) {
+    int16_t* level = tiles.level + i * kLevelStride;
+    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(level + c, __m512i{});
+    tiles.unit[i] = 0;
+  }
+}
+
+/// Levels of W[row .. row + rows, col .. col + cols).
 void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                    const LevelTiles& tiles) {
   const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
@@ -106,6 +122,7 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
   for (int64_t i = 0; i < rows; ++i) {
     const uint8_t* index = weight.indices + (row + i) * weight.cols + col;
     int16_t* level = tiles.level + i * kLevelStride;
+    tiles.unit[i] = 1;
     for (int64_t c = 0; c < cols; c += kBlock) {
       const __mmask64 keep = first_bytes(cols - c);
       const Indices found = indices_of(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(keep, index + c)));
@@ -114,10 +131,6 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
       _mm512_storeu_si512(level + c, _mm512_unpacklo_epi8(low_bytes, high_bytes));
       _mm512_storeu_si512(level + c + 32, _mm512_unpackhi_epi8(low_bytes, high_bytes));
     }
-  }
-  for (int64_t i = rows; i % kTileRows != 0; ++i) {
-    int16_t* level = tiles.level + i * kLevelStride;
-    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(level + c, __m512i{});
   }
 }
 
@@ -196,6 +209,10 @@ void multiply_level_tile(const LevelTiles& tiles, int64_t first, const float* pa
   for (int64_t i = 0; i < kTileRows; i += kHalf) {
     multiply_levels<kHalf, kVectors>(tiles.level + (first + i) * kLevelStride, panel, blocks_of(cols), sums, i);
   }
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    for (int64_t i = 0; i < kTileRows; ++i) sums[v][i] *= splat(tiles.unit[first + i]);
+  }
   for (int64_t i = 0; i < rows; ++i) {
     for (uint32_t o = tiles.begin[first + i]; o < tiles.begin[first + i + 1]; ++o) {
       add_outlier<kVectors>(tiles.outlier[o], panel, sums, i);
@@ -205,9 +222,9 @@ void multiply_level_tile(const LevelTiles& tiles, int64_t first, const float* pa
 }
 
 /// One decoded piece of the matrix, `rows` by `cols` at (row, col), with all panels.
-void multiply_piece(const CodebookView& weight, const LinearArgs& args, const float* packed, const LevelTiles& tiles,
-                    int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  const int64_t panel_floats = integer_panel_floats(weight.cols);
+void multiply_piece(int64_t all_cols, const LinearArgs& args, const float* packed, const LevelTiles& tiles, int64_t row,
+                    int64_t rows, int64_t col, int64_t cols) {
+  const int64_t panel_floats = integer_panel_floats(all_cols);
   for (int64_t first = 0; first < args.tokens; first += kPanelTokens, packed += panel_floats) {
     LinearArgs part = args;
     part.y += first * args.y_stride;
@@ -229,18 +246,29 @@ void multiply_piece(const CodebookView& weight, const LinearArgs& args, const fl
 
 bool supports_integer_gemm(const CodebookView& weight) { return weight.index_bits == 8 && weight.integer_levels; }
 
-void integer_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
-                  float* memory) {
+/// `decode(row, rows, col, cols, tiles)` writes levels, units and outliers of W[row .. row + rows, col .. col + cols).
+template <class Decode>
+void integer_gemm(const LinearArgs& args, int64_t all_cols, const float* packed, int64_t begin, int64_t end,
+                  float* memory, Decode decode) {
   const LevelTiles tiles(memory);
   for (int64_t row = begin; row < end; row += kLevelRows) {
     const int64_t rows = end - row < kLevelRows ? end - row : kLevelRows;
-    for (int64_t col = 0; col < weight.cols; col += kLevelCols) {
-      const int64_t cols = weight.cols - col < kLevelCols ? weight.cols - col : kLevelCols;
-      decode_levels(weight, row, rows, col, cols, tiles);
-      list_outliers(weight, row, rows, col, cols, tiles);
-      multiply_piece(weight, args, packed, tiles, row, rows, col, cols);
+    for (int64_t col = 0; col < all_cols; col += kLevelCols) {
+      const int64_t cols = all_cols - col < kLevelCols ? all_cols - col : kLevelCols;
+      decode(row, rows, col, cols, tiles);
+      fill_tile(tiles, rows, cols);
+      multiply_piece(all_cols, args, packed, tiles, row, rows, col, cols);
     }
   }
+}
+
+void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
+                   float* memory) {
+  integer_gemm(args, weight.cols, packed, begin, end, memory,
+               [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
+                 decode_levels(weight, row, rows, col, cols, tiles);
+                 list_outliers(weight, row, rows, col, cols, tiles);
+               });
 }
 
 }  // namespace

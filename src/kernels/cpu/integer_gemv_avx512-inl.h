@@ -28,7 +28,8 @@ inline int64_t scales_of(int64_t cols) { return (blocks_of(cols) + kScaleBlocks 
 constexpr int64_t kScalesAt = sizeof(QuantizedHead) / sizeof(float);
 inline int64_t blocks_at(int64_t cols) { return kScalesAt + (scales_of(cols) + 15) / 16 * 16; }
 
-int64_t quantized_floats(const CodebookView& weight) {
+template <class View>
+int64_t quantized_floats(const View& weight) {
   return blocks_at(weight.cols) + blocks_of(weight.cols) * static_cast<int64_t>(sizeof(QuantizedBlock) / sizeof(float));
 }
 
@@ -40,16 +41,18 @@ inline void store_block(__m512i first, __m512i second, QuantizedBlock* block) {
   _mm512_store_si512(block->half[1], _mm512_permutex2var_epi64(first, upper, second));
 }
 
-void quantize_x(const CodebookView& weight, const float* x, float* packed_x) {
-  const int64_t cols = weight.cols;
+/// Writes head and scales of packed x, and calls `put(col, first, second)` with 64 rounded columns, 32 each, for every
+/// 64 up to a multiple of kStep; zeros past the last. `unit`: what products are in units of.
+template <int64_t kStep, class Put>
+void round_x(const float* x, int64_t cols, float unit, float* packed_x, Put put) {
+  static_assert(kStep % kBlock == 0 && kDecodeQuantization.block % kStep == 0);
   VecF largest = {};
   for (int64_t col = 0; col < cols; col += kLanes) largest = larger_magnitude(largest, columns_of(x + col, cols - col));
   const float most = largest_lane(largest);
   const VecF exponent = most > 0 && most <= __FLT_MAX__ ? _mm512_getexp_ps(splat(most)) : VecF{};
-  reinterpret_cast<QuantizedHead*>(packed_x)->exponent = exponent[0] + _mm512_getexp_ps(splat(weight.planes_scale))[0];
+  reinterpret_cast<QuantizedHead*>(packed_x)->exponent = exponent[0] + _mm512_getexp_ps(splat(unit))[0];
 
   float* scale = packed_x + kScalesAt;
-  auto* block = reinterpret_cast<QuantizedBlock*>(packed_x + blocks_at(cols));
   for (int64_t first = 0; first < cols; first += kDecodeQuantization.block, ++scale) {
     const int64_t left = cols - first;
     const auto x_at = [&](int64_t col) { return _mm512_scalef_ps(columns_of(x + first + col, left - col), -exponent); };
@@ -59,11 +62,19 @@ void quantize_x(const CodebookView& weight, const float* x, float* packed_x) {
     }
     const BlockScale by(kDecodeQuantization, largest_lane(largest));
     *scale = by.scale;
-    for (int64_t col = 0; col < kDecodeQuantization.block && col < left; col += kBlock, ++block) {
-      store_block(round_columns(x_at(col) * by.inverse, x_at(col + 16) * by.inverse),
-                  round_columns(x_at(col + 32) * by.inverse, x_at(col + 48) * by.inverse), block);
+    for (int64_t col = 0; col < kDecodeQuantization.block && col < (left + kStep - 1) / kStep * kStep; col += kBlock) {
+      put(first + col, round_columns(x_at(col) * by.inverse, x_at(col + 16) * by.inverse),
+          round_columns(x_at(col + 32) * by.inverse, x_at(col + 48) * by.inverse));
     }
   }
+}
+
+template <class View>
+void quantize_x(const View& weight, const float* x, float* packed_x) {
+  auto* block = reinterpret_cast<QuantizedBlock*>(packed_x + blocks_at(weight.cols));
+  round_x<kBlock>(x, weight.cols, weight.planes_scale, packed_x, [&](int64_t col, __m512i first, __m512i second) {
+    store_block(first, second, block + col / kBlock);
+  });
 }
 
 /// 64 levels in the order of QuantizedBlock.
@@ -90,6 +101,9 @@ constexpr int64_t kStreamPrefetch = 512;
 
 /// One decode row: a row of each of kRows streams, `apart` bytes from each other. Each stream is prefetched.
 struct IntegerKernel {
+  const CodebookView& weight;
+  const float* packed_x;
+
   template <int kRows>
   HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][2], const LevelTable& table, const uint8_t* index,
                                           int64_t apart, int64_t cols, const QuantizedBlock& x) {
@@ -122,8 +136,7 @@ struct IntegerKernel {
   }
 
   template <int kRows>
-  __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
-                                            const float* packed_x, RowTotals<kRows>& totals) {
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
     const LevelTable table(weight);
     const auto* x = reinterpret_cast<const QuantizedBlock*>(packed_x + blocks_at(weight.cols));
     for (int64_t r = 0; r < rows; ++r) {
@@ -138,15 +151,15 @@ struct IntegerKernel {
     }
   }
 
-  static VecF finish(const float* packed_x, VecF sums) {
+  VecF finish(int64_t, int64_t, VecF sums) const {
     return _mm512_scalef_ps(sums, splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
   }
 };
 
-/// A kernel of joint_gemv: levels are looked up once, into memory. Multiplying them straight from the table takes
-/// longer in all: permutes and products compete for execution ports.
-struct IntegerRows {
-  const CodebookView& weight;
+/// What kernels of joint_gemv share whose levels are looked up once, into memory. Multiplying them straight from the
+/// table takes longer in all: permutes and products compete for execution ports.
+struct LevelRows {
+  int64_t cols;
   const float* packed_x;
   int64_t x_floats;
   int16_t* levels;  // [kGemvRows, stride]
@@ -154,22 +167,7 @@ struct IntegerRows {
 
   static int64_t stride(int64_t cols) { return blocks_of(cols) * kBlock + 32; }  // no multiple of 4 KB
 
-  void open(int64_t first, int64_t rows) {
-    const LevelTable table(weight);
-    const uint8_t* index = weight.indices + first * weight.cols;
-    const int64_t cols = weight.cols, apart = stride(cols);
-    Ahead next = ahead;
-    next.start(index + kGemvRows * cols);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t col = 0; col < cols; col += kBlock) {
-        const Levels64 level = table.look_up(load_indices(index + i * cols + col, cols - col));
-        _mm512_store_si512(levels + i * apart + col, level.half[0]);
-        _mm512_store_si512(levels + i * apart + col + 32, level.half[1]);
-        next.step(2);
-      }
-    }
-    ahead = next;
-  }
+  static int64_t floats(int64_t cols) { return kGemvRows * stride(cols) / 2; }
 
   /// Adds the products of half a block.
   template <int kTokens>
@@ -189,10 +187,10 @@ struct IntegerRows {
   template <int kTokens>
   HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) {
     constexpr int64_t kHalves = 2 * kScaleBlocks;  // that share a scale
-    const int64_t apart = stride(weight.cols), floats = x_floats, halves = 2 * blocks_of(weight.cols);
+    const int64_t apart = stride(cols), floats = x_floats, halves = 2 * blocks_of(cols);
     const int16_t* const row[kGemvRows] = {levels, levels + apart, levels + 2 * apart, levels + 3 * apart};
     const float* scales = packed_x + t * floats + kScalesAt;
-    const float* x = packed_x + t * floats + blocks_at(weight.cols);
+    const float* x = packed_x + t * floats + blocks_at(cols);
     Ahead next = ahead;
 #pragma GCC unroll 3
     for (int i = 0; i < kTokens; ++i) {
@@ -226,25 +224,46 @@ struct IntegerRows {
   }
 };
 
+struct IntegerRows : LevelRows {
+  const CodebookView& weight;
+
+  void open(int64_t first, int64_t rows) {
+    const LevelTable table(weight);
+    const uint8_t* index = weight.indices + first * cols;
+    const int64_t width = cols, apart = stride(cols);
+    Ahead next = ahead;
+    next.start(index + kGemvRows * width);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t col = 0; col < width; col += kBlock) {
+        const Levels64 level = table.look_up(load_indices(index + i * width + col, width - col));
+        _mm512_store_si512(levels + i * apart + col, level.half[0]);
+        _mm512_store_si512(levels + i * apart + col + 32, level.half[1]);
+        next.step(2);
+      }
+    }
+    ahead = next;
+  }
+};
+
 int64_t integer_gemv_floats(const CodebookView& weight, int64_t tokens) {
-  return tokens == 1 ? 0 : OutlierSums::floats(tokens) + kGemvRows * IntegerRows::stride(weight.cols) / 2;
+  return tokens == 1 ? 0 : OutlierSums::floats(tokens) + LevelRows::floats(weight.cols);
 }
 
 void integer_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
                   int64_t end) {
   if (args.tokens == 1) {
-    gemv_rows<IntegerKernel, 4>(weight, args, work.packed_x, begin, end);
+    gemv_rows<4>(IntegerKernel{weight, work.packed_x}, args, begin, end);
     return add_outliers(weight, args, begin, end);
   }
   auto* levels = reinterpret_cast<int16_t*>(work.memory + OutlierSums::floats(args.tokens));
-  joint_gemv(IntegerRows{weight, work.packed_x, quantized_floats(weight), levels, Ahead(args.tokens)}, weight, args,
-             work.x_columns, begin, end, work.memory);
+  const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels, Ahead(args.tokens)};
+  joint_gemv(IntegerRows{rows, weight}, weight, args, work.x_columns, begin, end, work.memory);
 }
 
-constexpr CodebookGemv kIntegerGemv{.packed_x_floats = quantized_floats,
-                                    .pack_x = quantize_x,
-                                    .memory_floats = integer_gemv_floats,
-                                    .multiply = integer_gemv};
+constexpr Gemv<CodebookView> kIntegerGemv{.packed_x_floats = quantized_floats<CodebookView>,
+                                          .pack_x = quantize_x<CodebookView>,
+                                          .memory_floats = integer_gemv_floats,
+                                          .multiply = integer_gemv};
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

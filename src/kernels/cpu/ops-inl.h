@@ -8,6 +8,7 @@
 #include "kernels/cpu/codebook-inl.h"
 #include "kernels/cpu/dense-inl.h"
 #include "kernels/cpu/gemm-inl.h"
+#include "kernels/cpu/grouped-inl.h"
 #include "kernels/cpu/mamba-inl.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/ops.h"
@@ -22,16 +23,19 @@ constexpr Ops common_ops(Target target) {
       .target = target,
       .lanes = kLanes,
       .codebook_gemv = lookup_gemv_for,
+      .grouped_gemv = decoded_gemv_for,
       .pack_columns = pack_columns,
       .dense_gemv = dense_gemv,
       .decode_codebook = decode_codebook_by_lookup,
+      .decode_grouped = decode_grouped,
       .decode_dense = decode_dense,
       .tile_rows = kTileRows,
       .panel_tokens = kPanelTokens,
       .panel_width = panel_width,
       .pack_panel = pack_panel,
       .multiply_tile = multiply_tile,
-      .integer_gemm = {},
+      .codebook_gemm = {},
+      .grouped_gemm = {},
       .rms_norm = rms_norm,
       .conv = conv,
       .scan = scan,

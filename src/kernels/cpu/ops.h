@@ -37,6 +37,38 @@ struct CodebookView {
   const OutlierChange* outlier_change;  // of every outlier
 };
 
+/// What makes weights of the integers that stand for them in one row of a grouped matrix.
+struct GroupedRow {
+  float inverse;  ///< a group's scale / scale_unit times this is a whole number of at most 32767, once rounded
+  float unit;     ///< integers times this and GroupedView::planes_scale are weights
+};
+
+/// A GroupedMatrix as raw pointers, with what PreparedGrouped works out.
+///
+/// Few levels that are whole numbers of a byte are multiplied as they are, and their sums within a group by the group's
+/// scale. Otherwise whole numbers stand for weights: weight[r, c] is nearly planes_scale * row[r].unit * L * M / 2^15,
+/// where L is the level as a whole number of 32767ths of the largest, M the scale of the group in 32767ths of the row's
+/// largest, and L * M / 2^15 is rounded. That is off by at most 1.5 times planes_scale * row[r].unit.
+struct GroupedView {
+  int64_t rows;
+  int64_t cols;
+  int64_t group;          ///< columns of a group, a multiple of 8
+  int64_t groups;         ///< of a row
+  int64_t row_bytes;      ///< of a row's indices
+  int32_t bits;           ///< of an index, 3 to 8
+  const uint8_t* packed;  ///< [rows, row_bytes]; nothing may be read outside of the matrix
+  const uint8_t* scales;  // [rows, groups]
+  const float* levels;    // [2^bits]
+  const float* scale_levels;
+  float planes_scale;           ///< a power of two
+  const uint8_t* level_planes;  // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
+  const int16_t* level_words;   // [256], L, the same
+  const uint8_t* level_bytes;   // [64], levels plus 128, the same; null: more than 16, or no whole numbers up to 127
+  float scale_unit;             ///< a power of two
+  const uint8_t* scale_planes;  // [4, 256], the bytes of the scale levels / scale_unit, 64-byte aligned
+  const GroupedRow* row;        // [rows]
+};
+
 /// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.
 inline constexpr int64_t kBlockCols = 768;
 inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB, or rows would share cache sets
@@ -52,15 +84,28 @@ struct GemvWork {
 /// Floats of a column of x, in vectors of every target.
 constexpr int64_t x_columns_width(int64_t tokens) { return (tokens + 15) / 16 * 16; }
 
-/// A way to multiply a codebook matrix with decode rows. What a token's product is does not depend on the others.
-struct CodebookGemv {
+/// A way to multiply a matrix with decode rows. What a token's product is does not depend on the others.
+template <class View>
+struct Gemv {
   /// Floats of one token's packed x, a multiple of 16; null: x is taken as it is.
-  int64_t (*packed_x_floats)(const CodebookView& weight);
-  void (*pack_x)(const CodebookView& weight, const float* x, float* packed_x);
-  int64_t (*memory_floats)(const CodebookView& weight, int64_t tokens);
+  int64_t (*packed_x_floats)(const View& weight);
+  void (*pack_x)(const View& weight, const float* x, float* packed_x);
+  int64_t (*memory_floats)(const View& weight, int64_t tokens);
   /// y for weight rows [begin, end).
-  void (*multiply)(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
-                   int64_t end);
+  void (*multiply)(const View& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end);
+};
+
+/// The product with prefill rows in integers, for matrices that `supports` it; every function null: none.
+template <class View>
+struct IntegerGemm {
+  bool (*supports)(const View& weight);
+  /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
+  int64_t (*panel_floats)(int64_t cols);
+  void (*pack_panel)(const View& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel);
+  /// y of rows [begin, end), begin a multiple of tile_rows; `memory`: memory_floats floats of the thread's own.
+  int64_t (*memory_floats)(const View& weight);
+  void (*multiply)(const View& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
+                   float* memory);
 };
 
 struct Ops {
@@ -68,7 +113,8 @@ struct Ops {
   int64_t lanes;  ///< floats in a vector of this target
 
   /// The best for a matrix, the same for any number of tokens.
-  const CodebookGemv& (*codebook_gemv)(const CodebookView& weight);
+  const Gemv<CodebookView>& (*codebook_gemv)(const CodebookView& weight);
+  const Gemv<GroupedView>& (*grouped_gemv)(const GroupedView& weight);
   /// x as [cols, width], width a multiple of `lanes`; lanes past `tokens` are zero.
   void (*pack_columns)(const float* x, int64_t x_stride, int64_t tokens, int64_t cols, int64_t width, float* columns);
   /// y for weight rows [begin, end).
@@ -77,6 +123,8 @@ struct Ops {
   /// out[i, j] = W[row + i, col + j] for i < rows, j < cols; rows of `out` are `stride` floats apart.
   void (*decode_codebook)(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
                           int64_t stride);
+  void (*decode_grouped)(const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
+                         int64_t stride);
   void (*decode_dense)(const DenseMatrix& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
                        int64_t stride);
 
@@ -91,18 +139,8 @@ struct Ops {
   void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row,
                         int64_t rows);
 
-  /// The matrix product in integers, for codebooks that `supports` it; every function null: none.
-  struct IntegerGemm {
-    bool (*supports)(const CodebookView& weight);
-    /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
-    int64_t (*panel_floats)(int64_t cols);
-    void (*pack_panel)(const CodebookView& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel);
-    /// y of rows [begin, end), begin a multiple of tile_rows; `memory`: memory_floats floats of the thread's own.
-    int64_t (*memory_floats)(const CodebookView& weight);
-    void (*multiply)(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin,
-                     int64_t end, float* memory);
-  };
-  IntegerGemm integer_gemm;
+  IntegerGemm<CodebookView> codebook_gemm;
+  IntegerGemm<GroupedView> grouped_gemm;
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);

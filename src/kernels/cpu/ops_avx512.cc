@@ -6,6 +6,8 @@
 #define HXQ_GEMV_ROWS 4
 #define HXQ_GEMV_TOKENS 3
 
+#include "kernels/cpu/grouped_gemm_avx512-inl.h"
+#include "kernels/cpu/grouped_gemv_avx512-inl.h"
 #include "kernels/cpu/integer_gemm_avx512-inl.h"
 #include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/table_avx512-inl.h"
@@ -17,8 +19,11 @@ constexpr Ops avx512_ops() {
   Ops ops = common_ops(Target::avx512);
   ops.codebook_gemv = choose_gemv;
   ops.decode_codebook = decode_codebook;
-  ops.integer_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel, integer_memory_floats,
-                      integer_gemm};
+  ops.codebook_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel<CodebookView>,
+                       integer_memory_floats, codebook_gemm};
+  ops.grouped_gemv = choose_grouped_gemv;
+  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, grouped_memory_floats,
+                      grouped_gemm};
   return ops;
 }
 

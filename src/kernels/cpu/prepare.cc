@@ -5,6 +5,7 @@
 #include "kernels/cpu/codebook_prepared.h"
 #include "kernels/cpu/exact_prepared.h"
 #include "kernels/cpu/generic_prepared.h"
+#include "kernels/cpu/grouped_prepared.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -18,6 +19,7 @@ struct Row {
 constexpr Row kRows[] = {
     {kExact, prepare_exact},
     {"codebook", prepare_codebook},
+    {"grouped", prepare_grouped},
 };
 
 }  // namespace

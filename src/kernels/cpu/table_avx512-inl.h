@@ -55,11 +55,9 @@ struct HalfTable {
 struct FloatTable {
   ByteTable byte0, byte1, byte2, byte3;
 
-  HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight)
-      : byte0(weight.float_planes),
-        byte1(weight.float_planes + 256),
-        byte2(weight.float_planes + 512),
-        byte3(weight.float_planes + 768) {}
+  HXQ_ALWAYS_INLINE explicit FloatTable(const uint8_t* planes)
+      : byte0(planes), byte1(planes + 256), byte2(planes + 512), byte3(planes + 768) {}
+  HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight) : FloatTable(weight.float_planes) {}
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
@@ -136,6 +134,9 @@ HXQ_ALWAYS_INLINE void add_products(VecF (&sum)[2], const Weights& w, const floa
 /// One decode row.
 template <class Table>
 struct TableKernel {
+  const CodebookView& weight;
+  const float* packed_x;
+
   /// A block of a row of each of kRows streams, `apart` bytes from each other. Each stream is prefetched.
   template <int kRows, bool kMasked>
   HXQ_ALWAYS_INLINE static void add_block(VecF (&sum)[kRows][2], const Table& table, const uint8_t* index,
@@ -150,8 +151,7 @@ struct TableKernel {
   }
 
   template <int kRows>
-  __attribute__((noinline)) static void sum(const CodebookView& weight, int64_t row, int64_t rows, int64_t apart,
-                                            const float* packed_x, RowTotals<kRows>& totals) {
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
     const Table table(weight);
     for (int64_t r = 0; r < rows; ++r) {
       const uint8_t* index = weight.indices + (row + r) * weight.cols;
@@ -169,7 +169,7 @@ struct TableKernel {
     }
   }
 
-  static VecF finish(const float*, VecF sums) { return sums; }
+  static VecF finish(int64_t, int64_t, VecF sums) { return sums; }
 };
 
 /// A kernel of joint_gemv: levels are looked up once, into memory, in the order of packed x.
@@ -220,7 +220,7 @@ int64_t table_memory_floats(const CodebookView& weight, int64_t tokens) {
 template <class Table, int kStreams>
 void table_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
   if (args.tokens == 1) {
-    gemv_rows<TableKernel<Table>, kStreams>(weight, args, work.packed_x, begin, end);
+    gemv_rows<kStreams>(TableKernel<Table>{weight, work.packed_x}, args, begin, end);
     return add_outliers(weight, args, begin, end);
   }
   const int64_t floats = packed_x_floats(weight);
@@ -230,16 +230,16 @@ void table_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWo
 }
 
 template <class Table, int kStreams>
-constexpr CodebookGemv kTableGemv{.packed_x_floats = packed_x_floats,
-                                  .pack_x = pack_x<Table>,
-                                  .memory_floats = table_memory_floats<Table>,
-                                  .multiply = table_gemv<Table, kStreams>};
+constexpr Gemv<CodebookView> kTableGemv{.packed_x_floats = packed_x_floats,
+                                        .pack_x = pack_x<Table>,
+                                        .memory_floats = table_memory_floats<Table>,
+                                        .multiply = table_gemv<Table, kStreams>};
 
 bool has_planes(const CodebookView& weight) {
   return weight.index_bits == 8 && weight.planes_kind != LookupPlanes::Kind::none;
 }
 
-const CodebookGemv& choose_gemv(const CodebookView& weight) {
+const Gemv<CodebookView>& choose_gemv(const CodebookView& weight) {
   if (!has_planes(weight)) return kLookupGemv;
   if (weight.integer_levels) return kIntegerGemv;
   if (weight.planes_kind == LookupPlanes::Kind::half) return kTableGemv<HalfTable, 4>;

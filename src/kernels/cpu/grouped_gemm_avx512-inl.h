@@ -1,0 +1,47 @@
+// Prefill rows times a grouped matrix on AVX-512 VNNI: as in integer_gemm_avx512-inl.h, with weights of GroupedView.
+
+#pragma once
+
+#include "kernels/cpu/grouped_levels_avx512-inl.h"
+#include "kernels/cpu/integer_gemm_avx512-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+int64_t grouped_memory_floats(const GroupedView& weight) { return LevelTiles::floats(0) + scale_words(weight); }
+
+template <int kBits, bool kWide>
+void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                           const LevelTiles& tiles, uint32_t* scales) {
+  const GroupedTable<kBits> table(weight);
+  const BlockScales<kWide> by(weight);
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);  // puts them in the order of columns
+  for (int64_t i = 0; i < rows; ++i) {
+    find_scales(weight, row + i, scales);
+    const uint8_t* from = weight.packed + (row + i) * weight.row_bytes;
+    int16_t* level = tiles.level + i * kLevelStride;
+    for (int64_t c = col; c < col + cols; c += kBlock, level += kBlock) {
+      const __m512i packed = load_packed<kBits>(from + c / 8 * kBits, col + cols - c);
+      const Levels64 found = scaled(table.look_up(table.spread(packed)), by.of_block(scales + by.place_of(c)));
+      _mm512_storeu_si512(level, _mm512_permutex2var_epi64(found.half[0], first, found.half[1]));
+      _mm512_storeu_si512(level + 32, _mm512_permutex2var_epi64(found.half[0], second, found.half[1]));
+    }
+    tiles.unit[i] = weight.row[row + i].unit;
+  }
+  for (int64_t i = 0; i <= rows; ++i) tiles.begin[i] = 0;  // no outliers
+}
+
+void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
+                  float* memory) {
+  auto* scales = reinterpret_cast<uint32_t*>(memory + LevelTiles::floats(0));
+  with_grouped_form(weight, [&]<int kBits, bool kWide>() {
+    integer_gemm(args, weight.cols, packed, begin, end, memory,
+                 [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
+                   decode_grouped_levels<kBits, kWide>(weight, row, rows, col, cols, tiles, scales);
+                 });
+  });
+}
+
+}  // namespace
+}  // namespace hxq::kernels::cpu

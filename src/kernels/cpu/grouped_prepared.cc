@@ -1,0 +1,139 @@
+#include "kernels/cpu/grouped_prepared.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <new>
+
+#include "hxq/error.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+constexpr float kWhole = 32767;  // of the largest level, and of a row's largest scale
+
+float largest_magnitude(std::span<const float> values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+/// The exponent of a number, 0 for 0.
+int exponent_of(double value) { return value == 0 ? 0 : std::ilogb(value); }
+
+}  // namespace
+
+PreparedGrouped::PreparedGrouped(std::unique_ptr<const GroupedMatrix> stored)
+    : CpuMatrix(*stored), stored_(std::move(stored)) {
+  make_levels();
+  make_bytes();
+  make_scales();
+}
+
+void PreparedGrouped::make_levels() {
+  const std::vector<float>& levels = stored_->levels;
+  const double largest = largest_magnitude(levels);
+  for (size_t i = 0; i < level_words_.size(); ++i) {
+    const double level = largest == 0 ? 0 : static_cast<double>(levels[i % levels.size()]) / largest * kWhole;
+    level_words_[i] = static_cast<int16_t>(std::lround(level));
+    const auto bits = static_cast<uint16_t>(level_words_[i]);
+    level_planes_[0][i] = static_cast<uint8_t>(bits);
+    level_planes_[1][i] = static_cast<uint8_t>(bits >> 8);
+  }
+}
+
+void PreparedGrouped::make_bytes() {
+  const std::vector<float>& levels = stored_->levels;
+  has_bytes_ = levels.size() <= 16 && std::ranges::all_of(levels, [](float level) {
+                 return std::fabs(level) <= 127 && std::nearbyint(level) == level;
+               });
+  for (size_t i = 0; has_bytes_ && i < level_bytes_.size(); ++i) {
+    level_bytes_[i] = static_cast<uint8_t>(static_cast<int>(levels[i % levels.size()]) + 128);
+  }
+}
+
+void PreparedGrouped::make_scales() {
+  const std::vector<float>& scales = stored_->scale_levels;
+  const double largest = largest_magnitude(scales), level = largest_magnitude(stored_->levels);
+  const int exponent = exponent_of(largest);
+  scale_unit_ = std::ldexp(1.0f, exponent);
+  for (size_t i = 0; i < scales.size(); ++i) {
+    const auto value = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
+    const auto bits = std::bit_cast<uint32_t>(value);
+    for (size_t b = 0; b < scale_planes_.size(); ++b) scale_planes_[b][i] = static_cast<uint8_t>(bits >> (8 * b));
+    scales_[i] = std::fabs(value);
+  }
+  // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15.
+  const double most = level * largest;
+  planes_scale_ = std::ldexp(1.0f, std::max(exponent_of(most) - 14, -126));
+  const double unit = level * std::ldexp(0x1p15 / (kWhole * kWhole), exponent) / planes_scale_;
+  row_unit_ = static_cast<float>(unit);
+}
+
+GroupedView PreparedGrouped::view() const noexcept {
+  return {
+      .rows = stored_->rows,
+      .cols = stored_->cols,
+      .group = stored_->group,
+      .groups = stored_->groups(),
+      .row_bytes = stored_->row_bytes(),
+      .bits = stored_->bits(),
+      .packed = reinterpret_cast<const uint8_t*>(stored_->packed.data()),
+      .scales = reinterpret_cast<const uint8_t*>(stored_->scales.data()),
+      .levels = stored_->levels.data(),
+      .scale_levels = stored_->scale_levels.data(),
+      .planes_scale = planes_scale_,
+      .level_planes = level_planes_[0].data(),
+      .level_words = level_words_.data(),
+      .level_bytes = has_bytes_ ? level_bytes_.data() : nullptr,
+      .scale_unit = scale_unit_,
+      .scale_planes = scale_planes_[0].data(),
+      .row = rows_.data(),
+  };
+}
+
+void PreparedGrouped::finish() const {
+  std::call_once(rows_once_, [&] {
+    const auto rows = static_cast<size_t>(stored_->rows), groups = static_cast<size_t>(stored_->groups());
+    std::vector<GroupedRow> found;
+    try {
+      found.resize(rows);
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory("the rows of a matrix", rows * sizeof(GroupedRow));
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      float largest = 0;
+      for (const std::byte scale : stored_->scales.subspan(row * groups, groups)) {
+        largest = std::max(largest, scales_[static_cast<size_t>(scale)]);
+      }
+      // Scales that far below the matrix's largest lose their last bits instead of overflowing.
+      largest = std::max(largest, 0x1p-100f);
+      found[row] = {.inverse = kWhole / largest, .unit = row_unit_ * largest};
+    }
+    rows_ = std::move(found);
+  });
+}
+
+void PreparedGrouped::linear(const LinearArgs& args, const CpuContext& context) const noexcept {
+  kernels::linear(*this, args, context);
+}
+
+void PreparedGrouped::gather_rows(const int32_t* ids, int64_t count, float* out,
+                                  const CpuContext& context) const noexcept {
+  kernels::gather_rows(*this, ids, count, out, context);
+}
+
+void PreparedGrouped::decode_rows(int64_t begin, int64_t end, float* out, const CpuContext& context) const noexcept {
+  if (context.measures) return;
+  const Range mine = context.team.share(end - begin);
+  ops_of(context.target)
+      .decode_grouped(view(), begin + mine.begin, mine.end - mine.begin, 0, cols(), out + mine.begin * cols(), cols());
+  context.team.barrier();
+}
+
+std::unique_ptr<const CpuMatrix> prepare_grouped(std::unique_ptr<const StoredMatrix> stored) {
+  const auto* matrix = static_cast<const GroupedMatrix*>(stored.release());
+  return std::make_unique<PreparedGrouped>(std::unique_ptr<const GroupedMatrix>(matrix));
+}
+
+}  // namespace hxq::kernels::cpu

@@ -1,0 +1,88 @@
+#pragma once
+
+#include "kernels/cpu/grouped_prepared.h"
+#include "kernels/linear_test_data.h"
+
+namespace hxq::kernels::testing {
+
+struct GroupedOptions {
+  int64_t rows = 1;
+  int64_t cols = 1;
+  int bits = 4;
+  int64_t group = 32;
+  bool whole_levels = true;  ///< as the encoder writes them; otherwise any floats
+  int64_t scales = 256;      ///< scale levels, on a logarithmic grid
+  uint32_t seed = 1;
+};
+
+/// A grouped matrix of random indices in guarded memory, and its weights as they decode.
+struct TestGrouped {
+  GroupedMatrix view;
+  std::unique_ptr<const cpu::PreparedGrouped> prepared;  // of the view
+  std::vector<float> weights;                            // [rows, cols]
+  std::unique_ptr<GuardedBytes> packed, scales;
+
+  explicit TestGrouped(const GroupedOptions& options) : whole_(options.whole_levels) {
+    std::mt19937 random(options.seed);
+    view.rows = options.rows;
+    view.cols = options.cols;
+    view.group = options.group;
+    view.levels = normal_floats(int64_t{1} << options.bits, options.seed + 1, options.whole_levels ? 40 : 0.3f);
+    std::ranges::sort(view.levels);
+    if (options.whole_levels) {
+      std::ranges::transform(view.levels, view.levels.begin(),
+                             [](float v) { return std::clamp(nearbyintf(v), -127.0f, 127.0f); });
+    }
+    for (int64_t i = 0; i < options.scales; ++i) {
+      const float step = static_cast<float>(i) / static_cast<float>(options.scales);
+      view.scale_levels.push_back(1e-3f * std::exp2(5 * step));
+    }
+    view.scale_levels[0] *= -1;
+    std::vector<std::byte> bytes(static_cast<size_t>(options.rows * view.row_bytes()));
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+    const auto unused = static_cast<int>(view.row_bytes() * 8 - options.cols * options.bits);
+    for (int64_t r = 1; r <= options.rows; ++r) {
+      bytes[static_cast<size_t>(r * view.row_bytes() - 1)] &= static_cast<std::byte>(0xff >> unused);
+    }
+    packed = std::make_unique<GuardedBytes>(bytes);
+    view.packed = packed->bytes();
+    bytes.resize(static_cast<size_t>(options.rows * view.groups()));
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(static_cast<int64_t>(random() % 1000) % options.scales);
+    scales = std::make_unique<GuardedBytes>(bytes);
+    view.scales = scales->bytes();
+    weights.resize(static_cast<size_t>(options.rows * options.cols));
+    view.decode_rows(0, options.rows, weights);
+    prepared = std::make_unique<cpu::PreparedGrouped>(std::make_unique<GroupedMatrix>(view));
+    prepared->finish();
+  }
+
+  double weight(int64_t row, int64_t col) const { return weights[static_cast<size_t>(row * view.cols + col)]; }
+
+  /// Whether integers stand for the weights where x is quantized.
+  bool has_integers() const { return view.group >= 16 && std::has_single_bit(static_cast<uint64_t>(view.group)); }
+
+  /// What the integers that stand for a row's weights are off by at most: 1.5 parts of 32767 of what weights can be.
+  double weight_error(int64_t row, Target target, Way way) const {
+    if (!rounding(target, way) || (way.phase == Phase::decode && whole_ && view.bits() <= 4)) return 0;
+    float scale = 0, level = 0;
+    for (int64_t g = 0; g < view.groups(); ++g) {
+      const auto code = view.scales[static_cast<size_t>(row * view.groups() + g)];
+      scale = std::max(scale, std::fabs(view.scale_levels[static_cast<size_t>(code)]));
+    }
+    for (const float value : view.levels) level = std::max(level, std::fabs(value));
+    return 1.5 / 32767 * static_cast<double>(scale) * static_cast<double>(level);
+  }
+
+  /// As rounding_of of a codebook matrix.
+  std::optional<ActivationQuantization> rounding(Target target, Way way) const {
+    if (target != Target::avx512 || !has_integers()) return {};
+    if (way.phase == Phase::decode) return kDecodeQuantization;
+    if (way.precision == Precision::fast) return kPrefillQuantization;
+    return {};
+  }
+
+ private:
+  bool whole_;
+};
+
+}  // namespace hxq::kernels::testing
