@@ -1,6 +1,10 @@
 // Writes a random HXQ model folder of a well-known shape: config.json and model.safetensors, no tokenizer.
 //
-//     make_model --shape tinyllama-1.1b|llama-7b|qwen2-0.5b|mamba-130m|mamba2-130m|mamba2-1.3b|zamba2-1.2b DST
+//     make_model --shape tinyllama-1.1b|llama-7b|qwen2-0.5b|mamba-130m|mamba2-130m|mamba2-1.3b|zamba2-1.2b
+//                [--grouped BITS GROUP] DST
+//
+// --grouped: matrices with indices of BITS, 3 to 8, and a scale for every GROUP columns, instead of the published
+// format.
 //
 // For measuring speed: the weights are about normal and mean nothing. The same bytes every time.
 
@@ -149,6 +153,37 @@ class Random {
   uint64_t state_;
 };
 
+/// The form of grouped matrices; bits 0: matrices are stored in the published format.
+struct Grouped {
+  int bits = 0;
+  int64_t group = 0;
+};
+
+/// 2^bits levels for normal weights, whole numbers as the encoder's: up to 127 for 16, 2047 for 64, 32767 above.
+std::vector<float> make_levels(int bits) {
+  std::vector<float> levels(size_t{1} << bits);
+  const double largest = bits <= 4 ? 127 : bits <= 6 ? 2047 : 32767;
+  const double middle = static_cast<double>(levels.size() - 1) / 2;
+  for (size_t i = 0; i < levels.size(); ++i) {
+    const double place = (static_cast<double>(i) - middle) / middle;
+    levels[i] = static_cast<float>(std::nearbyint(largest * (place + place * place * place) / 2));
+  }
+  return levels;
+}
+
+/// Scales a 64th of an octave apart, around the one that gives levels that are equally frequent this deviation.
+std::vector<float> make_scales(int bits, double deviation) {
+  double squares = 0;
+  const std::vector<float> levels = make_levels(bits);
+  for (const float level : levels) squares += static_cast<double>(level) * static_cast<double>(level);
+  const double middle = deviation / std::sqrt(squares / static_cast<double>(levels.size()));
+  std::vector<float> scales(256);
+  for (size_t i = 0; i < scales.size(); ++i) {
+    scales[i] = static_cast<float>(middle * std::exp2((static_cast<double>(i) - 128) / 64));
+  }
+  return scales;
+}
+
 /// 256 levels for normal weights of this deviation: like the encoder's, each has 11 significant bits and all are whole
 /// multiples of one power of two.
 std::vector<float> make_codebook(double deviation) {
@@ -165,12 +200,25 @@ std::vector<float> make_codebook(double deviation) {
 struct Part {
   TensorPlan plan;
   const WeightDesc* weight;
-  std::string_view kind;  ///< "exact", "codebook", "indices", "sidecar_positions" or "sidecar_values"
+  std::string_view kind;  ///< "exact", or the part's name
+  Grouped grouped = {};
 };
 
 constexpr int64_t kWeightsPerOutlier = 1000;
 
-std::vector<Part> plan_parts(const ModelDesc& model) {
+void plan_grouped(const WeightDesc& weight, const std::string& module, Grouped form, std::vector<Part>& parts) {
+  const int64_t rows = weight.shape[0], cols = weight.shape[1];
+  const auto add = [&](std::string_view part, DType dtype, Shape shape) {
+    parts.push_back({{fmt::format("{}.{}", module, part), dtype, std::move(shape)}, &weight, part, form});
+  };
+  add("grouped_levels", DType::f32, {int64_t{1} << form.bits});
+  add("grouped_indices", DType::u8, {rows, (cols * form.bits + 7) / 8});
+  add("grouped_scales", DType::u8, {rows, (cols + form.group - 1) / form.group});
+  add("grouped_scale_levels", DType::f32, {256});
+  add("grouped_shape", DType::i64, {2});
+}
+
+std::vector<Part> plan_parts(const ModelDesc& model, Grouped form) {
   std::vector<Part> parts;
   for (const WeightDesc& weight : model.weights) {
     if (weight.optional) continue;
@@ -179,6 +227,10 @@ std::vector<Part> plan_parts(const ModelDesc& model) {
       continue;
     }
     const std::string module = weight.name.substr(0, weight.name.rfind('.'));
+    if (form.bits > 0) {
+      plan_grouped(weight, module, form, parts);
+      continue;
+    }
     const int64_t outliers = element_count(weight.shape) / kWeightsPerOutlier;
     parts.push_back({{module + ".codebook", DType::f32, {256}}, &weight, "codebook"});
     parts.push_back({{module + ".indices", DType::u8, weight.shape}, &weight, "indices"});
@@ -216,17 +268,39 @@ double deviation_of(const WeightDesc& weight) {
   return adds ? deviation / 5 : deviation;
 }
 
+std::vector<std::byte> random_bytes(size_t count, Random& random) {
+  std::vector<uint64_t> words((count + 7) / 8);
+  std::ranges::generate(words, [&] { return random.next(); });
+  std::vector<std::byte> bytes = bytes_of(words);
+  bytes.resize(count);
+  return bytes;
+}
+
+/// Random indices, zeros after the last of a row.
+std::vector<std::byte> grouped_indices(const Part& part, Random& random) {
+  const auto rows = static_cast<size_t>(part.plan.shape[0]), row_bytes = static_cast<size_t>(part.plan.shape[1]);
+  std::vector<std::byte> bytes = random_bytes(rows * row_bytes, random);
+  const auto used = static_cast<size_t>(part.weight->shape[1] * part.grouped.bits);
+  for (size_t row = 1; row <= rows; ++row) {
+    bytes[row * row_bytes - 1] &= static_cast<std::byte>(0xff >> (row_bytes * 8 - used));
+  }
+  return bytes;
+}
+
 std::vector<std::byte> contents(const Part& part, Random& random) {
   const auto count = static_cast<size_t>(element_count(part.plan.shape));
   const double deviation = deviation_of(*part.weight);
   if (part.kind == "exact") return bytes_of(exact_values(*part.weight, random));
   if (part.kind == "codebook") return bytes_of(make_codebook(deviation));
-  if (part.kind == "indices") {
-    std::vector<uint64_t> words((count + 7) / 8);
-    std::ranges::generate(words, [&] { return random.next(); });
-    std::vector<std::byte> bytes = bytes_of(words);
-    bytes.resize(count);
-    return bytes;
+  if (part.kind == "indices") return random_bytes(count, random);
+  if (part.kind == "grouped_levels") return bytes_of(make_levels(part.grouped.bits));
+  if (part.kind == "grouped_indices") return grouped_indices(part, random);
+  if (part.kind == "grouped_scale_levels") return bytes_of(make_scales(part.grouped.bits, deviation));
+  if (part.kind == "grouped_shape") return bytes_of(std::vector<int64_t>{part.weight->shape[1], part.grouped.group});
+  if (part.kind == "grouped_scales") {
+    std::vector<uint8_t> scales(count);
+    std::ranges::generate(scales, [&] { return static_cast<uint8_t>(112 + random.next() % 32); });
+    return bytes_of(scales);
   }
   if (part.kind == "sidecar_positions") {
     std::vector<int64_t> positions(count);
@@ -241,14 +315,14 @@ std::vector<std::byte> contents(const Part& part, Random& random) {
   return bytes_of(outliers);
 }
 
-void make_model(const std::string& shape, const std::filesystem::path& target) {
+void make_model(const std::string& shape, Grouped form, const std::filesystem::path& target) {
   nlohmann::ordered_json config = shapes().at(shape);
   config["quantization_config"] = {{"quant_method", "hxq"}};
   const ModelDesc model = describe(nlohmann::json(config), "config.json");
   std::filesystem::create_directories(target);
   std::ofstream(target / "config.json") << config.dump(2) << "\n";
 
-  const std::vector<Part> parts = plan_parts(model);
+  const std::vector<Part> parts = plan_parts(model, form);
   std::vector<TensorPlan> plan;
   for (const Part& part : parts) plan.push_back(part.plan);
   SafetensorsWriter writer(target / "model.safetensors", plan);
@@ -262,15 +336,21 @@ void make_model(const std::string& shape, const std::filesystem::path& target) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool understood = argc == 4 && std::string_view(argv[1]) == "--shape" && shapes().contains(argv[2]);
-  if (!understood) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  Grouped form;
+  bool understood = (arguments.size() == 3 || arguments.size() == 6) && arguments[0] == "--shape";
+  if (understood && arguments.size() == 6) {
+    form = {std::atoi(arguments[3].c_str()), std::atoll(arguments[4].c_str())};
+    understood = arguments[2] == "--grouped" && form.bits >= 3 && form.bits <= 8 && form.group > 0;
+  }
+  if (!understood || !shapes().contains(arguments[1])) {
     std::vector<std::string> names;
     for (const auto& [name, config] : shapes()) names.push_back(name);
-    fmt::print(stderr, "usage: make_model --shape {} DST\n", fmt::join(names, "|"));
+    fmt::print(stderr, "usage: make_model --shape {} [--grouped BITS GROUP] DST\n", fmt::join(names, "|"));
     return 2;
   }
   try {
-    make_model(argv[2], argv[3]);
+    make_model(arguments[1], form, arguments.back());
   } catch (const std::exception& error) {
     fmt::print(stderr, "make_model: {}\n", error.what());
     return 1;

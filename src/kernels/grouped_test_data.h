@@ -61,9 +61,12 @@ struct TestGrouped {
   /// Whether integers stand for the weights where x is quantized.
   bool has_integers() const { return view.group >= 16 && std::has_single_bit(static_cast<uint64_t>(view.group)); }
 
+  /// Whether levels are multiplied as bytes by decode rows.
+  bool has_bytes() const { return whole_ && view.bits() <= 4; }
+
   /// What the integers that stand for a row's weights are off by at most: 1.5 parts of 32767 of what weights can be.
   double weight_error(int64_t row, Target target, Way way) const {
-    if (!rounding(target, way) || (way.phase == Phase::decode && whole_ && view.bits() <= 4)) return 0;
+    if (!rounding(target, way) || (way.phase == Phase::decode && has_bytes())) return 0;
     float scale = 0, level = 0;
     for (int64_t g = 0; g < view.groups(); ++g) {
       const auto code = view.scales[static_cast<size_t>(row * view.groups() + g)];
@@ -75,7 +78,8 @@ struct TestGrouped {
 
   /// As rounding_of of a codebook matrix.
   std::optional<ActivationQuantization> rounding(Target target, Way way) const {
-    if (target != Target::avx512 || !has_integers()) return {};
+    const bool bytes = way.phase == Phase::decode && has_bytes();
+    if (target == Target::scalar || !has_integers() || (target == Target::avx2 && !bytes)) return {};
     if (way.phase == Phase::decode) return kDecodeQuantization;
     if (way.precision == Precision::fast) return kPrefillQuantization;
     return {};

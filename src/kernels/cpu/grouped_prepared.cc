@@ -61,7 +61,7 @@ void PreparedGrouped::make_scales() {
     const auto value = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
     const auto bits = std::bit_cast<uint32_t>(value);
     for (size_t b = 0; b < scale_planes_.size(); ++b) scale_planes_[b][i] = static_cast<uint8_t>(bits >> (8 * b));
-    scales_[i] = std::fabs(value);
+    scale_multiples_[i] = value;
   }
   // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15.
   const double most = level * largest;
@@ -87,6 +87,7 @@ GroupedView PreparedGrouped::view() const noexcept {
       .level_words = level_words_.data(),
       .level_bytes = has_bytes_ ? level_bytes_.data() : nullptr,
       .scale_unit = scale_unit_,
+      .scale_multiples = scale_multiples_.data(),
       .scale_planes = scale_planes_[0].data(),
       .row = rows_.data(),
   };
@@ -104,7 +105,7 @@ void PreparedGrouped::finish() const {
     for (size_t row = 0; row < rows; ++row) {
       float largest = 0;
       for (const std::byte scale : stored_->scales.subspan(row * groups, groups)) {
-        largest = std::max(largest, scales_[static_cast<size_t>(scale)]);
+        largest = std::max(largest, std::fabs(scale_multiples_[static_cast<size_t>(scale)]));
       }
       // Scales that far below the matrix's largest lose their last bits instead of overflowing.
       largest = std::max(largest, 0x1p-100f);

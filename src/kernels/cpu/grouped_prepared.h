@@ -43,8 +43,8 @@ class PreparedGrouped final : public CpuMatrix {
   alignas(64) std::array<uint8_t, 64> level_bytes_ = {};
   bool has_bytes_ = false;
   float scale_unit_ = 1;
-  std::array<float, 256> scales_ = {};  ///< magnitudes of the scale levels / scale_unit_
-  float row_unit_ = 0;                  ///< GroupedRow::unit, for every 1 of a row's largest scale
+  std::array<float, 256> scale_multiples_ = {};  ///< the scale levels / scale_unit_
+  float row_unit_ = 0;                           ///< GroupedRow::unit, for every 1 of a row's largest scale
   float planes_scale_ = 1;
   mutable std::once_flag rows_once_ = {};
   mutable std::vector<GroupedRow> rows_ = {};

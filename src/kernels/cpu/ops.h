@@ -60,13 +60,14 @@ struct GroupedView {
   const uint8_t* scales;  // [rows, groups]
   const float* levels;    // [2^bits]
   const float* scale_levels;
-  float planes_scale;           ///< a power of two
-  const uint8_t* level_planes;  // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
-  const int16_t* level_words;   // [256], L, the same
-  const uint8_t* level_bytes;   // [64], levels plus 128, the same; null: more than 16, or no whole numbers up to 127
-  float scale_unit;             ///< a power of two
-  const uint8_t* scale_planes;  // [4, 256], the bytes of the scale levels / scale_unit, 64-byte aligned
-  const GroupedRow* row;        // [rows]
+  float planes_scale;            ///< a power of two
+  const uint8_t* level_planes;   // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
+  const int16_t* level_words;    // [256], L, the same
+  const uint8_t* level_bytes;    // [64], levels plus 128, the same; null: more than 16, or no whole numbers up to 127
+  float scale_unit;              ///< a power of two
+  const float* scale_multiples;  // [256], the scale levels / scale_unit
+  const uint8_t* scale_planes;   // [4, 256], the bytes of the scale levels / scale_unit, 64-byte aligned
+  const GroupedRow* row;         // [rows]
 };
 
 /// Weights of one tile of the matrix product, decoded: rows kTileStride floats apart.

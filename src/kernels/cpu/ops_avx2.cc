@@ -6,10 +6,21 @@
 #define HXQ_GEMV_ROWS 2
 #define HXQ_GEMV_TOKENS 2
 
+#include "kernels/cpu/grouped_bytes_avx2-inl.h"
 #include "kernels/cpu/ops-inl.h"
 
 namespace hxq::kernels::cpu {
 
-constinit const Ops kAvx2Ops = common_ops(Target::avx2);
+namespace {
+
+constexpr Ops avx2_ops() {
+  Ops ops = common_ops(Target::avx2);
+  ops.grouped_gemv = choose_grouped_gemv;
+  return ops;
+}
+
+}  // namespace
+
+constinit const Ops kAvx2Ops = avx2_ops();
 
 }  // namespace hxq::kernels::cpu
