@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,12 +17,19 @@ inline constexpr int64_t kMaxShardBytes = 5'000'000'000;
 /// The codecs that tensors can be compressed with, the default one first.
 std::vector<std::string> codec_names();
 
+/// Names of how matrices can be stored, of all codecs, the default one first: "hxq", "g4", ...
+std::vector<std::string> profile_names();
+
 struct CompressOptions {
-  std::string codec = {};              ///< how matrices are stored: one of `codec_names`; empty: the first of these
-  double sidecar_fraction = 0.001;     ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
-  std::vector<std::string> keep = {};  ///< shell patterns (fnmatch) of tensor names to store exactly
-  std::vector<std::string> only = {};  ///< if not empty, compress nothing but tensors that match one of these
-  int threads = 0;                     ///< 0: the cores this process may run on
+  std::string codec = {};    ///< how matrices are stored: one of `codec_names`; empty: the first of these
+  std::string profile = {};  ///< one of `profile_names`: a codec and how it is used; empty: the codec's first
+  int bits = 0;              ///< of an index, in place of a profile, where the codec has a choice; 0: none
+  int64_t group = 0;         ///< adjacent weights that share a scale, a multiple of 8; 0: the profile's
+  std::map<std::string, int> bits_for = {};  ///< other bits for tensors of a role: "embedding", "projection", "head"
+  double sidecar_fraction = 0.001;           ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
+  std::vector<std::string> keep = {};        ///< shell patterns (fnmatch) of tensor names to store exactly
+  std::vector<std::string> only = {};        ///< if not empty, compress nothing but tensors that match one of these
+  int threads = 0;                           ///< 0: the cores this process may run on
   bool force = false;   ///< replace a folder that an earlier compression wrote, if nothing was added to it
   bool resume = false;  ///< take up what a killed compression of the same source to the same destination has done
   int64_t max_shard_bytes = kMaxShardBytes;  ///< of tensors in one file; more become shards with an index
@@ -39,6 +47,8 @@ struct PlannedTensor {
   std::string dtype;
   std::string role;   ///< as in TensorReceipt
   std::string codec;  ///< as in TensorReceipt
+  int bits = 0;       ///< of an index; 0 where the codec has no choice
+  int64_t group = 0;  ///< adjacent weights that share a scale; 0 where there are no groups
   int64_t source_bytes = 0;
 };
 

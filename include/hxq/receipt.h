@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -67,6 +68,9 @@ struct Receipt {
   std::string tool_version;
   std::string source_name;  ///< last component of the source's path
   double sidecar_fraction = 0;
+  int bits = 0;                         ///< of an index, where the codec has groups; otherwise 0
+  int64_t group = 0;                    ///< adjacent weights that share a scale; 0: none
+  std::map<std::string, int> bits_for;  ///< other bits for tensors of a role
   std::vector<std::string> keep;
   std::vector<std::string> only;
   std::vector<std::string> files;  ///< the folder's files, without the receipt, relative; empty in older receipts

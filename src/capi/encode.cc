@@ -36,7 +36,7 @@ hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_
     require_pointers({{"role", role}, {"tensor", tensor}, {"answer", answer}});
     for (const Role known : {Role::embedding, Role::projection, Role::head}) {
       if (name_of(known) != role) continue;
-      *answer = choose_codec(encoder_of({}), known, shape_of(*tensor), dtype_of(tensor->dtype)) != nullptr;
+      *answer = choose_codec(find_encoding({}), known, shape_of(*tensor), dtype_of(tensor->dtype)) != nullptr;
       return;
     }
     throw InvalidArgument(fmt::format("role is '{}', expected embedding, projection or head", role));

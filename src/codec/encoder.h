@@ -38,26 +38,41 @@ struct PartPlan {
 
 struct EncodeOptions {
   double sidecar_fraction = 0.001;  ///< largest share of the weights kept exactly, where the codec keeps any; 0 to 1
+  int bits = 0;                     ///< of an index, where the codec has a choice (`Encoder::profiles`)
+  int64_t group = 0;                ///< adjacent weights that share a scale, where the codec has groups
   int threads = 0;                  ///< 0: one per core; the answer does not depend on it
+};
+
+/// A name for options of an encoder.
+struct Profile {
+  std::string_view name;
+  int bits = 0;       ///< of an index
+  int64_t group = 0;  ///< adjacent weights that share a scale; 0: there are no such groups
 };
 
 /// How matrices get into the form that a codec reads: a row of the compressor's table.
 struct Encoder {
   const Codec* codec;
+  /// In config.json. Folders that readers of the codec "hxq" would take for their own have the same name; others none
+  /// that these know.
+  std::string_view quant_method = "hxq";
   bool keeps_outliers;  ///< whether EncodeOptions::sidecar_fraction means something to it
+  /// What bits and groups there are, by names that no other encoder has; the first is the default. Any multiple of 8
+  /// can be the group where these have groups. Empty: nothing to choose.
+  std::span<const Profile> profiles = {};
 
   /// Bytes of a matrix [rows, cols] without outliers: what the policy weighs against the source's.
-  int64_t (*expected_bytes)(const Shape& shape) noexcept;
+  int64_t (*expected_bytes)(const Shape& shape, const EncodeOptions& options) noexcept;
 
   /// Every part that may be written for a matrix, with shapes as large as they can get.
-  std::vector<PartPlan> (*largest_parts)(const Shape& shape);
+  std::vector<PartPlan> (*largest_parts)(const Shape& shape, const EncodeOptions& options);
 
   /// `source`: F32, F16 or BF16, [rows, cols], not empty; its bytes need not be aligned. Throws `Error` for values that
   /// are not finite, for another dtype or rank, and for options out of range.
   EncodedTensor (*encode)(const TensorView& source, const EncodeOptions& options);
 
   /// Fields of `quantization_config` in config.json, beside those that all codecs have.
-  nlohmann::json (*config)();
+  nlohmann::json (*config)(const EncodeOptions& options);
 };
 
 /// All encoders: those of the library (`encoders.cc`), the default one first, then registered ones.

@@ -5,6 +5,7 @@
 
 #include "codec/codebook/encode.h"
 #include "codec/encoder.h"
+#include "codec/grouped/encode.h"
 #include "codec/row_table.h"
 #include "hxq/error.h"
 
@@ -12,7 +13,7 @@ namespace hxq {
 namespace {
 
 /// The encoders of the library, the default one first.
-constexpr const Encoder* kEncoders[] = {&kCodebookEncoder};
+constexpr const Encoder* kEncoders[] = {&kCodebookEncoder, &kGroupedEncoder};
 
 RowTable<Encoder>& table() {
   static RowTable<Encoder> rows(kEncoders);

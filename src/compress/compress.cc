@@ -33,21 +33,23 @@ std::vector<TensorPlan> header_plan(const std::vector<PlanEntry>& plan) {
       keys.push_back({entry.name, entry.view.dtype, entry.view.shape});
       continue;
     }
-    for (const PartPlan& part : entry.encoder->largest_parts(entry.view.shape)) {
+    for (const PartPlan& part : entry.encoder->largest_parts(entry.view.shape, entry.options)) {
       keys.push_back({part_key(module_of(entry.name), part.suffix), part.dtype, part.shape});
     }
   }
   return keys;
 }
 
-nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const Encoder& encoder,
+nlohmann::json quantization_config(const std::vector<PlanEntry>& plan, const CompressOptions& options,
                                    const ReceiptTotals& totals) {
   std::vector<std::string> modules;
   for (const PlanEntry& entry : plan) {
     if (entry.encoder) modules.emplace_back(module_of(entry.name));
   }
-  nlohmann::json config = encoder.config();
-  config["quant_method"] = "hxq";
+  const Encoding encoding = find_encoding(choice_of(options));
+  nlohmann::json config = encoding.encoder->config(encoding.options);
+  if (!options.bits_for.empty()) config["bits_for"] = options.bits_for;
+  config["quant_method"] = encoding.encoder->quant_method;
   config["compression_ratio"] = static_cast<double>(totals.f32_bytes) / static_cast<double>(totals.stored_bytes);
   config["compressed_modules"] = modules;
   return config;
@@ -133,8 +135,7 @@ class Compressor {
     std::future<std::string> source_sha256 = std::async(policy, [&] { return sha256_hex(entry.view.bytes); });
     EncodedTensor encoded;
     try {
-      encoded = entry.encoder->encode(entry.view,
-                                      {.sidecar_fraction = options_.sidecar_fraction, .threads = options_.threads});
+      encoded = entry.encoder->encode(entry.view, entry.options);
     } catch (const Error& error) {
       throw Error(error.what(), source_.place(entry.name));
     }
@@ -206,8 +207,8 @@ std::string identity_of(const std::vector<PlanEntry>& plan, const Metadata& meta
   std::string text =
       fmt::format("hxq {} sidecar {} shards {}", kVersion, options.sidecar_fraction, options.max_shard_bytes);
   for (const PlanEntry& entry : plan) {
-    text += fmt::format("\n{} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
-                        codec_name(entry.encoder));
+    text += fmt::format("\n{} {} {} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
+                        codec_name(entry.encoder), entry.options.bits, entry.options.group);
   }
   for (const auto& [key, value] : metadata) text += fmt::format("\n{} {} {}", key, value.size(), value);
   return sha256_hex(std::as_bytes(std::span(text)));
@@ -230,11 +231,11 @@ Journal open_journal(const StagedFolder& folder, const std::string& identity, co
   return journal;
 }
 
-void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const Encoder& encoder,
+void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const CompressOptions& options,
                   const ReceiptTotals& totals, const StagedFolder& folder) {
   if (source.config().is_null()) return;
   nlohmann::ordered_json config = load_ordered_json(source.path() / "config.json");
-  config["quantization_config"] = quantization_config(plan, encoder, totals);
+  config["quantization_config"] = quantization_config(plan, options, totals);
   folder.write("config.json", json_text(config) + "\n");
 }
 
@@ -259,11 +260,16 @@ Receipt compress_folder(const std::filesystem::path& source, const std::filesyst
   receipt.tool_version = kVersion;
   receipt.source_name = to_valid_utf8(std::filesystem::canonical(source).filename().string());
   receipt.sidecar_fraction = options.sidecar_fraction;
+  if (const Encoding encoding = find_encoding(choice_of(options)); encoding.options.group > 0) {
+    receipt.bits = encoding.options.bits;
+    receipt.group = encoding.options.group;
+  }
+  receipt.bits_for = options.bits_for;
   receipt.keep = options.keep;
   receipt.only = options.only;
   receipt.totals = totals_of(receipt.tensors);
 
-  write_config(checkpoint, plan, encoder_of(options.codec), receipt.totals, folder);
+  write_config(checkpoint, plan, options, receipt.totals, folder);
   copy_side_files(source, side_files, folder);
   for (const std::string& file : files_below(folder.path())) receipt.files.push_back(to_valid_utf8(file));
   for (const char* file : {StagedFolder::kMark, Journal::kFile}) std::erase(receipt.files, file);

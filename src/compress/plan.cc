@@ -71,7 +71,8 @@ void check_not_quantized(const Checkpoint& source) {
   const nlohmann::json quantization = field(config, "quantization_config");
   if (quantization.is_null()) return;
   const nlohmann::json method = field(quantization, "quant_method");
-  if (method == "hxq" || method == "helix" || method == "cdna_v3") return;
+  if (method == "helix" || method == "cdna_v3") return;
+  if (std::ranges::any_of(encoders(), [&](const Encoder* encoder) { return method == encoder->quant_method; })) return;
   const std::string found =
       method.is_string() ? fmt::format("quant_method is '{}'", method.get_ref<const std::string&>())
                          : fmt::format("quantization_config names no method (quant_method is {})", method.dump());
@@ -98,9 +99,9 @@ std::string shape_rule_notice(const Checkpoint& source) {
 
 /// The choice where nothing tells what a tensor is for. What is not the weight of a module has no compressed form that
 /// loaders of the format look for.
-const Encoder* choose_by_shape(const Encoder& encoder, const PlanEntry& entry) {
+const Encoder* choose_by_shape(const Encoding& encoding, const PlanEntry& entry) {
   if (!entry.name.ends_with(kWeightSuffix)) return nullptr;
-  return choose_codec_by_shape(encoder, entry.view.shape, entry.view.dtype);
+  return choose_codec_by_shape(encoding, entry.view.shape, entry.view.dtype);
 }
 
 /// Whether the source has a key that would be read as part of the parameter in compressed form, or a tensor that is
@@ -141,15 +142,41 @@ std::optional<std::string> experts_notice(const std::vector<PlanEntry>& plan) {
 }
 
 /// An option that would have no effect is most likely a mistake.
-const Encoder& chosen_encoder(const CompressOptions& options) {
-  const Encoder& encoder = encoder_of(options.codec);
+Encoding chosen_encoding(const CompressOptions& options) {
+  Encoding encoding = find_encoding(choice_of(options));
+  const Encoder& encoder = *encoding.encoder;
   if (!(options.sidecar_fraction >= 0 && options.sidecar_fraction <= 0.5)) {
     throw Error(fmt::format("sidecar fraction {}: expected 0 to 0.5", options.sidecar_fraction));
   }
   if (!encoder.keeps_outliers && options.sidecar_fraction != CompressOptions().sidecar_fraction) {
     throw Error(fmt::format("codec '{}' keeps no outliers, so a sidecar fraction has no effect", encoder.codec->id));
   }
-  return encoder;
+  encoding.options.sidecar_fraction = options.sidecar_fraction;
+  encoding.options.threads = options.threads;
+  return encoding;
+}
+
+/// The encoding of each role, where it is another one.
+std::map<Role, Encoding> encodings_by_role(const Encoding& encoding, const CompressOptions& options) {
+  std::map<Role, Encoding> by_role;
+  for (const auto& [name, bits] : options.bits_for) {
+    for (const Role role : {Role::embedding, Role::projection, Role::head}) {
+      if (name == name_of(role)) by_role[role] = with_bits(encoding, choice_of(options), bits);
+    }
+    if (by_role.empty() || std::ranges::none_of(by_role, [&](const auto& of) { return name_of(of.first) == name; })) {
+      throw Error(fmt::format("bits for '{}': expected embedding, projection or head", name));
+    }
+  }
+  return by_role;
+}
+
+/// Roles that no compressed tensor has are most likely a mistake.
+void check_roles(const std::map<Role, Encoding>& by_role, const std::vector<PlanEntry>& plan) {
+  for (const auto& [role, encoding] : by_role) {
+    const auto is_it = [&, role = role](const PlanEntry& entry) { return entry.encoder && entry.role == role; };
+    if (std::ranges::any_of(plan, is_it)) continue;
+    throw Error(fmt::format("bits for '{}' have no effect: no tensor of that role is compressed", name_of(role)));
+  }
 }
 
 }  // namespace
@@ -160,8 +187,13 @@ std::vector<std::string> codec_names() {
   return names;
 }
 
+EncodingChoice choice_of(const CompressOptions& options) {
+  return {.codec = options.codec, .profile = options.profile, .bits = options.bits, .group = options.group};
+}
+
 std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOptions& options) {
-  const Encoder& encoder = chosen_encoder(options);
+  const Encoding encoding = chosen_encoding(options);
+  const std::map<Role, Encoding> by_role = encodings_by_role(encoding, options);
   const Checkpoint& source = folder.checkpoint;
   const std::vector<StoredTensor> tensors = list_tensors(source);
   for (const StoredTensor& tensor : tensors) {
@@ -173,12 +205,16 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
   const std::map<std::string, Role> roles = model ? roles_of(source, *model) : std::map<std::string, Role>();
   std::vector<PlanEntry> plan;
   for (const StoredTensor& tensor : tensors) {
-    PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}, .encoder = nullptr};
+    PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}};
     if (const auto role = roles.find(tensor.name); role != roles.end()) {
       entry.role = role->second;
-      entry.encoder = choose_codec(encoder, role->second, entry.view.shape, entry.view.dtype);
+      const auto other = by_role.find(role->second);
+      const Encoding& chosen = other == by_role.end() ? encoding : other->second;
+      entry.encoder = choose_codec(chosen, role->second, entry.view.shape, entry.view.dtype);
+      entry.options = chosen.options;
     } else if (model == nullptr) {
-      entry.encoder = choose_by_shape(encoder, entry);
+      entry.encoder = choose_by_shape(encoding, entry);
+      entry.options = encoding.options;
     }
     if (has_part_of(source, entry.name)) entry.encoder = nullptr;
     plan.push_back(std::move(entry));
@@ -189,6 +225,7 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
     const bool wanted = options.only.empty() || matches_any(options.only, entry.name);
     if (!wanted || matches_any(options.keep, entry.name)) entry.encoder = nullptr;
   }
+  check_roles(by_role, plan);
   if (const auto notice = experts_notice(plan); notice && options.notice) options.notice(*notice);
   return plan;
 }
@@ -202,6 +239,8 @@ std::vector<PlannedTensor> plan_compression(const std::filesystem::path& source,
                        .dtype = std::string(name_of(entry.view.dtype)),
                        .role = std::string(role_name(entry.role)),
                        .codec = std::string(codec_name(entry.encoder)),
+                       .bits = entry.encoder ? entry.options.bits : 0,
+                       .group = entry.encoder ? entry.options.group : 0,
                        .source_bytes = static_cast<int64_t>(entry.view.bytes.size())});
   }
   return planned;

@@ -103,6 +103,17 @@ class Part {
   std::string path_;
 };
 
+ordered_json options_json(const Receipt& receipt) {
+  ordered_json options = {
+      {"sidecar_fraction", receipt.sidecar_fraction}, {"keep", receipt.keep}, {"only", receipt.only}};
+  if (receipt.group > 0) {
+    options["bits"] = receipt.bits;
+    options["group"] = receipt.group;
+    options["bits_for"] = receipt.bits_for;
+  }
+  return options;
+}
+
 TensorReceipt tensor_from(const Part& json) {
   TensorReceipt tensor;
   json.get("name", tensor.name);
@@ -147,6 +158,11 @@ Receipt receipt_from(const Part& json) {
   options.get("sidecar_fraction", receipt.sidecar_fraction);
   options.get("keep", receipt.keep);
   options.get("only", receipt.only);
+  if (options.has("bits")) {
+    options.get("bits", receipt.bits);
+    options.get("group", receipt.group);
+    options.get("bits_for", receipt.bits_for);
+  }
   if (json.has("files")) json.get("files", receipt.files);
   if (json.has("left_out")) {
     for (const Part& file : json.parts("left_out")) {
@@ -192,7 +208,7 @@ std::string to_json(const Receipt& receipt) {
       {"receipt_version", kReceiptVersion},
       {"tool", {{"name", "hxq"}, {"version", receipt.tool_version}}},
       {"source", receipt.source_name},
-      {"options", {{"sidecar_fraction", receipt.sidecar_fraction}, {"keep", receipt.keep}, {"only", receipt.only}}},
+      {"options", options_json(receipt)},
       {"files", receipt.files},
       {"left_out", std::move(left_out)},
       {"totals",

@@ -11,6 +11,19 @@ import sys
 import numpy
 from safetensors import safe_open
 
+GROUPED = ("indices", "levels", "scales", "scale_levels", "shape")
+
+
+def grouped_weights(stored, module: str):
+    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)], indices in as few bits as they need."""
+    part = {name: stored.get_tensor(f"{module}.grouped_{name}") for name in GROUPED}
+    columns, group = part["shape"]
+    bits = len(part["levels"]).bit_length() - 1
+    ones_and_zeros = numpy.unpackbits(part["indices"], axis=1, bitorder="little")[:, : columns * bits]
+    indices = ones_and_zeros.reshape(-1, columns, bits).astype(int) @ (1 << numpy.arange(bits))
+    scales = part["scale_levels"][part["scales"]].repeat(group, axis=1)[:, :columns]
+    return scales * part["levels"][indices]
+
 
 def decoded_tensors(folder: pathlib.Path):
     with safe_open(folder / "model.safetensors", "numpy") as stored:
@@ -22,6 +35,9 @@ def decoded_tensors(folder: pathlib.Path):
                 weights.ravel()[positions] = stored.get_tensor(module + ".sidecar_values")
             yield module + ".weight", weights
             keys = {key for key in keys if not key.startswith(module + ".")}
+        for module in sorted(key.removesuffix(".grouped_indices") for key in keys if key.endswith(".grouped_indices")):
+            yield module + ".weight", grouped_weights(stored, module)
+            keys -= {f"{module}.grouped_{name}" for name in GROUPED}
         for key in sorted(keys):
             yield key, stored.get_tensor(key).astype(numpy.float32)
 

@@ -1,6 +1,7 @@
-"""Writes the tiny dense Mamba whose compressed forms are kept in this folder, one per receipt version.
+"""Writes the tiny dense Mamba whose compressed forms are kept in this folder, one per format.
 
-    python make_model.py DENSE && hxq compress --sidecar 0.01 DENSE NEW_VERSION
+    python make_model.py DENSE && hxq compress --sidecar 0.01 DENSE 1
+    hxq compress --profile g4 --bits-for embedding=6 DENSE 2
 
 Every version stays readable for ever: folders are added here, never changed.
 """

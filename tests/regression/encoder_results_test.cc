@@ -8,7 +8,7 @@
 #include <sstream>
 
 #include "codec/codebook/encode.h"
-#include "codec/codebook/encode_test_data.h"
+#include "codec/encode_test_data.h"
 #include "compress/plan.h"
 #include "decoded_snr.h"
 #include "folder/model_folder.h"

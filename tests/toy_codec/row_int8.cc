@@ -70,9 +70,9 @@ StoredForm describe(const Checkpoint&, std::string_view) { return {.text = "int8
 
 // ---- Encoding ----
 
-int64_t expected_bytes(const Shape& shape) noexcept { return shape[0] * shape[1] + 4 * shape[0]; }
+int64_t expected_bytes(const Shape& shape, const EncodeOptions&) noexcept { return shape[0] * shape[1] + 4 * shape[0]; }
 
-std::vector<PartPlan> largest_parts(const Shape& shape) {
+std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions&) {
   return {{"row_int8", DType::i8, shape}, {"row_scales", DType::f32, {shape[0]}}};
 }
 
@@ -98,7 +98,7 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions&) {
           .fidelity = compare(source, decoded)};
 }
 
-nlohmann::json config() { return {{"bits", 8}}; }
+nlohmann::json config(const EncodeOptions&) { return {{"bits", 8}}; }
 
 }  // namespace
 

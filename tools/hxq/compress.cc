@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,7 @@ struct Arguments {
   std::string source;
   std::string destination;
   CompressOptions options;
+  std::vector<std::string> bits_for;
   bool dry_run = false;
   bool json = false;
 };
@@ -39,6 +41,8 @@ int show_plan(const Arguments& arguments) {
                          {"dtype", tensor.dtype},
                          {"role", tensor.role},
                          {"codec", tensor.codec},
+                         {"bits", tensor.bits},
+                         {"group", tensor.group},
                          {"source_bytes", tensor.source_bytes}});
     }
     print(nlohmann::ordered_json{{"tensors", tensors}}.dump(2) + "\n");
@@ -49,10 +53,13 @@ int show_plan(const Arguments& arguments) {
                {"dtype", Align::left},
                {"role", Align::left},
                {"bytes", Align::right},
-               {"codec", Align::left}});
+               {"codec", Align::left},
+               {"bits", Align::right},
+               {"group", Align::right}});
   for (const PlannedTensor& tensor : plan) {
     table.add({tensor.name, to_string(tensor.shape), tensor.dtype, tensor.role, fmt::format("{}", tensor.source_bytes),
-               tensor.codec});
+               tensor.codec, tensor.bits == 0 ? "" : fmt::format("{}", tensor.bits),
+               tensor.group == 0 ? "" : fmt::format("{}", tensor.group)});
   }
   const bool none = std::ranges::all_of(plan, [](const PlannedTensor& tensor) { return tensor.codec == "exact"; });
   print(table.text() + (none ? kNothingCompressed : ""));
@@ -93,7 +100,20 @@ void show_receipt(const Receipt& receipt, const std::string& destination) {
                     (std::filesystem::path(destination) / kReceiptFile).string()));
 }
 
+/// "embedding=8"
+void add_bits_for(const std::string& text, std::map<std::string, int>& bits_for) {
+  const size_t equals = text.find('=');
+  const std::string role = text.substr(0, equals), number = equals == text.npos ? "" : text.substr(equals + 1);
+  int bits = 0;
+  const auto [end, fault] = std::from_chars(number.data(), number.data() + number.size(), bits);
+  if (role.empty() || fault != std::errc() || end != number.data() + number.size()) {
+    throw UsageError("--bits-for " + not_as_expected("ROLE=N, such as embedding=8", text));
+  }
+  if (!bits_for.emplace(role, bits).second) throw UsageError("--bits-for names '" + role + "' twice");
+}
+
 int run(Arguments& arguments) {
+  for (const std::string& text : arguments.bits_for) add_bits_for(text, arguments.options.bits_for);
   arguments.options.notice = print_notice;
   if (arguments.dry_run) return show_plan(arguments);
   Receipt receipt;
@@ -122,6 +142,17 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("--codec", arguments->options.codec, "How matrices are stored")
       ->default_str(codec_names().front())
       ->check(CLI::IsMember(codec_names()));
+  app.add_option(
+         "--profile", arguments->options.profile,
+         "A codec and its bits by name: hxq has 8 bits and outliers; g8 to g3 a scale for each group of weights")
+      ->check(CLI::IsMember(profile_names()));
+  app.add_option("--bits", arguments->options.bits, "Bits of an index, in place of a profile: 3 to 8, with groups")
+      ->check(whole_number<int>(3, 8));
+  app.add_option("--group", arguments->options.group,
+                 "Adjacent weights that share a scale, a multiple of 8 (0: the profile's)")
+      ->check(whole_number<int64_t>(8, 65536));
+  app.add_option("--bits-for", arguments->bits_for,
+                 "ROLE=N: other bits for the embedding, the head or the projections");
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
       ->check(number("a number from 0 to 0.5", [](double share) { return share >= 0 && share <= 0.5; }));

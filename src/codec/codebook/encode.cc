@@ -8,6 +8,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "codec/check_source.h"
 #include "codec/codebook/assign.h"
 #include "codec/codebook/codec.h"
 #include "codec/codebook/fit.h"
@@ -20,18 +21,10 @@ namespace {
 
 constexpr int32_t kMaxCodewords = 256;
 
+constexpr Profile kProfiles[] = {{"hxq", 8}};
+
 void check(const TensorView& source, const CodebookOptions& options) {
-  if (source.shape.size() != 2) {
-    throw Error(fmt::format("shape is {}, expected a matrix [rows, cols]", to_string(source.shape)));
-  }
-  if (!is_float(source.dtype)) {
-    throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(source.dtype)));
-  }
-  const auto count = static_cast<uint64_t>(source.size());
-  if (count == 0) throw Error(fmt::format("shape {} has no elements, expected at least one", to_string(source.shape)));
-  if (count > source.bytes.size() || source.bytes.size() != count * size_of(source.dtype)) {
-    throw Error(fmt::format("{} bytes, expected {} of {} each", source.bytes.size(), count, size_of(source.dtype)));
-  }
+  check_source(source);
   if (!(options.sidecar_fraction >= 0 && options.sidecar_fraction <= 1)) {
     throw Error(fmt::format("sidecar fraction is {}, expected 0 to 1", options.sidecar_fraction));
   }
@@ -49,11 +42,11 @@ EncodedPart part_of(const char* suffix, DType dtype, const std::vector<T>& value
   return part;
 }
 
-int64_t expected_bytes(const Shape& shape) noexcept {
+int64_t expected_bytes(const Shape& shape, const EncodeOptions&) noexcept {
   return shape[0] * shape[1] + kMaxCodewords * static_cast<int64_t>(sizeof(float));
 }
 
-std::vector<PartPlan> largest_parts(const Shape& shape) {
+std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions&) {
   const int64_t weights = element_count(shape);
   return {{"codebook", DType::f32, {kMaxCodewords}},
           {"indices", DType::u8, shape},
@@ -67,7 +60,7 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
       {.sidecar_fraction = options.sidecar_fraction, .max_codewords = kMaxCodewords, .threads = options.threads});
 }
 
-nlohmann::json config() {
+nlohmann::json config(const EncodeOptions&) {
   return {{"bits", 8},
           {"n_clusters", kMaxCodewords},
           {"codebook_size", kMaxCodewords},
@@ -108,6 +101,7 @@ EncodedTensor encode_codebook(const TensorView& source, const CodebookOptions& o
 
 constinit const Encoder kCodebookEncoder = {.codec = &kCodebookCodec,
                                             .keeps_outliers = true,
+                                            .profiles = kProfiles,
                                             .expected_bytes = expected_bytes,
                                             .largest_parts = largest_parts,
                                             .encode = encode,

@@ -8,7 +8,7 @@
 #include <limits>
 #include <string_view>
 
-#include "codec/codebook/encode_test_data.h"
+#include "codec/encode_test_data.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
 #include "optimal_clusters.h"

@@ -5,7 +5,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "codec/codebook/encode_test_data.h"
+#include "codec/encode_test_data.h"
 #include "codec/partition.h"
 #include "io/half.h"
 

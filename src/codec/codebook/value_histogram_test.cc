@@ -7,7 +7,7 @@
 #include <limits>
 #include <map>
 
-#include "codec/codebook/encode_test_data.h"
+#include "codec/encode_test_data.h"
 #include "hxq/error.h"
 
 namespace hxq {

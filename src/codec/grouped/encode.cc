@@ -1,0 +1,295 @@
+#include "codec/grouped/encode.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "codec/check_source.h"
+#include "codec/grouped/fit.h"
+#include "codec/grouped/matrix.h"
+#include "hxq/error.h"
+#include "io/threads.h"
+
+namespace hxq {
+namespace {
+
+constexpr Profile kProfiles[] = {{"g8", 8, 64}, {"g7", 7, 64}, {"g6", 6, 32},
+                                 {"g5", 5, 32}, {"g4", 4, 32}, {"g3", 3, 32}};
+
+constexpr int64_t kChunk = int64_t{1} << 15;  // weights that a thread takes at a time, in whole rows
+/// Weights in the sample that levels are fitted to. With a thousand for each level, what the sample's levels lose
+/// against the whole matrix's is a thousandth of the error, 0.004 dB.
+constexpr int64_t sample_weights(int bits) { return std::max<int64_t>(int64_t{1} << 16, int64_t{1024} << bits); }
+/// Scales tried for a group: all of them in small matrices, at least `kLeastTrials` in large ones.
+constexpr int64_t kTrialWork = int64_t{1} << 27;
+constexpr int64_t kLeastTrials = 16;
+
+/// How a matrix is cut into groups.
+struct Cut {
+  int64_t rows = 0, cols = 0, group = 0;
+  int bits = 0;
+
+  int64_t groups() const { return GroupedMatrix::groups_of(cols, group); }
+  int64_t row_bytes() const { return GroupedMatrix::packed_bytes(cols, bits); }
+  int64_t chunk_rows() const { return std::max<int64_t>(1, kChunk / cols); }
+  int chunks() const { return static_cast<int>((rows + chunk_rows() - 1) / chunk_rows()); }
+  /// Columns of a row's group.
+  std::span<const float> columns(std::span<const float> row, int64_t i) const {
+    const auto begin = static_cast<size_t>(i * group);
+    return row.subspan(begin, std::min(static_cast<size_t>(group), row.size() - begin));
+  }
+};
+
+Cut cut_of(const Shape& shape, const EncodeOptions& options) noexcept {
+  return {shape[0], shape[1], options.group, options.bits};
+}
+
+/// Rows [begin, end) times `factor`.
+std::vector<float> rows_of(const TensorView& source, int64_t begin, int64_t end, float factor = 1) {
+  const auto row_bytes = static_cast<size_t>(source.shape[1]) * size_of(source.dtype);
+  const auto from = static_cast<size_t>(begin) * row_bytes, count = static_cast<size_t>(end - begin) * row_bytes;
+  std::vector<float> rows = to_float({source.dtype, {end - begin, source.shape[1]}, source.bytes.subspan(from, count)});
+  for (float& w : rows) w *= factor;
+  return rows;
+}
+
+/// The largest magnitude of a group; infinite where a weight is not finite.
+float magnitude_of(std::span<const float> weights) {
+  uint32_t largest = 0;
+  for (const float w : weights) largest = std::max(largest, std::bit_cast<uint32_t>(w) & 0x7fffffffu);
+  return std::bit_cast<float>(std::min(largest, 0x7f800000u));
+}
+
+/// Calls `work(row, span of its weights times factor)` for every row, chunks of rows on several threads.
+template <class Work>
+void for_rows(const TensorView& source, const Cut& cut, float factor, int threads, Work work) {
+  parallel_for(threads, cut.chunks(), [&](int chunk) {
+    const int64_t begin = chunk * cut.chunk_rows(), end = std::min(cut.rows, begin + cut.chunk_rows());
+    const std::vector<float> rows = rows_of(source, begin, end, factor);
+    const auto width = static_cast<size_t>(cut.cols);
+    for (int64_t r = begin; r < end; ++r)
+      work(r, std::span(rows).subspan(static_cast<size_t>(r - begin) * width, width));
+  });
+}
+
+/// [rows, groups]. Throws for weights that are not finite.
+std::vector<float> find_peaks(const TensorView& source, const Cut& cut, int threads) {
+  std::vector<float> peaks(static_cast<size_t>(cut.rows * cut.groups()));
+  for_rows(source, cut, 1, threads, [&](int64_t r, std::span<const float> row) {
+    for (int64_t i = 0; i < cut.groups(); ++i)
+      peaks[static_cast<size_t>(r * cut.groups() + i)] = magnitude_of(cut.columns(row, i));
+  });
+  if (!std::isfinite(*std::ranges::max_element(peaks))) throw_not_finite(source);
+  return peaks;
+}
+
+/// Groups spread over the matrix at distances that no period of rows or columns meets; all of a small one. Groups of
+/// zeros are left out.
+GroupSample take_sample(const TensorView& source, const Cut& cut, std::span<const float> peaks, float factor) {
+  std::vector<size_t> others;
+  for (size_t i = 0; i < peaks.size(); ++i) {
+    if (peaks[i] > 0) others.push_back(i);
+  }
+  const auto wanted =
+      static_cast<size_t>(std::max<int64_t>(1, sample_weights(cut.bits) / std::min(cut.group, cut.cols)));
+  const size_t count = std::min(wanted, others.size());
+  constexpr double kGolden = 0.6180339887498949;
+  GroupSample sample;
+  for (size_t n = 0; n < count; ++n) {
+    const double stratum = static_cast<double>(others.size()) / static_cast<double>(count);
+    const double turn = static_cast<double>(n) * kGolden;
+    const double place =
+        count == others.size() ? static_cast<double>(n) : (static_cast<double>(n) + turn - std::floor(turn)) * stratum;
+    const size_t at = others[std::min(static_cast<size_t>(place), others.size() - 1)];
+    const auto groups = static_cast<size_t>(cut.groups());
+    const int64_t r = static_cast<int64_t>(at / groups), i = static_cast<int64_t>(at % groups);
+    const int64_t begin = i * cut.group, columns = std::min(cut.group, cut.cols - begin);
+    const size_t size = size_of(source.dtype);
+    const auto bytes =
+        source.bytes.subspan(static_cast<size_t>(r * cut.cols + begin) * size, static_cast<size_t>(columns) * size);
+    for (const float w : to_float({source.dtype, {columns}, bytes})) sample.weights.push_back(w * factor);
+    sample.ends.push_back(sample.weights.size());
+  }
+  return sample;
+}
+
+/// Sums of a row in lanes, so that a processor may take several columns at once.
+Fidelity compare_row(std::span<const float> weights, std::span<const float> decoded) {
+  constexpr size_t kLanes = 4;
+  struct Sums {
+    std::array<double, kLanes> signal = {}, decoded = {}, error = {};
+    std::array<float, kLanes> largest = {};
+  } sums;
+  const auto add = [&](size_t lane, float w, float d) {
+    const double error = static_cast<double>(w) - d;
+    sums.signal[lane] += static_cast<double>(w) * w;
+    sums.decoded[lane] += static_cast<double>(d) * d;
+    sums.error[lane] += error * error;
+    sums.largest[lane] = std::max(sums.largest[lane], std::fabs(w - d));
+  };
+  size_t i = 0;
+  for (; i + kLanes <= weights.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) add(lane, weights[i + lane], decoded[i + lane]);
+  }
+  for (; i < weights.size(); ++i) add(0, weights[i], decoded[i]);
+  const auto total = [](const std::array<double, kLanes>& of) { return (of[0] + of[1]) + (of[2] + of[3]); };
+  Fidelity row{.count = static_cast<int64_t>(weights.size()),
+               .signal = total(sums.signal),
+               .decoded = total(sums.decoded),
+               .squared_error = total(sums.error),
+               .max_error = std::ranges::max(sums.largest)};
+  row.dot = (row.signal + row.decoded - row.squared_error) / 2;
+  return row;
+}
+
+/// Indices of `bits` each, lowest bits first; eight of them fill whole bytes.
+void pack(std::span<const uint8_t> index, int bits, std::span<std::byte> out) {
+  std::byte* to = out.data();
+  for (size_t begin = 0; begin < index.size(); begin += 8) {
+    const size_t count = std::min<size_t>(8, index.size() - begin);
+    uint64_t word = 0;
+    for (size_t i = 0; i < count; ++i)
+      word |= static_cast<uint64_t>(index[begin + i]) << (i * static_cast<size_t>(bits));
+    const size_t bytes = (count * static_cast<size_t>(bits) + 7) / 8;
+    std::memcpy(to, &word, bytes);
+    to += bytes;
+  }
+}
+
+template <class T>
+EncodedPart part_of(const char* suffix, DType dtype, const std::vector<T>& values) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return {suffix, dtype, {static_cast<int64_t>(values.size())}, {bytes.begin(), bytes.end()}};
+}
+
+/// Scale levels as they are stored: 0 for groups of zeros, those of the fit in the source's unit, and their negatives
+/// if it has any.
+std::vector<float> stored_scales(const GroupedFit& fit, float factor) {
+  const float largest = std::max(std::fabs(fit.levels.front()), std::fabs(fit.levels.back()));
+  const float limit = std::numeric_limits<float>::max() / largest * 0.999f;  // so that products are finite
+  std::vector<float> stored = {0};
+  for (const float scale : fit.scales()) stored.push_back(std::min(scale / factor, limit));
+  const size_t count = stored.size();
+  for (size_t i = 1; i < count && fit.has_signs; ++i) stored.push_back(-stored[i]);
+  return stored;
+}
+
+/// Leaves out the scale levels that no group has, and numbers the others anew.
+void drop_unused(std::vector<float>& scale_levels, std::span<std::byte> scales) {
+  std::array<bool, 256> is_used = {};
+  for (const std::byte scale : scales) is_used[static_cast<size_t>(scale)] = true;
+  std::array<std::byte, 256> number = {};
+  size_t count = 0;
+  for (size_t i = 0; i < scale_levels.size(); ++i) {
+    if (!is_used[i]) continue;
+    number[i] = static_cast<std::byte>(count);
+    scale_levels[count++] = scale_levels[i];
+  }
+  scale_levels.resize(count);
+  for (std::byte& scale : scales) scale = number[static_cast<size_t>(scale)];
+}
+
+GroupedFit fit_matrix(const TensorView& source, const Cut& cut, std::span<const float> peaks, float factor,
+                      int threads) {
+  const GroupSample sample = take_sample(source, cut, peaks, factor);
+  if (sample.size() == 0) return {.levels = std::vector<float>(size_t{1} << cut.bits)};
+  float least = std::numeric_limits<float>::infinity();
+  for (const float peak : peaks) {
+    if (peak > 0) least = std::min(least, peak);
+  }
+  GroupedFit fit = fit_groups(sample, least * factor, *std::ranges::max_element(peaks) * factor, cut.bits, threads);
+  fit.set_trials(static_cast<int>(std::clamp<int64_t>(kTrialWork / source.size(), kLeastTrials, 512)));
+  return fit;
+}
+
+EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
+  check_source(source);
+  if (options.bits < 3 || options.bits > 8) throw Error(fmt::format("{} bits, expected 3 to 8", options.bits));
+  if (options.group < 8 || options.group % 8 != 0) {
+    throw Error(fmt::format("groups of {}, expected a multiple of 8", options.group));
+  }
+  const Cut cut = cut_of(source.shape, options);
+  const int threads = options.threads > 0 ? options.threads : available_threads();
+  const std::vector<float> peaks = find_peaks(source, cut, threads);
+  // Weights are looked at in a unit in which the largest is from 1 to 2, so that no square is out of range.
+  const float largest_peak = *std::ranges::max_element(peaks);
+  const float factor = largest_peak > 0 ? std::ldexp(1.0f, std::min(-std::ilogb(largest_peak), 126)) : 1;
+  const GroupedFit fit = fit_matrix(source, cut, peaks, factor, threads);
+
+  EncodedPart packed{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}, {}};
+  packed.bytes.resize(static_cast<size_t>(cut.rows * cut.row_bytes()));
+  EncodedPart scales{"grouped_scales", DType::u8, {cut.rows, cut.groups()}, {}};
+  scales.bytes.resize(static_cast<size_t>(cut.rows * cut.groups()));
+  std::vector<float> scale_levels = stored_scales(fit, factor);
+  std::vector<Fidelity> of_rows(static_cast<size_t>(cut.rows));
+  const ScaleSearch search(fit.levels, fit.scales());
+  for_rows(source, cut, factor, threads, [&](int64_t r, std::span<const float> row) {
+    std::vector<uint8_t> index(row.size());
+    std::vector<float> decoded(row.size()), weights(row.begin(), row.end()), room(row.size());
+    for (int64_t i = 0; i < cut.groups(); ++i) {
+      const auto at = static_cast<size_t>(r * cut.groups() + i), begin = static_cast<size_t>(i * cut.group);
+      if (peaks[at] == 0) continue;
+      const std::span<const float> group = cut.columns(row, i);
+      const std::span<float> turned(room);
+      const GroupScale found = find_scale(fit, search, group, turned);
+      const size_t number = 1 + static_cast<size_t>(found.scale) + (found.is_negative ? fit.grid.size() : 0);
+      scales.bytes[at] = static_cast<std::byte>(number);
+      if (found.is_negative) std::ranges::transform(group, turned.begin(), std::negate());
+      search.quantize(found.is_negative ? turned.first(group.size()) : group, found.scale,
+                      std::span(index).subspan(begin, group.size()));
+      const float unit = scale_levels[number];
+      for (size_t c = begin; c < begin + group.size(); ++c) decoded[c] = unit * fit.levels[index[c]];
+    }
+    for (float& w : weights) w /= factor;
+    of_rows[static_cast<size_t>(r)] = compare_row(weights, decoded);
+    pack(index, cut.bits,
+         std::span(packed.bytes)
+             .subspan(static_cast<size_t>(r * cut.row_bytes()), static_cast<size_t>(cut.row_bytes())));
+  });
+  drop_unused(scale_levels, scales.bytes);
+
+  EncodedTensor encoded;
+  for (const Fidelity& row : of_rows) encoded.fidelity += row;
+  encoded.parts.push_back(std::move(packed));
+  encoded.parts.push_back(part_of("grouped_levels", DType::f32, fit.levels));
+  encoded.parts.push_back(std::move(scales));
+  encoded.parts.push_back(part_of("grouped_scale_levels", DType::f32, scale_levels));
+  encoded.parts.push_back(part_of("grouped_shape", DType::i64, std::vector<int64_t>{cut.cols, cut.group}));
+  return encoded;
+}
+
+int64_t expected_bytes(const Shape& shape, const EncodeOptions& options) noexcept {
+  const Cut cut = cut_of(shape, options);
+  const int64_t tables = static_cast<int64_t>(sizeof(float)) * ((int64_t{1} << cut.bits) + 256) + 2 * 8;
+  return cut.rows * (cut.row_bytes() + cut.groups()) + tables;
+}
+
+std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& options) {
+  const Cut cut = cut_of(shape, options);
+  return {{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}},
+          {"grouped_levels", DType::f32, {int64_t{1} << cut.bits}},
+          {"grouped_scales", DType::u8, {cut.rows, cut.groups()}},
+          {"grouped_scale_levels", DType::f32, {256}},
+          {"grouped_shape", DType::i64, {2}}};
+}
+
+nlohmann::json config(const EncodeOptions& options) { return {{"bits", options.bits}, {"group", options.group}}; }
+
+}  // namespace
+
+constinit const Encoder kGroupedEncoder = {.codec = &kGroupedCodec,
+                                           .quant_method = "hxq_grouped",
+                                           .keeps_outliers = false,
+                                           .profiles = kProfiles,
+                                           .expected_bytes = expected_bytes,
+                                           .largest_parts = largest_parts,
+                                           .encode = encode,
+                                           .config = config};
+
+}  // namespace hxq
