@@ -96,11 +96,15 @@ void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
   }
 }
 
+/// Bytes ahead of its reading that a stream of scales is asked for.
+constexpr int64_t kScalePrefetch = 256;
+
 /// A row's scales, in units of GroupedView::scale_unit, and zeros, since 16 bytes are read from every group on.
 inline int64_t float_scales(const GroupedView& weight) { return (weight.groups + 4 + 15) / 16 * 16; }
 
 inline void find_float_scales(const GroupedView& weight, int64_t row, float* scale) {
   const uint8_t* code = weight.scales + row * weight.groups;
+  for (int64_t g = 0; g < weight.groups; g += 64) __builtin_prefetch(code + g + kScalePrefetch);
   for (int64_t g = 0; g < weight.groups; ++g) scale[g] = weight.scale_multiples[code[g]];
   for (int64_t g = weight.groups; g < weight.groups + 4; ++g) scale[g] = 0;
 }

@@ -78,6 +78,7 @@ __attribute__((noinline)) void find_float_scales(const GroupedView& weight, int6
   const FloatTable table(weight.scale_planes);
   const uint8_t* code = weight.scales + row * weight.groups;
   for (int64_t g = 0; g < weight.groups; g += kBlock) {
+    _mm_prefetch(reinterpret_cast<const char*>(code + g) + kScalePrefetch, _MM_HINT_T0);
     const __m512i codes = load_indices(code + g, weight.groups - g);
     const Weights found = table.look_up<false>(FloatTable::in_order(codes), 0);
     const VecF parts[] = {found.part0, found.part1, found.part2, found.part3};

@@ -98,6 +98,9 @@ HXQ_ALWAYS_INLINE __m512i load_packed(const uint8_t* from, int64_t cols) {
   return _mm512_maskz_loadu_epi8(cols >= kBlock ? kWhole : first_bytes((cols * kBits + 7) / 8), from);
 }
 
+/// Bytes ahead of its reading that a stream of scales is asked for: some rows, since no loop waits for one.
+constexpr int64_t kScalePrefetch = 256;
+
 /// Scales of groups as whole numbers, each twice in 32 bits, of four rows that are multiplied together: four groups of
 /// the first, of the second and so on, then the next four.
 constexpr int64_t kScalesAtOnce = 4;
@@ -111,6 +114,7 @@ __attribute__((noinline)) void find_scales(const GroupedView& weight, int64_t ro
   const VecF inverse = splat(weight.row[row].inverse);
   const uint8_t* code = weight.scales + row * weight.groups;
   for (int64_t g = 0; g < weight.groups; g += kBlock) {
+    _mm_prefetch(reinterpret_cast<const char*>(code + g) + kScalePrefetch, _MM_HINT_T0);
     const __m512i codes = load_indices(code + g, weight.groups - g);
     const Weights found = table.look_up<false>(FloatTable::in_order(codes), 0);
     const VecF parts[] = {found.part0, found.part1, found.part2, found.part3};
