@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Grows when a function or struct changes or goes; new functions leave it as it is. */
-#define HXQ_C_ABI 4
+#define HXQ_C_ABI 5
 
 typedef enum hxq_status {
   HXQ_OK = 0,
@@ -178,9 +178,16 @@ typedef struct hxq_encode_options {
   double sidecar_fraction; /* the share of weights kept exactly, 0 to 1 */
   int32_t max_codewords;   /* 1 to 256 */
   int32_t threads;         /* 0: the cores this process may run on; the result does not depend on it */
+  const char* profile;     /* one of hxq_profiles; null: the first. max_codewords counts for the first alone */
+  int32_t bits;            /* of an index, in place of a profile, where there is a choice; 0: none */
+  int64_t group;           /* adjacent weights that share a scale, a multiple of 8; 0: the profile's */
 } hxq_encode_options;
-/* Fills in the defaults: a sidecar of 0.001, 256 codewords. */
+/* Fills in the defaults: a sidecar of 0.001, 256 codewords, everything else 0. */
 HXQ_API void hxq_encode_options_init(hxq_encode_options* options);
+
+/* How matrices can be stored, the default first: [{"name": "g4", "quant_method": "…", "bits": n, "group": n}]; group 0:
+ * there are no groups. */
+HXQ_API hxq_status hxq_profiles(char** json);
 
 typedef struct hxq_fidelity {
   double snr_db; /* infinite when every value is reproduced exactly */
@@ -423,6 +430,9 @@ typedef struct hxq_compress_options {
   int32_t force;           /* replace a folder that an earlier compression wrote, if nothing was added to it */
   int32_t resume;          /* take up what a killed compression of the same source to the same destination has done */
   int64_t max_shard_bytes; /* of tensors in one file; more become shards with an index; 0: 5 000 000 000 */
+  const char* profile;     /* one of hxq_profiles; null: the first */
+  int32_t bits;            /* of an index, in place of a profile, where there is a choice; 0: none */
+  int64_t group;           /* adjacent weights that share a scale, a multiple of 8; 0: the profile's */
 } hxq_compress_options;
 /* Fills in the defaults: a sidecar of 0.001, everything else 0. */
 HXQ_API void hxq_compress_options_init(hxq_compress_options* options);

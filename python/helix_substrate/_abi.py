@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-ABI = 4
+ABI = 5
 
 #: Statuses that calls are told apart by.
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
@@ -44,7 +44,9 @@ MatrixInfo = _struct(
     "matrix_info", rows=_N, cols=_N, codewords=_I, vector_dim=_I, outliers=_N, rank=_N, bytes=_N
 )  # fmt: skip
 LinearArgs = _struct("linear_args", tokens=_N, x=Rows, y=OutputRows, bias=_P, phase=_I, precision=_I)
-EncodeOptions = _struct("encode_options", sidecar_fraction=c_double, max_codewords=_I, threads=_I)
+EncodeOptions = _struct(
+    "encode_options", sidecar_fraction=c_double, max_codewords=_I, threads=_I, profile=c_char_p, bits=_I, group=_N
+)
 Fidelity = _struct("fidelity", snr_db=c_double, cosine=c_double, max_error=c_double, outliers=_N)
 ConvArgs = _struct(
     "conv_args", **_sizes("batch tokens channels width"), x=FloatRows, **_addresses("weight bias state"), state_rows=_N,
@@ -79,7 +81,7 @@ ModelInfo = _struct(
 Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P, end=_N)
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
-    only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N,
+    only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N, profile=c_char_p, bits=_I, group=_N,
 )  # fmt: skip
 
 _STRUCTS = (
@@ -100,6 +102,7 @@ _SIGNATURES = {
     "hxq_gather_gradient": [_P, _P, _N, _P, _P, _P],
     "hxq_decode": [_P, _P, POINTER(OutputRows)],
     "hxq_would_compress": [c_char_p, POINTER(Tensor), POINTER(_I)],
+    "hxq_profiles": [POINTER(_P)],
     "hxq_encode": [POINTER(Tensor), POINTER(EncodeOptions), POINTER(_P), POINTER(Fidelity)],
     "hxq_encoded_part": [_P, c_size_t, POINTER(Tensor)],
     "hxq_causal_conv1d": [_P, POINTER(ConvArgs)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import functools
 import json
 import os
 import queue
@@ -166,13 +167,28 @@ def would_compress(role: str, dtype: str, shape) -> bool:
     return bool(answer.value)
 
 
-def encode(name: str, dtype: str, shape, address: int, sidecar_fraction: float, threads: int, max_codewords: int = 256):
+@functools.cache
+def profiles() -> dict[str, dict]:
+    """How matrices can be stored: {name: {"quant_method", "bits", "group"}}, the default first; group 0: no groups."""
+    text = c_void_p()
+    check(library.hxq_profiles(byref(text)))
+    return {profile.pop("name"): profile for profile in _take_json(text)}
+
+
+def encode(
+    name: str, dtype: str, shape, address: int, sidecar_fraction: float, threads: int, max_codewords: int = 256,
+    profile: Optional[str] = None, bits: int = 0, group: int = 0,
+):  # fmt: skip
     """The parts of a compressed matrix as (name, dtype, shape, bytes), and its fidelity."""
     handle, fidelity = c_void_p(), _abi.Fidelity()
     source = tensor(name, dtype, shape, address)
-    options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads)
+    options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads, _name(profile), bits, group)
     check(library.hxq_encode(byref(source), byref(options), byref(handle), byref(fidelity)))
     return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
+
+
+def _name(text: Optional[str]) -> Optional[bytes]:
+    return None if text is None else text.encode()
 
 
 def _take_parts(handle) -> list[tuple]:
@@ -269,16 +285,24 @@ def compress(
     threads: int = 0,
     force: bool = False,
     progress: Progress = None,
+    profile: Optional[str] = None,
+    bits: int = 0,
+    group: int = 0,
 ) -> dict:
     """Compresses a model folder into a new one, as `hxq compress` does; returns the receipt.
 
+    profile: how matrices are stored, "hxq" (the default), "g8" to "g3"; bits: of an index, in place of a profile;
+    group: adjacent weights that share a scale, where it is not the profile's.
     keep: shell patterns of tensor names to store exactly. only: compress nothing but what matches one of these.
     force: replace a folder that an earlier compression wrote. progress(tensor, done, total): called as bytes are done;
     what it raises stops the work, as ^C does, and nothing is left of the destination.
     """
     if isinstance(keep, str) or isinstance(only, str):
         raise TypeError("keep and only are lists of patterns, not a string")
-    options = _abi.CompressOptions(sidecar_fraction, *_texts(keep), *_texts(only), threads, int(force))
+    options = _abi.CompressOptions(
+        sidecar_fraction, *_texts(keep), *_texts(only), threads, int(force), profile=_name(profile), bits=bits,
+        group=group,
+    )  # fmt: skip
     source, destination = os.fsencode(source), os.fsencode(destination)
     text = c_void_p()
     _Work().run(

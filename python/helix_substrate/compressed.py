@@ -425,9 +425,9 @@ class Compressed(WithoutWeight):
 
     @torch.no_grad()
     def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
-        """Compresses `weight` in place of what is there; returns how far the result is from it. SVD factors and channel
-        scales go: the new fit needs none."""
-        parts, fidelity = encode(weight, sidecar_fraction, self.label)
+        """Compresses `weight` in place of what is there, with as many bits; returns how far the result is from it. SVD
+        factors and channel scales go: the new fit needs none."""
+        parts, fidelity = encode(weight, sidecar_fraction, self.label, **encoding_of(self.stored_tensors()))
         self.drop_parts()
         self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
         return fidelity
@@ -470,8 +470,18 @@ class Compressed(WithoutWeight):
         }
 
 
-def encode(weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256):
-    """The stored tensors of `weight` [rows, cols] compressed, and how far they are from it (a dict)."""
+def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The bits and the group that these parts are stored with; empty where there are no groups."""
+    if "grouped_shape" not in parts:
+        return {}
+    return {"bits": parts["grouped_levels"].numel().bit_length() - 1, "group": int(parts["grouped_shape"][1])}
+
+
+def encode(
+    weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256, **encoding
+):
+    """The stored tensors of `weight` [rows, cols] compressed, and how far they are from it (a dict). encoding: profile,
+    bits and group, as for `compress`."""
     source = weight.detach()
     if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         source = source.float()
@@ -479,7 +489,7 @@ def encode(weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "w
     dtype = ops.DTYPE_NAMES[source.dtype]
     parts, fidelity = _core.encode(
         name, dtype, source.shape, ops.address(source, name, source.dtype), sidecar_fraction, torch.get_num_threads(),
-        max_codewords,
+        max_codewords, **encoding,
     )  # fmt: skip
     tensors = {
         part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape) for part, kind, shape, data in parts

@@ -10,11 +10,22 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from . import _core
 from .selection import check_patterns
 
-#: Names that published folders use for the one format.
-QUANT_METHODS = ("hxq", "helix", "cdna_v3")
+#: Names that published folders use for the one format, and those of folders that its other readers must not try.
+QUANT_METHODS = tuple(
+    dict.fromkeys(("hxq", "helix", "cdna_v3", *(profile["quant_method"] for profile in _core.profiles().values())))
+)
 
 #: What is said of the stored matrices in a configuration, beside the options. What decides is the tensors.
 _STATED = {"bits": 8, "n_clusters": 256, "vector_dim": 1}
+
+
+def _check_profile(profile: str, sidecar_fraction: float) -> dict:
+    known = _core.profiles()
+    if profile not in known:
+        raise ValueError(f"profile is {profile!r}, expected one of {', '.join(known)}")
+    if known[profile]["group"] and sidecar_fraction != 0.001:
+        raise ValueError(f"profile {profile!r} keeps no outliers, so sidecar_fraction has no effect")
+    return known[profile]
 
 
 class HxqConfig(QuantizationConfigMixin):
@@ -22,10 +33,11 @@ class HxqConfig(QuantizationConfigMixin):
 
     sidecar_fraction: share of each matrix's weights kept exactly, 0 to 0.5. modules_to_not_convert: modules that stay
     dense, as transformers means it ("lm_head", "model.layers.0", "down_proj", regular expressions) or as shell patterns
-    of whole paths ("*.down_proj"). compress_embeddings: also compress embeddings (and heads tied to them).
-    accelerate_ssm: let the core run Mamba layers. precision: "fast" or "exact", how products treat their input; None:
-    what is set (`helix_substrate.set_precision`). These two count also where a compressed folder is loaded, and
-    override the folder's.
+    of whole paths ("*.down_proj"). profile: how matrices are stored: "hxq" (the default), or "g8" to "g3", which
+    take 8.1 to 3.3 bits per weight and keep no outliers. compress_embeddings: also compress embeddings (and heads tied
+    to them). accelerate_ssm: let the core run Mamba layers. precision: "fast" or "exact", how products treat their
+    input; None: what is set (`helix_substrate.set_precision`). These two count also where a compressed folder is
+    loaded, and override the folder's.
 
     Raises TypeError for an unknown option and ValueError for a value out of range. `from_dict` keeps whatever else a
     folder's configuration says, to be saved again.
@@ -40,6 +52,7 @@ class HxqConfig(QuantizationConfigMixin):
         accelerate_ssm: bool = True,
         precision: Optional[str] = None,
         compressed_modules: Optional[list] = None,
+        profile: Optional[str] = None,
     ):
         if quant_method not in QUANT_METHODS:
             raise ValueError(f"quant_method is '{quant_method}', expected one of {', '.join(QUANT_METHODS)}")
@@ -55,6 +68,12 @@ class HxqConfig(QuantizationConfigMixin):
             _core.precision_code(precision)  # raises for another name
         self.stated = dict(_STATED)
         self.quant_method = quant_method
+        self.profile = profile
+        if profile is not None:
+            form = _check_profile(profile, sidecar_fraction)
+            if form["group"]:
+                self.stated = {"bits": form["bits"], "group": form["group"]}
+                self.quant_method = form["quant_method"]
         self.sidecar_fraction = sidecar_fraction
         self.modules_to_not_convert = list(modules_to_not_convert) if modules_to_not_convert else None
         self.compress_embeddings = compress_embeddings
@@ -90,7 +109,7 @@ class HxqConfig(QuantizationConfigMixin):
         plain = type(self)()
         return [
             name
-            for name in ("sidecar_fraction", "modules_to_not_convert", "compress_embeddings")
+            for name in ("sidecar_fraction", "modules_to_not_convert", "compress_embeddings", "profile")
             if getattr(self, name) not in (getattr(plain, name), getattr(folder, name))
         ]
 
@@ -112,6 +131,7 @@ _OPTIONS = (
     "accelerate_ssm",
     "precision",
     "compressed_modules",
+    "profile",
 )
 
 

@@ -24,7 +24,11 @@ def share(model: nn.Module, tied: dict[str, str]) -> None:
 
 
 def compress_selected(
-    model: nn.Module, selection: Selection, sidecar_fraction: float, progress: Optional[Callable[[str], None]] = None
+    model: nn.Module,
+    selection: Selection,
+    sidecar_fraction: float,
+    progress: Optional[Callable[[str], None]] = None,
+    profile: Optional[str] = None,
 ) -> dict:
     """Compresses the selected modules in place; the report of `compress_model`."""
     report = []
@@ -33,7 +37,7 @@ def compress_selected(
         if progress is not None:
             progress(path)
         weight = module._parameters["weight"]
-        parts, fidelity = encode(weight, sidecar_fraction, path)
+        parts, fidelity = encode(weight, sidecar_fraction, path, profile=profile)
         dense += weight.numel() * weight.element_size()
         become_compressed(module, parts, path)
         module.fidelity = fidelity
@@ -56,6 +60,7 @@ def compress_model(
     sidecar_fraction: float = 0.001,
     keep: Iterable[str] = (),
     embeddings: bool = False,
+    profile: Optional[str] = None,
     progress: Optional[Callable[[str], None]] = None,
 ) -> dict:
     """Compresses the linear layers of any model (and with `embeddings` its embeddings), in place.
@@ -65,7 +70,7 @@ def compress_model(
     expressions, or shell patterns of whole paths. Modules that would not get smaller stay as they are. A module or
     weight that is used in several places stays shared. A model of transformers can then be saved with
     `save_pretrained` and loaded again.
-    progress(path): called before each module.
+    profile: how matrices are stored, as for `HxqConfig`. progress(path): called before each module.
 
     Returns {"modules": [{"module", "snr_db", "cosine", "max_error", "outliers"}], "kept": [{"module", "reason"}],
     "share": of the weights in matrices that is compressed, "compressed_bytes", "dense_bytes"}. Raises ValueError if the
@@ -80,12 +85,13 @@ def compress_model(
     keep = list(keep)
     if not 0 <= sidecar_fraction <= 0.5:
         raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
-    report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress)
+    report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress, profile)
     if report["modules"] and _is_pretrained(model):
         from .quantizer import HxqConfig, mark_compressed
 
         config = HxqConfig(
-            sidecar_fraction=sidecar_fraction, modules_to_not_convert=keep or None, compress_embeddings=embeddings
+            sidecar_fraction=sidecar_fraction, modules_to_not_convert=keep or None, compress_embeddings=embeddings,
+            profile=profile,
         )
         mark_compressed(model, config)
     return report

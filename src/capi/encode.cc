@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "capi/arguments.h"
 #include "capi/encode_options.h"
@@ -31,6 +33,55 @@ CodebookOptions codebook_options(const hxq_encode_options* options) {
 
 }  // namespace hxq::capi
 
+namespace {
+
+/// The caller's choice of another encoder than the default one; empty for that.
+std::optional<Encoding> chosen_encoding(const hxq_encode_options* options) {
+  if (options == nullptr) return std::nullopt;
+  const EncodingChoice choice{
+      .profile = options->profile == nullptr ? "" : options->profile, .bits = options->bits, .group = options->group};
+  Encoding encoding;
+  try {
+    encoding = find_encoding(choice);
+  } catch (const Error& error) {
+    throw InvalidArgument(error.what());
+  }
+  if (encoding.encoder == encoders().front()) return std::nullopt;
+  hxq_encode_options standard;
+  hxq_encode_options_init(&standard);
+  if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords) {
+    throw InvalidArgument("sidecar_fraction and max_codewords have no effect on this profile: expected the defaults");
+  }
+  encoding.options.threads = options->threads;
+  return encoding;
+}
+
+EncodedTensor encode_as_chosen(const TensorView& source, const hxq_encode_options* options) {
+  const CodebookOptions chosen = codebook_options(options);
+  if (const std::optional<Encoding> other = chosen_encoding(options)) {
+    return other->encoder->encode(source, other->options);
+  }
+  return encode_codebook(source, chosen);
+}
+
+}  // namespace
+
+hxq_status hxq_profiles(char** json) {
+  return guard("listing profiles", [&] {
+    require_pointers({{"json", json}});
+    nlohmann::json profiles = nlohmann::json::array();
+    for (const Encoder* encoder : encoders()) {
+      for (const Profile& profile : encoder->profiles) {
+        profiles.push_back({{"name", profile.name},
+                            {"quant_method", encoder->quant_method},
+                            {"bits", profile.bits},
+                            {"group", profile.group}});
+      }
+    }
+    *json = copy_text(profiles.dump());
+  });
+}
+
 hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_t* answer) {
   return guard("asking the policy", [&] {
     require_pointers({{"role", role}, {"tensor", tensor}, {"answer", answer}});
@@ -44,7 +95,10 @@ hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_
 }
 
 void hxq_encode_options_init(hxq_encode_options* options) {
-  if (options != nullptr) *options = {.sidecar_fraction = 0.001, .max_codewords = 256, .threads = 0};
+  if (options != nullptr) {
+    *options = {
+        .sidecar_fraction = 0.001, .max_codewords = 256, .threads = 0, .profile = nullptr, .bits = 0, .group = 0};
+  }
 }
 
 hxq_status hxq_encode(const hxq_tensor* source, const hxq_encode_options* options, hxq_encoded** encoded,
@@ -56,10 +110,9 @@ hxq_status hxq_encode(const hxq_tensor* source, const hxq_encode_options* option
     if (view.shape.size() != 2 || view.size() == 0) {
       throw InvalidArgument(fmt::format("shape is {}, expected [rows, cols]", to_string(view.shape)));
     }
-    const CodebookOptions chosen = codebook_options(options);
     auto result = std::make_unique<hxq_encoded>();
     try {
-      result->value = encode_codebook(view, chosen);
+      result->value = encode_as_chosen(view, options);
     } catch (const Error& error) {
       throw Error(error.what(), {.tensor = source->name == nullptr ? "" : source->name});
     }

@@ -107,7 +107,10 @@ CompressOptions compress_options(const hxq_compress_options* options) {
   if (chosen.max_shard_bytes < 0) {
     throw InvalidArgument(fmt::format("max_shard_bytes is {}, expected 0 or more", chosen.max_shard_bytes));
   }
-  return {.sidecar_fraction = chosen.sidecar_fraction,
+  return {.profile = chosen.profile == nullptr ? "" : chosen.profile,
+          .bits = chosen.bits,
+          .group = chosen.group,
+          .sidecar_fraction = chosen.sidecar_fraction,
           .keep = strings("keep", chosen.keep, chosen.keep_count),
           .only = strings("only", chosen.only, chosen.only_count),
           .threads = chosen.threads,

@@ -221,6 +221,33 @@ TEST(Encode, GivesTheBytesOfTheLibrary) {
   EXPECT_DOUBLE_EQ(fidelity.snr_db, expected.fidelity.snr_db());
 }
 
+TEST(Encode, TakesAProfile) {
+  char* json = nullptr;
+  ASSERT_OK(hxq_profiles(&json));
+  const Text profiles(json);
+  EXPECT_EQ(std::string(json).find(R"([{"bits":8,"group":0,"name":"hxq","quant_method":"hxq"})"), 0u) << json;
+  const std::vector<float> source = random_floats(48 * 40, 9);
+  const hxq_tensor given = tensor("w", HXQ_F32, {48, 40}, source.data());
+  hxq_encode_options options;
+  hxq_encode_options_init(&options);
+  options.profile = "g6";
+  options.group = 16;
+  hxq_encoded* made = nullptr;
+  ASSERT_OK(hxq_encode(&given, &options, &made, nullptr));
+  const EncodedHandle encoded(made);
+  const EncodedTensor expected = encoder_of("grouped").encode({DType::f32, {48, 40}, std::as_bytes(std::span(source))},
+                                                              {.bits = 6, .group = 16, .threads = 2});
+  ASSERT_EQ(hxq_encoded_count(made), expected.parts.size());
+  for (size_t i = 0; i < expected.parts.size(); ++i) {
+    hxq_tensor part = {};
+    ASSERT_OK(hxq_encoded_part(made, i, &part));
+    const EncodedPart& written = expected.parts[i];
+    EXPECT_EQ(part.name, written.suffix);
+    EXPECT_TRUE(
+        std::ranges::equal(written.bytes, std::span(static_cast<const std::byte*>(part.data), written.bytes.size())));
+  }
+}
+
 TEST(Encode, ThePolicyAnswers) {
   int32_t answer = -1;
   const hxq_tensor large = tensor(nullptr, HXQ_BF16, {512, 512}, nullptr);

@@ -160,6 +160,15 @@ TEST(Misuse, Encoding) {
   expect_invalid(with({.sidecar_fraction = 0, .max_codewords = 0}), "max_codewords is 0");
   expect_invalid(with({.sidecar_fraction = 0, .max_codewords = 257}), "max_codewords is 257");
   expect_invalid(with({.sidecar_fraction = 0, .max_codewords = 256, .threads = -1}), "-1 threads");
+  const auto profile = [&](const char* name, int32_t bits, int64_t group, double sidecar = 0.001) {
+    return with({.sidecar_fraction = sidecar, .max_codewords = 256, .profile = name, .bits = bits, .group = group});
+  };
+  expect_invalid(profile("g9", 0, 0), "expected one of hxq, g8");
+  expect_invalid(profile("g4", 5, 0), "how many bits");
+  expect_invalid(profile("hxq", 0, 32), "no choice of bits or groups");
+  expect_invalid(profile(nullptr, 9, 0), "9 bits");
+  expect_invalid(profile("g4", 0, 12), "a multiple of 8");
+  expect_invalid(profile("g4", 0, 0, 0.01), "no effect");
   const hxq_tensor vector = tensor("w", HXQ_F32, {1024}, source.data());
   expect_invalid(hxq_encode(&vector, nullptr, &made, nullptr), "shape is [1024]");
   const hxq_tensor integers = tensor("w", HXQ_I32, {32, 32}, source.data());

@@ -1,0 +1,95 @@
+"""Profiles with fewer bits: loaded, saved, compressed while loading, trained with LoRA. Checked against the decoded
+weights, which are those of the definition in docs/format.md."""
+
+import json
+
+import pytest
+import torch
+from test_models import IDS, save_dense, tiny
+from test_saving import helix_modules, logits
+from torch import nn
+
+import helix_substrate
+from helix_substrate import HxqConfig, compress_model
+from helix_substrate.compressed import encode
+
+PROFILES = {"g8": (8, 64), "g6": (6, 32), "g4": (4, 32), "g3": (3, 32)}
+
+
+def decoded_by_definition(parts):
+    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)]."""
+    columns, group = parts["grouped_shape"].tolist()
+    levels = parts["grouped_levels"]
+    bits = levels.numel().bit_length() - 1
+    shifts = torch.arange(8)
+    ones_and_zeros = (parts["grouped_indices"][..., None] >> shifts & 1).flatten(1)[:, : columns * bits]
+    indices = (ones_and_zeros.unflatten(1, (columns, bits)).long() << torch.arange(bits)).sum(-1)
+    scales = parts["grouped_scale_levels"][parts["grouped_scales"].long()].repeat_interleave(group, 1)[:, :columns]
+    return scales * levels[indices]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_layer_is_what_its_parts_say(profile):
+    torch.manual_seed(0)
+    dense = nn.Linear(200, 96)
+    parts, fidelity = encode(dense.weight, profile=profile)
+    bits, group = PROFILES[profile]
+    assert parts["grouped_levels"].shape == (1 << bits,) and parts["grouped_shape"].tolist() == [200, group]
+    layer = nn.Sequential(nn.Linear(200, 96))
+    layer[0].load_state_dict(dense.state_dict())
+    report = compress_model(layer, profile=profile)
+    assert report["modules"][0]["snr_db"] == pytest.approx(fidelity["snr_db"])
+    weight = decoded_by_definition(layer[0].stored_tensors())
+    assert torch.equal(layer[0].decode_weight(), weight)
+    x = torch.randn(3, 200)
+    with helix_substrate.precision("exact"):
+        torch.testing.assert_close(layer(x), x @ weight.T + dense.bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_on_the_fly_saved_and_loaded_again(kind, tmp_path):
+    dense = tiny(kind)
+    save_dense(dense, tmp_path / "dense")
+    config = HxqConfig(profile="g4")
+    model = type(dense).from_pretrained(tmp_path / "dense", quantization_config=config, dtype=torch.float32)
+    assert helix_modules(model) and all("grouped_levels" in m.stored_tensors() for m in helix_modules(model))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
+    assert (saved["quant_method"], saved["bits"], saved["group"]) == ("hxq_grouped", 4, 32)
+    again = type(dense).from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert torch.equal(logits(again), logits(model))
+    assert helix_substrate.verify(tmp_path / "saved")["ok"]
+
+
+def test_a_folder_of_the_command_loads_and_trains(tmp_path):
+    dense = tiny("llama")
+    save_dense(dense, tmp_path / "dense")
+    receipt = helix_substrate.compress(tmp_path / "dense", tmp_path / "g6", profile="g6")
+    assert receipt["options"]["bits"] == 6
+    model = type(dense).from_pretrained(tmp_path / "g6", dtype=torch.float32)
+    layer = next(m for m in helix_modules(model) if hasattr(m, "enable_lora"))
+    before = layer.decode_weight().clone()
+    layer.enable_lora(2)
+    with torch.no_grad():
+        layer.lora_B.normal_(std=0.1)
+    model(IDS, labels=IDS).loss.backward()
+    assert layer.lora_A.grad.abs().sum() > 0
+    x = torch.randn(3, layer.in_features, requires_grad=True)
+    g = torch.randn(3, layer.out_features)
+    (dx,) = torch.autograd.grad(layer(x), x, g)
+    torch.testing.assert_close(dx, g @ layer.merged_weight(), rtol=1e-4, atol=1e-4)
+    wanted = layer.merged_weight().detach().clone()
+    assert not torch.equal(wanted, before)
+    fidelity = layer.merge_lora()
+    assert layer.stored_tensors()["grouped_levels"].shape == (64,), "merging keeps the bits"
+    error = (layer.decode_weight() - wanted).square().sum() / wanted.square().sum()
+    assert -10 * torch.log10(error).item() == pytest.approx(fidelity["snr_db"], abs=1e-3) and fidelity["snr_db"] > 30
+
+
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match="expected one of hxq, g8"):
+        HxqConfig(profile="g9")
+    with pytest.raises(ValueError, match="no outliers"):
+        HxqConfig(profile="g4", sidecar_fraction=0.01)
+    assert HxqConfig(profile="hxq").quant_method == "hxq"
+    assert HxqConfig(quant_method="hxq_grouped", profile="g5").to_dict()["bits"] == 5
