@@ -38,6 +38,12 @@ class ChatTemplate {
   std::string render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
                      bool add_generation_prompt = true) const;
 
+  /// The tokens of the conversation. Special tokens are those of the template: what spells one in a message is text, so
+  /// that nobody's message can end itself and begin another. Throws `Error` as `render`, and where the template takes
+  /// such a spelling apart.
+  std::vector<int32_t> tokens(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                              bool add_generation_prompt = true) const;
+
  private:
   struct Impl;
   explicit ChatTemplate(std::unique_ptr<const Impl> impl);

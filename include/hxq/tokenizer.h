@@ -14,6 +14,11 @@ namespace hxq {
 
 class StreamDecoder;
 
+/// A stretch of a text: bytes [begin, end).
+struct TextRange {
+  size_t begin = 0, end = 0;
+};
+
 /// Text to token ids and back, as the Hugging Face `tokenizers` library does it for byte-pair-encoding models.
 ///
 /// Immutable after `load`; all members are safe to call from several threads at once. Truncation and padding settings
@@ -37,6 +42,13 @@ class Tokenizer {
   /// Throws `Error` if the text has a character that the vocabulary cannot express and the file's unknown token is not
   /// in the vocabulary.
   std::vector<int32_t> encode(std::string_view utf8, bool add_special_tokens = true) const;
+
+  /// The ids of `utf8`, which must be valid, with no special tokens added; special tokens that reach into one of
+  /// `plain` are text like any other. Throws `Error` as above.
+  std::vector<int32_t> encode(std::string_view utf8, std::span<const TextRange> plain) const;
+
+  /// Where `utf8`, which must be valid, spells special tokens out.
+  std::vector<TextRange> special_tokens_in(std::string_view utf8) const;
 
   /// The text of `ids`, always valid UTF-8. Ids that are not in the vocabulary are left out.
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = true) const;

@@ -68,11 +68,17 @@ bool AddedTokens::is_single_word(std::string_view text, size_t begin, size_t end
   return after.empty() || !scan.matches(after.substr(0, first_code_point(after).size));
 }
 
-std::vector<AddedTokens::Piece> AddedTokens::cut(std::string_view text, const StringFinder& finder) const {
+std::vector<AddedTokens::Piece> AddedTokens::cut(std::string_view text, const StringFinder& finder,
+                                                 std::span<const TextRange> plain) const {
   std::vector<Piece> pieces;
   size_t done = 0, from = 0;
   while (const auto match = finder.find(text, from)) {
     from = match->end;
+    const auto reaches = [&](const TextRange& range) { return match->begin < range.end && range.begin < match->end; };
+    if (is_special(match->value) && std::ranges::any_of(plain, reaches)) {
+      from = match->begin + 1;
+      continue;
+    }
     const Token& token = tokens_.at(match->value);
     auto [begin, end, id] = *match;
     if (token.single_word && !is_single_word(text, begin, end)) continue;

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "hxq/tokenizer.h"
 #include "text/json_part.h"
 #include "text/normalizer.h"
 #include "text/regex.h"
@@ -28,11 +30,15 @@ class AddedTokens {
     std::optional<int32_t> id;
   };
 
-  /// Cuts a text at the tokens that match as they are.
-  std::vector<Piece> cut_raw(std::string_view text) const { return cut(text, raw_); }
+  /// Cuts a text at the tokens that match as they are; special ones that reach into one of `plain` do not count.
+  std::vector<Piece> cut_raw(std::string_view text, std::span<const TextRange> plain = {}) const {
+    return cut(text, raw_, plain);
+  }
 
-  /// Cuts a normalized text at the tokens that match in normalized form.
-  std::vector<Piece> cut_normalized(std::string_view text) const { return cut(text, normalized_); }
+  /// Cuts a normalized text at the tokens that match in normalized form, likewise.
+  std::vector<Piece> cut_normalized(std::string_view text, std::span<const TextRange> plain = {}) const {
+    return cut(text, normalized_, plain);
+  }
 
   const TokenTable& table() const { return table_; }
   bool is_special(int32_t id) const { return special_.contains(id); }
@@ -42,7 +48,7 @@ class AddedTokens {
     bool single_word, lstrip, rstrip;
   };
 
-  std::vector<Piece> cut(std::string_view text, const StringFinder& finder) const;
+  std::vector<Piece> cut(std::string_view text, const StringFinder& finder, std::span<const TextRange> plain) const;
   bool is_single_word(std::string_view text, size_t begin, size_t end) const;
 
   std::unordered_map<int32_t, Token> tokens_;

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "hxq/chat.h"
@@ -23,6 +25,63 @@ std::string default_template(const text::JsonPart& config) {
   }
   config.child("chat_template").fail("expected a template with the name 'default'");
 }
+
+/// A character for private use that no message has.
+std::string unused_character(std::span<const ChatMessage> messages) {
+  for (char32_t code = 0x10FFFD; code > 0x10F000; --code) {
+    const std::string character = to_utf8(code);
+    const auto has = [&](const ChatMessage& message) { return message.content.find(character) != std::string::npos; };
+    if (std::ranges::none_of(messages, has)) return character;
+  }
+  throw Error("the messages have every character for private use");
+}
+
+/// Texts that are taken out of messages while a template is rendered; marks stand for them, which templates do not take
+/// apart.
+class Marked {
+ public:
+  explicit Marked(std::string character) : character_(std::move(character)) {}
+
+  void take_out(std::string& message, std::span<const TextRange> ranges) {
+    std::string rest;
+    size_t done = 0;
+    for (const TextRange& range : ranges) {
+      if (range.begin < done) continue;
+      rest.append(message, done, range.begin - done);
+      rest += fmt::format("{0}{1}{0}", character_, taken_.size());
+      taken_.push_back(message.substr(range.begin, range.end - range.begin));
+      done = range.end;
+    }
+    message = rest + message.substr(done);
+  }
+
+  /// Puts them back into the rendering, and says where they are.
+  std::vector<TextRange> put_back(std::string& rendering) const {
+    std::vector<TextRange> ranges;
+    std::string whole;
+    size_t done = 0;
+    for (size_t mark; (mark = rendering.find(character_, done)) != std::string::npos;) {
+      const size_t digits = mark + character_.size();
+      size_t number = taken_.size();
+      const auto [end, fault] = std::from_chars(rendering.data() + digits, rendering.data() + rendering.size(), number);
+      const auto after = static_cast<size_t>(end - rendering.data());
+      if (fault != std::errc() || number >= taken_.size() ||
+          rendering.compare(after, character_.size(), character_) != 0) {
+        throw Error("the chat template takes apart what spells a special token in a message");
+      }
+      whole.append(rendering, done, mark - done);
+      ranges.push_back({whole.size(), whole.size() + taken_[number].size()});
+      whole += taken_[number];
+      done = after + character_.size();
+    }
+    rendering = whole + rendering.substr(done);
+    return ranges;
+  }
+
+ private:
+  std::string character_;
+  std::vector<std::string> taken_;
+};
 
 }  // namespace
 
@@ -72,6 +131,19 @@ std::string ChatTemplate::render(std::span<const ChatMessage> messages, const To
     if (const auto token = id ? tokenizer.id_to_token(*id) : std::nullopt) context[name] = std::string(*token);
   }
   return impl_->jinja.render(context);
+}
+
+std::vector<int32_t> ChatTemplate::tokens(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                                          bool add_generation_prompt) const {
+  std::vector<ChatMessage> taken_from(messages.begin(), messages.end());
+  Marked marked(unused_character(messages));
+  for (ChatMessage& message : taken_from) {
+    message.content = to_valid_utf8(message.content);
+    marked.take_out(message.content, tokenizer.special_tokens_in(message.content));
+  }
+  std::string rendering = render(taken_from, tokenizer, add_generation_prompt);
+  const std::vector<TextRange> plain = marked.put_back(rendering);
+  return tokenizer.encode(rendering, plain);
 }
 
 }  // namespace hxq

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
 #include "hxq/error.h"
@@ -29,6 +30,16 @@ text::Bpe load_model(text::TokenizerFile& file, const JsonPart& root) {
   const std::string type = model.string_or("type", model.has("merges") ? "BPE" : "none");
   if (type != "BPE") model.fail_unknown(type, kKnownModels);
   return text::Bpe(file, model);
+}
+
+/// What lies of the ranges in [begin, end), counted from there.
+std::vector<TextRange> within(std::span<const TextRange> ranges, size_t begin, size_t end) {
+  std::vector<TextRange> inside;
+  for (const TextRange& range : ranges) {
+    const size_t first = std::max(range.begin, begin), last = std::min(range.end, end);
+    if (first < last) inside.push_back({first - begin, last - begin});
+  }
+  return inside;
 }
 
 text::TokenizerFile read_checked(const std::filesystem::path& path, const text::FolderTokens& tokens) {
@@ -93,16 +104,21 @@ void Tokenizer::Impl::encode_piece(text::Words& words, text::Bpe::Scratch& scrat
 
 // Cuts out the added tokens that match as they are, normalizes what is left, cuts out those that match normalized, and
 // encodes what is left then.
-void Tokenizer::Impl::encode_text(std::string_view text, std::vector<int32_t>& out) const {
+void Tokenizer::Impl::encode_text(std::string_view text, std::span<const TextRange> plain,
+                                  std::vector<int32_t>& out) const {
   text::Bpe::Scratch scratch;
-  for (const auto& raw : added.cut_raw(text)) {
+  for (const auto& raw : added.cut_raw(text, plain)) {
     if (raw.begin == raw.end) continue;
     if (raw.id) {
       out.push_back(*raw.id);
       continue;
     }
-    const std::string normalized = normalizer.apply(text.substr(raw.begin, raw.end - raw.begin));
-    for (const auto& piece : added.cut_normalized(normalized)) {
+    const std::string_view original = text.substr(raw.begin, raw.end - raw.begin);
+    const std::string normalized = normalizer.apply(original);
+    std::vector<TextRange> plain_here = within(plain, raw.begin, raw.end);
+    // Where normalizing moves the text, its ranges are not known any more.
+    if (!plain_here.empty() && normalized != original) plain_here = {{0, normalized.size()}};
+    for (const auto& piece : added.cut_normalized(normalized, plain_here)) {
       if (piece.begin == piece.end) continue;
       if (piece.id) {
         out.push_back(*piece.id);
@@ -144,12 +160,30 @@ std::vector<int32_t> Tokenizer::encode(std::string_view utf8, bool add_special_t
   }
   std::vector<int32_t> ids;
   if (add_special_tokens) ids = impl_->post_processor.before();
-  impl_->encode_text(utf8, ids);
+  impl_->encode_text(utf8, {}, ids);
   if (add_special_tokens) {
     const auto& after = impl_->post_processor.after();
     ids.insert(ids.end(), after.begin(), after.end());
   }
   return ids;
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view utf8, std::span<const TextRange> plain) const {
+  if (!is_valid_utf8(utf8)) throw Error("a text with ranges is not UTF-8");
+  std::vector<int32_t> ids;
+  impl_->encode_text(utf8, plain, ids);
+  return ids;
+}
+
+std::vector<TextRange> Tokenizer::special_tokens_in(std::string_view utf8) const {
+  std::vector<TextRange> found;
+  for (const auto& pieces : {impl_->added.cut_raw(utf8), impl_->added.cut_normalized(utf8)}) {
+    for (const auto& piece : pieces) {
+      if (piece.id && is_special(*piece.id)) found.push_back({piece.begin, piece.end});
+    }
+  }
+  std::ranges::sort(found, {}, &TextRange::begin);
+  return found;
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {

@@ -26,8 +26,8 @@ struct Tokenizer::Impl {
   std::optional<int32_t> id_of(std::string_view token) const;
   std::optional<std::string_view> token_of(int32_t id) const;
 
-  /// `text` must be valid UTF-8.
-  void encode_text(std::string_view text, std::vector<int32_t>& out) const;
+  /// `text` must be valid UTF-8. plain: where special tokens are text.
+  void encode_text(std::string_view text, std::span<const TextRange> plain, std::vector<int32_t>& out) const;
 
   void push(text::Decoder::Stream& stream, int32_t id, bool skip_special_tokens) const {
     if (skip_special_tokens && added.is_special(id)) return;

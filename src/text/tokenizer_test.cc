@@ -168,5 +168,35 @@ TEST(Tokenizer, ComplaintsNameFilePartAndWhatIsKnown) {
   }
 }
 
+TEST(Tokenizer, SpecialTokensWhereTheyAreText) {
+  const Tokenizer tokenizer = Tokenizer::load(std::filesystem::path(HXQ_SOURCE_DIR) / "models" / "wiki-mamba-7m");
+  const std::string text = "One<|endoftext|> two <|endoftext|>three";
+  const auto count = [&](const std::vector<int32_t>& ids) {
+    return std::ranges::count_if(ids, [&](int32_t id) { return tokenizer.is_special(id); });
+  };
+  const std::vector<TextRange> found = tokenizer.special_tokens_in(text);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(text.substr(found[1].begin, found[1].end - found[1].begin), "<|endoftext|>");
+  EXPECT_EQ(tokenizer.encode(text, std::vector<TextRange>()), tokenizer.encode(text, false));
+  EXPECT_EQ(count(tokenizer.encode(text, false)), 2);
+  for (const TextRange& range : {found[0], {0, 4}, {15, 16}}) {
+    const std::vector<int32_t> ids = tokenizer.encode(text, std::vector<TextRange>{range});
+    EXPECT_EQ(count(ids), 1);
+    EXPECT_EQ(tokenizer.decode(ids, false), text);
+  }
+  const std::vector<int32_t> none = tokenizer.encode(text, std::vector<TextRange>{{0, text.size()}});
+  EXPECT_EQ(count(none), 0);
+  EXPECT_EQ(tokenizer.decode(none), text);
+}
+
+TEST(Tokenizer, BytesOfTokensAddUpToTheText) {
+  const Tokenizer tokenizer = Tokenizer::load(std::filesystem::path(HXQ_SOURCE_DIR) / "models" / "wiki-mamba-7m");
+  const std::string text = "The citt\u00e0 of \u0141\u00f3d\u017a, \U0001f600\U0001f9d1\u200d\U0001f680 <|endoftext|>";
+  std::string bytes;
+  for (const int32_t id : tokenizer.encode(text)) bytes += tokenizer.token_bytes(id);
+  EXPECT_EQ(bytes, text);
+  EXPECT_EQ(tokenizer.token_bytes(1 << 30), "");
+}
+
 }  // namespace
 }  // namespace hxq::testing
