@@ -19,6 +19,11 @@ cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHXQ_BUILD_TES
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure --parallel 2
 
+# OpenAI's client of the major release before the one that the tests have.
+older=$build/openai-1
+[ -d "$older/openai" ] || "$venv/bin/pip" install -q --disable-pip-version-check --target "$older" "openai>=1,<2"
+PYTHONPATH=$older "$venv/bin/python" -m pytest -q -p no:cacheprovider "$root/tests/serve/test_openai.py" --hxq "$build/hxq"
+
 # The Python front: everything on the newest transformers, what depends on its release on the last of the 4 line.
 "$root/python/tests/run.sh" "$build" "transformers>=5,<6"
 "$root/python/tests/run.sh" "$build" "transformers==4.57.*" -m "not release_independent"

@@ -157,8 +157,8 @@ void Completion::put_end_of_choice(size_t number) {
 }
 
 void Completion::put_end() {
-  if (!fault_.empty()) {
-    events_ += sse_event(dumped(unavailable(fault_).json()));
+  if (fault_) {
+    events_ += sse_event(dumped(fault_->json()));
   } else if (request_.include_usage) {
     ordered_json event = head(true);
     event["choices"] = ordered_json::array();
@@ -179,9 +179,10 @@ void Completion::add(size_t number, Update update) {
   if (!update.ending) return;
   choice.ending = std::move(update.ending);
   --open_;
-  if (fault_.empty()) fault_ = choice.ending->fault;
+  const std::string& fault = choice.ending->fault;
+  if (!fault_ && !fault.empty()) fault_ = choice.ending->is_temporary ? unavailable(fault) : server_fault(fault);
   if (!request_.stream) return;
-  if (choice.ending->fault.empty()) put_end_of_choice(number);
+  if (fault.empty()) put_end_of_choice(number);
   if (done()) put_end();
 }
 

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "serve/api_error.h"
 #include "serve/completion_request.h"
 #include "serve/update.h"
 
@@ -22,8 +24,8 @@ class Completion {
   /// Every choice has ended.
   bool done() const noexcept { return open_ == 0; }
 
-  /// Why a choice could not be completed; empty: they all were, so far.
-  const std::string& fault() const noexcept { return fault_; }
+  /// Why a choice could not be completed; none: they all were, so far.
+  const std::optional<ApiError>& fault() const noexcept { return fault_; }
 
   /// The body, when it is done.
   nlohmann::ordered_json body() const;
@@ -55,7 +57,7 @@ class Completion {
   int64_t created_;
   std::vector<Choice> choices_;
   size_t open_;
-  std::string fault_;
+  std::optional<ApiError> fault_;
   std::string events_;
 };
 

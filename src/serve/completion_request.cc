@@ -25,11 +25,10 @@ uint64_t random_seed() {
 }
 
 void read_sampling(Parameters& parameters, SamplingOptions& sampling) {
-  constexpr double kMost = 1e6;
   sampling.temperature = parameters.number("temperature", 0, 2).value_or(1);
   sampling.top_p = parameters.number("top_p", 0, 1, true).value_or(1);
   sampling.top_k = parameters.integer("top_k", 0, INT64_MAX).value_or(0);
-  sampling.repetition_penalty = parameters.number("repetition_penalty", 0, kMost, true).value_or(1);
+  sampling.repetition_penalty = parameters.number("repetition_penalty", 0.01, 100).value_or(1);
   const std::optional<int64_t> seed = parameters.integer("seed", INT64_MIN, INT64_MAX);
   sampling.seed = seed ? static_cast<uint64_t>(*seed) : random_seed();
 }
@@ -231,7 +230,7 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
     throw bad_request("the model has no chat template: /v1/completions serves it", "messages", "unsupported_value");
   }
   try {
-    request.prompts = {served.tokenizer.encode(served.chat_template->render(messages, served.tokenizer), false)};
+    request.prompts = {served.chat_template->tokens(messages, served.tokenizer)};
   } catch (const Error& error) {
     throw bad_request(error.what(), "messages", "invalid_value");
   }

@@ -267,7 +267,7 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
     co_return;
   }
   while (!completion.done()) co_await next_updates(completion, *mailbox);
-  if (!completion.fault().empty()) throw unavailable(completion.fault());
+  if (completion.fault()) throw *completion.fault();
   Reply reply;
   reply.body = dumped(completion.body());
   co_await write(std::move(reply));

@@ -97,7 +97,7 @@ void Engine::apply_commands() {
     });
   }
   if (fault.empty()) return;
-  for (const auto& job : jobs_) fail(*job, fault);
+  for (const auto& job : jobs_) fail(*job, fault, true);
   jobs_.clear();
 }
 
@@ -114,7 +114,7 @@ bool Engine::step() {
         return progress.stage == Stage::prefill || progress.stage == Stage::decode;
       });
       const auto job = last == all.rend() ? jobs_.begin() : find_job(last->id);
-      fail(**job, error.what());
+      fail(**job, error.what(), dynamic_cast<const OutOfMemory*>(&error) != nullptr);
       jobs_.erase(job);
     }
   }
@@ -125,10 +125,12 @@ std::vector<std::unique_ptr<Engine::Job>>::iterator Engine::find_job(Scheduler::
   return std::ranges::lower_bound(jobs_, id, {}, [](const auto& job) { return job->id; });
 }
 
-void Engine::fail(Job& job, const std::string& fault) {
+void Engine::fail(Job& job, const std::string& fault, bool is_temporary) {
   scheduler_.cancel(job.id);
   ++count_.failed;
-  outbox_.push_back({job.ticket, {.ending = Ending{.reason = StopReason::interrupted, .fault = fault}}});
+  outbox_.push_back(
+      {job.ticket,
+       {.ending = Ending{.reason = StopReason::interrupted, .fault = fault, .is_temporary = is_temporary}}});
 }
 
 /// What came since the last call: text that is certain, and the tokens that begin in it.

@@ -61,7 +61,7 @@ class Engine {
   std::vector<std::unique_ptr<Job>>::iterator find_job(Scheduler::Id id);
   std::vector<Delivery> collect();
   Update update_of(Job& job);
-  void fail(Job& job, const std::string& fault);
+  void fail(Job& job, const std::string& fault, bool is_temporary);
   void publish(double seconds, bool stepped);
 
   const Model& model_;

@@ -19,7 +19,8 @@ struct TokenUpdate {
 /// How a generation ended.
 struct Ending {
   StopReason reason = StopReason::length;
-  std::string fault = {};  ///< not empty: why it could not be completed
+  std::string fault = {};     ///< not empty: why it could not be completed
+  bool is_temporary = false;  ///< the fault: another time it may be
   int64_t prompt_tokens = 0;
   int64_t reused_tokens = 0;  ///< of the prompt
   int64_t new_tokens = 0;

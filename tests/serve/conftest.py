@@ -30,7 +30,7 @@ class Server:
         self.port = int(address)
         self.url = f"http://127.0.0.1:{address}"
 
-    def request(self, method, path, body=None, headers=(), timeout=60):
+    def request(self, method, path, body=None, headers=(), timeout=600):
         """Status, headers and body, which is parsed where it is JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = dict(headers)
@@ -77,7 +77,7 @@ class Server:
         metrics = self.metrics()
         return tuple(int(metrics[f'hxq_generations{{stage="{stage}"}}']) for stage in ("waiting", "prefill", "decode"))
 
-    def becomes_idle(self, seconds=30):
+    def becomes_idle(self, seconds=300):
         end = time.monotonic() + seconds
         while self.generations() != (0, 0, 0):
             assert time.monotonic() < end, self.request("GET", "/slots")[2]
@@ -102,7 +102,7 @@ def start_server(request):
             yield Server(process, line)
             if end:
                 process.send_signal(signal.SIGTERM)
-                out, err = process.communicate(timeout=30)
+                out, err = process.communicate(timeout=100)
                 assert (process.returncode, out, err) == (143, "", "hxq: interrupted\n")
         finally:
             process.kill()

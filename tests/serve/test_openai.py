@@ -13,7 +13,7 @@ PROMPT = "The city of London is"
 
 @pytest.fixture(scope="module")
 def client(mamba):
-    return openai.OpenAI(base_url=f"{mamba.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{mamba.url}/v1", api_key="none", max_retries=0, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ def test_chat(client, model):
     assert [event.choices[0].finish_reason for event in events[-2:]] == [None, "length"]
     rendering = "system: Be brief.\n\nuser: Where is London?\n\nassistant:"
     text = client.completions.create(model=model, prompt=rendering, max_tokens=12, temperature=0)
-    assert text.choices[0].text == message.content and text.usage == answer.usage
+    assert text.choices[0].text == message.content
+    assert text.usage.total_tokens == answer.usage.total_tokens
     parts = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Where is "}, {"type": "text", "text": "London?"}]},
@@ -82,7 +83,7 @@ def test_chat(client, model):
 
 def test_many_clients_of_one_loop(mamba, model):
     async def run():
-        client = openai.AsyncOpenAI(base_url=f"{mamba.url}/v1", api_key="none", max_retries=0, timeout=60)
+        client = openai.AsyncOpenAI(base_url=f"{mamba.url}/v1", api_key="none", max_retries=0, timeout=600)
 
         async def whole(seed):
             return (

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import MAMBA
 
 COMPLETION = {"prompt": "The", "max_tokens": 2, "temperature": 0}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0}
@@ -14,7 +15,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "tempe
         "temperature": [-0.1, 2.1, "1", True, [1]],
         "top_p": [0, -1, 1.01, "x"],
         "top_k": [-1, 1.5, 2**63],
-        "repetition_penalty": [0, -1],
+        "repetition_penalty": [0, -1, 0.009, 101, 5e-324],
         "n": [0, -1, 129, 1.0, "1"],
         "seed": [1.5, "1", 2**64],
         "max_tokens": [0, -1, 1.5, 2**64, "many"],
@@ -162,8 +163,6 @@ def test_tokens_there_and_back(mamba):
 
 
 def test_models_without_a_template(start_server):
-    from conftest import MAMBA
-
     with start_server(MAMBA) as server:
         assert "template" in server.refuses("/v1/chat/completions", CHAT)
         assert server.request("GET", "/v1/models")[2]["data"][0]["has_chat_template"] is False
@@ -181,3 +180,23 @@ def test_the_schema_names_every_endpoint(mamba):
             if "{" not in path:
                 assert mamba.request(method.upper(), path, {} if method == "post" else None)[0] not in (404, 405), path
     json.dumps(schema)
+
+
+def test_messages_are_text(start_server, tmp_path):
+    """What spells a special token in a message does not become one; those of the template do."""
+    special = "<|endoftext|>"
+    (tmp_path / "template").write_text(special + "{{ messages[0].content | trim }}" + special)
+    with start_server(MAMBA, "--template", tmp_path / "template") as server:
+
+        def tokens(text):
+            return len(server.post("/tokenize", content=text)["tokens"])
+
+        def prompt_tokens(content):
+            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+            return server.post("/v1/chat/completions", **body)["usage"]["prompt_tokens"]
+
+        assert tokens(special) == 1
+        assert prompt_tokens("A river") == 2 + tokens("A river")
+        spelled = tokens("<|endoftext") + tokens("|>")
+        assert prompt_tokens(f" {special}\n") == 2 + spelled
+        assert prompt_tokens(f"A{special}B{special}") >= 2 + 2 * (spelled - 1)

@@ -33,7 +33,7 @@ def random_request(rng, alphabet):
 
 def streamed(server, body):
     """The choices of a stream put together: text and reason. Every event is valid UTF-8."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
     connection.request(
         "POST", "/v1/completions", json.dumps(body | {"stream": True}), {"Content-Type": "application/json"}
     )
@@ -90,7 +90,7 @@ def test_characters_cut_across_tokens(tiny_llama):
 def test_a_long_prompt_beside_a_stream(start_server):
     """Its steps have no more tokens of the prompt than the budget, so the stream goes on between them."""
     with start_server(MAMBA, "--template", TEMPLATE, "--prompt-budget", 64) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
         connection.request(
             "POST",
             "/v1/completions",

@@ -1,0 +1,121 @@
+"""The page in a real browser, where one is installed (Debian: chromium chromium-driver)."""
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+from conftest import MAMBA, TEMPLATE
+
+
+class Browser:
+    """Chromium without a screen, by the WebDriver protocol."""
+
+    def __init__(self, port):
+        self.port = port
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]}
+        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        self.session = ""
+        self.session = "/" + self.ask("POST", "", {"capabilities": wanted})["sessionId"]
+
+    def ask(self, method, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request(method, f"/session{self.session}{path}", None if body is None else json.dumps(body))
+        answer = json.loads(connection.getresponse().read())["value"]
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def run(self, script):
+        return self.ask("POST", "/execute/sync", {"script": script, "args": []})
+
+    def element(self, selector):
+        found = self.ask("POST", "/element", {"using": "css selector", "value": selector})
+        return next(iter(found.values()))
+
+    def type(self, selector, text):
+        self.ask("POST", f"/element/{self.element(selector)}/value", {"text": text})
+
+    def click(self, selector):
+        self.ask("POST", f"/element/{self.element(selector)}/click", {})
+
+    def wait_for(self, condition):
+        """Until a JavaScript expression is true."""
+        end = time.monotonic() + 60
+        while not self.run(f"return {condition}"):
+            assert time.monotonic() < end, (condition, self.run("return document.body.innerText"))
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = shutil.which("chromedriver")
+    if not driver:
+        pytest.skip("no chromedriver")
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if found := re.search(r"started successfully on port (\d+)", line):
+                break
+        opened = Browser(int(found[1]))
+        yield opened
+        with contextlib.suppress(OSError):
+            opened.ask("DELETE", "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def lines(browser, kind):
+    return browser.run(f"return [...document.querySelectorAll('#log .{kind}')].map((line) => line.textContent)")
+
+
+def test_a_conversation(browser, mamba):
+    browser.ask("POST", "/url", {"url": mamba.url})
+    browser.wait_for(f"document.querySelector('#model').textContent === '{mamba.name}'")
+    browser.run("document.querySelector('#temperature').value = 0; document.querySelector('#tokens').value = 12")
+    said = []
+    for message in ("Where is London?", "And \U0001f600 <b>Paris</b>?"):
+        browser.run(f"document.querySelector('#text').value = {json.dumps(message)}")
+        browser.click("#send")
+        browser.wait_for("document.querySelector('#send').textContent === 'Send'")
+        said.append({"role": "user", "content": message})
+        expected = mamba.post("/v1/chat/completions", messages=said, temperature=0, max_tokens=12)
+        said.append(expected["choices"][0]["message"])
+        said[-1] = {key: said[-1][key] for key in ("role", "content")}
+    assert lines(browser, "user") == [message["content"] for message in said[::2]], "text, not markup"
+    assert lines(browser, "assistant") == [message["content"] for message in said[1::2]]
+    assert lines(browser, "fault") == []
+    log = browser.ask("POST", "/se/log", {"type": "browser"})
+    errors = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+    assert [error for error in errors if "favicon" not in error] == []
+
+
+def test_stopping_an_answer(browser, mamba):
+    browser.ask("POST", "/url", {"url": mamba.url})
+    browser.wait_for(f"document.querySelector('#model').textContent === '{mamba.name}'")
+    browser.run("document.querySelector('#tokens').value = 100000")
+    browser.type("#text", "Tell me all\ue007")  # and the enter key
+    browser.wait_for("document.querySelector('#log .assistant')?.textContent.length > 20")
+    assert mamba.generations() == (0, 0, 1)
+    browser.click("#send")
+    browser.wait_for("document.querySelector('#send').textContent === 'Send'")
+    mamba.becomes_idle()
+    browser.click("#clear")
+    browser.wait_for("document.querySelector('#log').childElementCount === 0")
+
+
+def test_a_key_is_asked_for(browser, start_server, tmp_path):
+    (tmp_path / "keys").write_text("secret")
+    with start_server(MAMBA, "--template", TEMPLATE, "--api-key-file", tmp_path / "keys") as server:
+        browser.ask("POST", "/url", {"url": server.url})
+        browser.wait_for("document.querySelector('#text').placeholder === 'A key is needed'")
+        browser.type("#text", "Hello")
+        browser.click("#send")
+        browser.wait_for("document.querySelector('#log .fault') !== null")
+        assert "key" in lines(browser, "fault")[0]
+        browser.type("#key", "secret\ue004")  # and the tab key
+        browser.wait_for(f"document.querySelector('#model').textContent === '{server.name}'")
