@@ -26,9 +26,9 @@ struct LinearArgs {
 };
 
 /// y = x W^T (+ bias) (+ y). Weights are used exactly as they decode (outliers as the codebook's weight plus a
-/// difference, rounded to float), sums are in float; activation_quantization.h says where x is rounded, and which weights
-/// are. The result of a token is that of its phase, to the last bit, whatever other tokens are in the call. A decode call
-/// reads the weights once for any number of tokens. No tokens: nothing is done.
+/// difference, rounded to float), sums are in float; activation_quantization.h says where x is rounded, and which
+/// weights are. The result of a token is that of its phase, to the last bit, whatever other tokens are in the call. A
+/// decode call reads the weights once for any number of tokens. No tokens: nothing is done.
 void linear(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, decoded to float. ids are in range.

@@ -1,5 +1,7 @@
 #include "kernels/operations.h"
 
+#include <span>
+
 namespace hxq::kernels {
 
 void linear(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
@@ -41,6 +43,22 @@ void attention(const AttentionArgs& args, const Context& context) noexcept {
 
 void gated_activation(const GatedActivationArgs& args, const Context& context) noexcept {
   context.operations.gated_activation(args, context);
+}
+
+bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
+  return context.operations.mamba_step && context.operations.mamba_step(args, context);
+}
+
+bool attention_step(const AttentionStepArgs& args, const Context& context) noexcept {
+  return context.operations.attention_step && context.operations.attention_step(args, context);
+}
+
+void fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
+  if (context.operations.fused_linear && context.operations.fused_linear(args, context)) return;
+  if (args.norm) rms_norm(*args.norm, context);
+  for (const LinearProduct& product : std::span(args.products).first(args.count)) {
+    linear(*product.weight, product.args, context);
+  }
 }
 
 }  // namespace hxq::kernels

@@ -1,6 +1,6 @@
 #include "layers/attention.h"
 
-#include "kernels/attention.h"
+#include "kernels/attention_step.h"
 
 namespace hxq {
 
@@ -30,7 +30,7 @@ StateValues AttentionState::read(StateKind kind, int64_t positions) const {
   return {.shape = {cache_.heads(), positions, cache_.head_dim()}, .values = cache_.read(part, positions)};
 }
 
-void Attention::operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch,
+void Attention::operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
                            const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept {
   const int64_t rows = batch.rows;
   const int64_t q_size = shape_.heads * shape_.head_dim;
@@ -41,36 +41,40 @@ void Attention::operator()(const float* x, float* y, bool accumulate, const kern
   float* attended = work.take<float>(rows * q_size);                                  // [rows, heads, head_dim]
   float* table = shape_.rotary ? work.take<float>(rows * shape_.head_dim) : nullptr;  // [rows, 2, head_dim / 2]
 
-  const int64_t in = q_.cols();
-  q_({.x = x, .x_stride = in, .y = q, .y_stride = q_size}, batch, work, context);
-  k_({.x = x, .x_stride = in, .y = k, .y_stride = kv_size}, batch, work, context);
-  v_({.x = x, .x_stride = in, .y = v, .y_stride = kv_size}, batch, work, context);
+  JointProjections projections(norm, norm.y, norm.dim);
+  projections.add(q_, q, q_size, rows, work);
+  projections.add(k_, k, kv_size, rows, work);
+  projections.add(v_, v, kv_size, rows, work);
+  projections.run(batch, context);
   if (shape_.rotary) {
     kernels::rotary_table(
         {.inverse_frequency = state.array(1), .half = shape_.head_dim / 2, .batch = batch, .table = table}, context);
   }
   kernels::KvCacheView cache = kernels::KvCache::shape(shape_.kv_heads, shape_.head_dim, shape_.kv_cache);
   cache.tiles = state.array(0);
-  kernels::extend_cache({.q = q,
-                         .k = k,
-                         .v = v,
-                         .q_stride = q_size,
-                         .kv_stride = kv_size,
-                         .query_heads = shape_.heads,
-                         .rotary_table = table,
-                         .batch = batch,
-                         .cache = cache},
-                        context);
-  kernels::attention({.q = q,
-                      .q_stride = q_size,
-                      .y = attended,
-                      .y_stride = q_size,
-                      .query_heads = shape_.heads,
-                      .scale = shape_.scale,
-                      .window = shape_.window,
-                      .batch = batch,
-                      .cache = cache},
-                     context);
+  const kernels::ExtendCacheArgs extend{.q = q,
+                                        .k = k,
+                                        .v = v,
+                                        .q_stride = q_size,
+                                        .kv_stride = kv_size,
+                                        .query_heads = shape_.heads,
+                                        .rotary_table = table,
+                                        .batch = batch,
+                                        .cache = cache};
+  const kernels::AttentionArgs attend{.q = q,
+                                      .q_stride = q_size,
+                                      .y = attended,
+                                      .y_stride = q_size,
+                                      .query_heads = shape_.heads,
+                                      .scale = shape_.scale,
+                                      .window = shape_.window,
+                                      .batch = batch,
+                                      .cache = cache};
+  const bool one_token_each = batch.decode_rows == rows && batch.segments == rows;
+  if (!one_token_each || !kernels::attention_step({.extend = extend, .attend = attend}, context)) {
+    kernels::extend_cache(extend, context);
+    kernels::attention(attend, context);
+  }
   o_({.x = attended, .x_stride = q_size, .y = y, .y_stride = o_.rows(), .accumulate = accumulate}, batch, context);
 }
 

@@ -41,9 +41,9 @@ class Attention {
   Attention(const Shape& shape, AdaptedProjection q, AdaptedProjection k, AdaptedProjection v, Projection o)
       : shape_(shape), q_(std::move(q)), k_(std::move(k)), v_(std::move(v)), o_(std::move(o)) {}
 
-  /// y = o(attention(q(x), k(x), v(x))) (+ y). x: [rows, in], contiguous; y: [rows, hidden], contiguous.
-  void operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch, const StateArrays& state,
-                  WorkMemory work, const kernels::Context& context) const noexcept;
+  /// y = o(attention(q(x), k(x), v(x))) (+ y), with x what the norm gives: [rows, in]; y: [rows, hidden], contiguous.
+  void operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
+                  const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept;
 
  private:
   Shape shape_;

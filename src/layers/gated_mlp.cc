@@ -4,15 +4,16 @@
 
 namespace hxq {
 
-void GatedMlp::operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch, WorkMemory work,
-                          const kernels::Context& context) const noexcept {
+void GatedMlp::operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
+                          WorkMemory work, const kernels::Context& context) const noexcept {
   const int64_t inner = down_.cols();
   const int64_t stride = gate_.rows();
   float* gate = work.take<float>(batch.rows * stride);  // later the product
   float* up = up_ ? work.take<float>(batch.rows * stride) : gate + inner;
-  const int64_t hidden = gate_.cols();
-  gate_({.x = x, .x_stride = hidden, .y = gate, .y_stride = stride}, batch, work, context);
-  if (up_) (*up_)({.x = x, .x_stride = hidden, .y = up, .y_stride = stride}, batch, context);
+  JointProjections ins(norm, norm.y, norm.dim);
+  ins.add(gate_, gate, stride, batch.rows, work);
+  if (up_) ins.add(*up_, up, stride);
+  ins.run(batch, context);
   kernels::gated_activation({.gate = gate,
                              .up = up,
                              .x_stride = stride,

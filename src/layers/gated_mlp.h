@@ -13,9 +13,9 @@ class GatedMlp {
   GatedMlp(AdaptedProjection gate, std::optional<Projection> up, Projection down, Activation activation)
       : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), activation_(activation) {}
 
-  /// y = mlp(x) (+ y). x and y: [rows, hidden], contiguous; may be the same unless y is added to.
-  void operator()(const float* x, float* y, bool accumulate, const kernels::Batch& batch, WorkMemory work,
-                  const kernels::Context& context) const noexcept;
+  /// y = mlp(x) (+ y), with x what the norm gives: [rows, hidden]. y: [rows, hidden], contiguous; may be the norm's x.
+  void operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
+                  WorkMemory work, const kernels::Context& context) const noexcept;
 
  private:
   AdaptedProjection gate_;        // [inner, hidden], or [2 * inner, hidden]: gate, then up

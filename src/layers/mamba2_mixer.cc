@@ -52,8 +52,9 @@ void Mamba2Mixer::operator()(const float* input, float* x, const kernels::Batch&
   float* xbc = work.take<float>(rows * channels);      // [rows, conv_channels]: x, B, C
   float* y = work.take<float>(rows * inner);           // [rows, inner]
 
-  norm_(input, normed, rows, context);
-  in_proj_({.x = normed, .x_stride = hidden_, .y = zxbcdt, .y_stride = projected}, batch, context);
+  JointProjections in(norm_(input, normed, rows), normed, hidden_);
+  in.add(in_proj_, zxbcdt, projected);
+  in.run(batch, context);
   kernels::causal_conv1d_silu({.x = zxbcdt + inner,
                                .x_stride = projected,
                                .y = xbc,
@@ -86,8 +87,9 @@ void Mamba2Mixer::operator()(const float* input, float* x, const kernels::Batch&
                 .groups = desc_.groups,
                 .state_size = desc_.state_size},
                context);
-  gate_norm_(y, y, rows, context);
-  out_proj_({.x = y, .x_stride = inner, .y = x, .y_stride = hidden_, .accumulate = true}, batch, context);
+  JointProjections out(gate_norm_(y, y, rows), y, inner);
+  out.add(out_proj_, x, hidden_, true);
+  out.run(batch, context);
 }
 
 }  // namespace hxq

@@ -73,8 +73,8 @@ class MambaBlock final : public Block {
   void forward(const BlockArgs& args, const kernels::Context& context) const noexcept override {
     WorkMemory work = args.work;
     float* normed = work.take<float>(args.batch.rows * hidden_);  // [rows, hidden]
-    norm_(args.x, normed, args.batch.rows, context);
-    mixer_({.x = normed,
+    mixer_({.norm = norm_(args.x, normed, args.batch.rows),
+            .x = normed,
             .y = args.x,
             .accumulate = true,
             .batch = args.batch,

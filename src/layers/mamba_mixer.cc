@@ -1,5 +1,6 @@
 #include "layers/mamba_mixer.h"
 
+#include "kernels/mamba_step.h"
 #include "layers/projection.h"
 
 namespace hxq {
@@ -15,9 +16,10 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
   float* dbc = work.take<float>(batch.rows * dbc_size);  // [rows, dt_rank + 2 * state_size]: dt, B, C
   float* dt = work.take<float>(batch.rows * inner);      // [rows, inner]
 
-  linear(*in_proj, {.x = args.x, .x_stride = hidden, .y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}, batch,
-         context);
-  kernels::causal_conv1d_silu({.x = xz,
+  JointProjections in(args.norm, args.x, hidden);
+  in.add({.weight = in_proj, .args = {.y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}});
+  in.run(batch, context);
+  const kernels::ConvArgs conv{.x = xz,
                                .x_stride = 2 * inner,
                                .y = u,
                                .batch = batch,
@@ -26,26 +28,30 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
                                .weight = conv_weight,
                                .bias = conv_bias,
                                .state = args.conv_state,
-                               .state_rows = args.conv_state_rows},
-                              context);
-  linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);
-  linear(*dt_proj, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner}, batch, context);
-  kernels::selective_scan({.u = u,
-                           .dt = dt,
-                           .dt_bias = dt_bias,
-                           .b = dbc + dt_rank,
-                           .c = dbc + dt_rank + state_size,
-                           .bc_stride = dbc_size,
-                           .z = xz + inner,
-                           .z_stride = 2 * inner,
-                           .a = a,
-                           .d = d,
-                           .state = args.ssm_state,
-                           .y = u,
-                           .batch = batch,
-                           .channels = inner,
-                           .state_size = state_size},
-                          context);
+                               .state_rows = args.conv_state_rows};
+  const kernels::ScanArgs scan{.u = u,
+                               .dt = dt,
+                               .dt_bias = dt_bias,
+                               .b = dbc + dt_rank,
+                               .c = dbc + dt_rank + state_size,
+                               .bc_stride = dbc_size,
+                               .z = xz + inner,
+                               .z_stride = 2 * inner,
+                               .a = a,
+                               .d = d,
+                               .state = args.ssm_state,
+                               .y = u,
+                               .batch = batch,
+                               .channels = inner,
+                               .state_size = state_size};
+  const bool one_token_each = batch.decode_rows == batch.rows && batch.segments == batch.rows;
+  if (!one_token_each ||
+      !kernels::mamba_step({.conv = conv, .x_proj = x_proj, .dt_proj = dt_proj, .scan = scan}, context)) {
+    kernels::causal_conv1d_silu(conv, context);
+    linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);
+    linear(*dt_proj, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner}, batch, context);
+    kernels::selective_scan(scan, context);
+  }
   linear(*out_proj,
          {.x = u,
           .x_stride = inner,

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/kernels.h"
+#include "kernels/fused_linear.h"
 #include "layers/work_memory.h"
 
 namespace hxq {
@@ -22,9 +22,10 @@ struct MambaMixer {
   int64_t state_size = 0;
 
   struct Args {
-    const float* x = nullptr;  // [rows, hidden], contiguous
-    float* y = nullptr;        // [rows, hidden], contiguous
-    bool accumulate = false;   ///< add to y instead of overwriting it
+    std::optional<kernels::RmsNormArgs> norm = {};  ///< before the mixer, with x as its y
+    const float* x = nullptr;                       // [rows, hidden], contiguous
+    float* y = nullptr;                             // [rows, hidden], contiguous
+    bool accumulate = false;                        ///< add to y instead of overwriting it
     kernels::Batch batch = {};
     void* const* conv_state = nullptr;  // [segments]: float [conv_state_rows, inner] of each
     int64_t conv_state_rows = 0;        ///< conv_width - 1 or more

@@ -12,15 +12,14 @@ class RmsNorm {
       : weight_(source.vector(weight)), eps_(eps), groups_(groups) {}
 
   /// x and y: [rows, dim], may be the same.
-  void operator()(const float* x, float* y, int64_t rows, const kernels::Context& context) const noexcept {
-    kernels::rms_norm({.x = x,
-                       .weight = weight_.data(),
-                       .y = y,
-                       .tokens = rows,
-                       .dim = weight_.size(),
-                       .groups = groups_,
-                       .eps = eps_},
-                      context);
+  kernels::RmsNormArgs operator()(const float* x, float* y, int64_t rows) const noexcept {
+    return {.x = x,
+            .weight = weight_.data(),
+            .y = y,
+            .tokens = rows,
+            .dim = weight_.size(),
+            .groups = groups_,
+            .eps = eps_};
   }
 
  private:

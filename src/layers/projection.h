@@ -2,7 +2,7 @@
 
 #include <optional>
 
-#include "kernels/kernels.h"
+#include "kernels/fused_linear.h"
 #include "layers/block.h"
 
 namespace hxq {
@@ -21,8 +21,13 @@ class Projection {
   /// See `linear`; nor is `bias` looked at.
   void operator()(kernels::LinearArgs args, const kernels::Batch& batch,
                   const kernels::Context& context) const noexcept {
+    const kernels::LinearProduct product = with(args);
+    linear(*product.weight, product.args, batch, context);
+  }
+  /// The same as a part of `fused_linear`.
+  kernels::LinearProduct with(kernels::LinearArgs args) const noexcept {
     args.bias = bias_.data();
-    linear(*weight_, args, batch, context);
+    return {.weight = weight_, .args = args};
   }
 
   int64_t rows() const noexcept { return weight_->rows(); }
@@ -38,17 +43,37 @@ class AdaptedProjection {
  public:
   AdaptedProjection(const WeightSource& source, const AdaptedWeight& weight, WeightId bias = kNoWeight);
 
-  /// See `linear`; nor is `bias` looked at.
-  void operator()(const kernels::LinearArgs& args, const kernels::Batch& batch, WorkMemory work,
-                  const kernels::Context& context) const noexcept;
-
   int64_t rows() const noexcept { return shared_.rows(); }
   int64_t cols() const noexcept { return shared_.cols(); }
 
  private:
+  friend class JointProjections;
+
   Projection shared_;               // [out, in]
   std::optional<Projection> down_;  // [rank, in]
   std::optional<Projection> up_;    // [out, rank]
+};
+
+/// Projections of the same x [rows, ..], perhaps after a norm whose y is x: kernels::fused_linear for all rows of a
+/// batch.
+class JointProjections {
+ public:
+  JointProjections(const std::optional<kernels::RmsNormArgs>& norm, const float* x, int64_t x_stride) noexcept
+      : x_(x), x_stride_(x_stride), fused_{.norm = norm} {}
+
+  /// y = projection(x) (+ y): [rows, out], rows y_stride apart.
+  void add(const Projection& projection, float* y, int64_t y_stride, bool accumulate = false) noexcept;
+  void add(const AdaptedProjection& projection, float* y, int64_t y_stride, int64_t rows, WorkMemory& work) noexcept;
+  /// x of the arguments is not looked at.
+  void add(const kernels::LinearProduct& product) noexcept;
+  void run(const kernels::Batch& batch, const kernels::Context& context) const noexcept;
+
+ private:
+  const float* x_;
+  int64_t x_stride_;
+  kernels::FusedLinearArgs fused_;
+  std::array<kernels::LinearProduct, kernels::FusedLinearArgs::kMost> ups_;  // [up_count_]: done after the others
+  size_t up_count_ = 0;
 };
 
 }  // namespace hxq

@@ -63,10 +63,8 @@ class TransformerBlock final : public Block {
   void forward(const BlockArgs& args, const kernels::Context& context) const noexcept override {
     WorkMemory work = args.work;
     float* normed = work.take<float>(args.batch.rows * hidden_);  // [rows, hidden]
-    attention_norm_(args.x, normed, args.batch.rows, context);
-    attention_(normed, args.x, true, args.batch, args.state, work, context);
-    mlp_norm_(args.x, normed, args.batch.rows, context);
-    mlp_(normed, args.x, true, args.batch, work, context);
+    attention_(attention_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, args.state, work, context);
+    mlp_(mlp_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, work, context);
   }
 
  private:

@@ -76,8 +76,7 @@ class Zamba2Block final : public Block {
 
     copy(args.x, sum, hidden_, rows, context);
     attend(args, transformed, work, context);
-    mlp_norm_(transformed, transformed, rows, context);
-    mlp_(transformed, transformed, false, args.batch, work, context);
+    mlp_(mlp_norm_(transformed, transformed, rows), transformed, false, args.batch, work, context);
     linear_({.x = transformed, .x_stride = hidden_, .y = sum, .y_stride = hidden_, .accumulate = true}, args.batch,
             context);
     mixer_(sum, args.x, args.batch, args.state.from(AttentionState::kArrays), work, context);
@@ -90,8 +89,7 @@ class Zamba2Block final : public Block {
     float* both = work.take<float>(rows * 2 * hidden_);  // [rows, 2 * hidden]: x, embedding
     copy(args.x, both, 2 * hidden_, rows, context);
     copy(args.embedding, both + hidden_, 2 * hidden_, rows, context);
-    input_norm_(both, both, rows, context);
-    attention_(both, y, false, args.batch, args.state, work, context);
+    attention_(input_norm_(both, both, rows), y, false, args.batch, args.state, work, context);
   }
 
   void copy(const float* from, float* to, int64_t to_stride, int64_t rows,

@@ -294,18 +294,22 @@ void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMem
     state = state.from(block->state_arrays());
   }
   if (shape.wanted == 0) return;
-  float* last = work.take<float>(shape.wanted * hidden);  // [wanted, hidden]
-  kernels::copy_rows({.from = x,
-                      .from_stride = hidden,
-                      .row = inputs.wanted,
-                      .to = last,
-                      .to_stride = hidden,
-                      .rows = shape.wanted,
-                      .cols = hidden},
-                     context);
-  (*final_norm)(last, last, shape.wanted, context);
+  float* last = x;  // [wanted, hidden]
+  if (shape.wanted < shape.rows) {
+    last = work.take<float>(shape.wanted * hidden);
+    kernels::copy_rows({.from = x,
+                        .from_stride = hidden,
+                        .row = inputs.wanted,
+                        .to = last,
+                        .to_stride = hidden,
+                        .rows = shape.wanted,
+                        .cols = hidden},
+                       context);
+  }
   const kernels::Batch of_logits{.rows = shape.wanted, .decode_rows = shape.wanted_decode};
-  linear(matrix(head), {.x = last, .x_stride = hidden, .y = logits, .y_stride = desc.vocab_size}, of_logits, context);
+  JointProjections to_logits((*final_norm)(last, last, shape.wanted), last, hidden);
+  to_logits.add({.weight = &matrix(head), .args = {.y = logits, .y_stride = desc.vocab_size}});
+  to_logits.run(of_logits, context);
 }
 
 Sequence Model::new_sequence() const { return Sequence(std::make_unique<Sequence::Parts>(*parts_)); }

@@ -1,12 +1,11 @@
 // Transformer operations, row lookup and sampling on the GPU against plain code in double.
 
-#include "kernels/cuda/attention.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/attention_step.h"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
@@ -94,7 +93,8 @@ void fill_cache(const TestCache& cache, const Case& test, Random& random) {
   EXPECT_EQ(cudaMemcpy(cache.tiles.data(), tiles.data(), tiles.size(), cudaMemcpyHostToDevice), cudaSuccess);
 }
 
-void check_attention(const Model& m, const Case& test) {
+/// `fused`: by `attention_step`, which leaves the queries as they are.
+void check_attention(const Model& m, const Case& test, bool fused = false) {
   Random random(8);
   std::vector<RowRange> segments;
   std::vector<int32_t> positions;
@@ -126,14 +126,6 @@ void check_attention(const Model& m, const Case& test) {
                     .count = static_cast<int32_t>(segments.size()),
                     .max_rows = static_cast<int32_t>(longest),
                     .total_rows = static_cast<int32_t>(rows)};
-  HXQ_EXPECT_OK(extend_cache({.batch = batch,
-                              .q = dq.output(),
-                              .k = dk.input(),
-                              .v = dv.input(),
-                              .query_heads = m.query_heads,
-                              .inverse_frequency = frequencies.data(),
-                              .cache = cache.view()},
-                             nullptr));
   AttentionArgs args{.batch = batch,
                      .q = dq.input(),
                      .y = dy.output(),
@@ -143,7 +135,31 @@ void check_attention(const Model& m, const Case& test) {
                      .cache = cache.view()};
   const DeviceArray<std::byte> workspace(attention_workspace(args));
   args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
-  HXQ_EXPECT_OK(attention(args, nullptr));
+  if (fused) {
+    const AttentionStepArgs step{.batch = batch,
+                                 .q = args.q,
+                                 .k = dk.input(),
+                                 .v = dv.input(),
+                                 .y = args.y,
+                                 .query_heads = m.query_heads,
+                                 .scale = args.scale,
+                                 .window = args.window,
+                                 .inverse_frequency = frequencies.data(),
+                                 .cache = args.cache};
+    if (current_capability() < 90) GTEST_SKIP() << "no clusters";
+    ASSERT_TRUE(supports_attention_step(step));
+    HXQ_EXPECT_OK(attention_step(step, nullptr));
+  } else {
+    HXQ_EXPECT_OK(extend_cache({.batch = batch,
+                                .q = dq.output(),
+                                .k = dk.input(),
+                                .v = dv.input(),
+                                .query_heads = m.query_heads,
+                                .inverse_frequency = frequencies.data(),
+                                .cache = cache.view()},
+                               nullptr));
+    HXQ_EXPECT_OK(attention(args, nullptr));
+  }
   expect_finished();
 
   // Queries and new keys as they were rotated, then attention over what the cache holds.
@@ -165,11 +181,14 @@ void check_attention(const Model& m, const Case& test) {
     for (int64_t t = 0; t < segments[s].end - segments[s].begin; ++t) {
       const int64_t row = segments[s].begin + t, position = test.positions[s] + t;
       for (int64_t h = 0; h < m.query_heads; ++h) {
-        const float* query = rotated_q.data() + row * q_width + h * m.dim;
+        std::vector<double> query(rotated_q.begin() + row * q_width + h * m.dim,
+                                  rotated_q.begin() + row * q_width + (h + 1) * m.dim);
         const int64_t kv = h / (m.query_heads / m.heads);
         for (int64_t i = 0; i < m.dim; ++i) {
           const double exact = rotate(q.data() + row * q_width + h * m.dim, i, position);
-          ASSERT_NEAR(query[i], exact, 1e-6 + 1.01 * rounding_of(test.dtype) * std::fabs(exact)) << "query";
+          double& rotated = query[static_cast<size_t>(i)];
+          if (fused) rotated = exact;
+          ASSERT_NEAR(rotated, exact, 1e-6 + 1.01 * rounding_of(test.dtype) * std::fabs(exact)) << "query";
           const double key = rotate(k.data() + row * k_width + kv * m.dim, i, position);
           ASSERT_NEAR(key_in(s, position, kv, i), key, 1e-6 + 1.01 * rounding_of(test.cache) * std::fabs(key)) << "key";
           ASSERT_EQ(value_in(s, position, kv, i),
@@ -181,7 +200,7 @@ void check_attention(const Model& m, const Case& test) {
         double largest = -1e300, total = 0;
         for (int64_t p = first; p <= position; ++p) {
           double dot = 0;
-          for (int64_t i = 0; i < m.dim; ++i) dot += static_cast<double>(query[i]) * key_in(s, p, kv, i);
+          for (int64_t i = 0; i < m.dim; ++i) dot += query[static_cast<size_t>(i)] * key_in(s, p, kv, i);
           score.push_back(dot * args.scale);
           largest = std::max(largest, score.back());
         }
@@ -214,6 +233,20 @@ TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
     check_attention(
         m, {.positions = {300, 0}, .lengths = {9, 100}, .dtype = DType::f16, .cache = DType::f32, .window = 50});
   }
+}
+
+TEST(CudaAttention, FusesTheStepOfATokenOfEachSequence) {
+  HXQ_NEEDS_GPU();
+  for (const Model& m : {Model{8, 4, 32}, Model{4, 4, 8}, Model{14, 2, 128}, Model{32, 4, 64}, Model{2, 2, 256},
+                         Model{32, 32, 128}, Model{3, 1, 80}}) {
+    check_attention(m, {.positions = {0}, .lengths = {1}}, true);
+    check_attention(m, {.positions = {63}, .lengths = {1}}, true);
+    check_attention(m, {.positions = {2100}, .lengths = {1}, .cache = DType::f16}, true);
+    check_attention(m, {.positions = {600, 3, 64}, .lengths = {1, 0, 1}, .dtype = DType::bf16}, true);
+    check_attention(m, {.positions = {300, 0}, .lengths = {1, 1}, .dtype = DType::f16, .window = 50}, true);
+  }
+  const Model many{2, 2, 64};
+  check_attention(many, {.positions = std::vector<int>(150, 130), .lengths = std::vector<int>(150, 1)}, true);
 }
 
 TEST(CudaAttention, ActivatesGates) {

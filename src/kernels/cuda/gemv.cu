@@ -6,6 +6,8 @@
 // What happens between the end of a kernel and the end of the next decides the time of small matrices: the code there
 // is short, and its instructions are fetched before.
 
+#include <algorithm>
+
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemv.cuh"
 
@@ -17,24 +19,32 @@ constexpr int kPartials = 1024;       ///< sums of a row by one warp that wait f
 constexpr int kReadyOutliers = 1024;  ///< of a block, multiplied ahead
 constexpr int kRowBegins = 512;       ///< rows of a block whose outliers are found in shared memory
 
+/// One of the products, and the blocks that have it.
+struct GemvPart {
+  FusedProduct product;
+  BlockShare share;
+  int first_block;
+};
+
 struct GemvParameters {
-  CodebookWeight weight;
-  Input x;
-  Output y;
-  const float* bias;
-  const float* low_rank_product;
-  bool accumulate;
+  FusedInput input;
   bool weight_changes;
-  GemvPlan plan;
+  GemvPlan plan;  ///< of all parts, but for their blocks
+  int row_slots;  ///< of the plan
+  int round;      ///< rows that a block finishes together, whole steps
+  int parts;
+  GemvPart part[kMaxFusedProducts];
 };
 
 /// What a block keeps in shared memory, before its slots.
 struct GemvShared {
   alignas(1024) unsigned char table[SmallTable::kBytes];
   float partial[kPartials];
-  uint32_t col[kReadyOutliers];        ///< of the block's first outliers
-  float product[kReadyOutliers];       ///< their change of the weight, then that times x
-  uint32_t row_begin[kRowBegins + 1];  ///< where the outliers of the block's first rows begin
+  uint32_t col[kReadyOutliers];                    ///< of the block's first outliers
+  float product[kReadyOutliers];                   ///< their change of the weight, then that times x
+  uint32_t row_begin[kRowBegins + 1];              ///< where the outliers of the block's first rows begin
+  float squares[GemvPlan::kWarps];                 ///< of x, by the warps that share a row
+  float low_rank[kGemvMaxRank][GemvPlan::kWarps];  ///< x times Vt, likewise
 };
 
 /// Bytes that are on their way, of all threads.
@@ -47,9 +57,11 @@ constexpr uint32_t kSlotBytes = slot_bytes(__CUDA_ARCH__ / 10);
 constexpr uint32_t kSlotBytes = slot_bytes(90);
 #endif
 
-__device__ inline float scaled_x(const GemvParameters& p, int64_t col) {
-  const float x = load_element(p.x.data, p.x.dtype, col);
-  return p.weight.channel_scales ? __fdividef(x, p.weight.channel_scales[col]) : x;
+/// What column `col` of the weight is multiplied with, but for the norm's common factor.
+__device__ inline float input_at(const FusedInput& input, const CodebookWeight& weight, int64_t col) {
+  float x = load_element(input.x.data, input.x.dtype, col);
+  if (input.norm_weight) x *= input.norm_weight[col];
+  return weight.channel_scales ? __fdividef(x, weight.channel_scales[col]) : x;
 }
 
 /// The rows of a block and their outliers.
@@ -58,9 +70,11 @@ struct BlockRows {
   int count;
   uint32_t first_outlier = 0, outliers = 0;
 
-  __device__ explicit BlockRows(const GemvParameters& p)
-      : first(p.plan.row_begin(p.weight.rows, blockIdx.x)),
-        count(static_cast<int>(p.plan.row_begin(p.weight.rows, blockIdx.x + 1) - first)) {}
+  __device__ explicit BlockRows(const GemvPart& part) {
+    const int block = static_cast<int>(blockIdx.x) - part.first_block;
+    first = part.share.begin(block);
+    count = part.share.count(block);
+  }
 
   __device__ void find_outliers(const CodebookWeight& weight) {
     if (!weight.outlier_row_begin) return;
@@ -86,21 +100,31 @@ __device__ inline void fetch_outliers(const CodebookWeight& weight, const BlockR
 
 /// Multiplies them with x: each thread those that it fetched itself, before its last kLater groups of copies.
 template <int kLater>
-__device__ inline void multiply_outliers(const GemvParameters& p, const BlockRows& rows, GemvShared& shared) {
+__device__ inline void multiply_outliers(const FusedInput& input, const CodebookWeight& weight, const BlockRows& rows,
+                                         GemvShared& shared) {
   wait_for_copies<kLater>();
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < min(rows.outliers, uint32_t{kReadyOutliers}); i += kThreads) {
-    shared.product[i] *= scaled_x(p, shared.col[i]);
+    shared.product[i] *= input_at(input, weight, shared.col[i]);
   }
 }
 
-/// What lane `lane` of `lanes` adds to a row of the block beside its codebook's weights.
-__device__ inline float row_extras(const GemvParameters& p, const GemvShared& shared, const BlockRows& rows, int row,
-                                   int lane, int lanes) {
+/// The sum of what the warps that share a row left behind.
+__device__ inline float sum_of_warps(const float* by_warp, int warps) {
   float sum = 0;
-  if (p.weight.outlier_row_begin) {
+#pragma unroll 1
+  for (int w = 0; w < warps; ++w) sum += by_warp[w];
+  return sum;
+}
+
+/// What lane `lane` of `lanes` adds to a row of the block beside its codebook's weights.
+__device__ inline float row_extras(const GemvParameters& p, const FusedProduct& product, const GemvShared& shared,
+                                   const BlockRows& rows, int row, int lane, int lanes) {
+  const CodebookWeight& weight = product.weight;
+  float sum = 0;
+  if (weight.outlier_row_begin) {
     const auto begin_of = [&](int i) {
-      return (i <= kRowBegins ? shared.row_begin[i] : p.weight.outlier_row_begin[rows.first + i]) - rows.first_outlier;
+      return (i <= kRowBegins ? shared.row_begin[i] : weight.outlier_row_begin[rows.first + i]) - rows.first_outlier;
     };
     const uint32_t end = begin_of(row + 1);
 #pragma unroll 1
@@ -109,37 +133,44 @@ __device__ inline float row_extras(const GemvParameters& p, const GemvShared& sh
         sum += shared.product[i];
       } else {
         const uint32_t at = rows.first_outlier + i;
-        sum += p.weight.outlier_change[at] * scaled_x(p, p.weight.outlier_col[at]);
+        sum += weight.outlier_change[at] * input_at(p.input, weight, weight.outlier_col[at]);
       }
     }
   }
 #pragma unroll 1
-  for (int n = lane; n < p.weight.rank; n += lanes) {
-    sum += p.weight.low_rank_u[(rows.first + row) * p.weight.rank + n] * p.low_rank_product[n];
+  for (int n = lane; n < weight.rank; n += lanes) {
+    const float along =
+        product.low_rank_product ? product.low_rank_product[n] : sum_of_warps(shared.low_rank[n], p.plan.warps());
+    sum += weight.low_rank_u[(rows.first + row) * weight.rank + n] * along;
   }
   return sum;
 }
 
 /// Adds up what the warps left behind for rows [begin, end) of the block, and writes y.
-__device__ inline void finish_rows(const GemvParameters& p, const GemvShared& shared, const BlockRows& rows, int begin,
-                                   int end) {
+__device__ inline void finish_rows(const GemvParameters& p, const FusedProduct& product, const GemvShared& shared,
+                                   const BlockRows& rows, int begin, int end) {
   constexpr int kLanes = 4;  ///< that share a row
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warps = p.plan.warps();
+  float factor = 1;
+  if (p.input.norm_weight) {
+    const float mean = __fdividef(sum_of_warps(shared.squares, warps), static_cast<float>(product.weight.cols));
+    factor = rsqrtf(mean + p.input.eps);
+  }
 #pragma unroll 1
   for (int first = begin; first < end; first += kThreads / kLanes) {
     const int row = first + static_cast<int>(threadIdx.x) / kLanes;
     float sum = 0;
     if (row < end) {
-      sum = row_extras(p, shared, rows, row, lane, kLanes);
+      sum = row_extras(p, product, shared, rows, row, lane, kLanes);
 #pragma unroll 1
-      for (int w = lane; w < p.plan.warps; w += kLanes) sum += shared.partial[(row - begin) * p.plan.warps + w];
+      for (int w = lane; w < warps; w += kLanes) sum += shared.partial[(row - begin) * warps + w];
     }
-    sum = sum_lanes<kLanes>(sum);
+    sum = factor * sum_lanes<kLanes>(sum);
     if (row < end && lane == 0) {
       const int64_t at = rows.first + row;
-      if (p.bias) sum += p.bias[at];
-      if (p.accumulate) sum += load_element(p.y.data, p.y.dtype, at);
-      store_element(p.y.data, p.y.dtype, at, sum);
+      if (product.bias) sum += product.bias[at];
+      if (product.accumulate) sum += load_element(product.y.data, product.y.dtype, at);
+      store_element(product.y.data, product.y.dtype, at, sum);
     }
   }
 }
@@ -153,16 +184,19 @@ class Worker {
   static constexpr int kAhead = kSlotBytes / (16 * kThreads * kUnits);
   static_assert(kAhead % kRows == 0);
 
-  __device__ Worker(const GemvParameters& p, const BlockRows& rows, unsigned char* slots)
-      : p_(p),
+  __device__ Worker(const GemvParameters& p, const CodebookWeight& weight, const BlockRows& rows, unsigned char* slots)
+      : input_(p.input),
+        plan_(p.plan),
+        weight_(weight),
         slots_(slots + threadIdx.x * 16),
-        row_slots_(p.plan.row_slots()),
-        slot_(p.plan.slot_of(static_cast<int>(threadIdx.x))),
-        first_of_warp_(p.plan.slot_of(static_cast<int>(threadIdx.x / 32 * 32))),
+        row_slots_(p.row_slots),
+        slot_(plan_.slot_of(static_cast<int>(threadIdx.x))),
+        first_of_warp_(plan_.slot_of(static_cast<int>(threadIdx.x / 32 * 32))),
         rows_(rows.count),
-        indices_(static_cast<const unsigned char*>(p.weight.indices) + rows.first * p.weight.cols) {
+        cols_(static_cast<int>(weight_.cols)),
+        indices_(static_cast<const unsigned char*>(weight_.indices) + rows.first * weight_.cols) {
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) col_[u] = p.plan.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
+    for (int u = 0; u < kUnits; ++u) col_[u] = plan_.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
   }
 
   __device__ int step() const { return kRows * row_slots_; }
@@ -175,7 +209,7 @@ class Worker {
     if constexpr (kPlain) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        if (col_[u] < static_cast<int>(p_.weight.cols)) continue;
+        if (col_[u] < cols_) continue;
 #pragma unroll 1
         for (int i = 0; i < kAhead; ++i) {
           *reinterpret_cast<uint4*>(slots_ + (i * kUnits + u) * (16 * kThreads)) = make_uint4(0, 0, 0, 0);
@@ -186,20 +220,64 @@ class Worker {
     for (int i = 0; i < kAhead - kRows; ++i) fetch(i * row_slots_, (i + kRows) % kAhead);
   }
 
-  __device__ void load_x() {
-    const auto cols = static_cast<int>(p_.weight.cols);
+  /// Brings the thread's part of x, and leaves in `shared` the sums over x that rows need beside their weights.
+  __device__ void load_x(bool with_low_rank, GemvShared& shared) {
+    float squares = 0;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if constexpr (kPlain) {
-        load_whole_run(p_.x.data, p_.x.dtype, col_[u], col_[u] < cols, x_[u]);
+        load_whole_run(input_.x.data, input_.x.dtype, col_[u], col_[u] < cols_, x_[u]);
+        if (input_.norm_weight) {
+#pragma unroll
+          for (int i = 0; i < 16; i += 4) {
+            if (col_[u] >= cols_) break;
+            const float4 w = *reinterpret_cast<const float4*>(input_.norm_weight + col_[u] + i);
+            const float weight[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              squares = fmaf(x_[u][i + j], x_[u][i + j], squares);
+              x_[u][i + j] *= weight[j];
+            }
+          }
+        }
       } else {
-        load_run(p_.x.data, p_.x.dtype, col_[u], cols - col_[u], x_[u]);
-        if (!p_.weight.channel_scales) continue;
+        load_run(input_.x.data, input_.x.dtype, col_[u], cols_ - col_[u], x_[u]);
+        if (!weight_.channel_scales) continue;
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
-          if (col_[u] + i < cols) x_[u][i] = __fdividef(x_[u][i], p_.weight.channel_scales[col_[u] + i]);
+          if (col_[u] + i < cols_) x_[u][i] = __fdividef(x_[u][i], weight_.channel_scales[col_[u] + i]);
         }
       }
+    }
+    const auto warp = static_cast<int>(threadIdx.x) / 32;
+    if (warp >= plan_.warps()) return;  // it has what another has
+    if (input_.norm_weight) {
+      squares = sum_lanes(squares, plan_.lanes());
+      if (threadIdx.x % 32 == 0) shared.squares[warp] = squares;
+    }
+    if (!with_low_rank) return;
+#pragma unroll 1
+    for (int n = 0; n < weight_.rank; ++n) {
+      float product = 0;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const float* vt = weight_.low_rank_vt + n * cols_ + col_[u];
+#pragma unroll
+        for (int i = 0; i < 16; i += kPlain ? 4 : 1) {
+          if (col_[u] + i >= cols_) break;
+          if constexpr (kPlain) {
+            const float4 v = *reinterpret_cast<const float4*>(vt + i);
+            product = fmaf(v.x, x_[u][i], product);
+            product = fmaf(v.y, x_[u][i + 1], product);
+            product = fmaf(v.z, x_[u][i + 2], product);
+            product = fmaf(v.w, x_[u][i + 3], product);
+          } else {
+            product = fmaf(vt[i], x_[u][i], product);
+          }
+        }
+      }
+      product = sum_lanes(product, plan_.lanes());
+      if (threadIdx.x % 32 == 0) shared.low_rank[n][warp] = product;
     }
   }
 
@@ -221,17 +299,17 @@ class Worker {
     place_ = (place_ + kRows) % kAhead;
     const auto thread = static_cast<int>(threadIdx.x);
     const int row = begin + slot_;
-    partial += thread / 32 % p_.plan.warps;
-    if (p_.plan.lanes == 32) {
+    partial += plan_.warp_of(thread);
+    if (plan_.lanes() == 32) {
       const float total = sum_lanes_each(sum);
       const int of = row + thread % 32 / (32 / kRows) * row_slots_;
-      if (thread % (32 / kRows) == 0 && of >= 0 && of < end) partial[of * p_.plan.warps] = total;
+      if (thread % (32 / kRows) == 0 && of >= 0 && of < end) partial[of * plan_.warps()] = total;
     } else {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float total = sum_lanes(sum[r], p_.plan.lanes);
+        const float total = sum_lanes(sum[r], plan_.lanes());
         const int of = row + r * row_slots_;
-        if (thread % p_.plan.lanes == 0 && of >= 0 && of < end) partial[of] = total;
+        if ((thread & (plan_.lanes() - 1)) == 0 && of >= 0 && of < end) partial[of] = total;
       }
     }
   }
@@ -243,9 +321,9 @@ class Worker {
     if constexpr (kPlain) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        if (row < rows_ && col_[u] < static_cast<int>(p_.weight.cols)) {
+        if (row < rows_ && col_[u] < cols_) {
           copy_async<16>(slots_ + (place * kUnits + u) * (16 * kThreads),
-                         indices_ + static_cast<uint32_t>(row * static_cast<int>(p_.weight.cols) + col_[u]));
+                         indices_ + static_cast<uint32_t>(row * cols_ + col_[u]));
         }
       }
       end_copy_group();
@@ -261,8 +339,8 @@ class Worker {
       if constexpr (kPlain) {
         bytes[u] = *reinterpret_cast<const uint4*>(slots_ + (place * kUnits + u) * (16 * kThreads));
       } else {
-        const int row = min(max(first + slot_, 0), rows_ - 1), cols = static_cast<int>(p_.weight.cols);
-        bytes[u] = load_bytes_unaligned(indices_ + row * cols + min(col_[u], cols - 1), indices_ + rows_ * cols - 1);
+        const int row = min(max(first + slot_, 0), rows_ - 1);
+        bytes[u] = load_bytes_unaligned(indices_ + row * cols_ + min(col_[u], cols_ - 1), indices_ + rows_ * cols_ - 1);
       }
     }
   }
@@ -278,10 +356,13 @@ class Worker {
     return sum[0] + sum[1];
   }
 
-  const GemvParameters& p_;
+  const FusedInput& input_;
+  const GemvPlan& plan_;
+  const CodebookWeight& weight_;
   const SmallTable table_;
   unsigned char* const slots_;
-  const int row_slots_, slot_, first_of_warp_, rows_;
+  const int& row_slots_;
+  const int slot_, first_of_warp_, rows_, cols_;
   const unsigned char* const indices_;
   int place_ = 0;  ///< of the step's first row
   int col_[kUnits];
@@ -291,62 +372,71 @@ class Worker {
 template <int kUnits, bool kPlain>
 __global__ void __launch_bounds__(kThreads, kUnits == 1 ? 2 : 1) gemv_kernel(const __grid_constant__ GemvParameters p) {
   auto& shared = *reinterpret_cast<GemvShared*>(dynamic_shared);
-  BlockRows rows(p);
-  Worker<kUnits, kPlain> worker(p, rows, dynamic_shared + sizeof(GemvShared));
+  int number = 0;
+  while (number + 1 < p.parts && static_cast<int>(blockIdx.x) >= p.part[number + 1].first_block) ++number;
+  const FusedProduct& product = p.part[number].product;
+  const CodebookWeight& weight = product.weight;
+  BlockRows rows(p.part[number]);
+  Worker<kUnits, kPlain> worker(p, weight, rows, dynamic_shared + sizeof(GemvShared));
   if (p.weight_changes) wait_for_predecessors();
-  const TableFill<kThreads> fill(p.weight.codebook, p.weight.k);
+  const TableFill<kThreads> fill(weight.codebook, weight.k);
   worker.start();
-  rows.find_outliers(p.weight);
-  fetch_outliers(p.weight, rows, shared);
+  rows.find_outliers(weight);
+  fetch_outliers(weight, rows, shared);
   fill.store();
   __syncthreads();  // the table is there
 
   const int step = worker.step();
-  const int round = kPartials / p.plan.warps / step * step;  // rows that are finished together
   // The first step multiplies nothing: it brings the loop's instructions, so that they are there when x is.
   int begin = 0, end = 0;
 #pragma unroll 1
   for (int row = -step; row < rows.count; row += step) {
     if (row + worker.ahead() >= rows.count) let_successors_begin();
-    worker.multiply(row, end, shared.partial - begin * p.plan.warps);
+    worker.multiply(row, end, shared.partial - begin * p.plan.warps());
     if (row < 0) {
       wait_for_predecessors();
-      worker.load_x();
-      multiply_outliers<kPlain ? worker.kRows : 0>(p, rows, shared);
-      __syncthreads();  // what belongs to outliers is there
-      end = min(round, rows.count);
+      worker.load_x(weight.rank > 0 && !product.low_rank_product, shared);
+      multiply_outliers<kPlain ? worker.kRows : 0>(p.input, weight, rows, shared);
+      __syncthreads();  // what belongs to outliers and to all of x is there
+      end = min(p.round, rows.count);
     } else if (row + step >= end) {
       __syncthreads();
-      finish_rows(p, shared, rows, begin, end);
+      finish_rows(p, product, shared, rows, begin, end);
       begin = end;
-      end = min(begin + round, rows.count);
+      end = min(begin + p.round, rows.count);
       if (begin < end) __syncthreads();
     }
   }
 }
 
+/// More than half of a multiprocessor's shared memory, for GPUs where two blocks would fit otherwise.
+size_t bytes_to_be_alone(int compute_capability) {
+  if (compute_capability >= 90 && compute_capability < 120) return 118 * 1024;
+  return compute_capability == 80 ? 84 * 1024 : 0;
+}
+
 template <int kUnits>
-Status launch_units(const GemvParameters& p, Stream stream) {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
-                          .block = dim3(kThreads),
-                          .shared_bytes = sizeof(GemvShared) + slot_bytes(current_device().compute_capability)};
-  const bool plain = p.weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(p.weight.indices) % 16 == 0 &&
-                     reinterpret_cast<uintptr_t>(p.x.data) % 16 == 0 && !p.weight.channel_scales;
+Status launch_units(const GemvParameters& p, int blocks, bool plain, Stream stream) {
+  const int capability = current_device().compute_capability;
+  LaunchShape shape{.grid = dim3(static_cast<unsigned>(blocks)),
+                    .block = dim3(kThreads),
+                    .shared_bytes = sizeof(GemvShared) + slot_bytes(capability)};
+  // Where other multiprocessors are still busy, two blocks of a kernel come to lie on one, and half of the memory's
+  // rate is lost: with much to read that costs more than an early start gains.
+  constexpr int64_t kMuch = 24 * 1024;  ///< bytes of a block
+  int64_t bytes = 0;
+  for (int i = 0; i < p.parts; ++i) bytes += p.part[i].product.weight.rows * p.part[i].product.weight.cols;
+  if (bytes >= kMuch * blocks) shape.shared_bytes = std::max(shape.shared_bytes, bytes_to_be_alone(capability));
   return plain ? launch(gemv_kernel<kUnits, true>, shape, stream, p)
                : launch(gemv_kernel<kUnits, false>, shape, stream, p);
 }
 
-Status launch_plan(const GemvParameters& p, Stream stream) {
-  switch (p.plan.units) {
-    case 1:
-      return launch_units<1>(p, stream);
-    case 2:
-      return launch_units<2>(p, stream);
-    case 4:
-      return launch_units<4>(p, stream);
-    default:
-      return Status::invalid_value;
-  }
+bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+/// Rows and x are read 16 bytes at a time.
+bool is_plain(const FusedInput& input, const CodebookWeight& weight) {
+  return weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices) &&
+         is_aligned(weight.low_rank_vt) && is_aligned(input.x.data) && is_aligned(input.norm_weight);
 }
 
 }  // namespace
@@ -355,17 +445,51 @@ bool supports_codebook_gemv(const CodebookWeight& weight) noexcept {
   return weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 && weight.cols <= kGemvMaxCols;
 }
 
-Status codebook_gemv(const CodebookWeight& weight, const LinearArgs& args, const float* low_rank_product,
-                     const GemvPlan& plan, Stream stream) noexcept {
-  const GemvParameters p{.weight = weight,
-                         .x = args.x,
-                         .y = args.y,
-                         .bias = args.bias,
-                         .low_rank_product = low_rank_product,
-                         .accumulate = args.accumulate,
-                         .weight_changes = args.weight_changes,
-                         .plan = plan};
-  return launch_plan(p, stream);
+bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight) noexcept {
+  return supports_codebook_gemv(weight) && weight.rank <= kGemvMaxRank && is_plain(input, weight) &&
+         is_activation(input.x.dtype);
+}
+
+Status fused_linear(const FusedInput& input, const FusedProduct* products, int64_t count, Stream stream) noexcept {
+  bool valid = count >= 1 && count <= kMaxFusedProducts;
+  for (int64_t i = 0; valid && i < count; ++i) {
+    valid = supports_fused_linear(input, products[i].weight) && is_activation(products[i].y.dtype) &&
+            products[i].weight.rows > 0 && products[i].weight.cols == products[0].weight.cols;
+  }
+  if (!valid) return Status::invalid_value;
+  return codebook_gemv(input, {products, static_cast<size_t>(count)}, false, stream);
+}
+
+Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> products, bool weight_changes,
+                     Stream stream) noexcept {
+  GemvParameters p{.input = input, .weight_changes = weight_changes, .parts = static_cast<int>(products.size())};
+  int64_t rows[kMaxFusedProducts], blocks[kMaxFusedProducts], all_rows = 0;
+  bool plain = true;
+  for (int i = 0; i < p.parts; ++i) {
+    rows[i] = products[i].weight.rows;
+    all_rows += rows[i];
+    plain = plain && is_plain(input, products[i].weight);
+  }
+  p.plan = plan_gemv(all_rows, products[0].weight.cols, current_device().multiprocessors);
+  p.row_slots = p.plan.row_slots();
+  const int step = p.row_slots * GemvPlan::rows_at_once(p.plan.units);
+  p.round = kPartials / p.plan.warps() / step * step;
+  share_blocks({rows, products.size()}, p.plan.blocks, blocks);
+  int all_blocks = 0;
+  for (int i = 0; i < p.parts; ++i) {
+    p.part[i] = {.product = products[i], .share = {rows[i], blocks[i]}, .first_block = all_blocks};
+    all_blocks += static_cast<int>(blocks[i]);
+  }
+  switch (p.plan.units) {
+    case 1:
+      return launch_units<1>(p, all_blocks, plain, stream);
+    case 2:
+      return launch_units<2>(p, all_blocks, plain, stream);
+    case 4:
+      return launch_units<4>(p, all_blocks, plain, stream);
+    default:
+      return Status::invalid_value;
+  }
 }
 
 }  // namespace hxq::cuda

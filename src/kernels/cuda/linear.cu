@@ -48,7 +48,8 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   if (supports_prefill(weight, args)) return prefill_product(weight, args, stream);
   float* product = nullptr;
   LinearArgs rest = args;
-  if (weight.rank > 0) {
+  const bool in_gemv = args.tokens == 1 && weight.rank <= kGemvMaxRank && supports_codebook_gemv(weight);
+  if (weight.rank > 0 && !in_gemv) {
     product = static_cast<float*>(args.workspace.data);
     const size_t used = low_rank_bytes(weight, args.tokens);
     rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
@@ -57,14 +58,18 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(weight, rest, product, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
-  const GemvPlan plan = plan_gemv(weight.rows, weight.cols, current_device().multiprocessors);
   for (int64_t t = 0; t < args.tokens; ++t) {
-    LinearArgs one = rest;
-    one.x.data = static_cast<const char*>(args.x.data) + t * args.x.stride * element_bytes(args.x.dtype);
+    FusedInput input{.x = args.x};
+    input.x.data = static_cast<const char*>(args.x.data) + t * args.x.stride * element_bytes(args.x.dtype);
+    FusedProduct one{.weight = weight,
+                     .y = args.y,
+                     .bias = args.bias,
+                     .accumulate = args.accumulate,
+                     .low_rank_product = product ? product + t * weight.rank : nullptr};
     one.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
-    one.tokens = 1;
-    const float* part = product ? product + t * weight.rank : nullptr;
-    if (const Status status = codebook_gemv(weight, one, part, plan, stream); status != Status::ok) return status;
+    if (const Status status = codebook_gemv(input, {&one, 1}, args.weight_changes, stream); status != Status::ok) {
+      return status;
+    }
   }
   return Status::ok;
 }

@@ -65,6 +65,29 @@ size_t linear_workspace(const DenseWeight& weight, int64_t tokens) noexcept;
 Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept;
 Status linear(const DenseWeight& weight, const LinearArgs& args, Stream stream) noexcept;
 
+/// What one token's products are made with: x, or x after a norm.
+struct FusedInput {
+  Input x;                             // [cols]
+  const float* norm_weight = nullptr;  // [cols], or null: x / sqrt(mean(x^2) + eps) * norm_weight
+  float eps = 0;
+};
+
+/// y = W x (+ bias) (+ y)
+struct FusedProduct {
+  CodebookWeight weight;
+  Output y;                                 // [rows]
+  const float* bias = nullptr;              // [rows], or null
+  bool accumulate = false;                  ///< add to y
+  const float* low_rank_product = nullptr;  // [rank]: Vt x, or null: it is worked out
+};
+inline constexpr int kMaxFusedProducts = 6;
+
+/// Whether `fused_linear` takes the matrix.
+bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight) noexcept;
+
+/// Products of one token with 1 to kMaxFusedProducts matrices of as many columns, in one kernel. Everything is float.
+Status fused_linear(const FusedInput& input, const FusedProduct* products, int64_t count, Stream stream) noexcept;
+
 /// out[i, :] = row ids[i] of the matrix, outliers, low-rank term and channel scales applied.
 /// ids in device memory, in [0, rows); a negative id gives a row of zeros.
 struct GatherArgs {

@@ -133,6 +133,67 @@ TEST(CudaLinear, AppliesScalesAndLowRankTerms) {
   }
 }
 
+/// What a fused product multiplies with, in double, and as what it is read.
+struct FusedX {
+  std::vector<double> x = {};
+  std::vector<float> read, weight;
+};
+
+FusedX make_fused_x(int64_t cols, DType dtype, bool normed) {
+  Random random(17);
+  FusedX made{.read = random.normals(static_cast<size_t>(cols), dtype),
+              .weight = random.normals(static_cast<size_t>(cols))};
+  double squares = 0;
+  for (const float x : made.read) squares += static_cast<double>(x) * x;
+  const double scale = 1 / std::sqrt(squares / static_cast<double>(cols) + 1e-5);
+  for (size_t c = 0; c < made.read.size(); ++c) {
+    const double x = made.read[c];
+    made.x.push_back(normed ? x * scale * made.weight[c] : x);
+  }
+  return made;
+}
+
+TEST(CudaLinear, FusesProductsAndWhatMakesTheirX) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t cols : {48, 768, 2048, 11008}) {
+    const TestMatrix matrices[] = {make_matrix({.rows = 700, .cols = cols, .outliers = 0.003}),
+                                   make_matrix({.rows = 1, .cols = cols}),
+                                   make_matrix({.rows = 130, .cols = cols, .outliers = 0.01, .rank = 2})};
+    const DeviceMatrix on_device[] = {DeviceMatrix(matrices[0]), DeviceMatrix(matrices[1]), DeviceMatrix(matrices[2])};
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const bool normed : {false, true}) {
+        const FusedX made = make_fused_x(cols, dtype, normed);
+        const DeviceRows x(made.read, 1, cols, 0, dtype);
+        const DeviceArray<float> norm_weight(made.weight);
+        FusedInput input{.x = x.input()};
+        if (normed) input.norm_weight = norm_weight.data(), input.eps = 1e-5f;
+        std::vector<DeviceRows> y;
+        std::vector<FusedProduct> products;
+        const std::vector<float> bias = Random(3).normals(700);
+        const DeviceArray<float> device_bias(bias);
+        for (size_t i = 0; i < 3; ++i) {
+          y.emplace_back(1, matrices[i].rows, 0, DType::f32);
+          if (i == 2) y[i].set(std::vector<float>(130, 0.5f));
+          ASSERT_TRUE(supports_fused_linear(input, on_device[i].weight()));
+          products.push_back({.weight = on_device[i].weight(),
+                              .y = y[i].output(),
+                              .bias = i == 0 ? device_bias.data() : nullptr,
+                              .accumulate = i == 2});
+        }
+        HXQ_EXPECT_OK(fused_linear(input, products.data(), 3, nullptr));
+        expect_finished();
+        for (size_t i = 0; i < 3; ++i) {
+          const Product expected = multiply_rows(matrices[i].decoded, matrices[i].rows, cols, made.x, 1,
+                                                 i == 0 ? bias : std::vector<float>{},
+                                                 i == 2 ? std::vector<float>(130, 0.5f) : std::vector<float>{});
+          expect_close(y[i].values(), expected.y, expected.size, kExact, DType::f32,
+                       std::to_string(cols) + (normed ? " columns, normed" : " columns"));
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaLinear, KeepsLevelsThatNeedMoreBits) {
   HXQ_NEEDS_GPU();
   for (const int64_t tokens : {1, 2, 12, 30, 60, 100}) {

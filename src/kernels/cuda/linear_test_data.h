@@ -20,6 +20,7 @@ struct MatrixOptions {
   bool scales = false;
   bool half_levels = true;  ///< levels are binary16 numbers times a power of two
   bool fits_tiles = true;   ///< as `CodebookWeight` says
+  float size = 0.3f;        ///< of the levels
   int index_offset = 0;     ///< bytes from an aligned address to the first index
 };
 
@@ -56,7 +57,7 @@ inline TestMatrix make_matrix(const MatrixOptions& options) {
   Random random(static_cast<uint32_t>(options.rows * 31 + options.cols));
   m.level_scale = options.d == 1 ? 0x1p-14f : 0.0f;
   for (int32_t i = 0; i < m.k * m.d; ++i) {
-    float level = std::clamp(0.3f * random.normal(), -1.9f, 1.9f);
+    float level = std::clamp(m.size * random.normal(), -1.9f, 1.9f);
     if (m.half_levels) level = rounded(level / 0x1p-14f, DType::f16) * 0x1p-14f;
     m.codebook.push_back(level);
   }
@@ -160,8 +161,8 @@ struct Product {
   std::vector<double> y, size;
 };
 
-template <class W>
-Product multiply_rows(const std::vector<W>& w, int64_t rows, int64_t cols, const std::vector<float>& x, int64_t tokens,
+template <class W, class X>
+Product multiply_rows(const std::vector<W>& w, int64_t rows, int64_t cols, const std::vector<X>& x, int64_t tokens,
                       const std::vector<float>& bias, const std::vector<float>& start) {
   Product product;
   for (int64_t t = 0; t < tokens; ++t) {

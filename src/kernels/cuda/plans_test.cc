@@ -30,7 +30,8 @@ TEST(CudaPlans, GemvTakesEveryUnitOnce) {
       const int64_t units = (cols + GemvPlan::kUnitCols - 1) / GemvPlan::kUnitCols;
       std::vector<int> taken(static_cast<size_t>(rows * units));
       for (int64_t b = 0; b < plan.blocks; ++b) {
-        const int64_t begin = plan.row_begin(rows, b), count = plan.row_begin(rows, b + 1) - begin;
+        const BlockShare share(rows, plan.blocks);
+        const int64_t begin = share.begin(static_cast<int>(b)), count = share.count(static_cast<int>(b));
         EXPECT_LE(count, plan.max_block_rows(rows));
         for (int thread = 0; thread < GemvPlan::kWarps * 32; ++thread) {
           for (int64_t row = plan.slot_of(thread); row < count; row += plan.row_slots()) {
@@ -44,6 +45,19 @@ TEST(CudaPlans, GemvTakesEveryUnitOnce) {
       for (const int times : taken) ASSERT_EQ(times, 1) << rows << "x" << cols << " on " << blocks;
     }
   }
+}
+
+TEST(CudaPlans, MatricesThatShareAKernelGetBlocksByTheirRows) {
+  int64_t share[4];
+  const auto shared = [&](std::vector<int64_t> rows, int64_t blocks) {
+    share_blocks(rows, blocks, share);
+    return std::vector<int64_t>(share, share + rows.size());
+  };
+  EXPECT_EQ(shared({4096}, 132), (std::vector<int64_t>{132}));
+  EXPECT_EQ(shared({2048, 256, 256}, 132), (std::vector<int64_t>{105, 14, 13}));
+  EXPECT_EQ(shared({1, 5000, 2}, 132), (std::vector<int64_t>{1, 130, 1}));
+  EXPECT_EQ(shared({3, 2}, 132), (std::vector<int64_t>{3, 2}));
+  EXPECT_EQ(shared({100, 100, 100}, 2), (std::vector<int64_t>{1, 1, 1}));
 }
 
 TEST(CudaPlans, GemmTakesEveryChunkOnceAndKnowsWhoSharesATile) {

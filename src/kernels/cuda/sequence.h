@@ -34,9 +34,9 @@ Status copy_rows(const CopyRowsArgs& args, Stream stream) noexcept;
 ///     y[t, c] = silu(bias[c] + sum_j weight[j, c] * x[t - width + 1 + j, c])
 /// Inputs before a segment come from its sequence's state, which is then advanced past the segment.
 struct ConvArgs {
-  Batch batch;
-  Input x;   // [total_rows, channels]
-  Output y;  // [total_rows, channels]; not x
+  Batch batch = {};
+  Input x = {};   // [total_rows, channels]
+  Output y = {};  // [total_rows, channels]; not x
   int64_t channels = 0;
   int64_t width = 0;              ///< taps of the filter, 1 to kMaxConvWidth
   const float* weight = nullptr;  // [width, channels]
@@ -54,16 +54,16 @@ Status causal_conv1d_silu(const ConvArgs& args, Stream stream) noexcept;
 /// Segments of many tokens are cut into runs that are computed side by side: first what each run makes of a state of
 /// zeros, then the states between runs, then the outputs.
 struct ScanArgs {
-  Batch batch;
-  Input u;                         // [total_rows, channels]
-  Input dt;                        // [total_rows, channels], before bias and softplus
+  Batch batch = {};
+  Input u = {};                    // [total_rows, channels]
+  Input dt = {};                   // [total_rows, channels], before bias and softplus
   const float* dt_bias = nullptr;  // [channels], or null
-  Input b, c;                      // [total_rows, state_size]
-  Input z;                         // [total_rows, channels]
+  Input b = {}, c = {};            // [total_rows, state_size]
+  Input z = {};                    // [total_rows, channels]
   const float* a = nullptr;        // [state_size, channels]: -exp(A_log), transposed
   const float* d = nullptr;        // [channels]
   void* const* states = nullptr;   // [batch.count]: float [state_size, channels] of each, read and advanced
-  Output y;                        // [total_rows, channels]; may be u
+  Output y = {};                   // [total_rows, channels]; may be u
   int64_t channels = 0;
   int64_t state_size = 0;    ///< 1 to kMaxScanState
   Workspace workspace = {};  ///< `scan_workspace`

@@ -1,9 +1,11 @@
 #pragma once
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_step.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gradients.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/mamba_step.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
@@ -13,7 +15,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -37,6 +39,8 @@ struct Kernels {
   bool (*open_cublas)() noexcept;
   size_t (*codebook_linear_workspace)(const CodebookWeight&, int64_t tokens) noexcept;
   Status (*codebook_linear)(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
+  bool (*supports_fused_linear)(const FusedInput&, const CodebookWeight&) noexcept;
+  Status (*fused_linear)(const FusedInput&, const FusedProduct*, int64_t count, Stream) noexcept;
   size_t (*dense_linear_workspace)(const DenseWeight&, int64_t tokens) noexcept;
   Status (*dense_linear)(const DenseWeight&, const LinearArgs&, Stream) noexcept;
   Status (*codebook_gather_rows)(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
@@ -46,10 +50,14 @@ struct Kernels {
   Status (*causal_conv1d_silu)(const ConvArgs&, Stream) noexcept;
   size_t (*scan_workspace)(const Batch&, int64_t channels, int64_t state_size) noexcept;
   Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
+  bool (*supports_mamba_step)(const MambaStepArgs&) noexcept;
+  Status (*mamba_step)(const MambaStepArgs&, Stream) noexcept;
   Status (*ssd)(const SsdArgs&, Stream) noexcept;
   Status (*extend_cache)(const ExtendCacheArgs&, Stream) noexcept;
   size_t (*attention_workspace)(const AttentionArgs&) noexcept;
   Status (*attention)(const AttentionArgs&, Stream) noexcept;
+  bool (*supports_attention_step)(const AttentionStepArgs&) noexcept;
+  Status (*attention_step)(const AttentionStepArgs&, Stream) noexcept;
   Status (*gated_activation)(const GatedActivationArgs&, Stream) noexcept;
   Status (*top_k)(const TopKArgs&, Stream) noexcept;
   Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;

@@ -24,6 +24,15 @@ inline std::string no_gpu_reason() {
   return count > 0 ? "" : "no GPU";
 }
 
+/// 90 for 9.0.
+inline int current_capability() {
+  int device = 0, major = 0, minor = 0;
+  EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+  EXPECT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), cudaSuccess);
+  EXPECT_EQ(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), cudaSuccess);
+  return 10 * major + minor;
+}
+
 #define HXQ_NEEDS_GPU()                                                                      \
   do {                                                                                       \
     if (const std::string reason = no_gpu_reason(); !reason.empty()) GTEST_SKIP() << reason; \

@@ -1,7 +1,6 @@
 // Small operations of transformer blocks: the cache, gated activations.
 
-#include "kernels/cuda/attention.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kv_cache.cuh"
 
 namespace hxq::cuda {
 namespace {
@@ -10,22 +9,9 @@ constexpr int kThreads = 128;
 
 constexpr int kBlockHeads = 8;  ///< heads, of queries and then of keys, that a block has
 
-/// Where a head's keys and values of one position lie, in elements from the start of the tile.
-struct Slot {
-  void* tile;
-  int64_t key, value;
-
-  __device__ Slot(const KvCacheView& cache, int sequence, int64_t position, int64_t head)
-      : tile(static_cast<void* const*>(cache.tiles[sequence])[position / KvCacheView::kTile]) {
-    const int64_t slot = position % KvCacheView::kTile;
-    key = head * cache.padded_dim * KvCacheView::kTile + slot;
-    value = (cache.heads + head) * cache.padded_dim * KvCacheView::kTile + slot * cache.padded_dim;
-  }
-};
-
 /// Some heads of one row: pairs of elements of the queries, then of the keys and values.
 __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_constant__ ExtendCacheArgs p) {
-  __shared__ float cosine[kMaxHeadDim / 2], sine[kMaxHeadDim / 2];
+  __shared__ float2 rotation[kMaxHeadDim / 2];
   let_successors_begin();
   wait_for_predecessors();
   const auto sequence = static_cast<int>(blockIdx.y);
@@ -36,13 +22,8 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
   const auto half = static_cast<int>(p.cache.head_dim / 2);
   const bool rotates = p.inverse_frequency != nullptr;
   for (int i = static_cast<int>(threadIdx.x); i < half; i += kThreads) {
-    double s = 0, c = 1;
-    if (rotates) {
-      const float frequency = static_cast<const float*>(p.inverse_frequency[sequence])[i];
-      sincos(static_cast<double>(position) * static_cast<double>(frequency), &s, &c);
-    }
-    cosine[i] = static_cast<float>(c);
-    sine[i] = static_cast<float>(s);
+    rotation[i] = rotates ? rotation_of(position, static_cast<const float*>(p.inverse_frequency[sequence])[i])
+                          : make_float2(1, 0);
   }
   __syncthreads();
   const int64_t heads = p.query_heads + p.cache.heads;
@@ -53,18 +34,14 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
     if (is_query && !rotates) continue;
     const int64_t head = is_query ? i / half : i / half - p.query_heads;
     const int64_t at = head * 2 * half + pair;
-    const float low = is_query ? load_at(p.q, row, at) : load_at(p.k, row, at);
-    const float high = is_query ? load_at(p.q, row, at + half) : load_at(p.k, row, at + half);
-    const float to_low = low * cosine[pair] - high * sine[pair], to_high = high * cosine[pair] + low * sine[pair];
     if (is_query) {
-      store_at(p.q, row, at, to_low);
-      store_at(p.q, row, at + half, to_high);
+      const float2 q = rotate(make_float2(load_at(p.q, row, at), load_at(p.q, row, at + half)), rotation[pair]);
+      store_at(p.q, row, at, q.x);
+      store_at(p.q, row, at + half, q.y);
     } else {
-      const Slot slot(p.cache, sequence, position, head);
-      store_element(slot.tile, p.cache.dtype, slot.key + int64_t{pair} * KvCacheView::kTile, to_low);
-      store_element(slot.tile, p.cache.dtype, slot.key + int64_t{pair + half} * KvCacheView::kTile, to_high);
-      store_element(slot.tile, p.cache.dtype, slot.value + pair, load_at(p.v, row, at));
-      store_element(slot.tile, p.cache.dtype, slot.value + pair + half, load_at(p.v, row, at + half));
+      const float2 k = rotate(make_float2(load_at(p.k, row, at), load_at(p.k, row, at + half)), rotation[pair]);
+      CacheSlot(p.cache, sequence, position, head)
+          .store(p.cache, pair, half, k, make_float2(load_at(p.v, row, at), load_at(p.v, row, at + half)));
     }
   }
 }

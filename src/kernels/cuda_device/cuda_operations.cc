@@ -25,6 +25,34 @@ cuda::Batch ragged(const Batch& batch) noexcept {
           .total_rows = static_cast<int32_t>(batch.rows)};
 }
 
+cuda::ConvArgs there(const ConvArgs& args) noexcept {
+  return {.batch = ragged(args.batch),
+          .x = input(args.x, args.x_stride),
+          .y = output(args.y, args.channels),
+          .channels = args.channels,
+          .width = args.width,
+          .weight = args.weight,
+          .bias = args.bias,
+          .states = args.state,
+          .state_rows = args.state_rows};
+}
+
+cuda::ScanArgs there(const ScanArgs& args) noexcept {
+  return {.batch = ragged(args.batch),
+          .u = input(args.u, args.channels),
+          .dt = input(args.dt, args.channels),
+          .dt_bias = args.dt_bias,
+          .b = input(args.b, args.bc_stride),
+          .c = input(args.c, args.bc_stride),
+          .z = input(args.z, args.z_stride),
+          .a = args.a,
+          .d = args.d,
+          .states = args.state,
+          .y = output(args.y, args.channels),
+          .channels = args.channels,
+          .state_size = args.state_size};
+}
+
 /// What the launchers have for each kind of matrix.
 size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) noexcept {
   return kernels.codebook_linear_workspace(weight, tokens);
@@ -71,6 +99,26 @@ struct Cuda {
         view_of(weight));
   }
 
+  static bool fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const auto count = static_cast<int64_t>(args.count);
+    if (count > cuda::kMaxFusedProducts || args.products[0].args.tokens != 1) return false;
+    cuda::FusedInput in{.x = input(args.products[0].args.x, 0)};
+    if (const auto& norm = args.norm) {
+      if (norm->groups != 1) return false;
+      in = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
+    }
+    cuda::FusedProduct products[cuda::kMaxFusedProducts];
+    for (int64_t i = 0; i < count; ++i) {
+      const auto& [weight, one] = args.products[static_cast<size_t>(i)];
+      const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
+      if (codebook == nullptr || !on.kernels.supports_fused_linear(in, *codebook)) return false;
+      products[i] = {.weight = *codebook, .y = output(one.y, 0), .bias = one.bias, .accumulate = one.accumulate};
+    }
+    on.run("products", [&] { return on.kernels.fused_linear(in, products, count, on.stream); });
+    return true;
+  }
+
   static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
                           const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
@@ -107,43 +155,31 @@ struct Cuda {
 
   static void causal_conv1d_silu(const ConvArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    on.run("a convolution", [&] {
-      return on.kernels.causal_conv1d_silu({.batch = ragged(args.batch),
-                                            .x = input(args.x, args.x_stride),
-                                            .y = output(args.y, args.channels),
-                                            .channels = args.channels,
-                                            .width = args.width,
-                                            .weight = args.weight,
-                                            .bias = args.bias,
-                                            .states = args.state,
-                                            .state_rows = args.state_rows},
-                                           on.stream);
-    });
+    on.run("a convolution", [&] { return on.kernels.causal_conv1d_silu(there(args), on.stream); });
   }
 
   static void selective_scan(const ScanArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    const cuda::Batch batch = ragged(args.batch);
+    cuda::ScanArgs scan = there(args);
+    scan.workspace = on.workspace;
     on.run(
-        "a scan",
-        [&] {
-          return on.kernels.selective_scan({.batch = batch,
-                                            .u = input(args.u, args.channels),
-                                            .dt = input(args.dt, args.channels),
-                                            .dt_bias = args.dt_bias,
-                                            .b = input(args.b, args.bc_stride),
-                                            .c = input(args.c, args.bc_stride),
-                                            .z = input(args.z, args.z_stride),
-                                            .a = args.a,
-                                            .d = args.d,
-                                            .states = args.state,
-                                            .y = output(args.y, args.channels),
-                                            .channels = args.channels,
-                                            .state_size = args.state_size,
-                                            .workspace = on.workspace},
-                                           on.stream);
-        },
-        on.kernels.scan_workspace(batch, args.channels, args.state_size));
+        "a scan", [&] { return on.kernels.selective_scan(scan, on.stream); },
+        on.kernels.scan_workspace(scan.batch, args.channels, args.state_size));
+  }
+
+  static bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const auto* x_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.x_proj));
+    const auto* dt_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.dt_proj));
+    if (x_proj == nullptr || dt_proj == nullptr) return false;
+    const cuda::MambaStepArgs step{.batch = ragged(args.scan.batch),
+                                   .conv = there(args.conv),
+                                   .x_proj = *x_proj,
+                                   .dt_proj = *dt_proj,
+                                   .scan = there(args.scan)};
+    if (!on.kernels.supports_mamba_step(step)) return false;
+    on.run("a step of Mamba", [&] { return on.kernels.mamba_step(step, on.stream); });
+    return true;
   }
 
   static void ssd(const SsdArgs& args, const Context& context) noexcept {
@@ -205,6 +241,27 @@ struct Cuda {
         "attention", [&] { return on.kernels.attention(there, on.stream); }, on.kernels.attention_workspace(there));
   }
 
+  static bool attention_step(const AttentionStepArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const ExtendCacheArgs& extend = args.extend;
+    const AttentionArgs& attend = args.attend;
+    const RotaryTableArgs& rotary = on.launches.rotary;
+    if (extend.rotary_table != nullptr && extend.rotary_table != rotary.table) return false;
+    const cuda::AttentionStepArgs step{.batch = ragged(attend.batch),
+                                       .q = input(attend.q, attend.q_stride),
+                                       .k = input(extend.k, extend.kv_stride),
+                                       .v = input(extend.v, extend.kv_stride),
+                                       .y = output(attend.y, attend.y_stride),
+                                       .query_heads = attend.query_heads,
+                                       .scale = attend.scale,
+                                       .window = attend.window,
+                                       .inverse_frequency = extend.rotary_table ? rotary.inverse_frequency : nullptr,
+                                       .cache = attend.cache};
+    if (!on.kernels.supports_attention_step(step)) return false;
+    on.run("a step of attention", [&] { return on.kernels.attention_step(step, on.stream); });
+    return true;
+  }
+
   static void gated_activation(const GatedActivationArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     on.run("an activation", [&] {
@@ -232,7 +289,10 @@ const Operations& cuda_operations() noexcept {
                                              .rotary_table = Cuda::rotary_table,
                                              .extend_cache = Cuda::extend_cache,
                                              .attention = Cuda::attention,
-                                             .gated_activation = Cuda::gated_activation};
+                                             .gated_activation = Cuda::gated_activation,
+                                             .attention_step = Cuda::attention_step,
+                                             .mamba_step = Cuda::mamba_step,
+                                             .fused_linear = Cuda::fused_linear};
   return kOperations;
 }
 
