@@ -23,4 +23,14 @@ struct CodebookGradientArgs {
 };
 Status codebook_gradient(const CodebookWeight& weight, const CodebookGradientArgs& args, Stream stream) noexcept;
 
+/// The codebook's gradient for `gather_rows`: dC[j, i] += g[n, c] over the elements of rows ids[n] that take component
+/// i of codeword j; outliers take none, negative ids give none. The order of the sums is not fixed.
+struct GatherGradientArgs {
+  const int32_t* ids = nullptr;  // [count]
+  int64_t count = 0;
+  Input g;                    // [count, cols]
+  float* gradient = nullptr;  // [k, d], added to
+};
+Status gather_gradient(const CodebookWeight& weight, const GatherGradientArgs& args, Stream stream) noexcept;
+
 }  // namespace hxq::cuda

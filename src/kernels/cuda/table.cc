@@ -59,6 +59,15 @@ constexpr Kernels kKernels = {
     .top_k = top_k,
     .linear_transposed = linear_transposed,
     .codebook_gradient = codebook_gradient,
+    .gather_gradient = gather_gradient,
+    .decode_rows = decode_rows,
+    .uniform_batch_workspace = uniform_batch_workspace,
+    .make_uniform_batch = make_uniform_batch,
+    .causal_conv1d_silu_gradient = causal_conv1d_silu_gradient,
+    .scan_gradient_workspace = scan_gradient_workspace,
+    .selective_scan_gradient = selective_scan_gradient,
+    .ssd_gradient_workspace = ssd_gradient_workspace,
+    .ssd_gradient = ssd_gradient,
 };
 
 }  // namespace

@@ -3,12 +3,15 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_step.h"
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/decode.h"
 #include "kernels/cuda/gradients.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/mamba_step.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
+#include "kernels/cuda/sequence_gradients.h"
+#include "kernels/cuda/uniform_batch.h"
 
 namespace hxq::cuda {
 
@@ -62,6 +65,15 @@ struct Kernels {
   Status (*top_k)(const TopKArgs&, Stream) noexcept;
   Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;
   Status (*codebook_gradient)(const CodebookWeight&, const CodebookGradientArgs&, Stream) noexcept;
+  Status (*gather_gradient)(const CodebookWeight&, const GatherGradientArgs&, Stream) noexcept;
+  Status (*decode_rows)(const CodebookWeight&, const DecodeArgs&, Stream) noexcept;
+  size_t (*uniform_batch_workspace)(const UniformBatchArgs&) noexcept;
+  Status (*make_uniform_batch)(const UniformBatchArgs&, UniformBatch&, Stream) noexcept;
+  Status (*causal_conv1d_silu_gradient)(const ConvGradientArgs&, Stream) noexcept;
+  size_t (*scan_gradient_workspace)(const ScanGradientArgs&) noexcept;
+  Status (*selective_scan_gradient)(const ScanGradientArgs&, Stream) noexcept;
+  size_t (*ssd_gradient_workspace)(const SsdGradientArgs&) noexcept;
+  Status (*ssd_gradient)(const SsdGradientArgs&, Stream) noexcept;
 };
 
 }  // namespace hxq::cuda
