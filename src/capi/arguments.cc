@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <utility>
 
 #include "hxq/model.h"
 
@@ -117,6 +118,24 @@ TensorView view_of(const hxq_tensor& tensor) {
   require(tensor.data != nullptr || bytes == 0, "a tensor with elements has no data");
   view.bytes = {static_cast<const std::byte*>(tensor.data), bytes};
   return view;
+}
+
+Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count) {
+  require_pointers({{"name", name}, {"parts", parts}});
+  TensorMap tensors;
+  for (size_t i = 0; i < count; ++i) {
+    require(parts[i].name != nullptr, "a part of a matrix has no name");
+    const bool added = tensors.emplace(fmt::format("{}.{}", name, parts[i].name), view_of(parts[i])).second;
+    if (!added) throw InvalidArgument(fmt::format("{}.{} is given twice", name, parts[i].name));
+  }
+  return Checkpoint::over(std::move(tensors));
+}
+
+Shape matrix_shape_of(int64_t rows, int64_t cols) {
+  if ((rows == 0) != (cols == 0) || rows < 0 || cols < 0) {
+    throw InvalidArgument(fmt::format("shape is [{}, {}]", rows, cols));
+  }
+  return rows > 0 ? Shape{rows, cols} : Shape{};
 }
 
 }  // namespace hxq::capi

@@ -5,6 +5,7 @@
 #include "capi/guard.h"
 #include "hxq/arithmetic.h"
 #include "hxq/tensor.h"
+#include "io/checkpoint.h"
 
 /// Checks of what a caller passes: every one throws `InvalidArgument` with one line.
 namespace hxq::capi {
@@ -49,5 +50,9 @@ DType float_dtype_of(int32_t dtype);
 /// The shape of a tensor: rank, dimensions and their product checked.
 Shape shape_of(const hxq_tensor& tensor);
 TensorView view_of(const hxq_tensor& tensor);
+/// The parts of a matrix as a checkpoint that stores them under `name`.
+Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count);
+/// The shape [rows, cols] that a caller gives, empty for 0, 0.
+Shape matrix_shape_of(int64_t rows, int64_t cols);
 
 }  // namespace hxq::capi

@@ -5,6 +5,7 @@
 
 #include "capi/arguments.h"
 #include "capi/handles.h"
+#include "hxq/cuda_c_api.h"
 #include "hxq/version.h"
 
 namespace hxq::capi {
@@ -38,7 +39,8 @@ size_t hxq_struct_size(const char* name) {
       HXQ_STRUCT(hxq_conv_args),      HXQ_STRUCT(hxq_conv_gradients), HXQ_STRUCT(hxq_scan_args),
       HXQ_STRUCT(hxq_scan_gradients), HXQ_STRUCT(hxq_ssd_args),       HXQ_STRUCT(hxq_ssd_gradients),
       HXQ_STRUCT(hxq_mamba_mixer),    HXQ_STRUCT(hxq_model_options),  HXQ_STRUCT(hxq_mamba_mixer_args),
-      HXQ_STRUCT(hxq_model_info),     HXQ_STRUCT(hxq_segment),        HXQ_STRUCT(hxq_compress_options)};
+      HXQ_STRUCT(hxq_model_info),     HXQ_STRUCT(hxq_segment),        HXQ_STRUCT(hxq_compress_options),
+      HXQ_STRUCT(hxq_cuda_call)};
 #undef HXQ_STRUCT
   if (name == nullptr) return 0;
   const auto found = std::ranges::find(kSizes, std::string_view(name), &std::pair<std::string_view, size_t>::first);

@@ -107,19 +107,9 @@ const CodebookMatrix& codebook_of(const hxq_matrix* handle) {
 hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t count, int64_t rows, int64_t cols,
                              hxq_matrix** matrix) {
   return guard("reading a matrix", [&] {
-    require_pointers({{"name", name}, {"parts", parts}, {"matrix", matrix}});
-    TensorMap tensors;
-    for (size_t i = 0; i < count; ++i) {
-      require(parts[i].name != nullptr, "a part of a matrix has no name");
-      const bool added = tensors.emplace(fmt::format("{}.{}", name, parts[i].name), capi::view_of(parts[i])).second;
-      if (!added) throw InvalidArgument(fmt::format("{}.{} is given twice", name, parts[i].name));
-    }
-    if ((rows == 0) != (cols == 0) || rows < 0 || cols < 0) {
-      throw InvalidArgument(fmt::format("shape is [{}, {}]", rows, cols));
-    }
-    const Checkpoint checkpoint = Checkpoint::over(std::move(tensors));
-    const Shape expected = rows > 0 ? Shape{rows, cols} : Shape{};
-    auto stored = read_matrix(checkpoint, name, expected);
+    require_pointers({{"matrix", matrix}});
+    const Checkpoint checkpoint = checkpoint_of(name, parts, count);
+    auto stored = read_matrix(checkpoint, name, matrix_shape_of(rows, cols));
     StoredForm form = stored->codec->describe(checkpoint, name);
     *matrix = new hxq_matrix{kernels::cpu::prepare(std::move(stored)), std::move(form)};
   });

@@ -8,10 +8,13 @@
 #include <set>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "capi/arguments.h"
 #include "capi/handles.h"
+#include "hxq/cuda_c_api.h"
+#include "kernels/cuda_device/cuda_device.h"
 #include "kernels/device.h"
 
 using namespace hxq;
@@ -90,6 +93,17 @@ ModelOptions options_of(const hxq_model_options* options) {
   return made;
 }
 
+std::vector<NamedTensor> named_tensors(std::span<const hxq_tensor> tensors) {
+  std::vector<NamedTensor> named;
+  std::set<std::string_view> names;
+  for (const hxq_tensor& tensor : tensors) {
+    require_pointers({{"the name of a tensor", tensor.name}});
+    if (!names.insert(tensor.name).second) throw InvalidArgument(fmt::format("{} is given twice", tensor.name));
+    named.push_back({tensor.name, view_of(tensor)});
+  }
+  return named;
+}
+
 int64_t logits_size(const ModelInfo& info, const hxq_segment& segment) {
   if (segment.wanted == HXQ_LOGITS_NONE) return 0;
   return (segment.wanted == HXQ_LOGITS_ALL ? segment.count : 1) * info.vocab_size;
@@ -135,14 +149,26 @@ hxq_status hxq_model_create(const char* config, const hxq_tensor* tensors, size_
                             const hxq_model_options* options, hxq_model** model) {
   return guard("making a model", [&] {
     require_pointers({{"config", config}, {"tensors", tensors}, {"model", model}});
-    std::vector<NamedTensor> named;
-    std::set<std::string_view> names;
-    for (const hxq_tensor& tensor : std::span(tensors, count)) {
-      require_pointers({{"the name of a tensor", tensor.name}});
-      if (!names.insert(tensor.name).second) throw InvalidArgument(fmt::format("{} is given twice", tensor.name));
-      named.push_back({tensor.name, view_of(tensor)});
-    }
+    const std::vector<NamedTensor> named = named_tensors({tensors, count});
     *model = new hxq_model{std::make_shared<OpenedModel>(Model::over(config, named, options_of(options)))};
+  });
+}
+
+hxq_status hxq_cuda_model_create(const char* config, const hxq_tensor* tensors, const void* const* on_gpu, size_t count,
+                                 const hxq_model_options* options, hxq_model** model) {
+  return guard("making a model", [&] {
+    require_pointers({{"config", config}, {"tensors", tensors}, {"on_gpu", on_gpu}, {"model", model}});
+    const std::vector<NamedTensor> named = named_tensors({tensors, count});
+    const ModelOptions chosen = options_of(options);
+    require(kernels::is_cuda_name(chosen.device), "the device is no GPU");
+    const auto& device = static_cast<const kernels::CudaDevice&>(kernels::find_device(chosen.device));
+    kernels::CudaDevice::Copies copies;
+    for (size_t i = 0; i < count; ++i) {
+      if (on_gpu[i] != nullptr && tensors[i].data != nullptr)
+        copies[static_cast<const std::byte*>(tensors[i].data)] = static_cast<const std::byte*>(on_gpu[i]);
+    }
+    const kernels::CudaDevice::Lent lent(device, std::move(copies));
+    *model = new hxq_model{std::make_shared<OpenedModel>(Model::over(config, named, chosen))};
   });
 }
 

@@ -24,10 +24,14 @@ const float* filter_of(hxq_context& context, const float* weight, int64_t channe
   return filter;
 }
 
-kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens) {
+void batch_size_fits(int64_t sequences, int64_t tokens) {
   if (sequences * tokens > std::numeric_limits<int32_t>::max()) {
     throw InvalidArgument(fmt::format("{} sequences of {} tokens: too many rows for one call", sequences, tokens));
   }
+}
+
+kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens) {
+  batch_size_fits(sequences, tokens);
   return {sequences, tokens};
 }
 

@@ -24,7 +24,9 @@ void transpose(const float* from, int64_t rows, int64_t cols, float* to);
 /// The filter [channels, width] as kernels want it, in memory of the context.
 const float* filter_of(hxq_context& context, const float* weight, int64_t channels, int64_t width);
 
-/// The rows of `sequences` sequences of `tokens` each. More than rows are counted with is an invalid argument.
+/// `sequences` sequences of `tokens` rows each: more than rows are counted with is an invalid argument.
+void batch_size_fits(int64_t sequences, int64_t tokens);
+/// The rows of such sequences.
 kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens);
 
 /// The states that sequences start from, `size` floats each: the caller's, or zeros that nobody looks at afterwards.

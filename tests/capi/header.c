@@ -1,5 +1,5 @@
-/* c_api.h is C99, and what it declares can be called from it. */
-#include "hxq/c_api.h"
+/* c_api.h and cuda_c_api.h are C99, and what they declare can be called from it. */
+#include "hxq/cuda_c_api.h"
 
 int hxq_header_abi(void);
 hxq_status hxq_header_products(const char* name, const hxq_tensor* parts, size_t count, const float* x, float* y);

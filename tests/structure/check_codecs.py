@@ -14,7 +14,9 @@ OTHERS = {
     "src/capi/cdnav3": "writes that format",
     "src/capi/encode": "options of that codec's encoder",
     "src/capi/matrix.cc": "gradients of a codebook are operations of that codec",
+    "src/capi/cuda_matrix.cc": "as above, and the kernels for GPUs take that codec's matrices",
     "include/hxq/c_api.h": "declares them",
+    "include/hxq/cuda_c_api.h": "declares them",
 }
 DEVICES = {"cuda", "gpu", "rocm", "metal"}
 #: The bundled model, in examples.

@@ -20,8 +20,8 @@ ALLOWED["serve"] = {"io", "serve"}
 #: container format that has a file for each of its parts, and the C functions that only it has.
 INNER = {
     "kernels/cpu/": ("src/kernels/", "src/capi/"),
-    "kernels/cuda/": ("src/kernels/",),
-    "kernels/cuda_device/": ("src/kernels/",),
+    "kernels/cuda/": ("src/kernels/", "src/capi/cuda_"),
+    "kernels/cuda_device/": ("src/kernels/", "src/capi/cuda_", "src/capi/model.cc"),
     "codec/codebook/": (
         "src/codec/codebook/",
         "src/codec/codecs.cc",
@@ -29,6 +29,7 @@ INNER = {
         "src/kernels/",
         "src/compress/cdnav3_write.",
         "src/capi/encode",
+        "src/capi/cuda_matrix.cc",
         "src/capi/matrix.cc",
     ),
 }

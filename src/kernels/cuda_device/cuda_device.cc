@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "hxq/error.h"
 #include "kernels/cuda_device/cuda_executor.h"
@@ -34,19 +35,7 @@ int number_of(std::string_view name) {
 
 CudaDevice::CudaDevice(int number)
     : kernels_(cuda_library()), number_(number), name_(fmt::format("{}:{}", kKind, number)) {
-  int count = 0;
-  const cuda::Status status = kernels_.count_devices(count);
-  if (status == cuda::Status::no_driver)
-    throw Error("this machine has no NVIDIA driver, or one older than this build needs");
-  if (status != cuda::Status::ok) throw Error(kernels_.describe(status));
-  if (number >= count) throw Error(fmt::format("this machine has {} GPU{}", count, count == 1 ? "" : "s"));
-  cuda::DeviceDescription description;
-  check(kernels_.describe_device(number, description), "asking what it is");
-  if (!description.has_kernels) {
-    throw Error(fmt::format("the kernels of this build do not run on this {} (compute capability {}.{})",
-                            description.name, description.compute_capability / 10,
-                            description.compute_capability % 10));
-  }
+  check_gpu(kernels_, number);
   const Use use(*this);
   check(kernels_.create_stream(stream_), "taking it");
   if (kernels_.allocate_on_host(staging_, kStagingBytes) != cuda::Status::ok) {
@@ -116,6 +105,17 @@ void CudaDevice::clear(std::byte* memory, size_t bytes) const {
 
 std::unique_ptr<const PreparedMatrix> CudaDevice::prepare(std::unique_ptr<const StoredMatrix> stored) const {
   return prepare_for_cuda(*stored, *this);
+}
+
+void CudaDevice::lend(Copies copies) const {
+  const std::lock_guard lock(mutex_);
+  lent_ = std::move(copies);
+}
+
+const std::byte* CudaDevice::lent(const std::byte* on_host) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = lent_.find(on_host);
+  return found == lent_.end() ? nullptr : found->second;
 }
 
 std::unique_ptr<Executor> CudaDevice::new_executor(const ExecutorOptions& options) const {

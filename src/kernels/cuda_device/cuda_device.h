@@ -33,6 +33,22 @@ class CudaDevice final : public Device {
   /// Throws unless the status is `ok`; `what` was to be done.
   void check(cuda::Status status, std::string_view what) const;
 
+  /// Bytes of matrices by where they lie in the host's memory, and where the same bytes lie on the device.
+  using Copies = std::map<const std::byte*, const std::byte*>;
+  /// While it lives, matrices over those bytes are not copied: they are run where they lie on the device.
+  class Lent {
+   public:
+    Lent(const CudaDevice& device, Copies copies) : device_(device) { device_.lend(std::move(copies)); }
+    ~Lent() { device_.lend({}); }
+    Lent(const Lent&) = delete;
+    Lent& operator=(const Lent&) = delete;
+
+   private:
+    const CudaDevice& device_;
+  };
+  /// Where those bytes lie on the device, or null.
+  const std::byte* lent(const std::byte* on_host) const;
+
   /// Makes the device the calling thread's current one while it lives.
   class Use {
    public:
@@ -52,6 +68,8 @@ class CudaDevice final : public Device {
   };
 
  private:
+  void lend(Copies copies) const;
+
   const cuda::Kernels& kernels_;
   int number_;
   std::string name_;
@@ -59,6 +77,7 @@ class CudaDevice final : public Device {
   mutable std::mutex mutex_ = {};                         // of what follows
   void* staging_ = nullptr;                               // memory that results go through on their way elsewhere
   mutable std::map<const std::byte*, size_t> host_ = {};  // what `allocate_on_host` has given
+  mutable Copies lent_ = {};
 };
 
 /// "cuda", or "cuda:N". Opened when first asked for; stays for the rest of the process. Throws `Error`.

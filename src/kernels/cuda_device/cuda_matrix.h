@@ -9,6 +9,8 @@
 
 namespace hxq::kernels {
 
+class CudaDevice;
+
 /// A matrix in the memory of a GPU: a codebook as it is stored, or dense.
 class CudaMatrix final : public PreparedMatrix {
  public:
@@ -27,7 +29,8 @@ class CudaMatrix final : public PreparedMatrix {
   int64_t bytes_read_;
 };
 
-/// Copies the matrix to the device. Of codecs that it has no kernels for: decoded, as F32. Throws `OutOfMemory`.
-std::unique_ptr<const CudaMatrix> prepare_for_cuda(const StoredMatrix& stored, const Device& device);
+/// Copies the matrix to the device, unless its bytes are lent. Of codecs that it has no kernels for: decoded, as F32.
+/// Throws `OutOfMemory`.
+std::unique_ptr<const CudaMatrix> prepare_for_cuda(const StoredMatrix& stored, const CudaDevice& device);
 
 }  // namespace hxq::kernels

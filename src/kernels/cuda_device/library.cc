@@ -64,4 +64,23 @@ const cuda::Kernels& cuda_library() {
   return *table;
 }
 
+void check_gpu(const cuda::Kernels& kernels, int number) {
+  int count = 0;
+  cuda::Status status = kernels.count_devices(count);
+  if (status == cuda::Status::no_driver)
+    throw Error("this machine has no NVIDIA driver, or one older than this build needs");
+  if (status != cuda::Status::ok) throw Error(kernels.describe(status));
+  if (number >= count) throw Error(fmt::format("this machine has {} GPU{}", count, count == 1 ? "" : "s"));
+  cuda::DeviceDescription description;
+  status = kernels.describe_device(number, description);
+  if (status != cuda::Status::ok) {
+    throw Error(fmt::format("asking what cuda:{} is failed: {}", number, kernels.describe(status)));
+  }
+  if (!description.has_kernels) {
+    throw Error(fmt::format("the kernels of this build do not run on this {} (compute capability {}.{})",
+                            description.name, description.compute_capability / 10,
+                            description.compute_capability % 10));
+  }
+}
+
 }  // namespace hxq::kernels

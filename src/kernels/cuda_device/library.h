@@ -9,4 +9,7 @@ namespace hxq::kernels {
 /// what is missing.
 const cuda::Kernels& cuda_library();
 
+/// Throws `Error`, in one line, unless there is a GPU of that number that the kernels run on.
+void check_gpu(const cuda::Kernels& kernels, int number);
+
 }  // namespace hxq::kernels
