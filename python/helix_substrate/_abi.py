@@ -79,15 +79,22 @@ ModelInfo = _struct(
     ),
 )
 Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P, end=_N)
+CudaCall = _struct("cuda_call", device=_I, measure=_I, stream=_P, workspace=_P, workspace_bytes=_N)
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
     only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N, profile=c_char_p, bits=_I, group=_N,
 )  # fmt: skip
 
+#: The same operations of `hxq/cuda_c_api.h`, where a CudaCall stands for the context.
+ON_CUDA = (
+    "linear", "linear_transposed", "codebook_gradient", "gather_rows", "gather_gradient", "decode", "causal_conv1d",
+    "causal_conv1d_gradient", "selective_scan", "selective_scan_gradient", "ssd", "ssd_gradient",
+)  # fmt: skip
+
 _STRUCTS = (
     Tensor, Rows, OutputRows, FloatRows, Progress, MatrixInfo, LinearArgs, EncodeOptions, Fidelity, ConvArgs,
     ConvGradients, ScanArgs, ScanGradients, SsdArgs, SsdGradients, MambaMixer, MambaMixerArgs, ModelOptions, ModelInfo,
-    Segment, CompressOptions,
+    Segment, CompressOptions, CudaCall,
 )  # fmt: skip
 
 #: Functions that return a status, with their arguments.
@@ -113,6 +120,11 @@ _SIGNATURES = {
     "hxq_ssd": [_P, POINTER(SsdArgs)],
     "hxq_ssd_gradient": [_P, POINTER(SsdArgs), POINTER(SsdGradients)],
     "hxq_mamba_mixer_forward": [_P, POINTER(MambaMixer), POINTER(MambaMixerArgs)],
+    "hxq_cuda_check": [_I],
+    "hxq_cuda_matrix_create": [c_char_p, POINTER(Tensor), c_size_t, _N, _N, POINTER(_P)],
+    "hxq_cuda_matrix_arrays": [_P, POINTER(_P), POINTER(c_size_t)],
+    "hxq_cuda_matrix_place": [_P, _P, _P],
+    "hxq_cuda_model_create": [c_char_p, POINTER(Tensor), POINTER(_P), c_size_t, POINTER(ModelOptions), POINTER(_P)],
     "hxq_model_open": [c_char_p, POINTER(ModelOptions), POINTER(_P)],
     "hxq_model_create": [c_char_p, POINTER(Tensor), c_size_t, POINTER(ModelOptions), POINTER(_P)],
     "hxq_model_get_info": [_P, POINTER(ModelInfo)],
@@ -129,6 +141,9 @@ _SIGNATURES = {
     "hxq_cdnav3_write": [c_char_p, POINTER(Tensor), _I, POINTER(EncodeOptions), POINTER(_P)],
     "hxq_read_tensor": [c_char_p, c_char_p, POINTER(_N), POINTER(_I), _P, _N],
 }
+
+
+_HANDLES = ("context", "matrix", "cuda_matrix", "encoded", "model", "sequence")
 
 
 def _check(library: ctypes.CDLL, path: Path) -> None:
@@ -161,12 +176,16 @@ def _load() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = arguments
         function.restype = c_int32
+    for name in ON_CUDA:
+        function = getattr(library, f"hxq_cuda_{name}")
+        function.argtypes = [POINTER(CudaCall), *_SIGNATURES[f"hxq_{name}"][1:]]
+        function.restype = c_int32
     for name in ("hxq_version", "hxq_last_error", "hxq_supported_targets"):
         getattr(library, name).restype = c_char_p
     for name, result in (("hxq_encoded_count", c_size_t), ("hxq_sequence_position", c_int64)):
         getattr(library, name).argtypes = [c_void_p]
         getattr(library, name).restype = result
-    for name in ("context_destroy", "matrix_destroy", "encoded_destroy", "model_destroy", "sequence_destroy", "free"):
+    for name in (*(f"{kind}_destroy" for kind in _HANDLES), "free"):
         getattr(library, f"hxq_{name}").argtypes = [c_void_p]
         getattr(library, f"hxq_{name}").restype = None
     return library

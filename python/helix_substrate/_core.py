@@ -131,10 +131,16 @@ def tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
     return _abi.Tensor(name.encode() if name else None, DTYPES[dtype], len(shape), padded, address or None)
 
 
+#: What stands for the CPU where GPUs have numbers; torch's `get_device` says the same.
+CPU = -1
+
+
 class Matrix:
     """A compressed matrix. parts: (name, dtype, shape, address); owner: what keeps that memory, held as long."""
 
     __slots__ = ("address", "rows", "cols", "__weakref__")
+    device = CPU
+    workspaces = None  # it has its own
 
     def __init__(self, name: str, parts, rows: int = 0, cols: int = 0, owner=None):
         array = (_abi.Tensor * len(parts))(*(tensor(*part) for part in parts))

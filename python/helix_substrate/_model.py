@@ -94,12 +94,22 @@ def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.M
     )
 
 
-def over_tensors(config: str, tensors, threads: int, precision: str | None) -> OpenModel:
+def over_tensors(
+    config: str, tensors, threads: int, precision: str | None, device: str = "cpu", on_gpu=None
+) -> OpenModel:
     """The model that the text of a config.json describes, over memory that the caller keeps as it is for as long as the
-    model and its sequences live. tensors: (name, dtype, shape, address)."""
+    model and its sequences live. tensors: (name, dtype, shape, address). For a GPU, on_gpu has their addresses there,
+    and the others are read now alone."""
     array = (_abi.Tensor * len(tensors))(*(_core.tensor(*tensor) for tensor in tensors))
-    options, handle = _options(threads, precision), c_void_p()
-    _core.check(library.hxq_model_create(config.encode(), array, len(array), byref(options), byref(handle)))
+    options, handle = _options(threads, precision, device), c_void_p()
+    if on_gpu is None:
+        create = library.hxq_model_create(config.encode(), array, len(array), byref(options), byref(handle))
+    else:
+        places = (c_void_p * len(array))(*on_gpu)
+        create = library.hxq_cuda_model_create(
+            config.encode(), array, places, len(array), byref(options), byref(handle)
+        )
+    _core.check(create)
     return OpenModel(handle)
 
 

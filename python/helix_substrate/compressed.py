@@ -334,7 +334,7 @@ class Compressed(WithoutWeight):
         return {stored: self.part(name) for name, stored in self._stored_names.items()}
 
     @property
-    def matrix(self) -> _core.Matrix:
+    def matrix(self) -> ops.AnyMatrix:
         """The core's matrix over the stored tensors. Raises if they do not fit each other."""
         # The last one serves while its tensors are the module's and nothing was written to them.
         last = self.__dict__.get("_last_matrix")
@@ -456,6 +456,7 @@ class Compressed(WithoutWeight):
                 self._buffers[name] = buffer if buffer.is_meta else buffer.to(self._buffers[name].device)
         if probe.is_floating_point():
             self.weight_dtype = probe.dtype
+        self.__dict__.pop("_last_matrix", None)  # it would hold the memory on the device that was left
         return self
 
     def memory_savings(self) -> dict:
@@ -480,8 +481,8 @@ def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, int]:
 def encode(
     weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256, **encoding
 ):
-    """The stored tensors of `weight` [rows, cols] compressed, and how far they are from it (a dict). encoding: profile,
-    bits and group, as for `compress`."""
+    """The stored tensors of `weight` [rows, cols] compressed by the CPU, on the weight's device, and how far they are
+    from it (a dict). encoding: profile, bits and group, as for `compress`."""
     source = weight.detach()
     if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         source = source.float()
@@ -492,6 +493,7 @@ def encode(
         max_codewords, **encoding,
     )  # fmt: skip
     tensors = {
-        part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape) for part, kind, shape, data in parts
+        part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape).to(weight.device)
+        for part, kind, shape, data in parts
     }
     return tensors, fidelity

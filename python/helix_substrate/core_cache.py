@@ -144,7 +144,7 @@ def become_plain(cache) -> None:
 
 def _fill(cache, layer: int, texts: Texts) -> None:
     conv, ssm, keys, values = (
-        [_read(sequence, layer, kind) for sequence in texts.sequences]
+        [_read(sequence, layer, kind, texts.core.device) for sequence in texts.sequences]
         for kind in (_abi.STATE_CONV, _abi.STATE_SSM, _abi.STATE_KEYS, _abi.STATE_VALUES)
     )
     if keys[0] is not None:
@@ -161,6 +161,6 @@ def _fill(cache, layer: int, texts: Texts) -> None:
         state.keep()
 
 
-def _read(sequence: _model.ModelSequence, layer: int, kind: int) -> Optional[torch.Tensor]:
+def _read(sequence: _model.ModelSequence, layer: int, kind: int, device: torch.device) -> Optional[torch.Tensor]:
     shape, numbers = sequence.read(layer, kind)
-    return None if numbers is None else torch.frombuffer(numbers, dtype=torch.float32).reshape(shape)
+    return None if numbers is None else torch.frombuffer(numbers, dtype=torch.float32).reshape(shape).to(device)

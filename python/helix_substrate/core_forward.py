@@ -154,7 +154,7 @@ def why_modules(model: nn.Module, call: _Call) -> Optional[str]:
         return "the input is not a batch of tokens"
     if torch.is_grad_enabled():
         return "gradients are recorded"
-    if not ops.direct(ids) or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
+    if not ops.direct(ids) or torch.is_autocast_enabled(ids.device.type) or _has_any_global_hook():
         return "a compiler, mode, transform, profiler or hook sees all operations"
     if model.training:
         return "the model is in training mode"
@@ -173,6 +173,8 @@ def why_modules(model: nn.Module, call: _Call) -> Optional[str]:
     core = core_of(model, begins=texts is None)
     if core.reason is not None:
         return core.reason
+    if ids.device != core.device:
+        return "the tokens are on another device than the model"
     if texts is not None and (texts.core is not core or len(texts.sequences) != ids.shape[0]):
         return "the cache was begun with other weights, settings or rows"
     return _why_not_in_order(call, core, texts, architecture.attends)
@@ -232,7 +234,7 @@ def _padding(call: _Call, past: int, attends: bool) -> Optional[list[int]]:
     if bool(ones.all()):
         return [0] * batch
     found = ones.byte().argmax(1).tolist()
-    as_found = torch.arange(mask.shape[1]) >= torch.tensor(found)[:, None]
+    as_found = torch.arange(mask.shape[1], device=mask.device) >= torch.tensor(found, device=mask.device)[:, None]
     return found if torch.equal(mask.to(torch.int64), as_found.long()) and bool(ones.any(1).all()) else None
 
 
@@ -288,6 +290,7 @@ def _run(model: nn.Module, call: _Call):
     if not last_alone and not (isinstance(call.keep, int) and call.keep == 0):
         kept = slice(-call.keep, None) if isinstance(call.keep, int) else call.keep
         logits = logits[:, kept]
+    logits = logits.to(core.device, core.logits_dtype)
     return architecture.output(logits=logits, **{architecture.cache_name: cache if call.use_cache else None})
 
 

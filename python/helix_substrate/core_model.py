@@ -88,7 +88,8 @@ def _unlike(path: str, module: nn.Module, fresh: nn.Module, config) -> Optional[
     if fresh._non_persistent_buffers_set and not fresh._parameters:  # made by the class: rotary positions
         made = fresh_kind(config)
         for name in fresh._non_persistent_buffers_set:
-            if not torch.equal(made._buffers[name], module._buffers[name]):
+            # Devices work them out to the last bit or nearly so.
+            if not torch.allclose(made._buffers[name].to(module._buffers[name]), module._buffers[name], 1e-6, 0.0):
                 return f"{path}.{name} was changed"
     return None
 
@@ -179,6 +180,10 @@ class CoreModel:
         if self.reason is not None:
             return
         self._precision = next(m.precision for m in model.modules() if isinstance(m, Compressed))
+        #: Where the model is: everything of it.
+        self.device = next(model.parameters()).device
+        #: What the modules give.
+        self.logits_dtype = torch.float32
         self._settings = self._wanted_settings()
         self._snapshot = Snapshot(model)
         self.reason = unlike_its_class(model)
@@ -199,17 +204,23 @@ class CoreModel:
         return torch.get_num_threads(), _core.target_name(), _core.precision_name(self._precision)
 
     def _open(self, model: nn.Module) -> _model.OpenModel:
-        tensors, self._held = [], []
+        named = {}
         for path, module in model.named_modules():
             stored = module.stored_tensors() if isinstance(module, Compressed) else {}
             for name, tensor in {**module._parameters, **stored}.items():
                 if tensor is not None:
-                    key = f"{path}.{name}"
-                    self._held.append(tensor.detach())
-                    at = ops.address(tensor, key, tensor.dtype)
-                    tensors.append((key, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, at))
+                    named[f"{path}.{name}"] = tensor.detach()
+        self._held = list(named.values())
+        place, on_gpu, read = ops.place_name(ops.device_of(self._held[0])), None, named
+        if place != "cpu":
+            on_gpu = [tensor.data_ptr() for tensor in self._held]
+            read = {key: tensor.cpu() for key, tensor in named.items()}
+        tensors = [
+            (key, ops.DTYPE_NAMES[tensor.dtype], tensor.shape, ops.address(tensor, key, tensor.dtype))
+            for key, tensor in read.items()
+        ]
         threads, _, precision = self._settings
-        return _model.over_tensors(_config_text(model.config), tensors, threads, precision)
+        return _model.over_tensors(_config_text(model.config), tensors, threads, precision, place, on_gpu)
 
     def _agrees(self, model: nn.Module) -> bool:
         """Whether a few tokens give what they give module by module, but for rounding. Releases of transformers may
@@ -219,7 +230,9 @@ class CoreModel:
         sequence = self.opened.new_sequence()
         self.opened.run([_model.Segment(sequence, tokens, _abi.PREFILL, _abi.LOGITS_ALL, logits.data_ptr())])
         with torch.no_grad():
-            expected = original_class(type(model)).forward(model, torch.tensor([tokens]), use_cache=False).logits[0]
+            ids = torch.tensor([tokens], device=self.device)
+            expected = original_class(type(model)).forward(model, ids, use_cache=False).logits[0].cpu()
+        self.logits_dtype = expected.dtype
         return bool((logits - expected).norm() <= 0.05 * expected.norm())
 
     def is_of(self, model: nn.Module, throughout: bool) -> bool:
@@ -240,11 +253,16 @@ def _config_text(config) -> str:
 def _unfit(model: nn.Module) -> Optional[str]:
     """What of a model's modules and tensors the core cannot take."""
     precisions = {module.precision for module in model.modules() if isinstance(module, Compressed)}
+    devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
+    if len(devices) > 1:
+        return "its tensors are on different devices"
+    # On a GPU what the modules compute in bfloat16 or float16 is rounded anyway; the core rounds less.
+    narrow = devices.pop().type == "cuda"
     if len(precisions) != 1:
         return "modules have different precisions" if precisions else "nothing of the model is compressed"
     for path, module in model.named_modules():
         if isinstance(module, Compressed):
-            if module.weight_dtype is not torch.float32:
+            if module.weight_dtype is not torch.float32 and not narrow:
                 return f"{path} is {module.weight_dtype}, and the core computes in float32"
             if not module._own_state() <= {*module._stored_names.values()}:
                 return f"{path} has LoRA"
@@ -253,6 +271,6 @@ def _unfit(model: nn.Module) -> Optional[str]:
                 continue
             if not ops.is_plain(tensor) or tensor.is_inference() or not tensor.is_contiguous():
                 return f"{path}.{name} is not plain memory"
-            if name not in module._buffers and tensor.dtype is not torch.float32:
+            if name not in module._buffers and tensor.dtype is not torch.float32 and not narrow:
                 return f"{path}.{name} is {tensor.dtype}, and the core computes in float32"
     return None

@@ -181,7 +181,7 @@ class Loader:
             for stored, tensor in module.stored_tensors().items():
                 if tensor.is_meta:
                     raise ValueError(f"{path}.{stored} was not loaded: the folder's files do not hold it")
-            if module.stored_device.type == "cpu":
+            if module.stored_device.type in ("cpu", "cuda"):
                 module.matrix  # raises if the parts do not fit
         if self._decoded is not None:
             shutil.rmtree(self._decoded, ignore_errors=True)

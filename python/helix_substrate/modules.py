@@ -201,8 +201,8 @@ class HelixLinear(Compressed, nn.Linear):
         return self.weight_dtype
 
     def dispatch_metadata(self) -> dict:
-        info = self.matrix.info()
-        return {"tensor_name": self.tensor_name, "kernel": _core.supported_targets()[-1], **info}
+        kernel = "cuda" if self.stored_device.type == "cuda" else _core.supported_targets()[-1]
+        return {"tensor_name": self.tensor_name, "kernel": kernel, **ops.matrix_info(self.parts, self.rows, self.cols)}
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
         self.weight_dtype = dtype

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.quantizers import auto as _auto
 from transformers.quantizers.base import HfQuantizer
 
+from . import ops
 from .compressed import Compressed
 from .core_forward import run_whole
 from .config import QUANT_METHODS, CDNAv3Config, HxqConfig
@@ -39,8 +40,8 @@ if _VERSION < (4, 56):
         "run `pip install --upgrade transformers`"
     )
 
-#: What a device_map may say where there is only the CPU.
-_CPU_PLACES = (None, "cpu", "auto", "balanced", "balanced_low_0", "sequential", "disk")
+#: What a device_map may say beside names of devices.
+_PLACES = (None, "auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
 class _Common(HfQuantizer):
@@ -56,14 +57,14 @@ class _Common(HfQuantizer):
 
     def validate_environment(self, *args, **kwargs):
         device_map = kwargs.get("device_map")
-        devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-        unsupported = [
-            d for d in devices if d not in _CPU_PLACES and (isinstance(d, int) or torch.device(d).type != "cpu")
-        ]
-        if unsupported:
-            raise ValueError(
-                f"device_map puts modules on {unsupported[0]}; this build of helix_substrate computes on cpu"
-            )
+        for place in set(device_map.values()) if isinstance(device_map, dict) else {device_map}:
+            if place in _PLACES:
+                continue
+            device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+            if device.type not in ("cpu", "cuda"):
+                raise ValueError(f"device_map puts modules on {place}: helix_substrate computes on cpu and cuda")
+            if device.type == "cuda":
+                ops.check_gpu(device.index or 0)
 
     def update_dtype(self, dtype):
         if isinstance(dtype, torch.dtype) and dtype not in (

@@ -55,9 +55,9 @@ class LayerState:
     def _swapped(state: torch.Tensor) -> torch.Tensor:
         return state.detach().transpose(-1, -2).float().contiguous()
 
-    def begin(self, conv_shape, ssm_shape) -> None:
+    def begin(self, conv_shape, ssm_shape, device: torch.device) -> None:
         if not self.started:
-            zeros = functools.partial(torch.zeros, dtype=torch.float32, device="cpu")
+            zeros = functools.partial(torch.zeros, dtype=torch.float32, device=device)
             self.conv, self.ssm = zeros(conv_shape), zeros(ssm_shape)
 
     def keep(self) -> None:
@@ -109,9 +109,11 @@ def _served(mixer, hidden_states, cache, state: Optional[LayerState]) -> bool:
     if type(conv) is not nn.Conv1d or _hooked(conv, but_forward=offloaded) or _has_any_global_hook():
         return False
     filters = () if offloaded else conv._parameters.values()
-    for tensor in (hidden_states, *filters, *mixer._parameters.values()):
-        if tensor is not None and not tensor.is_cpu:
+    for tensor in (*filters, *mixer._parameters.values()):
+        if tensor is not None and tensor.device != hidden_states.device:
             return False
+    if not (hidden_states.is_cpu or hidden_states.is_cuda):
+        return False
     if mixer.activation not in ("silu", "swish"):
         return False
     if state is None:
@@ -157,6 +159,8 @@ def _plan(mixer, hidden_states, state: LayerState, attention_mask) -> Optional[o
     in_bias, _, dt_bias, out_bias = (projection._parameters["bias"] for projection in projections)
     vectors = (in_bias, dt_bias, out_bias, conv["weight"], conv["bias"], parameters["A_log"], parameters["D"])
     codebooks = (projection.part("codebook") for projection in projections)
+    if hidden_states.is_cuda:
+        return None  # the whole model is one call there, or every operation is one
     if hidden_states.numel() == 0 or not ops.direct(hidden_states, state.conv, state.ssm, *vectors, *codebooks):
         return None
     matrices = tuple(projection.matrix for projection in projections)
@@ -171,7 +175,7 @@ def _mamba_forward(self, hidden_states, state: Optional[LayerState], attention_m
     inner, n = self.intermediate_size, self.ssm_state_size
     batch = hidden_states.shape[0]
     if state is not None:
-        state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner))
+        state.begin((batch, self.conv_kernel_size, inner), (batch, n, inner), hidden_states.device)
         plan = _plan(self, hidden_states, state, attention_mask)
         if plan is not None:
             return plan.forward(hidden_states, state.conv, state.ssm, self.in_proj.precision).to(dtype)
@@ -195,7 +199,8 @@ def _mamba2_forward(self, hidden_states, state: Optional[LayerState], attention_
     n = self.ssm_state_size
     if state is not None:
         batch = hidden_states.shape[0]
-        state.begin((batch, self.conv_kernel_size, self.conv_dim), (batch, self.num_heads, n, self.head_dim))
+        conv_shape = (batch, self.conv_kernel_size, self.conv_dim)
+        state.begin(conv_shape, (batch, self.num_heads, n, self.head_dim), hidden_states.device)
 
     projected = self.in_proj(_masked(hidden_states, attention_mask))
     skipped = projected.shape[-1] - self.intermediate_size - self.conv_dim - self.num_heads

@@ -51,6 +51,25 @@ def floats():
     helix_substrate.use_target(None)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Every kind of device that operators compute on."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no NVIDIA GPU")
+    return request.param
+
+
+@pytest.fixture
+def gpu():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no NVIDIA GPU")
+    return "cuda"
+
+
 @pytest.fixture
 def layer(floats):
     import torch

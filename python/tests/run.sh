@@ -12,6 +12,8 @@ torch=${HXQ_TORCH:-torch==2.13.0}
 environment=$build/python-$(echo "$transformers" | tr -c 'A-Za-z0-9.\n' '_')
 python=$environment/bin/python
 install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
+# HXQ_CUDA=ON where there is a GPU: without one the kernels would be compiled, for minutes, and not be used.
+kernels=-Ccmake.define.HXQ_CUDA=${HXQ_CUDA:-OFF}
 
 made_of=$(echo "$torch $transformers" && cat "$root/pyproject.toml")
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
@@ -20,10 +22,10 @@ if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
   # torch first: a range in another package's requirements could take a build for GPUs.
   install "$torch"
   install "$transformers" pytest
-  (cd "$root" && install ".[hf,peft]")
+  (cd "$root" && install "$kernels" ".[hf,peft]")
   echo "$made_of" >"$environment/made_of"
 else
-  (cd "$root" && install --no-deps .)
+  (cd "$root" && install "$kernels" --no-deps .)
 fi
 
 cd "$build"

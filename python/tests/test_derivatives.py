@@ -48,6 +48,14 @@ def test_tangents_are_not_lost(layer, gradients):
             ops.selective_scan(forward_ad.make_dual(u, u), *rest, state=torch.zeros(1, 4, 8))
 
 
+@pytest.mark.parametrize("name", ["codebook", "indices", "sidecar_values"])
+def test_writing_to_a_weight_before_backward_is_an_error(layer, name):
+    y = layer(torch.randn(3, IN, requires_grad=True))
+    layer.part(name).zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_second_derivatives_of_the_codebook(floats):
     torch.manual_seed(0)
     parts = helix_substrate.HelixLinear.from_linear(nn.Linear(IN, OUT)).parts

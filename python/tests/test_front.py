@@ -98,8 +98,8 @@ def test_unsupported_transformers():
 
 
 def test_sentences(hxq_folder):
-    with pytest.raises(ValueError, match="device_map puts modules on cuda"):
-        load(hxq_folder, device_map="cuda:0")
+    with pytest.raises(ValueError, match="device_map puts modules on xpu: helix_substrate computes on cpu and cuda"):
+        load(hxq_folder, device_map="xpu")
     with pytest.raises(ValueError, match="quant_method is 'gguf'"):
         helix_substrate.HxqConfig(quant_method="gguf")
     with pytest.raises(helix_substrate.HxqError, match="/nowhere"):

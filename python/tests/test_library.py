@@ -42,8 +42,9 @@ def test_another_library_is_refused():
 
 
 def test_every_struct_is_stated():
-    header = (os.path.dirname(__file__) + "/../../include/hxq/c_api.h")
-    begins = [line for line in open(header) if line.startswith("typedef struct hxq_") and line.endswith("{\n")]
+    headers = [os.path.dirname(__file__) + f"/../../include/hxq/{name}" for name in ("c_api.h", "cuda_c_api.h")]
+    lines = [line for header in headers for line in open(header)]
+    begins = [line for line in lines if line.startswith("typedef struct hxq_") and line.endswith("{\n")]
     names = [line.split()[2] for line in begins]
     assert sorted(names) == sorted(f"hxq_{structure.__name__}" for structure in _abi._STRUCTS)
 

@@ -1,4 +1,4 @@
-"""How an operator of `torch.ops.hxq` is declared: schema, CPU kernel, shapes for tracing, gradient."""
+"""How an operator of `torch.ops.hxq` is declared: schema, kernel, shapes for tracing, gradient."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch.autograd import forward_ad
 
 def define(
     schema: str,
-    cpu: Callable,
+    kernel: Callable,
     fake: Callable,
     gradient: Optional[type[torch.autograd.Function]] = None,
     refusal: str = "has no gradient",
 ) -> None:
-    """Declares `hxq::{schema}`. gradient: a Function with `setup_context`, `backward` and, if it can, `jvp`. Without
-    one, differentiating is an error with `refusal`, not a gradient of zero.
+    """Declares `hxq::{schema}`, with one kernel for tensors of the CPU and of NVIDIA GPUs. gradient: a Function with
+    `setup_context`, `backward` and, if it can, `jvp`. Without one, differentiating is an error with `refusal`, not a
+    gradient of zero.
 
     `torch.library.register_autograd` does not do: it drops tangents of forward mode in silence, and refuses torch.func.
     """
     name, arguments = schema.partition("(")[0], schema[schema.index("(") :]
     torch.library.define(f"hxq::{name}", arguments)
-    torch.library.impl(f"hxq::{name}", "CPU", cpu)
+    torch.library.impl(f"hxq::{name}", ("CPU", "CUDA"), kernel)
     torch.library.register_fake(f"hxq::{name}", fake)
     operator = getattr(torch.ops.hxq, name).default
     function = None if gradient is None else _function(operator, gradient)

@@ -8,15 +8,16 @@ from typing import Optional
 import torch
 
 from .. import _abi, _core
-from .._abi import library
 from .define import define
-from .gate import CORE_DTYPES, Arguments, direct
-from .weights import AnyParts, Parts, context, matrix_of
+from .gate import CORE_DTYPES, Arguments, Operation, direct, place_name, seen_by_nobody
+from .weights import AnyMatrix, AnyParts, Parts, matrix_of
 
 _hxq = torch.ops.hxq
-check = _core.check
 
-# ---- CPU kernels ----
+_LINEAR, _TRANSPOSED, _DECODE = map(Operation, ("linear", "linear_transposed", "decode"))
+_CODEBOOK_GRADIENT, _GATHER, _GATHER_GRADIENT = map(Operation, ("codebook_gradient", "gather_rows", "gather_gradient"))
+
+# ---- Kernels ----
 
 
 def phase_of(x: torch.Tensor) -> int:
@@ -25,14 +26,14 @@ def phase_of(x: torch.Tensor) -> int:
     return _abi.DECODE if len(shape) < 2 or shape[-2] == 1 else _abi.PREFILL
 
 
-def _check_features(x: torch.Tensor, features: int, matrix: _core.Matrix) -> None:
+def _check_features(x: torch.Tensor, features: int, matrix: AnyMatrix) -> None:
     if x.dim() == 0 or x.shape[-1] != features:
         found = x.shape[-1] if x.dim() else "no"
         raise ValueError(f"input has {found} features, the weight [{matrix.rows}, {matrix.cols}] expects {features}")
 
 
 def linear_forward(
-    matrix: _core.Matrix, x: torch.Tensor, bias: Optional[torch.Tensor], precision: Optional[str] = None
+    matrix: AnyMatrix, x: torch.Tensor, bias: Optional[torch.Tensor], precision: Optional[str] = None
 ) -> torch.Tensor:
     """y = x W^T + bias by the core, outside of autograd."""
     if x.dtype not in CORE_DTYPES:
@@ -40,88 +41,98 @@ def linear_forward(
             raise ValueError(f"the input is {x.dtype}, expected a floating-point dtype")
         return linear_forward(matrix, x.float(), bias, precision).to(x.dtype)
     _check_features(x, matrix.cols, matrix)
-    given = Arguments()
+    given = Arguments(x)
+    handle = given.matrix(matrix)
     y, out = given.output_rows((*x.shape[:-1], matrix.rows), x.dtype)
+    tokens = x.numel() // matrix.cols
     args = _abi.LinearArgs(
-        x.numel() // matrix.cols, given.typed_rows("the input", x, x.shape), out,
+        tokens, given.typed_rows("the input", x, x.shape), out,
         given.floats("the bias", bias, (matrix.rows,)), phase_of(x), _core.precision_code(precision),
     )  # fmt: skip
-    check(library.hxq_linear(context(), matrix.address, byref(args)))
+    given.run(_LINEAR, handle, byref(args), sizes=matrix.workspaces, size=tokens)
     return y
 
 
-def _linear_cpu(x, codebook, indices, positions, values, u, s, vt, scales, bias, rows, cols, precision=None):
+def _linear_kernel(x, codebook, indices, positions, values, u, s, vt, scales, bias, rows, cols, precision=None):
     parts = Parts(codebook, indices, positions, values, u, s, vt, scales)
     return linear_forward(matrix_of(parts, rows, cols), x, bias, precision)
 
 
-def _linear_transposed_cpu(g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
+def _linear_transposed_kernel(g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     parts = Parts(codebook, indices, positions, values, u, s, vt, scales)
     return transposed_forward(matrix_of(parts, rows, cols), g)
 
 
-def transposed_forward(matrix: _core.Matrix, g: torch.Tensor) -> torch.Tensor:
+#: Tokens from which a GPU multiplies by the transpose through torch, with the matrix decoded for the time being.
+_DECODED_TOKENS = 9
+
+
+def transposed_forward(matrix: AnyMatrix, g: torch.Tensor) -> torch.Tensor:
     """g W / channel_scales by the core, outside of autograd."""
     if g.dtype not in CORE_DTYPES:
         return transposed_forward(matrix, g.float()).to(g.dtype)
     _check_features(g, matrix.rows, matrix)
-    given = Arguments()
+    given = Arguments(g)
+    tokens = g.numel() // matrix.rows
+    if g.is_cuda and tokens >= _DECODED_TOKENS:
+        given.matrix(matrix)
+        dx = torch.mm(g.reshape(-1, matrix.rows), decode(matrix, g.dtype, g)).view(*g.shape[:-1], matrix.cols)
+        scales = matrix.channel_scales
+        return dx if scales is None else (dx / scales).to(g.dtype)
     from_rows = given.typed_rows("the gradient", g, g.shape)
     dx, out = given.output_rows((*g.shape[:-1], matrix.cols), g.dtype)
-    tokens = g.numel() // matrix.rows
-    check(library.hxq_linear_transposed(context(), matrix.address, tokens, byref(from_rows), byref(out)))
+    given.run(_TRANSPOSED, given.matrix(matrix), tokens, byref(from_rows), byref(out))
     return dx
 
 
-def _codebook_gradient_cpu(x, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
+def _codebook_gradient_kernel(x, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     matrix = matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols)
     _check_features(x, cols, matrix)
-    given = Arguments()
+    given = Arguments(x)
     gradient, out = given.output(codebook.shape)
     x_address = given.floats("the input", x, x.shape)
     g_address = given.floats("the gradient", g, (*x.shape[:-1], rows))
-    check(library.hxq_codebook_gradient(context(), matrix.address, x.numel() // cols, x_address, g_address, out))
+    given.run(_CODEBOOK_GRADIENT, given.matrix(matrix), x.numel() // cols, x_address, g_address, out)
     return gradient.to(codebook.dtype)
 
 
-def gather_forward(matrix: _core.Matrix, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gather_forward(matrix: AnyMatrix, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The rows `ids`, decoded, by the core."""
     if dtype not in CORE_DTYPES:
         return gather_forward(matrix, ids, torch.float32).to(dtype)
-    given = Arguments()
+    given = Arguments(ids)
     rows, out = given.output_rows((*ids.shape, matrix.cols), dtype)
-    check(library.hxq_gather_rows(context(), matrix.address, ids.numel(), given.ids("ids", ids), byref(out)))
+    given.run(_GATHER, given.matrix(matrix), ids.numel(), given.ids("ids", ids, matrix.rows), byref(out))
     return rows
 
 
-def _embedding_cpu(ids, codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
+def _embedding_kernel(ids, codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
     matrix = matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols)
     return gather_forward(matrix, ids, dtype)
 
 
-def _embedding_gradient_cpu(ids, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
+def _embedding_gradient_kernel(ids, g, codebook, indices, positions, values, u, s, vt, scales, rows, cols):
     matrix = matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols)
-    given = Arguments()
+    given = Arguments(ids)
     gradient, out = given.output(codebook.shape)
     g_address = given.floats("the gradient", g, (*ids.shape, cols))
-    check(
-        library.hxq_gather_gradient(
-            context(), matrix.address, ids.numel(), given.ids("ids", ids), g_address, out
-        )
-    )  # fmt: skip
+    given.run(_GATHER_GRADIENT, given.matrix(matrix), ids.numel(), given.ids("ids", ids, rows), g_address, out)
     return gradient.to(codebook.dtype)
 
 
-def decode(matrix: _core.Matrix, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The whole matrix, dense."""
+def decode(
+    matrix: AnyMatrix, dtype: torch.dtype = torch.float32, like: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """The whole matrix, dense. like: a tensor of its device, where there is one."""
     if dtype not in CORE_DTYPES:
         return decode(matrix).to(dtype)
-    dense, out = Arguments().output_rows((matrix.rows, matrix.cols), dtype)
-    check(library.hxq_decode(context(), matrix.address, byref(out)))
+    given = Arguments(like if like is not None else torch.empty(0, device=place_name(matrix.device)))
+    dense, out = given.output_rows((matrix.rows, matrix.cols), dtype)
+    given.run(_DECODE, matrix.address, byref(out))
     return dense
 
 
-def _decode_cpu(codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
+def _decode_kernel(codebook, indices, positions, values, u, s, vt, scales, rows, cols, dtype):
     return decode(matrix_of(Parts(codebook, indices, positions, values, u, s, vt, scales), rows, cols), dtype)
 
 
@@ -306,37 +317,37 @@ def _fake(like, codebook, shape, dtype=None):
 
 define(
     f"linear(Tensor x, {_WEIGHT}, Tensor? bias, SymInt rows, SymInt cols, str? precision=None) -> Tensor",
-    _linear_cpu,
+    _linear_kernel,
     lambda x, codebook, *rest: _fake(x, codebook, (*x.shape[:-1], rest[8])),
     _Linear,
 )
 define(
     f"linear_transposed(Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
-    _linear_transposed_cpu,
+    _linear_transposed_kernel,
     lambda g, codebook, *rest: _fake(g, codebook, (*g.shape[:-1], rest[-1])),
     _LinearTransposed,
 )
 define(
     f"codebook_gradient(Tensor x, Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
-    _codebook_gradient_cpu,
+    _codebook_gradient_kernel,
     lambda x, g, codebook, *rest: torch.empty_like(codebook),
     _CodebookGradient,
 )
 define(
     f"embedding(Tensor ids, {_WEIGHT}, SymInt rows, SymInt cols, ScalarType dtype) -> Tensor",
-    _embedding_cpu,
+    _embedding_kernel,
     lambda ids, codebook, *rest: _fake(ids, codebook, (*ids.shape, rest[-2]), rest[-1]),
     _Embedding,
 )
 define(
     f"embedding_gradient(Tensor ids, Tensor g, {_WEIGHT}, SymInt rows, SymInt cols) -> Tensor",
-    _embedding_gradient_cpu,
+    _embedding_gradient_kernel,
     lambda ids, g, codebook, *rest: torch.empty_like(codebook),
     _EmbeddingGradient,
 )
 define(
     f"decode({_WEIGHT}, SymInt rows, SymInt cols, ScalarType dtype) -> Tensor",
-    _decode_cpu,
+    _decode_kernel,
     lambda codebook, *rest: codebook.new_empty((rest[-3], rest[-2]), dtype=rest[-1]),
     _Decode,
 )
@@ -421,12 +432,47 @@ def _operator(name: str, parts: AnyParts):
 # ---- What the modules call: straight to the core where nobody else has to see it ----
 
 
+def _trains_no_part(parts: AnyParts) -> bool:
+    tensors = parts.values() if isinstance(parts, dict) else parts
+    return not any(part is not None and part.requires_grad for part in tensors)
+
+
+class _DirectLinear(torch.autograd.Function):
+    """`linear` where autograd alone sees it, and wants gradients of x and the bias: without the dispatcher, whose
+    detours take longer than a small product."""
+
+    @staticmethod
+    def forward(ctx, x, bias, weight, parts, precision):
+        ctx.matrix, ctx.rows, ctx.cols, ctx.dict_names = weight.matrix, weight.rows, weight.cols, None
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        if isinstance(parts, dict):
+            ctx.dict_names = list(parts)
+            parts = parts.values()
+        ctx.save_for_backward(*parts)  # so that writing to them before `backward` is an error
+        return linear_forward(ctx.matrix, x, bias, precision)
+
+    @staticmethod
+    def backward(ctx, g):
+        parts, needed, dx = ctx.saved_tensors, ctx.needs_input_grad, None
+        if needed[0]:
+            if direct(g):
+                dx = transposed_forward(ctx.matrix, g)
+            else:
+                parts = Parts(*parts) if ctx.dict_names is None else dict(zip(ctx.dict_names, parts))
+                dx = _operator("linear_transposed", parts)(g, *_operands(parts), ctx.rows, ctx.cols)
+        dbias = g.reshape(-1, ctx.rows).sum(0).to(ctx.bias_dtype) if needed[1] else None
+        return dx, dbias, None, None, None
+
+
 def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
     """y = (x / channel_scales) W^T + bias. weight: anything with `part`, `parts`, `rows`, `cols` and `matrix`.
     precision: "fast" or "exact"; None: what is set (`helix_substrate.set_precision`)."""
-    if direct(x, weight.part("codebook"), bias):
+    codebook = weight.part("codebook")
+    if direct(x, codebook, bias):
         return linear_forward(weight.matrix, x, bias, precision)
     parts = weight.parts
+    if _trains_no_part(parts) and seen_by_nobody(x, codebook, bias):
+        return _DirectLinear.apply(x, bias, weight, parts, precision)
     return _operator("linear", parts)(x, *_operands(parts), bias, weight.rows, weight.cols, precision)
 
 

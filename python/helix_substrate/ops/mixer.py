@@ -8,11 +8,11 @@ from typing import Optional
 import torch
 
 from .. import _abi, _core
-from .._abi import library
-from .gate import Arguments
+from .gate import Arguments, Operation
 from .linear import phase_of
 from .sequence import decay_rates
-from .weights import context
+
+_MIXER = Operation("mamba_mixer_forward")
 
 
 class MixerPlan:
@@ -36,7 +36,7 @@ class MixerPlan:
         in_bias, dt_bias, out_bias, filter_, conv_bias = most
         self.inner, self.hidden = out_proj.cols, in_proj.cols
         self.width, self.state_size = filter_.shape[-1], a_log.shape[-1]
-        self._arguments = given = Arguments()
+        self._arguments = given = Arguments(a_log)
         self._mixer = _abi.MambaMixer(
             *(matrix.address for matrix in matrices),
             in_proj_bias=given.floats("in_proj.bias", in_bias, (2 * self.inner,)),
@@ -68,7 +68,7 @@ class MixerPlan:
         """x [batch, tokens, hidden]; conv_state [batch, width, inner] and ssm_state [batch, state_size, inner],
         float32, are advanced. precision: as of `ops.linear`."""
         batch, tokens, _ = x.shape
-        given = Arguments()
+        given = Arguments(x)
         y, at = given.output(x.shape)
         args = _abi.MambaMixerArgs(
             batch, tokens, given.floats("the input", x, (batch, tokens, self.hidden)),
@@ -76,7 +76,7 @@ class MixerPlan:
             given.state("the scan's state", ssm_state, (batch, self.state_size, self.inner)), at, phase_of(x),
             _core.precision_code(precision),
         )  # fmt: skip
-        _core.check(library.hxq_mamba_mixer_forward(context(), byref(self._mixer), byref(args)))
+        given.run(_MIXER, byref(self._mixer), byref(args))
         return y
 
 

@@ -6,14 +6,17 @@ from ctypes import byref
 
 import torch
 
-from .. import _abi, _core
-from .._abi import library
+from .. import _abi
 from .define import define, once
-from .gate import Arguments, direct
-from .weights import context
+from .gate import Arguments, Operation, direct
 
 _hxq = torch.ops.hxq
-check = _core.check
+
+_CONV, _SCAN, _SSD = map(Operation, ("causal_conv1d", "selective_scan", "ssd"))
+_DECAY_RATES = Operation("decay_rates")
+_CONV_GRADIENT, _SCAN_GRADIENT, _SSD_GRADIENT = (
+    Operation(f"{operation.name}_gradient") for operation in (_CONV, _SCAN, _SSD)
+)
 
 
 def _three(x: torch.Tensor, name: str) -> tuple[int, int, int]:
@@ -40,28 +43,28 @@ def _conv_arguments(given: Arguments, x, weight, bias) -> _abi.ConvArgs:
     )  # fmt: skip
 
 
-def _conv_cpu(x, weight, bias, state):
+def _conv_kernel(x, weight, bias, state):
     """x [batch, tokens, channels]; weight [channels, width]; state [batch, width - 1 or width, channels], advanced."""
-    given = Arguments()
+    given = Arguments(x)
     args = _conv_arguments(given, x, weight, bias)
     y, args.y = given.output(x.shape)
     if state is not None:
         args.state_rows = args.width if state.dim() == 3 and state.shape[1] == args.width else args.width - 1
         args.state = given.state("the state", state, (args.batch, args.state_rows, args.channels))
     if y.numel() > 0:
-        check(library.hxq_causal_conv1d(context(), byref(args)))
+        given.run(_CONV, byref(args))
     return y
 
 
-def _conv_gradient_cpu(x, weight, bias, g):
-    given = Arguments()
+def _conv_gradient_kernel(x, weight, bias, g):
+    given = Arguments(x)
     args = _conv_arguments(given, x, weight, bias)
     gradients = _abi.ConvGradients(g=given.floats("the gradient", g, x.shape))
     made = {"dx": x.shape, "dweight": weight.shape, "dbias": weight.shape[:1]}
-    return _gradients(given, library.hxq_causal_conv1d_gradient, args, gradients, made)
+    return _gradients(given, _CONV_GRADIENT, args, gradients, made)
 
 
-def _gradients(given: Arguments, function, args, gradients, shapes: dict) -> tuple[torch.Tensor, ...]:
+def _gradients(given: Arguments, operation, args, gradients, shapes: dict) -> tuple[torch.Tensor, ...]:
     """The outputs of a gradient function, by the fields of its struct; zeros where there are no tokens."""
     made = []
     for name, shape in shapes.items():
@@ -70,7 +73,7 @@ def _gradients(given: Arguments, function, args, gradients, shapes: dict) -> tup
         made.append(tensor)
     if args.batch * args.tokens == 0:
         return tuple(tensor.zero_() for tensor in made)
-    check(function(context(), byref(args), byref(gradients)))
+    given.run(operation, byref(args), byref(gradients))
     return tuple(made)
 
 
@@ -80,9 +83,11 @@ def _gradients(given: Arguments, function, args, gradients, shapes: dict) -> tup
 def decay_rates(a_log: torch.Tensor) -> torch.Tensor:
     """-exp(A_log)^T [state_size, channels], as the core wants it."""
     channels, state_size = _two(a_log, "A_log")
-    given = Arguments()
+    if not a_log.is_cpu:
+        return -a_log.detach().float().exp().T.contiguous()
+    given = Arguments(a_log)
     rates, at = given.output((state_size, channels))
-    check(library.hxq_decay_rates(context(), given.floats("A_log", a_log, a_log.shape), channels, state_size, at))
+    given.run(_DECAY_RATES, given.floats("A_log", a_log, a_log.shape), channels, state_size, at)
     return rates
 
 
@@ -102,26 +107,26 @@ def _scan_arguments(given: Arguments, u, dt, b, c, z, a_log, d, dt_bias) -> _abi
     )  # fmt: skip
 
 
-def _scan_cpu(u, dt, b, c, z, a_log, d, dt_bias, state):
+def _scan_kernel(u, dt, b, c, z, a_log, d, dt_bias, state):
     """u, dt, z [batch, tokens, channels]; b, c [batch, tokens, n]; a_log [channels, n]; state [batch, n, channels]."""
-    given = Arguments()
+    given = Arguments(u)
     args = _scan_arguments(given, u, dt, b, c, z, a_log, d, dt_bias)
     y, args.y = given.output(u.shape)
     args.state = given.state("the state", state, (args.batch, args.state_size, args.channels))
     if y.numel() > 0:
-        check(library.hxq_selective_scan(context(), byref(args)))
+        given.run(_SCAN, byref(args))
     return y
 
 
-def _scan_gradient_cpu(u, dt, b, c, z, a_log, d, dt_bias, g):
-    given = Arguments()
+def _scan_gradient_kernel(u, dt, b, c, z, a_log, d, dt_bias, g):
+    given = Arguments(u)
     args = _scan_arguments(given, u, dt, b, c, z, a_log, d, dt_bias)
     gradients = _abi.ScanGradients(g=given.floats("the gradient", g, u.shape))
     made = {
         "du": u.shape, "ddt": u.shape, "db": b.shape, "dc": b.shape, "dz": u.shape, "da_log": a_log.shape,
         "dd": d.shape, "ddt_bias": d.shape,
     }  # fmt: skip
-    return _gradients(given, library.hxq_selective_scan_gradient, args, gradients, made)
+    return _gradients(given, _SCAN_GRADIENT, args, gradients, made)
 
 
 # ---- SSD ----
@@ -139,21 +144,21 @@ def _ssd_arguments(given: Arguments, xbc, dt, z, dt_bias, a_log, d, head_dim, gr
     )  # fmt: skip
 
 
-def _ssd_cpu(xbc, dt, z, dt_bias, a_log, d, state, head_dim, groups, state_size, dt_min, dt_max):
+def _ssd_kernel(xbc, dt, z, dt_bias, a_log, d, state, head_dim, groups, state_size, dt_min, dt_max):
     """xbc [batch, tokens, heads * head_dim + 2 * groups * state_size]; state [batch, heads, state_size, head_dim]."""
-    given = Arguments()
+    given = Arguments(xbc)
     args = _ssd_arguments(
         given, xbc, dt, z, dt_bias, a_log, d, head_dim, groups, state_size, dt_min, dt_max
     )  # fmt: skip
     y, args.y = given.output(z.shape)
     args.state = given.state("the state", state, (args.batch, args.heads, state_size, head_dim))
     if y.numel() > 0:
-        check(library.hxq_ssd(context(), byref(args)))
+        given.run(_SSD, byref(args))
     return y
 
 
-def _ssd_gradient_cpu(xbc, dt, z, dt_bias, a_log, d, g, head_dim, groups, state_size, dt_min, dt_max):
-    given = Arguments()
+def _ssd_gradient_kernel(xbc, dt, z, dt_bias, a_log, d, g, head_dim, groups, state_size, dt_min, dt_max):
+    given = Arguments(xbc)
     args = _ssd_arguments(
         given, xbc, dt, z, dt_bias, a_log, d, head_dim, groups, state_size, dt_min, dt_max
     )  # fmt: skip
@@ -162,7 +167,7 @@ def _ssd_gradient_cpu(xbc, dt, z, dt_bias, a_log, d, g, head_dim, groups, state_
         "dxbc": xbc.shape, "ddt": dt.shape, "dz": z.shape, "ddt_bias": a_log.shape, "da_log": a_log.shape,
         "dd": a_log.shape,
     }  # fmt: skip
-    return _gradients(given, library.hxq_ssd_gradient, args, gradients, made)
+    return _gradients(given, _SSD_GRADIENT, args, gradients, made)
 
 
 # ---- Gradients ----
@@ -210,8 +215,8 @@ class _Ssd(torch.autograd.Function):
 
 _CONTINUES = "has no gradient when it continues from a state: use torch.no_grad(), or no cache"
 
-_SCAN = "Tensor u, Tensor dt, Tensor b, Tensor c, Tensor z, Tensor a_log, Tensor d, Tensor? dt_bias"
-_SSD = "Tensor xbc, Tensor dt, Tensor z, Tensor dt_bias, Tensor a_log, Tensor d"
+_SCAN_TENSORS = "Tensor u, Tensor dt, Tensor b, Tensor c, Tensor z, Tensor a_log, Tensor d, Tensor? dt_bias"
+_SSD_TENSORS = "Tensor xbc, Tensor dt, Tensor z, Tensor dt_bias, Tensor a_log, Tensor d"
 _SSD_SIZES = "SymInt head_dim, SymInt groups, SymInt state_size, float dt_min, float dt_max"
 
 
@@ -225,56 +230,56 @@ def _fakes_like(*tensors):
 
 define(
     "causal_conv1d(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    lambda x, weight, bias: _conv_cpu(x, weight, bias, None),
+    lambda x, weight, bias: _conv_kernel(x, weight, bias, None),
     lambda x, weight, bias: _fake_like(x),
     _Conv,
 )
 define(
     "causal_conv1d_update(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) state) -> Tensor",
-    _conv_cpu,
+    _conv_kernel,
     lambda x, weight, bias, state: _fake_like(x),
     refusal=_CONTINUES,
 )
 define(
     "causal_conv1d_gradient(Tensor x, Tensor weight, Tensor? bias, Tensor g) -> (Tensor, Tensor, Tensor)",
-    _conv_gradient_cpu,
+    _conv_gradient_kernel,
     lambda x, weight, bias, g: _fakes_like(x, weight, weight[:, 0]),
     once("hxq::causal_conv1d has no second derivative"),
 )
 define(
-    f"selective_scan({_SCAN}) -> Tensor",
-    lambda *tensors: _scan_cpu(*tensors, None),
+    f"selective_scan({_SCAN_TENSORS}) -> Tensor",
+    lambda *tensors: _scan_kernel(*tensors, None),
     lambda u, *rest: _fake_like(u),
     _Scan,
 )
 define(
-    f"selective_scan_update({_SCAN}, Tensor(a!) state) -> Tensor",
-    _scan_cpu,
+    f"selective_scan_update({_SCAN_TENSORS}, Tensor(a!) state) -> Tensor",
+    _scan_kernel,
     lambda u, *rest: _fake_like(u),
     refusal=_CONTINUES,
 )
 define(
-    f"selective_scan_gradient({_SCAN}, Tensor g) "
+    f"selective_scan_gradient({_SCAN_TENSORS}, Tensor g) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _scan_gradient_cpu,
+    _scan_gradient_kernel,
     lambda u, dt, b, c, z, a_log, d, dt_bias, g: _fakes_like(u, dt, b, c, z, a_log, d, d),
     once("hxq::selective_scan has no second derivative"),
 )
 define(
-    f"ssd({_SSD}, {_SSD_SIZES}) -> Tensor",
-    lambda xbc, dt, z, dt_bias, a_log, d, *sizes: _ssd_cpu(xbc, dt, z, dt_bias, a_log, d, None, *sizes),
+    f"ssd({_SSD_TENSORS}, {_SSD_SIZES}) -> Tensor",
+    lambda xbc, dt, z, dt_bias, a_log, d, *sizes: _ssd_kernel(xbc, dt, z, dt_bias, a_log, d, None, *sizes),
     lambda xbc, dt, z, *rest: _fake_like(z),
     _Ssd,
 )
 define(
-    f"ssd_update({_SSD}, Tensor(a!) state, {_SSD_SIZES}) -> Tensor",
-    _ssd_cpu,
+    f"ssd_update({_SSD_TENSORS}, Tensor(a!) state, {_SSD_SIZES}) -> Tensor",
+    _ssd_kernel,
     lambda xbc, dt, z, *rest: _fake_like(z),
     refusal=_CONTINUES,
 )
 define(
-    f"ssd_gradient({_SSD}, Tensor g, {_SSD_SIZES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _ssd_gradient_cpu,
+    f"ssd_gradient({_SSD_TENSORS}, Tensor g, {_SSD_SIZES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _ssd_gradient_kernel,
     lambda xbc, dt, z, dt_bias, a_log, d, *rest: _fakes_like(xbc, dt, z, dt_bias, a_log, d),
     once("hxq::ssd has no second derivative"),
 )
@@ -287,7 +292,7 @@ def causal_conv1d(x, weight, bias, state=None) -> torch.Tensor:
     """silu(causal depthwise convolution): float32. state: [batch, width - 1 or width, channels], advanced."""
     tensors = (x, weight, bias)
     if direct(*tensors, state):
-        return _conv_cpu(*tensors, state)
+        return _conv_kernel(*tensors, state)
     return _hxq.causal_conv1d(*tensors) if state is None else _hxq.causal_conv1d_update(*tensors, state)
 
 
@@ -295,7 +300,7 @@ def selective_scan(u, dt, b, c, z, a_log, d, dt_bias=None, state=None) -> torch.
     """Mamba's scan with skip and gate: float32. state: [batch, state_size, channels], advanced."""
     tensors = (u, dt, b, c, z, a_log, d, dt_bias)
     if direct(*tensors, state):
-        return _scan_cpu(*tensors, state)
+        return _scan_kernel(*tensors, state)
     return _hxq.selective_scan(*tensors) if state is None else _hxq.selective_scan_update(*tensors, state)
 
 
@@ -304,5 +309,5 @@ def ssd(xbc, dt, z, dt_bias, a_log, d, head_dim, groups, state_size, dt_limit, s
     tensors = (xbc, dt, z, dt_bias, a_log, d)
     sizes = (head_dim, groups, state_size, float(dt_limit[0]), float(dt_limit[1]))
     if direct(*tensors, state):
-        return _ssd_cpu(*tensors, state, *sizes)
+        return _ssd_kernel(*tensors, state, *sizes)
     return _hxq.ssd(*tensors, *sizes) if state is None else _hxq.ssd_update(*tensors, state, *sizes)

@@ -9,7 +9,8 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _core
-from .gate import address
+from .gate import address, device_of
+from .on_cuda import CudaMatrix
 
 
 class Parts(NamedTuple):
@@ -27,6 +28,9 @@ class Parts(NamedTuple):
 
 #: {name: tensor} for all other codecs: the core says which names there are (`_core.stored_modules`).
 AnyParts = Union[Parts, dict[str, torch.Tensor]]
+
+#: The core's handle over the parts, on their device.
+AnyMatrix = Union[_core.Matrix, CudaMatrix]
 
 PART_NAMES = Parts._fields
 
@@ -52,11 +56,6 @@ DTYPE_NAMES = {
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def context() -> int:
-    """The core's context for torch's number of threads."""
-    return _core.context(torch.get_num_threads())
-
-
 #: Bytes up to which a stamp holds a tensor's content: writes through `.data` and numpy leave no other trace. Tensors
 #: made in inference mode have no version, so of those larger ones are held.
 _CONTENT, _INFERENCE_CONTENT = 4096, 1 << 20
@@ -80,7 +79,7 @@ def stamp_of(tensor: torch.Tensor) -> tuple:
 _matrices = WeakTensorKeyDictionary()
 
 
-def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> _core.Matrix:
+def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> AnyMatrix:
     """The core's matrix over these tensors, made at first use and when one of them has changed."""
     named = parts if isinstance(parts, dict) else dict(zip(PART_NAMES, parts))
     key = named.get("indices", next(iter(named.values())))
@@ -89,12 +88,45 @@ def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> _c
     if entry is not None and entry[0] == stamps and entry[1].rows == rows and entry[1].cols == cols:
         return entry[1]
     given = {part_name: part.detach() for part_name, part in named.items() if part is not None}
-    described = [
-        (part_name, _dtype_name(name, part_name, part), part.shape, address(part, f"{name}.{part_name}", part.dtype))
-        for part_name, part in given.items()
-    ]
-    matrix = _core.Matrix(name, described, rows, cols, owner=given)
+    device = device_of(key)
+    for part_name, part in given.items():  # of one device, and plain memory
+        address(part, f"{name}.{part_name}", part.dtype, device=device)
+    make = _matrix_of_cpu if device == _core.CPU else _matrix_of_gpu
+    matrix = make(given, rows, cols, name)
     _matrices[key] = (stamps, matrix)
+    return matrix
+
+
+def matrix_info(parts: AnyParts, rows: int, cols: int) -> dict:
+    """What the core tells of a matrix, wherever it is."""
+    named = parts if isinstance(parts, dict) else parts._asdict()
+    on_cpu = {part_name: part.cpu() for part_name, part in named.items() if part is not None}
+    return matrix_of(parts_of(on_cpu), rows, cols).info()
+
+
+def _described(name: str, parts: dict[str, torch.Tensor]) -> list[tuple]:
+    """Tensors of the CPU as the core takes them."""
+    return [
+        (part_name, _dtype_name(name, part_name, part), part.shape, address(part, f"{name}.{part_name}", part.dtype))
+        for part_name, part in parts.items()
+    ]
+
+
+def _matrix_of_cpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> _core.Matrix:
+    return _core.Matrix(name, _described(name, parts), rows, cols, owner=parts)
+
+
+def _matrix_of_gpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> CudaMatrix:
+    """The core reads and checks a copy of the parts in host memory; the GPU multiplies the indices where they are."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{name} is used for the first time while a CUDA graph is captured: run the model once before"
+        )
+    device = device_of(next(iter(parts.values())))
+    host = {part_name: part.cpu() for part_name, part in parts.items()}
+    indices = parts.get("indices", next(iter(parts.values())))
+    matrix = CudaMatrix(name, _described(name, host), rows, cols, device, indices.data_ptr(), owner=parts)
+    matrix.channel_scales = parts.get("channel_scales")
     return matrix
 
 
