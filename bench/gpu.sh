@@ -28,5 +28,11 @@ print(os.path.dirname(found[0]) if found else "")')
 export LD_LIBRARY_PATH=${cublas:+$cublas:}${LD_LIBRARY_PATH:-}
 "$out/gpu_bench" > "$out/results.csv"
 python3 "$root/bench/gpu_torch.py" >> "$out/results.csv"
+# The Python package, where python3 finds it with its libraries.
+if python3 -c 'import helix_substrate, peft, transformers' 2> "$out/python.log"; then
+  python3 "$root/bench/gpu_python.py" >> "$out/results.csv" 2>> "$out/python.log"
+else
+  echo "helix_substrate, peft or transformers is missing: the Python package is not measured" >&2
+fi
 cat "$out"/*.log > "$out/log"
 cat "$out/results.csv"
