@@ -47,6 +47,7 @@ struct ModelInfo {
   int64_t step_tokens = 0;          ///< that the device computes at once
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none
+  bool positions_scale = false;     ///< with the length of a prompt: its beginning is not that of a longer one
 };
 
 /// What a block of a model can remember of a sequence.
@@ -75,6 +76,12 @@ class Sequence {
   int64_t position() const noexcept;
   /// Forgets everything: the next token is the first.
   void reset();
+  /// Remembers what `other`, another sequence of the same model, does: both go on from there, each by itself. Memory
+  /// that does not change any more is shared. Throws `Error` for one of another model, `OutOfMemory`: it then remembers
+  /// nothing.
+  void copy_from(const Sequence& other);
+  /// Memory that it has on the model's device, shared memory included.
+  int64_t bytes() const noexcept;
   /// What the model's block of that number, from 0, remembers. Throws `Error` for another number.
   StateValues read(int64_t block, StateKind kind) const;
 

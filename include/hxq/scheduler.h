@@ -57,6 +57,9 @@ class Scheduler {
     int64_t prefill_tokens = 0;  ///< of prompts, in a step; 0: as many as the model's device computes at once
     /// The same in a step that also decodes, so that texts go on steadily beside long prompts; 0: `prefill_tokens`.
     int64_t prefill_tokens_beside_decode = 0;
+    /// Memory, in bytes, for what the model remembers after beginnings of prompts: prompts that begin with one of them
+    /// go on from there. Kept are ends of prompts, every 512 tokens, and what `add` names. 0: nothing.
+    int64_t prefix_bytes = 0;
   };
   using Id = uint64_t;
 
@@ -67,7 +70,8 @@ class Scheduler {
   Scheduler& operator=(Scheduler&&) noexcept;
   ~Scheduler();
 
-  Id add(Generation generation);
+  /// shared_tokens: of the prompt, that other prompts are likely to begin with; 0: nothing is known of that.
+  Id add(Generation generation, int64_t shared_tokens = 0);
   /// Continues in `sequence`, which has seen the first of the generation's tokens (not all), and must outlive it.
   Id add(Generation generation, Sequence& sequence);
 

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <mutex>
+#include <new>
 
 #include "hxq/error.h"
 #include "kernels/cuda_device/cuda_device.h"
@@ -22,6 +23,17 @@ Added& added() {
 }
 
 }  // namespace
+
+void Device::copy(std::byte* to, const std::byte* from, size_t bytes) const {
+  std::vector<std::byte> on_host;
+  try {
+    on_host.resize(bytes);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory("a copy", bytes);
+  }
+  download(on_host, from);
+  upload(to, on_host);
+}
 
 std::byte* Device::allocate_on_host(size_t bytes, std::string_view what) const {
   return cpu_device().allocate(bytes, what);

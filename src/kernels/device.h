@@ -70,6 +70,8 @@ class Device {
   /// Waits for what the device was asked before.
   virtual void download(std::span<std::byte> to, const std::byte* from) const = 0;
   virtual void clear(std::byte* memory, size_t bytes) const = 0;  ///< to zeros
+  /// From device memory to other device memory. Throws `OutOfMemory`.
+  virtual void copy(std::byte* to, const std::byte* from, size_t bytes) const;
 
   /// Memory of the host that `download` fills without a detour. Throws `OutOfMemory`, which names `what`.
   virtual std::byte* allocate_on_host(size_t bytes, std::string_view what) const;
@@ -131,6 +133,11 @@ class DeviceArray {
   }
   void clear() {
     if (data_ != nullptr) device_->clear(data_, bytes());
+  }
+  /// From an array of the same device and size.
+  void copy_from(const DeviceArray& other) {
+    assert(other.size_ == size_ && other.device_ == device_);
+    if (data_ != nullptr) device_->copy(data_, other.data_, bytes());
   }
 
  private:

@@ -20,16 +20,33 @@ KvCacheView KvCache::shape(int64_t heads, int64_t head_dim, DType dtype) noexcep
 KvCache::KvCache(const Device& device, int64_t heads, int64_t head_dim, DType dtype)
     : device_(&device), shape_(shape(heads, head_dim, dtype)) {}
 
+DeviceArray<std::byte> KvCache::new_tile() const {
+  DeviceArray<std::byte> tile(*device_, 2 * shape_.tile_bytes(), kWhat);
+  tile.clear();  // what pads a head is read
+  return tile;
+}
+
+void KvCache::reset() noexcept {
+  if (std::erase_if(tiles_, [](const auto& tile) { return tile.use_count() > 1; }) > 0) listed_ = 0;
+}
+
+void KvCache::copy_from(const KvCache& other, int64_t positions) {
+  const int64_t whole = positions / KvCacheView::kTile;
+  std::vector<std::shared_ptr<DeviceArray<std::byte>>> tiles(other.tiles_.begin(), other.tiles_.begin() + whole);
+  if (positions % KvCacheView::kTile > 0) {
+    tiles.push_back(std::make_shared<DeviceArray<std::byte>>(new_tile()));
+    tiles.back()->copy_from(*other.tiles_[static_cast<size_t>(whole)]);
+  }
+  tiles_ = std::move(tiles);
+  listed_ = 0;
+}
+
 void KvCache::reserve(int64_t positions) {
   const int64_t wanted = (positions + KvCacheView::kTile - 1) / KvCacheView::kTile;
   if (wanted <= listed_) return;
-  while (std::ssize(tiles_) < wanted) {
-    DeviceArray<std::byte> tile(*device_, 2 * shape_.tile_bytes(), kWhat);
-    tile.clear();  // what pads a head is read
-    tiles_.push_back(std::move(tile));
-  }
+  while (std::ssize(tiles_) < wanted) tiles_.push_back(std::make_shared<DeviceArray<std::byte>>(new_tile()));
   std::vector<std::byte*> pointers;
-  for (const DeviceArray<std::byte>& tile : tiles_) pointers.push_back(tile.data());
+  for (const auto& tile : tiles_) pointers.push_back(tile->data());
   // More tiles than are wanted are left from a call that then ran out of memory.
   const int64_t have = std::ssize(tiles_);
   if (table_.size() < have) table_ = DeviceArray<std::byte*>(*device_, std::max(have, 2 * table_.size()), kWhat);
@@ -44,7 +61,7 @@ std::vector<float> KvCache::read(Part part, int64_t positions) const {
   std::vector<float> out(static_cast<size_t>(shape_.heads * positions * dim));
   std::vector<std::byte> tile(static_cast<size_t>(2 * shape_.tile_bytes()));
   for (int64_t first = 0; first < positions; first += kTile) {
-    tiles_[static_cast<size_t>(first / kTile)].download(tile);
+    tiles_[static_cast<size_t>(first / kTile)]->download(tile);
     const std::span<const std::byte> bytes = std::span(tile).subspan(keys ? 0 : tile.size() / 2, tile.size() / 2);
     const std::vector<float> numbers =
         to_float({.dtype = shape_.dtype, .shape = {shape_.heads * padded * kTile}, .bytes = bytes});

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "kernels/device.h"
@@ -15,6 +16,16 @@ class KvCache {
 
   /// Makes room for positions [0, positions); what is stored stays where it is. Throws `OutOfMemory`.
   void reserve(int64_t positions);
+
+  /// Lets go of tiles that other caches have too: what is stored anew must not change theirs.
+  void reset() noexcept;
+
+  /// Keeps what `other`, of the same shape and device, has of positions [0, positions), and nothing else. Whole tiles
+  /// are shared: nothing is stored in them any more. Throws `OutOfMemory`; it is as it was then.
+  void copy_from(const KvCache& other, int64_t positions);
+
+  /// Of its tiles, shared ones included.
+  int64_t bytes() const noexcept { return std::ssize(tiles_) * 2 * shape_.tile_bytes(); }
 
   /// The shape of a cache; its `tiles` are for the caller to fill in with those of a batch's sequences.
   static KvCacheView shape(int64_t heads, int64_t head_dim, DType dtype) noexcept;
@@ -33,7 +44,9 @@ class KvCache {
  private:
   const Device* device_;
   KvCacheView shape_;
-  std::vector<DeviceArray<std::byte>> tiles_;
+  DeviceArray<std::byte> new_tile() const;
+
+  std::vector<std::shared_ptr<DeviceArray<std::byte>>> tiles_;
   DeviceArray<std::byte*> table_;  // may have room for more
   int64_t listed_ = 0;             // tiles that the table has
 };

@@ -15,6 +15,9 @@ class AttentionState {
   /// rope: null without rotary positions; must outlive it.
   AttentionState(const StateOptions& options, int64_t kv_heads, int64_t head_dim, const RopeDesc* rope);
 
+  void reset() noexcept { cache_.reset(); }
+  void copy_from(const AttentionState& other, int64_t positions) { cache_.copy_from(other.cache_, positions); }
+  int64_t bytes() const noexcept { return cache_.bytes(); }
   void reserve(int64_t positions, int64_t end);
   void put_arrays(std::span<void*> arrays) const noexcept;
   StateValues read(StateKind kind, int64_t positions) const;

@@ -27,6 +27,10 @@ class BlockState {
   virtual ~BlockState() = default;
   /// Back to the start of a sequence.
   virtual void reset() = 0;
+  /// Remembers what `other`, a state of the same block, does after `positions`. Throws `OutOfMemory`.
+  virtual void copy_from(const BlockState& other, int64_t positions) = 0;
+  /// Memory that it has, in bytes; what it shares with others included.
+  virtual int64_t bytes() const noexcept = 0;
   /// Makes room for positions [0, positions). `end`: the length the sequence will have after the prompt or token that
   /// the positions belong to, which may come in several steps. Throws `OutOfMemory`; what it remembers stays.
   virtual void reserve([[maybe_unused]] int64_t positions, [[maybe_unused]] int64_t end) {}

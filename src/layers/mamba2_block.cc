@@ -9,6 +9,10 @@ class Mamba2BlockState final : public BlockState {
  public:
   Mamba2BlockState(const StateOptions& options, const Mamba2BlockDesc& desc) : mixer_(options, desc) {}
   void reset() override { mixer_.reset(); }
+  void copy_from(const BlockState& other, int64_t) override {
+    mixer_.copy_from(static_cast<const Mamba2BlockState&>(other).mixer_);
+  }
+  int64_t bytes() const noexcept override { return mixer_.bytes(); }
   void put_arrays(std::span<void*> arrays) const noexcept override { mixer_.put_arrays(arrays); }
   StateValues read(StateKind kind, int64_t) const override { return mixer_.read(kind); }
 

@@ -16,6 +16,11 @@ void Mamba2State::reset() {
   ssm_.clear();
 }
 
+void Mamba2State::copy_from(const Mamba2State& other) {
+  conv_.copy_from(other.conv_);
+  ssm_.copy_from(other.ssm_);
+}
+
 void Mamba2State::put_arrays(std::span<void*> arrays) const noexcept {
   arrays[0] = conv_.data();
   arrays[1] = ssm_.data();

@@ -12,6 +12,8 @@ class Mamba2State {
 
   Mamba2State(const StateOptions& options, const Mamba2BlockDesc& desc);
   void reset();
+  void copy_from(const Mamba2State& other);
+  int64_t bytes() const noexcept { return static_cast<int64_t>(conv_.bytes() + ssm_.bytes()); }
   void put_arrays(std::span<void*> arrays) const noexcept;
   StateValues read(StateKind kind) const;
 

@@ -22,6 +22,14 @@ class MambaState final : public BlockState {
     ssm_.clear();
   }
 
+  void copy_from(const BlockState& other, int64_t) override {
+    const auto& from = static_cast<const MambaState&>(other);
+    conv_.copy_from(from.conv_);
+    ssm_.copy_from(from.ssm_);
+  }
+
+  int64_t bytes() const noexcept override { return static_cast<int64_t>(conv_.bytes() + ssm_.bytes()); }
+
   void put_arrays(std::span<void*> arrays) const noexcept override {
     arrays[0] = conv_.data();
     arrays[1] = ssm_.data();

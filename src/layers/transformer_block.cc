@@ -15,7 +15,11 @@ class TransformerState final : public BlockState {
       : attention_(options, desc.kv_heads, desc.head_dim, &desc.rope) {}
 
   /// What the cache holds past the position is never looked at.
-  void reset() override {}
+  void reset() override { attention_.reset(); }
+  void copy_from(const BlockState& other, int64_t positions) override {
+    attention_.copy_from(static_cast<const TransformerState&>(other).attention_, positions);
+  }
+  int64_t bytes() const noexcept override { return attention_.bytes(); }
   void reserve(int64_t positions, int64_t end) override { attention_.reserve(positions, end); }
   void put_arrays(std::span<void*> arrays) const noexcept override { attention_.put_arrays(arrays); }
   StateValues read(StateKind kind, int64_t positions) const override { return attention_.read(kind, positions); }

@@ -19,7 +19,16 @@ class Zamba2State final : public BlockState {
         mixer_(options, desc.mamba) {}
 
   /// What the cache holds past the position is never looked at.
-  void reset() override { mixer_.reset(); }
+  void reset() override {
+    attention_.reset();
+    mixer_.reset();
+  }
+  void copy_from(const BlockState& other, int64_t positions) override {
+    const auto& from = static_cast<const Zamba2State&>(other);
+    attention_.copy_from(from.attention_, positions);
+    mixer_.copy_from(from.mixer_);
+  }
+  int64_t bytes() const noexcept override { return attention_.bytes() + mixer_.bytes(); }
   void reserve(int64_t positions, int64_t end) override { attention_.reserve(positions, end); }
   void put_arrays(std::span<void*> arrays) const noexcept override {
     attention_.put_arrays(arrays);

@@ -185,6 +185,26 @@ void Sequence::reset() {
   parts_->position = 0;
 }
 
+void Sequence::copy_from(const Sequence& other) {
+  if (&other == this) return;
+  if (other.parts_->model != parts_->model) throw Error("the sequence to copy is another model's");
+  try {
+    for (size_t i = 0; i < parts_->blocks.size(); ++i) {
+      parts_->blocks[i]->copy_from(*other.parts_->blocks[i], other.position());
+    }
+  } catch (...) {
+    reset();
+    throw;
+  }
+  parts_->position = other.position();
+}
+
+int64_t Sequence::bytes() const noexcept {
+  int64_t sum = 0;
+  for (const auto& block : parts_->blocks) sum += block->bytes();
+  return sum;
+}
+
 StateValues Sequence::read(int64_t block, StateKind kind) const {
   if (block < 0 || block >= std::ssize(parts_->blocks)) {
     throw Error(fmt::format("block {}: the model has {}", block, parts_->blocks.size()));

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <type_traits>
+#include <variant>
 
 #include "desc/config_reader.h"
 #include "folder/described_tensors.h"
@@ -35,6 +37,22 @@ Target choose_target(std::optional<Target> wanted) {
   for (const Target target : targets) names.push_back(name_of(target));
   throw Error(fmt::format("instruction set '{}' is not available; this processor runs {}", name_of(*wanted),
                           fmt::join(names, ", ")));
+}
+
+/// Whether rotary positions of the block depend on the length of the text.
+bool scales_positions(const BlockDesc& block) {
+  return std::visit(
+      [](const auto& desc) {
+        using Desc = std::decay_t<decltype(desc)>;
+        if constexpr (std::is_same_v<Desc, TransformerBlockDesc>) {
+          return desc.attention.rope.type == RopeDesc::Type::dynamic;
+        } else if constexpr (std::is_same_v<Desc, Zamba2BlockDesc>) {
+          return desc.rotary && desc.rope.type == RopeDesc::Type::dynamic;
+        } else {
+          return false;
+        }
+      },
+      block);
 }
 
 }  // namespace
@@ -122,6 +140,7 @@ void Model::Parts::load(const std::string& config_file, const ModelOptions& opti
   info.step_tokens = state_options.device->step_rows();
   info.eos_tokens = desc.eos_tokens;
   info.bos_token = desc.bos_token;
+  info.positions_scale = std::ranges::any_of(desc.blocks, scales_positions);
   load_weights();
 }
 

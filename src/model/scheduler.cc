@@ -8,11 +8,15 @@
 #include <exception>
 
 #include "hxq/error.h"
+#include "model/prefix_cache.h"
 
 namespace hxq {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// Tokens of a prompt after which what the model remembers is kept: a step of the CPU.
+constexpr int64_t kKeptEvery = 512;
 
 double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
@@ -20,18 +24,20 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
 
 /// A generation and where it is.
 struct Task {
-  Task(Scheduler::Id with_id, Generation of, Sequence* in)
-      : id(with_id), generation(std::move(of)), sequence(in), is_given(in != nullptr) {}
+  Task(Scheduler::Id with_id, Generation of, Sequence* in, int64_t shared)
+      : id(with_id), generation(std::move(of)), sequence(in), is_given(in != nullptr), shared_tokens(shared) {}
 
   Scheduler::Id id;
   Generation generation;
-  Sequence* sequence;  ///< null while it waits
-  bool is_given;       ///< the sequence is the caller's
+  Sequence* sequence;     ///< null while it waits
+  bool is_given;          ///< the sequence is the caller's
+  int64_t shared_tokens;  ///< of the prompt, that others are likely to begin with
   std::exception_ptr error = {};
   std::optional<Clock::time_point> began = {};
   std::optional<Clock::time_point> decodes = {};  ///< since then
 
   bool ended() const noexcept { return error || generation.done(); }
+  bool in_prefill() const noexcept { return sequence && !decodes && !ended(); }
   Scheduler::Progress progress() const {
     using Stage = Scheduler::Progress::Stage;
     const GenerateResult& result = generation.result();
@@ -54,8 +60,10 @@ struct Task {
 }  // namespace
 
 struct Scheduler::Impl {
-  Impl(const Model& of, const Limits& given) : model(of), limits(given), workspace(of.new_workspace()) {
+  Impl(const Model& of, const Limits& given)
+      : model(of), limits(given), workspace(of.new_workspace()), prefixes(of, given.prefix_bytes) {
     const int64_t least = std::min(limits.prefill_tokens, limits.prefill_tokens_beside_decode);
+    if (limits.prefix_bytes < 0) throw Error(fmt::format("{} bytes for prefixes", limits.prefix_bytes));
     if (limits.sequences < 1 || least < 0) {
       throw Error(
           fmt::format("{} sequences and {} prompt tokens at once: expected at least 1 and 0", limits.sequences, least));
@@ -70,15 +78,20 @@ struct Scheduler::Impl {
   }
 
   bool goes_on(Task& task);
-  void admit();
+  bool admit();
+  bool waits_for_another(const Task& task) const;
+  bool reuse(Task& task);
+  int64_t next_kept(const Task& task) const noexcept;
   void release(Task& task);
   void forget(Id id);
   void plan();
+  void keep_prefix(const Task& task, std::span<const float> logits);
   void advance(Task& task, std::span<float> logits, Clock::time_point now);
 
   const Model& model;
   Limits limits;
   Workspace workspace;
+  PrefixCache prefixes;
   Id last_id = 0;
   std::deque<Task> tasks;                        // in the order in which they came, ids ascending
   std::vector<std::unique_ptr<Sequence>> free;   // to be used again
@@ -101,16 +114,55 @@ bool Scheduler::Impl::goes_on(Task& task) {
   return !task.ended();
 }
 
-/// Gives sequences to those that wait, as far as there may be more and memory reaches.
-void Scheduler::Impl::admit() {
+/// Whether the task's prompt is being run for another: then it can soon go on from its end.
+bool Scheduler::Impl::waits_for_another(const Task& task) const {
+  return prefixes.is_enabled() && std::ranges::any_of(tasks, [&](const Task& other) {
+           return other.in_prefill() && std::ranges::equal(other.generation.tokens(), task.generation.tokens());
+         });
+}
+
+/// Lets the task go on from the longest beginning of its prompt that is kept. Whether that is all of it, so that its
+/// first token was chosen.
+bool Scheduler::Impl::reuse(Task& task) {
+  const std::span<const int32_t> prompt = task.generation.tokens();
+  const PrefixCache::Entry* entry = prefixes.find(prompt);
+  if (!entry) return false;
+  try {
+    task.sequence->copy_from(entry->sequence);
+  } catch (const OutOfMemory&) {
+    return false;  // it is run from its start
+  }
+  task.generation.result().reused_tokens = task.sequence->position();
+  if (entry->tokens.size() < prompt.size()) return false;
+  task.began = Clock::now();
+  std::vector<float> logits = entry->logits;
+  advance(task, logits, *task.began);
+  return true;
+}
+
+/// The position up to which the task's prompt is to be run before what the model remembers is kept.
+int64_t Scheduler::Impl::next_kept(const Task& task) const noexcept {
+  const int64_t position = task.sequence->position();
+  const int64_t end = std::ssize(task.generation.tokens());
+  if (!prefixes.is_enabled() || task.is_given) return end;
+  int64_t next = std::min((position / kKeptEvery + 1) * kKeptEvery, end);
+  if (task.shared_tokens > position) next = std::min(next, task.shared_tokens);
+  return next;
+}
+
+/// Gives sequences to those that wait, as far as there may be more and memory reaches. Whether that brought anything
+/// on.
+bool Scheduler::Impl::admit() {
+  bool brought_on = false;
   for (Task& task : tasks) {
     if (!goes_on(task) || task.sequence || std::ssize(taken) >= limits.sequences) continue;
+    if (waits_for_another(task)) continue;
     if (free.empty()) {
       try {
         free.push_back(std::make_unique<Sequence>(model.new_sequence()));
       } catch (const OutOfMemory&) {
         if (taken.empty()) throw;
-        return;  // the others go on, and leave theirs to it
+        return brought_on;  // the others go on, and leave theirs to it
       }
     }
     taken.reserve(taken.size() + 1);
@@ -118,7 +170,10 @@ void Scheduler::Impl::admit() {
     free.pop_back();
     task.sequence = taken.back().get();
     task.sequence->reset();
+    brought_on |= reuse(task);
+    if (task.ended()) release(task);
   }
+  return brought_on;
 }
 
 void Scheduler::Impl::release(Task& task) {
@@ -156,11 +211,20 @@ void Scheduler::Impl::plan() {
   const int64_t rows = segments.empty() ? limits.prefill_tokens : limits.prefill_tokens_beside_decode;
   int64_t budget = std::max<int64_t>(rows - std::ssize(segments), 1);
   for (Task& task : tasks) {
-    if (!task.sequence || task.ended() || task.decodes || budget == 0) continue;
-    const int64_t count = std::min(std::ssize(task.rest()), budget);
+    if (!task.in_prefill() || budget == 0) continue;
+    const int64_t count = std::min(next_kept(task) - task.sequence->position(), budget);
     if (!task.began) task.began = Clock::now();
     add(task, count, Phase::prefill);
     budget -= count;
+  }
+}
+
+/// Keeps what the model remembers where the task's prompt was run up to a position that is worth it.
+void Scheduler::Impl::keep_prefix(const Task& task, std::span<const float> logits) {
+  if (!prefixes.is_enabled() || task.is_given || task.decodes) return;
+  const int64_t position = task.sequence->position();
+  if (position == task.shared_tokens || position % kKeptEvery == 0 || !logits.empty()) {
+    prefixes.keep(task.generation.tokens(), *task.sequence, logits);
   }
 }
 
@@ -185,33 +249,36 @@ Scheduler::Scheduler(Scheduler&&) noexcept = default;
 Scheduler& Scheduler::operator=(Scheduler&&) noexcept = default;
 Scheduler::~Scheduler() = default;
 
-Scheduler::Id Scheduler::add(Generation generation) {
-  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), nullptr);
+Scheduler::Id Scheduler::add(Generation generation, int64_t shared_tokens) {
+  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), nullptr, shared_tokens);
   return impl_->last_id;
 }
 
 Scheduler::Id Scheduler::add(Generation generation, Sequence& sequence) {
   if (sequence.position() >= std::ssize(generation.tokens())) throw Error("no token is left to run");
   generation.result().reused_tokens = sequence.position();
-  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), &sequence);
+  impl_->tasks.emplace_back(++impl_->last_id, std::move(generation), &sequence, 0);
   return impl_->last_id;
 }
 
 bool Scheduler::step() {
   Impl& my = *impl_;
-  my.admit();
+  const bool brought_on = my.admit();
   my.plan();
-  if (my.segments.empty()) return false;
+  if (my.segments.empty()) return brought_on;
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
   const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
   std::span<float> rest = my.workspace.logits(rows * vocab);
   my.model.forward(my.tokens, my.segments, my.workspace, rest);
   const auto now = Clock::now();
   for (size_t s = 0; s < my.segments.size(); ++s) {
-    if (my.segments[s].logits != Logits::last) continue;
-    my.advance(*my.running[s], rest.first(vocab), now);
-    rest = rest.subspan(vocab);
-    if (my.running[s]->ended()) my.release(*my.running[s]);
+    Task& task = *my.running[s];
+    const std::span<float> logits = my.segments[s].logits == Logits::last ? rest.first(vocab) : std::span<float>();
+    rest = rest.subspan(logits.size());
+    my.keep_prefix(task, logits);  // before the logits are changed
+    if (logits.empty()) continue;
+    my.advance(task, logits, now);
+    if (task.ended()) my.release(task);
   }
   return true;
 }

@@ -1,0 +1,70 @@
+#include "model/prefix_cache.h"
+
+#include <algorithm>
+#include <new>
+
+#include "hxq/error.h"
+
+namespace hxq {
+
+const PrefixCache::Entry* PrefixCache::find(std::span<const int32_t> prompt) {
+  auto best = entries_.end();
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    const size_t size = entry->tokens.size();
+    if (size > prompt.size() || (size == prompt.size() && entry->logits.empty())) continue;
+    if (best != entries_.end() && size <= best->tokens.size()) continue;
+    if (model_.info().positions_scale && entry->prompt_length != std::ssize(prompt)) continue;
+    if (std::ranges::equal(entry->tokens, prompt.first(size))) best = entry;
+  }
+  if (best == entries_.end()) return nullptr;
+  entries_.splice(entries_.begin(), entries_, best);
+  return &entries_.front();
+}
+
+PrefixCache::Entry* PrefixCache::find_same(std::span<const int32_t> tokens, int64_t prompt_length) {
+  const auto found = std::ranges::find_if(entries_, [&](const Entry& entry) {
+    return std::ranges::equal(entry.tokens, tokens) &&
+           (!model_.info().positions_scale || entry.prompt_length == prompt_length);
+  });
+  if (found == entries_.end()) return nullptr;
+  entries_.splice(entries_.begin(), entries_, found);
+  return &entries_.front();
+}
+
+void PrefixCache::make_room(int64_t bytes) {
+  while (!entries_.empty() && bytes_ + bytes > most_bytes_) {
+    bytes_ -= entries_.back().bytes;
+    entries_.pop_back();
+  }
+}
+
+void PrefixCache::keep(std::span<const int32_t> prompt, const Sequence& sequence, std::span<const float> logits) {
+  const std::span<const int32_t> tokens = prompt.first(static_cast<size_t>(sequence.position()));
+  const int64_t bytes = sequence.bytes() + static_cast<int64_t>(tokens.size_bytes() + logits.size_bytes());
+  if (bytes > most_bytes_) return;
+  try {
+    if (Entry* same = find_same(tokens, std::ssize(prompt))) {
+      if (same->logits.empty() && !logits.empty()) {
+        same->logits.assign(logits.begin(), logits.end());
+        same->bytes += static_cast<int64_t>(logits.size_bytes());
+        bytes_ += static_cast<int64_t>(logits.size_bytes());
+      }
+      return;
+    }
+    make_room(bytes);
+    Entry entry{.tokens = {tokens.begin(), tokens.end()},
+                .prompt_length = std::ssize(prompt),
+                .sequence = model_.new_sequence(),
+                .logits = {logits.begin(), logits.end()},
+                .bytes = bytes};
+    entry.sequence.copy_from(sequence);
+    entries_.push_front(std::move(entry));
+    bytes_ += bytes;
+  } catch (const OutOfMemory&) {
+    make_room(most_bytes_);
+  } catch (const std::bad_alloc&) {
+    make_room(most_bytes_);
+  }
+}
+
+}  // namespace hxq
