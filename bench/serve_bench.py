@@ -161,7 +161,19 @@ def main():
         for name in ("tokenizer.json", "tokenizer_config.json"):  # any that knows the tokens
             shutil.copy(ROOT / "models" / "wiki-mamba-7m" / name, folder / name)
         hxq = arguments.build / "hxq"
-        command = [hxq, "serve", folder, "--port", "0", "--parallel", "8", "-t", str(arguments.threads)]
+        command = [
+            hxq,
+            "serve",
+            folder,
+            "--port",
+            "0",
+            "--parallel",
+            "8",
+            "--prefix-cache",
+            "0",
+            "-t",
+            str(arguments.threads),
+        ]
         servers = [Server("hxq", command, 0)]
         try:
             if arguments.llama_server:

@@ -152,6 +152,20 @@ std::vector<ChatMessage> read_messages(Parameters& parameters) {
   return messages;
 }
 
+/// Tokens of the prompt before the last message: of what a program tells the model first, or of the conversation so
+/// far.
+int64_t tokens_before_the_last(std::vector<ChatMessage> messages, const std::vector<int32_t>& prompt,
+                               const ServedModel& served) {
+  messages.pop_back();
+  if (messages.empty()) return 0;
+  try {
+    const std::vector<int32_t> before = served.chat_template->tokens(messages, served.tokenizer, false);
+    return std::ranges::mismatch(before, prompt).in1 - before.begin();
+  } catch (const Error&) {
+    return 0;  // some templates take no conversation that ends so
+  }
+}
+
 }  // namespace
 
 GenerateOptions CompletionRequest::options_of(int64_t number) const {
@@ -234,6 +248,7 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
   } catch (const Error& error) {
     throw bad_request(error.what(), "messages", "invalid_value");
   }
+  request.shared_tokens = tokens_before_the_last(messages, request.prompts[0], served);
   if (request.prompts[0].empty()) throw bad_request("the messages have no tokens", "messages", "invalid_value");
   request.options.max_tokens = (new_name ? new_name : old_name).value_or(room(request, served, kChatTokens));
   check_context(request, served);

@@ -16,7 +16,8 @@ inline constexpr int64_t kMostChoices = 128;
 struct CompletionRequest {
   bool chat = false;
   std::vector<std::vector<int32_t>> prompts;
-  int64_t n = 1;  ///< choices of each prompt
+  int64_t shared_tokens = 0;  ///< of a chat's prompt, before its last message
+  int64_t n = 1;              ///< choices of each prompt
   GenerateOptions options = {};
   bool stream = false;
   bool include_usage = false;  ///< in a stream

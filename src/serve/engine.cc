@@ -31,11 +31,11 @@ Engine::~Engine() {
   thread_.join();
 }
 
-Engine::Ticket Engine::submit(std::vector<int32_t> prompt, const GenerateOptions& options) {
+Engine::Ticket Engine::submit(std::vector<int32_t> prompt, const GenerateOptions& options, int64_t shared_tokens) {
   Generation generation(model_.info(), tokenizer_, std::move(prompt), options);
   const std::lock_guard lock(mutex_);
   const Ticket ticket = ++last_ticket_;
-  submitted_.emplace_back(ticket, std::move(generation));
+  submitted_.push_back({ticket, std::move(generation), shared_tokens});
   ++status_.open;
   wake_.notify_one();
   return ticket;
@@ -76,7 +76,7 @@ void Engine::run() {
 }
 
 void Engine::apply_commands() {
-  std::vector<std::pair<Ticket, Generation>> submitted;
+  std::vector<Submitted> submitted;
   std::vector<Ticket> cancelled;
   std::string fault;
   {
@@ -85,8 +85,9 @@ void Engine::apply_commands() {
     cancelled.swap(cancelled_);
     fault.swap(end_all_);
   }
-  for (auto& [ticket, generation] : submitted) {
-    jobs_.push_back(std::make_unique<Job>(Job{.ticket = ticket, .id = scheduler_.add(std::move(generation))}));
+  for (auto& [ticket, generation, shared_tokens] : submitted) {
+    const Scheduler::Id id = scheduler_.add(std::move(generation), shared_tokens);
+    jobs_.push_back(std::make_unique<Job>(Job{.ticket = ticket, .id = id}));
   }
   for (const Ticket ticket : cancelled) {
     std::erase_if(jobs_, [&](const auto& job) {

@@ -44,8 +44,8 @@ class Engine {
   /// Forgets what is running; nothing is delivered any more.
   ~Engine();
 
-  /// Begins a generation. Throws as the constructor of `Generation`.
-  Ticket submit(std::vector<int32_t> prompt, const GenerateOptions& options);
+  /// Begins a generation; see `Scheduler::add`. Throws as the constructor of `Generation`.
+  Ticket submit(std::vector<int32_t> prompt, const GenerateOptions& options, int64_t shared_tokens = 0);
   /// Forgets a generation before the next step; nothing more of it comes.
   void cancel(Ticket ticket);
   /// Ends all generations with a fault.
@@ -72,7 +72,12 @@ class Engine {
   std::condition_variable wake_;
   // Behind the mutex: what others ask for, and what they see.
   Ticket last_ticket_ = 0;
-  std::vector<std::pair<Ticket, Generation>> submitted_;
+  struct Submitted {
+    Ticket ticket;
+    Generation generation;
+    int64_t shared_tokens;
+  };
+  std::vector<Submitted> submitted_;
   std::vector<Ticket> cancelled_;
   std::string end_all_;
   bool stop_ = false;

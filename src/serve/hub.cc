@@ -14,7 +14,8 @@ Hub::Hub(const ServedModel& model, const ServeOptions& with)
       access(with.api_keys, with.cors_origins),
       last_id_(uint64_t{std::random_device()()} << 32) {
   const Scheduler::Limits limits = {.sequences = options.parallel,
-                                    .prefill_tokens_beside_decode = options.prompt_budget};
+                                    .prefill_tokens_beside_decode = options.prompt_budget,
+                                    .prefix_bytes = options.prefix_bytes};
   engine = std::make_unique<Engine>(
       served.model, served.tokenizer, limits, [this](std::vector<Engine::Delivery> deliveries) {
         asio::post(io, [this, all = std::move(deliveries)]() mutable { deliver(std::move(all)); });
@@ -31,7 +32,7 @@ std::vector<Engine::Ticket> Hub::begin(const CompletionRequest& request, const s
   std::vector<Engine::Ticket> tickets;
   try {
     for (int64_t i = 0; i < request.choices(); ++i) {
-      tickets.push_back(engine->submit(request.prompt(i), request.options_of(i)));
+      tickets.push_back(engine->submit(request.prompt(i), request.options_of(i), request.shared_tokens));
       addresses_[tickets.back()] = {mailbox, static_cast<size_t>(i)};
     }
   } catch (const Error& error) {

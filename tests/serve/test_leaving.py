@@ -45,7 +45,7 @@ def leave(server, rng):
 
 
 def test_clients_that_go_away_at_every_stage(start_server):
-    with start_server(MAMBA, "--parallel", 4) as server:
+    with start_server(MAMBA, "--parallel", 4, "--prefix-cache", "4MB") as server:
 
         def go(seed):
             rng = random.Random(seed)

@@ -106,3 +106,39 @@ def test_a_long_prompt_beside_a_stream(start_server):
         connection.close()
         stream.close()
         server.becomes_idle()
+
+
+def test_what_is_reused_gives_the_same_text(start_server):
+    """A conversation that goes on, and prompts that begin alike, with and without states that are kept."""
+    system = {"role": "system", "content": "You know all about the rivers of Europe. " * 40}
+
+    def ask(server, messages, seed):
+        body = {"messages": messages, "max_tokens": 12, "seed": seed, "logprobs": True, "top_logprobs": 3}
+        answer = server.post("/v1/chat/completions", **body)
+        return answer["choices"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def talk(server):
+        said, reused = [], []
+        for seed in range(3):
+            messages = [system]
+            for question in ("Which is the longest?", "And where does it end?", "Thank you."):
+                messages.append({"role": "user", "content": question})
+                choices, cached = ask(server, messages, seed)
+                said.append(choices)
+                reused.append(cached)
+                messages.append({"role": "assistant", "content": choices[0]["message"]["content"]})
+        said += [server.post("/v1/completions", prompt="The river", n=4, max_tokens=5, seed=1)["choices"]]
+        return said, reused
+
+    options = (MAMBA, "--template", TEMPLATE)
+    with start_server(*options, "--prefix-cache", "0") as server:
+        plain, nothing = talk(server)
+        assert set(nothing) == {0} and server.metrics()["hxq_reused_tokens_total"] == 0
+    with start_server(*options) as server:
+        found, reused = talk(server)
+        assert found == plain
+        assert reused[0] == 0 and min(reused[1:]) > 300, "the system message is run once"
+        assert reused[2] > reused[1] == reused[3], (
+            "a turn goes on from the last; a message that came before is not run again"
+        )
+        assert server.metrics()["hxq_reused_tokens_total"] >= sum(reused) + 3 * 2

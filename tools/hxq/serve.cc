@@ -77,6 +77,8 @@ RunVerb add_serve(CLI::App& app) {
                  "Tokens of prompts in a step that also continues texts: fewer keep streams steadier, more are faster")
       ->capture_default_str()
       ->check(whole_number(1, 1 << 20));
+  add_size(app, "--prefix-cache", options.prefix_bytes, 0,
+           "Memory for states after beginnings of prompts, from where others go on (256MB; 0: none)");
   app.add_option("--api-key-file", arguments->api_key_file, "Serve clients that have one of the keys in this file");
   add_texts(app, "--cors-origin", options.cors_origins,
             "Let pages of this origin in, as https://example.org (may be given more than once; *: all)");

@@ -44,28 +44,29 @@ CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& descrip
   return app.add_option("-t,--threads", threads, description)->check(whole_number(0, kMaxThreads));
 }
 
-CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes) {
-  const auto parse = [&bytes](const std::vector<std::string>& given) {
+CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, int64_t least,
+                      const std::string& description) {
+  const auto parse = [&bytes, name, least](const std::vector<std::string>& given) {
     const std::string& text = given.back();
     int64_t count = 0;
     const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), count);
     const std::string_view unit(end, static_cast<size_t>(text.data() + text.size() - end));
     int64_t scale = 0;
-    for (const auto& [name, size] :
+    for (const auto& [unit_name, size] :
          {std::pair<std::string_view, int64_t>{"", 1}, {"KB", 1000}, {"MB", 1'000'000}, {"GB", 1'000'000'000}}) {
-      if (unit == name) scale = size;
+      if (unit == unit_name) scale = size;
     }
-    const bool fits = fault == std::errc() && scale > 0 && count > 0 && !__builtin_mul_overflow(count, scale, &bytes);
-    if (!fits)
-      throw CLI::ValidationError("--max-shard-size", not_as_expected("a size such as 5GB, 500MB or 1000000", text));
+    const bool fits =
+        fault == std::errc() && scale > 0 && count >= least && !__builtin_mul_overflow(count, scale, &bytes);
+    if (!fits) throw CLI::ValidationError(name, not_as_expected("a size such as 5GB, 500MB or 1000000", text));
     return true;
   };
-  return app
-      .add_option("--max-shard-size", CLI::callback_t(parse),
-                  "Tensors in one file at most; more become shards with an index (5GB)")
-      ->type_name("SIZE")
-      ->type_size(1)
-      ->expected(1);
+  return app.add_option(name, CLI::callback_t(parse), description)->type_name("SIZE")->type_size(1)->expected(1);
+}
+
+CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes) {
+  return add_size(app, "--max-shard-size", bytes, 1,
+                  "Tensors in one file at most; more become shards with an index (5GB)");
 }
 
 std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {

@@ -52,7 +52,11 @@ CLI::Validator whole_number(std::type_identity_t<T> low, std::type_identity_t<T>
 /// -t,--threads.
 CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& description);
 
-/// --max-shard-size: "5GB", "500MB" or bytes.
+/// An option that takes a size, at least `least`: "5GB", "500MB" or bytes.
+CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, int64_t least,
+                      const std::string& description);
+
+/// --max-shard-size.
 CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes);
 
 /// What is wrong with the arguments, on one line that says where help is.
