@@ -138,8 +138,8 @@ TEST_P(Folders, DamagedAnywhere) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Mutation, Folders,
-                         ::testing::Values("golden/1", "e2e/llama-llama3", "e2e/mamba2-limit", "e2e/qwen2-sliding",
-                                           "e2e/zamba2-adapters"),
+                         ::testing::Values("golden/1", "golden/2", "e2e/llama-llama3", "e2e/mamba2-limit",
+                                           "e2e/qwen2-sliding", "e2e/zamba2-adapters"),
                          [](const auto& test) {
                            std::string name = test.param;
                            std::ranges::replace_if(
@@ -155,7 +155,7 @@ TEST(Mutation, Safetensors) {
 
 TEST(Mutation, Configs) {
   Mutator mutator(2);
-  for (const char* folder : {"golden/1", "e2e/llama-llama3", "e2e/mamba2-limit", "e2e/zamba2-adapters"}) {
+  for (const char* folder : {"golden/1", "golden/2", "e2e/llama-llama3", "e2e/mamba2-limit", "e2e/zamba2-adapters"}) {
     const std::string valid = read_file(kTests / folder / "config.json");
     ASSERT_NE(valid, "") << folder;
     for (int i = 0; i < 1000; ++i) fuzz::read_config(bytes_of(mutator.mutate(valid, valid.size())));

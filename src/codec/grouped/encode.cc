@@ -61,9 +61,9 @@ std::vector<float> rows_of(const TensorView& source, int64_t begin, int64_t end,
 
 /// The largest magnitude of a group; infinite where a weight is not finite.
 float magnitude_of(std::span<const float> weights) {
-  uint32_t largest = 0;
-  for (const float w : weights) largest = std::max(largest, std::bit_cast<uint32_t>(w) & 0x7fffffffu);
-  return std::bit_cast<float>(std::min(largest, 0x7f800000u));
+  int32_t largest = 0;
+  for (const float w : weights) largest = std::max(largest, std::bit_cast<int32_t>(w) & 0x7fffffff);
+  return std::bit_cast<float>(std::min(largest, 0x7f800000));
 }
 
 /// Calls `work(row, span of its weights times factor)` for every row, chunks of rows on several threads.

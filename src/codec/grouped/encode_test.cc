@@ -197,7 +197,8 @@ TEST(ScaleSearch, FindsTheBestScaleOfTheGrid) {
         }
         least = std::min(least, sum);
       }
-      const auto [scale, error] = search.best(sample.group(i), {0, static_cast<int>(scales.size())});
+      const auto [scale, error] =
+          search.best(sample.group(i), extremes_of(sample.group(i)), {0, static_cast<int>(scales.size())});
       ASSERT_LE(error, least * (1 + 1e-5)) << bits << " bits, group " << i;
       ASSERT_EQ(error, search.error(sample.group(i), scale));
     }

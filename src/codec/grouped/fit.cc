@@ -93,10 +93,10 @@ class GroupFitter {
         effort_(static_cast<int>(kWork / sample.weights.size())),
         fit_(std::move(start)) {
     for (size_t i = 0; i < sample.size(); ++i) {
-      const float peak = peak_of(sample.group(i));
+      const auto [low, high] = extremes_of(sample.group(i));
       largest_ = std::max(largest_, sample.group(i).size());
-      peaks_.push_back(std::fabs(peak));
-      scale_.push_back({nearest_scale(fit_.grid, peaks_.back()), fit_.has_signs && peak < 0});
+      peaks_.push_back(std::max(high, -low));
+      scale_.push_back({nearest_scale(fit_.grid, peaks_.back()), fit_.has_signs && -low > high});
     }
   }
 
@@ -197,23 +197,21 @@ std::vector<float> GroupedFit::scales() const {
   return scales;
 }
 
-float peak_of(std::span<const float> weights) noexcept {
-  const auto [least, largest] = std::ranges::minmax(weights);
-  return -least > largest ? least : largest;
-}
-
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
                       std::span<float> turned) noexcept {
-  const float peak = peak_of(weights);
-  const ScaleRange range = range_of(fit, std::fabs(peak));
+  const Extremes extremes = extremes_of(weights), opposite{-extremes.largest, -extremes.least};
+  const bool is_negative = fit.has_signs && -extremes.least > extremes.largest;
+  const ScaleRange range = range_of(fit, std::max(extremes.largest, -extremes.least));
   const std::span<const float> other = turned.first(weights.size());
-  const bool is_negative = fit.has_signs && peak < 0;
   if (is_negative || fit.tries_both) std::ranges::transform(weights, turned.begin(), std::negate());
-  const auto [scale, error] = search.best(is_negative ? other : weights, range);
-  const GroupScale best{scale, is_negative, error};
+  const auto search_as = [&](bool negative) {
+    const auto [scale, error] = search.best(negative ? other : weights, negative ? opposite : extremes, range);
+    return GroupScale{scale, negative, error};
+  };
+  const GroupScale best = search_as(is_negative);
   if (!fit.tries_both) return best;
-  const ScaleSearch::Choice against = search.best(is_negative ? weights : other, range);
-  return against.error < best.error ? GroupScale{against.scale, !is_negative, against.error} : best;
+  const GroupScale against = search_as(!is_negative);
+  return against.error < best.error ? against : best;
 }
 
 int largest_level(int bits) noexcept { return bits <= 4 ? 127 : bits <= 6 ? 2047 : 32767; }
@@ -221,7 +219,7 @@ int largest_level(int bits) noexcept { return bits <= 4 ? 127 : bits <= 6 ? 2047
 ScaledLevels levels_for(const GroupSample& sample, std::span<const float> scale_of, int bits, double& price) {
   float least = 0, largest = 0;
   for (size_t i = 0; i < sample.size(); ++i) {
-    const auto [low, high] = std::ranges::minmax(sample.group(i));
+    const auto [low, high] = extremes_of(sample.group(i));
     least = std::min({least, low / scale_of[i], high / scale_of[i]});
     largest = std::max({largest, low / scale_of[i], high / scale_of[i]});
   }

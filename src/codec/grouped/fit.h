@@ -51,9 +51,6 @@ struct GroupScale {
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
                       std::span<float> turned) noexcept;
 
-/// The weight that is largest in magnitude.
-float peak_of(std::span<const float> weights) noexcept;
-
 /// Levels and scales for the groups of a matrix with largest magnitudes from `least_peak` (that of groups of zeros not
 /// counted) to `largest_peak`. Levels for the scales (the optimal clusters of the weights divided by them), and scales
 /// for the levels (the best of the grid), in turn until the error falls no more. `sample`: at least one group, none of

@@ -24,6 +24,25 @@ float squared(float x) { return x * x; }
 
 }  // namespace
 
+Extremes extremes_of(std::span<const float> weights) noexcept {
+  constexpr size_t kLanes = 8;  // that a processor may take at once
+  std::array<float, kLanes> least, largest;
+  least.fill(weights[0]);
+  largest.fill(weights[0]);
+  size_t i = 0;
+  for (; i + kLanes <= weights.size(); i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      least[j] = std::min(least[j], weights[i + j]);
+      largest[j] = std::max(largest[j], weights[i + j]);
+    }
+  }
+  for (; i < weights.size(); ++i) {
+    least[0] = std::min(least[0], weights[i]);
+    largest[0] = std::max(largest[0], weights[i]);
+  }
+  return {std::ranges::min(least), std::ranges::max(largest)};
+}
+
 ScaleSearch::ScaleSearch(std::span<const float> levels, std::span<const float> scales)
     : levels_(levels.begin(), levels.end()), scales_(scales.begin(), scales.end()) {
   for (size_t i = 0; i + 1 < levels_.size(); ++i) ends_.push_back((levels_[i] + levels_[i + 1]) / 2);
@@ -53,8 +72,8 @@ inline size_t ScaleSearch::nearest(float x) const noexcept {
 }
 
 /// The error by the table. Where that does not reach, the error itself, or at least as much as `enough`.
-float ScaleSearch::estimate(std::span<const float> weights, float least, float largest, int scale,
-                            float enough) const noexcept {
+float ScaleSearch::estimate(std::span<const float> weights, Extremes extremes, int scale, float enough) const noexcept {
+  const auto [least, largest] = extremes;
   const float unit = scales_[static_cast<size_t>(scale)], inverse = 1 / unit;
   if (least * inverse < low_ || largest * inverse > high_) {
     const float furthest = squared(std::max(largest - unit * levels_.back(), unit * levels_.front() - least));
@@ -95,13 +114,13 @@ double ScaleSearch::error(std::span<const float> weights, int scale) const noexc
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, ScaleRange range) const noexcept {
-  const auto [smallest, largest] = std::ranges::minmax(weights);
+ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, Extremes extremes,
+                                      ScaleRange range) const noexcept {
   std::array<float, kMaxScales> estimates;
   float least = kInfinity;  // estimate
   int at = range.begin;
   const auto look = [&](int scale) {
-    const float found = estimates[static_cast<size_t>(scale)] = estimate(weights, smallest, largest, scale, least * 2);
+    const float found = estimates[static_cast<size_t>(scale)] = estimate(weights, extremes, scale, least * 2);
     if (found < least) least = found, at = scale;
   };
   std::fill(estimates.begin() + range.begin, estimates.begin() + range.end, kInfinity);

@@ -13,6 +13,15 @@ struct ScaleRange {
   int stride = 1;
 };
 
+/// The least and the largest of some weights.
+struct Extremes {
+  float least = 0;
+  float largest = 0;
+};
+
+/// `weights`: at least one.
+Extremes extremes_of(std::span<const float> weights) noexcept;
+
 /// Finds the scale at which levels come closest to a group of weights: the least sum of (w - scale * nearest level)^2.
 class ScaleSearch {
  public:
@@ -25,7 +34,8 @@ class ScaleSearch {
   };
   /// The best scale of the range. Errors of all are estimated with a table, and those of the ones that come within its
   /// precision of the least are then worked out.
-  Choice best(std::span<const float> weights, ScaleRange range) const noexcept;
+  /// `extremes`: of the weights.
+  Choice best(std::span<const float> weights, Extremes extremes, ScaleRange range) const noexcept;
 
   double error(std::span<const float> weights, int scale) const noexcept;
 
@@ -36,7 +46,7 @@ class ScaleSearch {
   static constexpr int kMaxScales = 256;
 
   size_t nearest(float x) const noexcept;
-  float estimate(std::span<const float> weights, float least, float largest, int scale, float enough) const noexcept;
+  float estimate(std::span<const float> weights, Extremes extremes, int scale, float enough) const noexcept;
 
   std::vector<float> levels_;
   std::vector<float> ends_;     // [k] what is larger belongs to a later level; the last one is infinite
