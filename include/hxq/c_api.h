@@ -181,6 +181,7 @@ typedef struct hxq_encode_options {
   const char* profile;     /* one of hxq_profiles; null: the first. max_codewords counts for the first alone */
   int32_t bits;            /* of an index, in place of a profile, where there is a choice; 0: none */
   int64_t group;           /* adjacent weights that share a scale, a multiple of 8; 0: the profile's */
+  int32_t low_rank;        /* rank of a term that is stored apart, up to 64; 0: where it pays; -1: none */
 } hxq_encode_options;
 /* Fills in the defaults: a sidecar of 0.001, 256 codewords, everything else 0. */
 HXQ_API void hxq_encode_options_init(hxq_encode_options* options);
@@ -433,6 +434,7 @@ typedef struct hxq_compress_options {
   const char* profile;     /* one of hxq_profiles; null: the first */
   int32_t bits;            /* of an index, in place of a profile, where there is a choice; 0: none */
   int64_t group;           /* adjacent weights that share a scale, a multiple of 8; 0: the profile's */
+  int32_t low_rank;        /* rank of a term that is stored apart, up to 64; 0: where it pays; -1: none */
 } hxq_compress_options;
 /* Fills in the defaults: a sidecar of 0.001, everything else 0. */
 HXQ_API void hxq_compress_options_init(hxq_compress_options* options);

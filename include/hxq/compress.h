@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,9 @@ namespace hxq {
 
 /// Tensor bytes in one file of a model folder: what model hubs serve and loaders hold well.
 inline constexpr int64_t kMaxShardBytes = 5'000'000'000;
+
+/// The largest rank of a low-rank term that may be asked for.
+inline constexpr int kMaxLowRank = 64;
 
 /// The codecs that tensors can be compressed with, the default one first.
 std::vector<std::string> codec_names();
@@ -27,6 +31,7 @@ struct CompressOptions {
   int64_t group = 0;         ///< adjacent weights that share a scale, a multiple of 8; 0: the profile's
   std::map<std::string, int> bits_for = {};  ///< other bits for tensors of a role: "embedding", "projection", "head"
   double sidecar_fraction = 0.001;           ///< outliers kept exactly, as a share of a tensor's weights; in [0, 0.5]
+  std::optional<int> low_rank = {};          ///< rank of a term stored apart, 0 to kMaxLowRank; empty: where it pays
   std::vector<std::string> keep = {};        ///< shell patterns (fnmatch) of tensor names to store exactly
   std::vector<std::string> only = {};        ///< if not empty, compress nothing but tensors that match one of these
   int threads = 0;                           ///< 0: the cores this process may run on

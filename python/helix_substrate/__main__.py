@@ -22,8 +22,9 @@ def _progress(quiet: bool):
 
 def _compress(arguments) -> int:
     receipt = _core.compress(
-        arguments.source, arguments.destination, sidecar_fraction=arguments.sidecar_fraction, keep=arguments.keep,
-        only=arguments.only, threads=arguments.threads, force=arguments.force, progress=_progress(arguments.quiet),
+        arguments.source, arguments.destination, sidecar_fraction=arguments.sidecar_fraction,
+        low_rank=arguments.low_rank, keep=arguments.keep, only=arguments.only, threads=arguments.threads,
+        force=arguments.force, progress=_progress(arguments.quiet),
     )  # fmt: skip
     totals = receipt["totals"]
     print(
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("source")
     verb.add_argument("destination")
     verb.add_argument("--sidecar-fraction", type=float, default=0.001, help="share of weights kept exactly (0.001)")
+    verb.add_argument("--low-rank", type=int, metavar="N", help="rank of a term kept apart (one where it pays)")
     verb.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="tensors to store exactly")
     verb.add_argument("--only", action="append", default=[], metavar="PATTERN", help="compress nothing but these")
     verb.add_argument("--threads", type=int, default=0)

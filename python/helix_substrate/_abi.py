@@ -45,8 +45,9 @@ MatrixInfo = _struct(
 )  # fmt: skip
 LinearArgs = _struct("linear_args", tokens=_N, x=Rows, y=OutputRows, bias=_P, phase=_I, precision=_I)
 EncodeOptions = _struct(
-    "encode_options", sidecar_fraction=c_double, max_codewords=_I, threads=_I, profile=c_char_p, bits=_I, group=_N
-)
+    "encode_options", sidecar_fraction=c_double, max_codewords=_I, threads=_I, profile=c_char_p, bits=_I, group=_N,
+    low_rank=_I,
+)  # fmt: skip
 Fidelity = _struct("fidelity", snr_db=c_double, cosine=c_double, max_error=c_double, outliers=_N)
 ConvArgs = _struct(
     "conv_args", **_sizes("batch tokens channels width"), x=FloatRows, **_addresses("weight bias state"), state_rows=_N,
@@ -83,6 +84,7 @@ CudaCall = _struct("cuda_call", device=_I, measure=_I, stream=_P, workspace=_P, 
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
     only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N, profile=c_char_p, bits=_I, group=_N,
+    low_rank=_I,
 )  # fmt: skip
 
 #: The same operations of `hxq/cuda_c_api.h`, where a CudaCall stands for the context.

@@ -181,14 +181,27 @@ def profiles() -> dict[str, dict]:
     return {profile.pop("name"): profile for profile in _take_json(text)}
 
 
+def low_rank_code(low_rank: Optional[int]) -> int:
+    """The C interface's number: 0 where it pays (None), -1 for none (0), otherwise the rank."""
+    if low_rank is None:
+        return 0
+    if isinstance(low_rank, bool) or not isinstance(low_rank, int):
+        raise TypeError(f"low_rank is {low_rank!r}, expected a whole number or None")
+    if not 0 <= low_rank <= 64:
+        raise ValueError(f"low_rank is {low_rank}, expected 0 to 64, or None")
+    return low_rank or -1
+
+
 def encode(
     name: str, dtype: str, shape, address: int, sidecar_fraction: float, threads: int, max_codewords: int = 256,
-    profile: Optional[str] = None, bits: int = 0, group: int = 0,
+    profile: Optional[str] = None, bits: int = 0, group: int = 0, low_rank: Optional[int] = None,
 ):  # fmt: skip
     """The parts of a compressed matrix as (name, dtype, shape, bytes), and its fidelity."""
     handle, fidelity = c_void_p(), _abi.Fidelity()
     source = tensor(name, dtype, shape, address)
-    options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads, _name(profile), bits, group)
+    options = _abi.EncodeOptions(
+        sidecar_fraction, max_codewords, threads, _name(profile), bits, group, low_rank_code(low_rank)
+    )
     check(library.hxq_encode(byref(source), byref(options), byref(handle), byref(fidelity)))
     return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
 
@@ -286,6 +299,7 @@ def compress(
     destination: Folder,
     *,
     sidecar_fraction: float = 0.001,
+    low_rank: Optional[int] = None,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     threads: int = 0,
@@ -299,6 +313,7 @@ def compress(
 
     profile: how matrices are stored, "hxq" (the default), "g8" to "g3"; bits: of an index, in place of a profile;
     group: adjacent weights that share a scale, where it is not the profile's.
+    low_rank: rank of a term that is kept apart from each matrix, 0 to 64; None: one where it pays.
     keep: shell patterns of tensor names to store exactly. only: compress nothing but what matches one of these.
     force: replace a folder that an earlier compression wrote. progress(tensor, done, total): called as bytes are done;
     what it raises stops the work, as ^C does, and nothing is left of the destination.
@@ -307,7 +322,7 @@ def compress(
         raise TypeError("keep and only are lists of patterns, not a string")
     options = _abi.CompressOptions(
         sidecar_fraction, *_texts(keep), *_texts(only), threads, int(force), profile=_name(profile), bits=bits,
-        group=group,
+        group=group, low_rank=low_rank_code(low_rank),
     )  # fmt: skip
     source, destination = os.fsencode(source), os.fsencode(destination)
     text = c_void_p()

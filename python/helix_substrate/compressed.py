@@ -425,8 +425,8 @@ class Compressed(WithoutWeight):
 
     @torch.no_grad()
     def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
-        """Compresses `weight` in place of what is there, with as many bits; returns how far the result is from it. SVD
-        factors and channel scales go: the new fit needs none."""
+        """Compresses `weight` in place of what is there, with as many bits; returns how far the result is from it.
+        Channel scales go: the new fit needs none."""
         parts, fidelity = encode(weight, sidecar_fraction, self.label, **encoding_of(self.stored_tensors()))
         self.drop_parts()
         self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
@@ -482,7 +482,7 @@ def encode(
     weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256, **encoding
 ):
     """The stored tensors of `weight` [rows, cols] compressed by the CPU, on the weight's device, and how far they are
-    from it (a dict). encoding: profile, bits and group, as for `compress`."""
+    from it (a dict). encoding: profile, bits, group and low_rank, as for `compress`."""
     source = weight.detach()
     if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         source = source.float()

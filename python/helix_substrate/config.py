@@ -19,19 +19,22 @@ QUANT_METHODS = tuple(
 _STATED = {"bits": 8, "n_clusters": 256, "vector_dim": 1}
 
 
-def _check_profile(profile: str, sidecar_fraction: float) -> dict:
+def _check_profile(profile: str, sidecar_fraction: float, low_rank: Optional[int]) -> dict:
     known = _core.profiles()
     if profile not in known:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(known)}")
     if known[profile]["group"] and sidecar_fraction != 0.001:
         raise ValueError(f"profile {profile!r} keeps no outliers, so sidecar_fraction has no effect")
+    if known[profile]["group"] and low_rank is not None:
+        raise ValueError(f"profile {profile!r} has no low-rank terms, so low_rank has no effect")
     return known[profile]
 
 
 class HxqConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model, and the options for compressing one while it is loaded.
 
-    sidecar_fraction: share of each matrix's weights kept exactly, 0 to 0.5. modules_to_not_convert: modules that stay
+    sidecar_fraction: share of each matrix's weights kept exactly, 0 to 0.5. low_rank: rank of a term that is kept apart
+    from each matrix, 0 to 64; None: one where it pays. modules_to_not_convert: modules that stay
     dense, as transformers means it ("lm_head", "model.layers.0", "down_proj", regular expressions) or as shell patterns
     of whole paths ("*.down_proj"). profile: how matrices are stored: "hxq" (the default), or "g8" to "g3", which
     take 8.1 to 3.3 bits per weight and keep no outliers. compress_embeddings: also compress embeddings (and heads tied
@@ -53,6 +56,7 @@ class HxqConfig(QuantizationConfigMixin):
         precision: Optional[str] = None,
         compressed_modules: Optional[list] = None,
         profile: Optional[str] = None,
+        low_rank: Optional[int] = None,
     ):
         if quant_method not in QUANT_METHODS:
             raise ValueError(f"quant_method is '{quant_method}', expected one of {', '.join(QUANT_METHODS)}")
@@ -60,6 +64,7 @@ class HxqConfig(QuantizationConfigMixin):
             raise TypeError(f"sidecar_fraction is {sidecar_fraction!r}, expected a number from 0 to 0.5")
         if not 0 <= sidecar_fraction <= 0.5:
             raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
+        _core.low_rank_code(low_rank)  # raises for what is none
         check_patterns("modules_to_not_convert", modules_to_not_convert)
         for name, value in (("compress_embeddings", compress_embeddings), ("accelerate_ssm", accelerate_ssm)):
             if not isinstance(value, bool):
@@ -70,11 +75,12 @@ class HxqConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.profile = profile
         if profile is not None:
-            form = _check_profile(profile, sidecar_fraction)
+            form = _check_profile(profile, sidecar_fraction, low_rank)
             if form["group"]:
                 self.stated = {"bits": form["bits"], "group": form["group"]}
                 self.quant_method = form["quant_method"]
         self.sidecar_fraction = sidecar_fraction
+        self.low_rank = low_rank
         self.modules_to_not_convert = list(modules_to_not_convert) if modules_to_not_convert else None
         self.compress_embeddings = compress_embeddings
         self.accelerate_ssm = accelerate_ssm
@@ -109,7 +115,7 @@ class HxqConfig(QuantizationConfigMixin):
         plain = type(self)()
         return [
             name
-            for name in ("sidecar_fraction", "modules_to_not_convert", "compress_embeddings", "profile")
+            for name in ("sidecar_fraction", "low_rank", "modules_to_not_convert", "compress_embeddings", "profile")
             if getattr(self, name) not in (getattr(plain, name), getattr(folder, name))
         ]
 
@@ -126,6 +132,7 @@ class HxqConfig(QuantizationConfigMixin):
 _OPTIONS = (
     "quant_method",
     "sidecar_fraction",
+    "low_rank",
     "modules_to_not_convert",
     "compress_embeddings",
     "accelerate_ssm",

@@ -58,7 +58,7 @@ class HelixLinearSTE(HelixLinear):
             raise ValueError(f"n_clusters is {n_clusters}, expected 2 to 256")
         weight = torch.empty(out_features, in_features, device=device)
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="linear")
-        parts, _ = encode(weight, 0.0, max_codewords=n_clusters)
+        parts, _ = encode(weight, 0.0, max_codewords=n_clusters, low_rank=0)
         factors: dict[str, torch.Tensor] = {}
         if svd_rank > 0:
             left = weight - parts["codebook"][parts["indices"].long()]

@@ -220,7 +220,8 @@ class Loader:
         # transformers' bar: `transformers.utils.logging.disable_progress_bar()` turns it off with the others.
         with transformers.utils.logging.tqdm(total=len(selection.modules), desc="Compressing") as bar:
             compress_selected(
-                model, selection, self.config.sidecar_fraction, lambda path: bar.update(), self.config.profile
+                model, selection, self.config.sidecar_fraction, lambda path: bar.update(), self.config.profile,
+                self.config.low_rank,
             )
         if not selection.modules:
             logger.warning("nothing of %s was compressed", type(model).__name__)

@@ -29,6 +29,7 @@ def compress_selected(
     sidecar_fraction: float,
     progress: Optional[Callable[[str], None]] = None,
     profile: Optional[str] = None,
+    low_rank: Optional[int] = None,
 ) -> dict:
     """Compresses the selected modules in place; the report of `compress_model`."""
     report = []
@@ -37,7 +38,7 @@ def compress_selected(
         if progress is not None:
             progress(path)
         weight = module._parameters["weight"]
-        parts, fidelity = encode(weight, sidecar_fraction, path, profile=profile)
+        parts, fidelity = encode(weight, sidecar_fraction, path, profile=profile, low_rank=low_rank)
         dense += weight.numel() * weight.element_size()
         become_compressed(module, parts, path)
         module.fidelity = fidelity
@@ -58,6 +59,7 @@ def compress_model(
     model: nn.Module,
     *,
     sidecar_fraction: float = 0.001,
+    low_rank: Optional[int] = None,
     keep: Iterable[str] = (),
     embeddings: bool = False,
     profile: Optional[str] = None,
@@ -66,6 +68,7 @@ def compress_model(
     """Compresses the linear layers of any model (and with `embeddings` its embeddings), in place.
 
     Those are `nn.Linear`, transformers' `Conv1D`, `nn.Embedding` and their subclasses, whose forward stays theirs.
+    low_rank: rank of a term that is kept apart from each matrix, 0 to 64; None: one where it pays.
     keep: modules that stay dense, as `modules_to_not_convert` of `HxqConfig`: paths or ends of paths, regular
     expressions, or shell patterns of whole paths. Modules that would not get smaller stay as they are. A module or
     weight that is used in several places stays shared. A model of transformers can then be saved with
@@ -85,14 +88,14 @@ def compress_model(
     keep = list(keep)
     if not 0 <= sidecar_fraction <= 0.5:
         raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
-    report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress, profile)
+    report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress, profile, low_rank)
     if report["modules"] and _is_pretrained(model):
         from .quantizer import HxqConfig, mark_compressed
 
         config = HxqConfig(
             sidecar_fraction=sidecar_fraction, modules_to_not_convert=keep or None, compress_embeddings=embeddings,
-            profile=profile,
-        )
+            profile=profile, low_rank=low_rank,
+        )  # fmt: skip
         mark_compressed(model, config)
     return report
 

@@ -14,6 +14,8 @@ hxq_status hxq_cdnav3_write(const char* folder, const hxq_tensor* source, int32_
   return guard("writing a tensor", [&] {
     require_pointers({{"folder", folder}, {"source", source}, {"stats_json", stats_json}});
     require(source->name != nullptr && *source->name != 0, "the tensor has no name");
+    require(options == nullptr || options->low_rank <= 0,
+            "low_rank has no effect: .cdnav3 folders get no such term here");
     const TensorView view = capi::view_of(*source);
     const CodebookOptions chosen = codebook_options(options);
     const bool compressed = exact == 0 && view.shape.size() == 2 && view.size() > 0;

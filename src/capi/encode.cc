@@ -10,6 +10,7 @@
 #include "capi/encode_options.h"
 #include "capi/handles.h"
 #include "compress/policy.h"
+#include "hxq/compress.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -27,8 +28,18 @@ CodebookOptions codebook_options(const hxq_encode_options* options) {
     throw InvalidArgument(fmt::format("max_codewords is {}, expected 1 to 256", chosen.max_codewords));
   }
   require_threads(chosen.threads, 0);
-  return {
-      .sidecar_fraction = chosen.sidecar_fraction, .max_codewords = chosen.max_codewords, .threads = chosen.threads};
+  return {.sidecar_fraction = chosen.sidecar_fraction,
+          .max_codewords = chosen.max_codewords,
+          .threads = chosen.threads,
+          .low_rank = low_rank_option(chosen.low_rank)};
+}
+
+std::optional<int> low_rank_option(int32_t given) {
+  if (given < -1 || given > kMaxLowRank) {
+    throw InvalidArgument(fmt::format("low_rank is {}, expected -1 to {}", given, kMaxLowRank));
+  }
+  if (given == 0) return std::nullopt;
+  return given == -1 ? 0 : given;
 }
 
 }  // namespace hxq::capi
@@ -49,8 +60,10 @@ std::optional<Encoding> chosen_encoding(const hxq_encode_options* options) {
   if (encoding.encoder == encoders().front()) return std::nullopt;
   hxq_encode_options standard;
   hxq_encode_options_init(&standard);
-  if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords) {
-    throw InvalidArgument("sidecar_fraction and max_codewords have no effect on this profile: expected the defaults");
+  if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords ||
+      options->low_rank != standard.low_rank) {
+    throw InvalidArgument(
+        "sidecar_fraction, max_codewords and low_rank have no effect on this profile: expected the defaults");
   }
   encoding.options.threads = options->threads;
   return encoding;
@@ -96,8 +109,13 @@ hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_
 
 void hxq_encode_options_init(hxq_encode_options* options) {
   if (options != nullptr) {
-    *options = {
-        .sidecar_fraction = 0.001, .max_codewords = 256, .threads = 0, .profile = nullptr, .bits = 0, .group = 0};
+    *options = {.sidecar_fraction = 0.001,
+                .max_codewords = 256,
+                .threads = 0,
+                .profile = nullptr,
+                .bits = 0,
+                .group = 0,
+                .low_rank = 0};
   }
 }
 

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "capi/arguments.h"
+#include "capi/encode_options.h"
 #include "capi/handles.h"
 #include "codec/stored_tensors.h"
 #include "hxq/compress.h"
@@ -111,6 +112,7 @@ CompressOptions compress_options(const hxq_compress_options* options) {
           .bits = chosen.bits,
           .group = chosen.group,
           .sidecar_fraction = chosen.sidecar_fraction,
+          .low_rank = low_rank_option(chosen.low_rank),
           .keep = strings("keep", chosen.keep, chosen.keep_count),
           .only = strings("only", chosen.only, chosen.only_count),
           .threads = chosen.threads,

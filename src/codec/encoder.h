@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,6 +42,8 @@ struct EncodeOptions {
   int bits = 0;                     ///< of an index, where the codec has a choice (`Encoder::profiles`)
   int64_t group = 0;                ///< adjacent weights that share a scale, where the codec has groups
   int threads = 0;                  ///< 0: one per core; the answer does not depend on it
+  /// Rank of a low-rank term stored apart, where the codec has such terms; empty: one where it pays.
+  std::optional<int> low_rank = {};
 };
 
 /// A name for options of an encoder.
@@ -56,7 +59,8 @@ struct Encoder {
   /// In config.json. Folders that readers of the codec "hxq" would take for their own have the same name; others none
   /// that these know.
   std::string_view quant_method = "hxq";
-  bool keeps_outliers;  ///< whether EncodeOptions::sidecar_fraction means something to it
+  bool keeps_outliers;        ///< whether EncodeOptions::sidecar_fraction means something to it
+  bool has_low_rank = false;  ///< whether EncodeOptions::low_rank does
   /// What bits and groups there are, by names that no other encoder has; the first is the default. Any multiple of 8
   /// can be the group where these have groups. Empty: nothing to choose.
   std::span<const Profile> profiles = {};

@@ -114,7 +114,9 @@ nlohmann::json write_cdnav3_exact(const fs::path& tree, const std::string& name,
 
 nlohmann::json write_cdnav3(const fs::path& tree, const std::string& name, const TensorView& source,
                             const CodebookOptions& options) {
-  const EncodedTensor encoded = encode_codebook(source, options);
+  CodebookOptions without_term = options;
+  without_term.low_rank = 0;  // svd_*.npy are the caller's
+  const EncodedTensor encoded = encode_codebook(source, without_term);
   StagedFolder folder(tree / (safe_name(name) + ".cdnav3"), check_replaceable);
   const EncodedPart& codebook = *part_named(encoded, "codebook");
   folder.write("codebook.npy", npy(codebook.dtype, codebook.shape, codebook.bytes));

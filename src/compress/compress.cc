@@ -204,8 +204,8 @@ void check_apart(const std::filesystem::path& source, const std::filesystem::pat
 
 /// What makes the tensors' bytes what they are, but for the source's own.
 std::string identity_of(const std::vector<PlanEntry>& plan, const Metadata& metadata, const CompressOptions& options) {
-  std::string text =
-      fmt::format("hxq {} sidecar {} shards {}", kVersion, options.sidecar_fraction, options.max_shard_bytes);
+  std::string text = fmt::format("hxq {} sidecar {} low rank {} shards {}", kVersion, options.sidecar_fraction,
+                                 options.low_rank.value_or(-1), options.max_shard_bytes);
   for (const PlanEntry& entry : plan) {
     text += fmt::format("\n{} {} {} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
                         codec_name(entry.encoder), entry.options.bits, entry.options.group);
@@ -265,6 +265,7 @@ Receipt compress_folder(const std::filesystem::path& source, const std::filesyst
     receipt.group = encoding.options.group;
   }
   receipt.bits_for = options.bits_for;
+  receipt.low_rank = options.low_rank;
   receipt.keep = options.keep;
   receipt.only = options.only;
   receipt.totals = totals_of(receipt.tensors);

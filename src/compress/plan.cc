@@ -151,6 +151,13 @@ Encoding chosen_encoding(const CompressOptions& options) {
   if (!encoder.keeps_outliers && options.sidecar_fraction != CompressOptions().sidecar_fraction) {
     throw Error(fmt::format("codec '{}' keeps no outliers, so a sidecar fraction has no effect", encoder.codec->id));
   }
+  if (options.low_rank && (*options.low_rank < 0 || *options.low_rank > kMaxLowRank)) {
+    throw Error(fmt::format("low rank {}: expected 0 to {}", *options.low_rank, kMaxLowRank));
+  }
+  if (!encoder.has_low_rank && options.low_rank) {
+    throw Error(fmt::format("codec '{}' has no low-rank terms, so a low rank has no effect", encoder.codec->id));
+  }
+  encoding.options.low_rank = options.low_rank;
   encoding.options.sidecar_fraction = options.sidecar_fraction;
   encoding.options.threads = options.threads;
   return encoding;

@@ -110,6 +110,8 @@ ordered_json options_json(const Receipt& receipt) {
     options["bits"] = receipt.bits;
     options["group"] = receipt.group;
     options["bits_for"] = receipt.bits_for;
+  } else {
+    options["low_rank"] = receipt.low_rank ? ordered_json(*receipt.low_rank) : ordered_json();
   }
   return options;
 }
@@ -156,6 +158,7 @@ Receipt receipt_from(const Part& json) {
   json.get("source", receipt.source_name);
   const Part options = json.part("options");
   options.get("sidecar_fraction", receipt.sidecar_fraction);
+  if (options.has("low_rank") && !options.is_null("low_rank")) options.get("low_rank", receipt.low_rank.emplace());
   options.get("keep", receipt.keep);
   options.get("only", receipt.only);
   if (options.has("bits")) {

@@ -105,7 +105,8 @@ TEST(Folders, JsonHasTheFieldsThatTheHeaderNames) {
   const std::string file = (compressed() / "model.safetensors").string();
   const char* const paths[] = {file.c_str()};
   ASSERT_OK(hxq_stored_modules(paths, 1, &text));
-  expect_documented("hxq_stored_modules", taken(text), {"codebook", "indices", "sidecar_positions", "sidecar_values"});
+  expect_documented("hxq_stored_modules", taken(text),
+                    {"codebook", "indices", "sidecar_positions", "sidecar_values", "svd_U", "svd_s", "svd_Vt"});
 
   hxq_encoded* parts = nullptr;
   ASSERT_OK(hxq_stored_parts(folder.c_str(), "backbone.layers.0.mixer.in_proj.weight", &parts, &text));

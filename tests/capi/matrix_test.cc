@@ -194,6 +194,31 @@ TEST(Matrix, CProgramsMultiply) {
   EXPECT_LT(relative_error(y, product(m, x, nullptr)), 2e-6);
 }
 
+TEST(Encode, TakesARank) {
+  const std::vector<float> source = random_floats(48 * 40, 9);
+  const hxq_tensor given = tensor("w", HXQ_F32, {48, 40}, source.data());
+  hxq_encode_options options;
+  hxq_encode_options_init(&options);
+  for (const auto& [asked, stored] : {std::pair(-1, 0), {0, 0}, {2, 2}}) {
+    options.low_rank = asked;
+    hxq_encoded* made = nullptr;
+    ASSERT_OK(hxq_encode(&given, &options, &made, nullptr));
+    const EncodedHandle encoded(made);
+    int64_t rank = 0;
+    for (size_t i = 0; i < hxq_encoded_count(made); ++i) {
+      hxq_tensor part = {};
+      ASSERT_OK(hxq_encoded_part(made, i, &part));
+      if (std::string_view(part.name) == "svd_s") rank = part.shape[0];
+    }
+    EXPECT_EQ(rank, stored) << asked;
+  }
+  for (const int wrong : {-2, 65}) {
+    options.low_rank = wrong;
+    hxq_encoded* made = nullptr;
+    expect_invalid(hxq_encode(&given, &options, &made, nullptr), "expected -1 to 64");
+  }
+}
+
 TEST(Encode, GivesTheBytesOfTheLibrary) {
   const std::vector<float> source = random_floats(48 * 40, 9);
   const hxq_tensor given = tensor("w", HXQ_F32, {48, 40}, source.data());

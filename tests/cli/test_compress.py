@@ -53,6 +53,11 @@ def test_output_is_a_readable_hxq_folder(compressed):
             assert len(positions) == len(values) <= indices.size // 1000
             assert (numpy.diff(positions) > 0).all()
             keys -= {module + suffix for suffix in (".codebook", ".indices", ".sidecar_positions", ".sidecar_values")}
+            if module + ".svd_s" in keys:
+                factors = [stored.get_tensor(module + suffix) for suffix in (".svd_U", ".svd_s", ".svd_Vt")]
+                assert [f.dtype for f in factors] == [numpy.float16, numpy.float32, numpy.float16]
+                assert [f.shape for f in factors] == [(len(indices), 1), (1,), (1, indices.shape[1])]
+                keys -= {module + suffix for suffix in (".svd_U", ".svd_s", ".svd_Vt")}
     written = SafetensorsFile(compressed / "model.safetensors")
     assert written.header["__metadata__"] == {"format": "pt"}
     # What is not compressed is there bit for bit, in the source's own type.
@@ -78,6 +83,9 @@ def test_decoded_weights_are_as_far_from_the_source_as_the_receipt_says(compress
             weights = weights.astype(numpy.float64)
             decoded = stored.get_tensor(module + ".codebook")[stored.get_tensor(module + ".indices")].ravel()
             decoded[stored.get_tensor(module + ".sidecar_positions")] = stored.get_tensor(module + ".sidecar_values")
+            if module + ".svd_s" in stored.keys():
+                u, scales, vt = (stored.get_tensor(f"{module}.svd_{part}").astype(numpy.float64) for part in ("U", "s", "Vt"))
+                decoded = (decoded + ((u * scales) @ vt).ravel()).astype(numpy.float32)
             error = ((weights - decoded) ** 2).sum()
             assert tensor["snr_db"] == pytest.approx(10 * numpy.log10((weights**2).sum() / error), abs=1e-6)
             assert tensor["max_error"] == pytest.approx(numpy.abs(weights - decoded).max(), rel=1e-12)
@@ -262,14 +270,16 @@ def test_channel_scales_belong_to_the_input(hxq, compressed_copy, tmp_path):
     tokens = hxq("generate", compressed_copy, *prompt).json()["tokens"]
     stored = SafetensorsFile(compressed_copy / "model.safetensors")
     for module in ("backbone.layers.0.mixer.in_proj", "backbone.embeddings"):
-        for part in ("codebook", "sidecar_values"):
+        for part in ("codebook", "sidecar_values", "svd_s"):
+            if f"{module}.{part}" not in stored.header:
+                continue
             doubled = 2 * numpy.frombuffer(stored.bytes_of(f"{module}.{part}"), numpy.float32)
             stored.replace(f"{module}.{part}", doubled.tobytes())
         scales = numpy.full(256, 2, numpy.float32)
         stored.append(module + ".channel_scales", "F32", [256], scales.tobytes())
     stored.save()
     problems = json.loads(hxq("verify", compressed_copy, "--source", MODEL, "--json").out)["problems"]
-    assert len(problems) == 6 and all("receipt" in line for line in problems), problems
+    assert len(problems) == 7 and all("receipt" in line for line in problems), problems
     assert not any(word in line for line in problems for word in ("SNR", "cosine", "largest error"))
     assert hxq("decompress", compressed_copy, tmp_path / "scaled").code == 0
     plain, scaled = (tmp_path / name / "model.safetensors" for name in ("plain", "scaled"))
@@ -350,3 +360,23 @@ def test_sharded_source(hxq, compressed, model_copy, tmp_path):
     assert tree(out)["model.safetensors"] == tree(compressed)["model.safetensors"]
     os.unlink(model_copy / "model-00002-of-00002.safetensors")
     hxq("compress", model_copy, tmp_path / "out2").fails_with("model-00002-of-00002.safetensors")
+
+
+def test_low_rank_terms(hxq, tmp_path):
+    ranks = {}
+    for rank in ("auto", "off", "2"):
+        folder = tmp_path / rank
+        assert hxq("compress", MODEL, folder, "--low-rank", rank).code == 0
+        receipt = json.loads((folder / "hxq_receipt.json").read_text())
+        assert receipt["options"]["low_rank"] == {"auto": None, "off": 0, "2": 2}[rank]
+        tensors = hxq("inspect", folder, "--json").json()["tensors"]
+        ranks[rank] = {t["name"]: t["low_rank"] for t in tensors if t["codec"] != "exact"}
+        assert hxq("verify", folder, "--source", MODEL).code == 0
+    assert set(ranks["off"].values()) == {0} and set(ranks["2"].values()) == {2}
+    # Of the bundled model the table of tokens alone has columns that are far from zero.
+    assert [name for name, rank in ranks["auto"].items() if rank] == ["backbone.embeddings.weight"]
+
+
+def test_low_rank_refused(hxq, tmp_path):
+    for rank in ("0", "65", "-1", "x", "1.5", ""):
+        hxq("compress", MODEL, tmp_path / "out", "--low-rank", rank).fails_with("--low-rank", code=2)

@@ -30,19 +30,19 @@ def test_golden_files_decode_to_what_they_did(hxq, tmp_path, version):
             assert hashlib.sha256(dense.get_tensor(name).tobytes()).hexdigest() == digest, name
 
 
-#: Files that `compress` writes with default options, by the source's folder.
+#: Files that `compress` writes, by options ("": the default ones) and the source's folder.
 COMPRESSED = json.loads((GOLDEN / "compressed_sha256.json").read_text())
 SHARED = pathlib.Path(os.environ.get("HXQ_SHARED_DIR", ROOT.parent / "shared"))
 
 
-@pytest.mark.parametrize("model", sorted(COMPRESSED))
-def test_compression_writes_the_bytes_it_always_wrote(hxq, tmp_path, model):
+@pytest.mark.parametrize("options, model", [(options, model) for options in COMPRESSED for model in COMPRESSED[options]])
+def test_compression_writes_the_bytes_it_always_wrote(hxq, tmp_path, options, model):
     inside, _, name = model.partition("/")
     source = SHARED / name if inside == "shared" else ROOT / model
     if inside == "shared" and not source.exists():
         pytest.skip(f"{source} is not there (set HXQ_SHARED_DIR)")
-    assert hxq("compress", source, tmp_path / "out").code == 0
-    for file, digest in COMPRESSED[model].items():
+    assert hxq("compress", source, tmp_path / "out", *options.split()).code == 0
+    for file, digest in COMPRESSED[options][model].items():
         content = (tmp_path / "out" / file).read_bytes()
         if file == "config.json":  # with the source's order of keys since version 0.5, by name before
             content = (json.dumps(json.loads(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

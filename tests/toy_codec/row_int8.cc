@@ -111,6 +111,7 @@ namespace {
 
 constinit const Encoder kRowInt8Encoder = {.codec = &kRowInt8,
                                            .keeps_outliers = false,
+                                           .has_low_rank = false,
                                            .expected_bytes = expected_bytes,
                                            .largest_parts = largest_parts,
                                            .encode = encode,

@@ -156,6 +156,14 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
       ->check(number("a number from 0 to 0.5", [](double share) { return share >= 0 && share <= 0.5; }));
+  app.add_option_function<std::string>(
+         "--low-rank",
+         [arguments](const std::string& text) {
+           if (text != "auto") arguments->options.low_rank = text == "off" ? 0 : std::stoi(text);
+         },
+         fmt::format("Singular pairs of each matrix kept apart: auto (where they pay), off or 1 to {}", kMaxLowRank))
+      ->default_str("auto")
+      ->check(CLI::IsMember({"auto", "off"}) | whole_number(1, kMaxLowRank));
   app.add_option("--keep", arguments->options.keep, "Store tensors whose names match this shell pattern exactly");
   app.add_option("--only", arguments->options.only, "Compress nothing but tensors that match this shell pattern");
   add_threads(app, arguments->options.threads, "Threads (0: all cores); the bytes written are the same");

@@ -37,31 +37,37 @@ struct PartialSlot {
   bool keeps(float value, int64_t position) const { return low <= value && value <= high && position >= end; }
 };
 
-// Elements of [begin, end) that are in [low, high]. T is uint16_t for the bit patterns of a 16-bit source.
-template <class T>
-int64_t count_between(const std::byte* bytes, int64_t begin, int64_t end, T low, T high) {
+// Elements of [begin, end) that have one bit pattern of 16 bits.
+int64_t count_pattern(const std::byte* bytes, int64_t begin, int64_t end, uint16_t pattern) {
   int64_t found = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    const T value = load<T>(bytes, i);
-    found += static_cast<int64_t>(low <= value) & static_cast<int64_t>(value <= high);
-  }
+  for (int64_t i = begin; i < end; ++i) found += static_cast<int64_t>(load<uint16_t>(bytes, i) == pattern);
+  return found;
+}
+
+// Weights of [begin, end) that are in [low, high].
+int64_t count_between(const Weights& weights, int64_t begin, int64_t end, float low, float high) {
+  std::array<float, 4096> block;
+  const std::span<float> values(block.data(), static_cast<size_t>(end - begin));
+  weights.read(begin, values);
+  int64_t found = 0;
+  for (const float value : values) found += static_cast<int64_t>(low <= value) & static_cast<int64_t>(value <= high);
   return found;
 }
 
 // Position behind the `wanted`-th element in [low, high]; there are at least as many.
-int64_t end_of_first(const TensorView& source, float low, float high, int64_t wanted) {
-  const std::byte* bytes = source.bytes.data();
+int64_t end_of_first(const Weights& weights, float low, float high, int64_t wanted) {
   const auto matches = [&](int64_t begin, int64_t end) {
-    if (source.dtype == DType::f32) return count_between<float>(bytes, begin, end, low, high);
-    const uint16_t pattern = pattern_of(source.dtype, low);  // such a slot is a single value
-    int64_t found = count_between<uint16_t>(bytes, begin, end, pattern, pattern);
-    if (low == 0) found += count_between<uint16_t>(bytes, begin, end, pattern ^ 0x8000u, pattern ^ 0x8000u);
+    if (!weights.in_16_bits()) return count_between(weights, begin, end, low, high);
+    const std::byte* bytes = weights.source().bytes.data();
+    const uint16_t pattern = pattern_of(weights.source().dtype, low);  // such a slot is a single value
+    int64_t found = count_pattern(bytes, begin, end, pattern);
+    if (low == 0) found += count_pattern(bytes, begin, end, pattern ^ 0x8000u);
     return found;
   };
   constexpr int64_t kStep = 4096;
   int64_t begin = 0;
   while (true) {
-    const int64_t found = matches(begin, std::min(begin + kStep, source.size()));
+    const int64_t found = matches(begin, std::min(begin + kStep, weights.size()));
     if (found >= wanted) break;
     wanted -= found;
     begin += kStep;
@@ -70,11 +76,11 @@ int64_t end_of_first(const TensorView& source, float low, float high, int64_t wa
   return begin;
 }
 
-PartialSlot partial_slot(const TensorView& source, const ValueHistogram& histogram, const CodebookFit& fit) {
+PartialSlot partial_slot(const Weights& weights, const ValueHistogram& histogram, const CodebookFit& fit) {
   for (size_t i = 0; i < histogram.size(); ++i) {
     const int64_t taken = fit.outliers[i];
     if (taken == 0 || taken == histogram.count[i]) continue;
-    return {histogram.low[i], histogram.high[i], end_of_first(source, histogram.low[i], histogram.high[i], taken)};
+    return {histogram.low[i], histogram.high[i], end_of_first(weights, histogram.low[i], histogram.high[i], taken)};
   }
   return {};
 }
@@ -144,8 +150,9 @@ bool assign_patterns(const std::byte* source, int64_t begin, int64_t end, const 
   return any & kMaybeOutlier;
 }
 
-Assignment assign_16bit(const TensorView& source, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
+Assignment assign_16bit(const Weights& weights, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
                         std::span<std::byte> indices) {
+  const TensorView& source = weights.source();
   Assignment assignment;
   assignment.fidelity.count = source.size();
   const std::vector<uint8_t> slot_level = levels_of_slots(histogram, fit.levels);
@@ -163,14 +170,14 @@ Assignment assign_16bit(const TensorView& source, const ValueHistogram& histogra
     add(assignment.fidelity, value, value, static_cast<double>(fit.outliers[i]));
   }
 
-  const PartialSlot partial = partial_slot(source, histogram, fit);
+  const PartialSlot partial = partial_slot(weights, histogram, fit);
   const std::byte* bytes = source.bytes.data();
   const auto work = [&](int64_t, int64_t begin, int64_t end, std::vector<int64_t>& found) {
     for (int64_t block = begin; block < end; block += kBlock) {
       const int64_t block_end = std::min(block + kBlock, end);
       if (!assign_patterns(bytes, block, block_end, table, indices.data())) continue;
       for (int64_t i = block; i < block_end; ++i) {
-        if (!(table[load<uint16_t>(bytes, i)] & kMaybeOutlier) || partial.keeps(element_at(source, i), i)) continue;
+        if (!(table[load<uint16_t>(bytes, i)] & kMaybeOutlier) || partial.keeps(weights.at(i), i)) continue;
         found.push_back(i);
       }
     }
@@ -282,14 +289,13 @@ class Lanes {
   std::array<double, kLanes> signal_ = {}, decoded_ = {}, dot_ = {}, squared_error_ = {}, max_error_ = {};
 };
 
-Assignment assign_f32(const TensorView& source, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
-                      std::span<std::byte> indices) {
+Assignment assign_floats(const Weights& weights, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
+                         std::span<std::byte> indices) {
   const std::vector<uint8_t> slot_level = levels_of_slots(histogram, fit.levels);
   const KeptRanges kept(histogram, fit, slot_level);
   const FloatLevels finder(fit.levels);
-  const PartialSlot partial = partial_slot(source, histogram, fit);
-  const std::byte* bytes = source.bytes.data();
-  std::vector<Fidelity> parts(static_cast<size_t>((source.size() + kChunk - 1) / kChunk));
+  const PartialSlot partial = partial_slot(weights, histogram, fit);
+  std::vector<Fidelity> parts(static_cast<size_t>((weights.size() + kChunk - 1) / kChunk));
   const auto is_outlier = [&](float value, size_t level, int64_t position) {
     return value != fit.levels[level] && fit.outliers[slot_of(histogram, value)] > 0 && !partial.keeps(value, position);
   };
@@ -301,7 +307,7 @@ Assignment assign_f32(const TensorView& source, const ValueHistogram& histogram,
       std::array<float, kBlock> values = {};
       std::array<uint8_t, kBlock> codes;
       const int64_t size = std::min(kBlock, end - block);
-      std::memcpy(values.data(), bytes + block * 4, static_cast<size_t>(size) * 4);
+      weights.read(block, {values.data(), static_cast<size_t>(size)});
       for (int64_t i = 0; i < size; ++i) {
         const size_t level = finder.level(values[i]);
         codes[i] = static_cast<uint8_t>(level);
@@ -313,6 +319,10 @@ Assignment assign_f32(const TensorView& source, const ValueHistogram& histogram,
         decoded[i] = values[i];
       }
       std::memcpy(indices.data() + block, codes.data(), static_cast<size_t>(size));
+      if (weights.term().rank > 0) {
+        weights.read_source(block, {values.data(), static_cast<size_t>(size)});
+        weights.add_term(block, {decoded.data(), static_cast<size_t>(size)});
+      }
       sums.add(values, decoded);
     }
     parts[chunk] = sums.total();
@@ -320,18 +330,18 @@ Assignment assign_f32(const TensorView& source, const ValueHistogram& histogram,
   int64_t outliers = 0;
   for (int64_t taken : fit.outliers) outliers += taken;
   Assignment assignment;
-  assignment.outliers = for_chunks(source.size(), threads, static_cast<size_t>(outliers), work);
+  assignment.outliers = for_chunks(weights.size(), threads, static_cast<size_t>(outliers), work);
   for (const Fidelity& part : parts) assignment.fidelity += part;
-  assignment.fidelity.count = source.size();
+  assignment.fidelity.count = weights.size();
   return assignment;
 }
 
 }  // namespace
 
-Assignment assign(const TensorView& source, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
+Assignment assign(const Weights& weights, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
                   std::span<std::byte> indices) {
-  if (source.dtype == DType::f32) return assign_f32(source, histogram, fit, threads, indices);
-  return assign_16bit(source, histogram, fit, threads, indices);
+  if (weights.in_16_bits()) return assign_16bit(weights, histogram, fit, threads, indices);
+  return assign_floats(weights, histogram, fit, threads, indices);
 }
 
 }  // namespace hxq

@@ -8,7 +8,6 @@
 #include "codec/codebook/fit.h"
 #include "codec/codebook/value_histogram.h"
 #include "codec/fidelity.h"
-#include "hxq/tensor.h"
 
 namespace hxq {
 
@@ -17,10 +16,10 @@ struct Assignment {
   Fidelity fidelity = {};
 };
 
-/// Writes the index of the nearest level of every element to `indices` [source.size()] (ties to the lower level) and
+/// Writes the index of the nearest level of every element to `indices` [weights.size()] (ties to the lower level) and
 /// lists the outliers. Of a slot that is an outlier in part, the elements at the lowest positions are taken.
 /// The answer does not depend on `threads` (>= 1).
-Assignment assign(const TensorView& source, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
+Assignment assign(const Weights& weights, const ValueHistogram& histogram, const CodebookFit& fit, int threads,
                   std::span<std::byte> indices);
 
 }  // namespace hxq

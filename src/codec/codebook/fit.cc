@@ -343,8 +343,10 @@ CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords,
   }
   std::vector<float> whole = whole_levels(solution.levels);
   Choice choice = choose_outliers(histogram, whole, max_outliers);
-  if (choice.error <= solution.choice.error * kWholeLevelCost) return {std::move(whole), std::move(choice.outliers)};
-  return {std::move(solution.levels), std::move(solution.choice.outliers)};
+  if (choice.error <= solution.choice.error * kWholeLevelCost) {
+    return {std::move(whole), std::move(choice.outliers), choice.error};
+  }
+  return {std::move(solution.levels), std::move(solution.choice.outliers), solution.choice.error};
 }
 
 }  // namespace hxq

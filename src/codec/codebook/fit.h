@@ -12,6 +12,7 @@ namespace hxq {
 struct CodebookFit {
   std::vector<float> levels = {};      // [k] ascending, as `snap_levels` or `whole_levels` leaves them
   std::vector<int64_t> outliers = {};  // [slots of the histogram] how many elements of each are outliers
+  double error = 0;                    // squared error of all other elements, with each slot's at its mean
 };
 
 /// Codewords and outliers that minimise the sum over all other elements of (w - nearest codeword)^2, for at most

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codec/codebook/codec.h"
+#include "codec/low_rank.h"
 
 namespace hxq {
 
@@ -22,13 +23,6 @@ struct Sidecar {
   std::vector<uint32_t> row_begin = {};  // [rows + 1], empty when there is no sidecar
   std::vector<uint32_t> col = {};        // [n], ascending within a row
   std::vector<float> value = {};         // [n]
-};
-
-/// Low-rank term added to the matrix after the sidecar: W += U diag(s) Vt.
-struct LowRank {
-  int64_t rank = 0;
-  std::vector<float> u_scaled = {};  // [rows, rank], U with s multiplied in
-  std::vector<float> vt = {};        // [rank, cols]
 };
 
 /// One weight matrix in compressed form. The indices stay where they are; everything else is small and owned.

@@ -16,7 +16,7 @@
 namespace hxq {
 namespace {
 
-/// F32 tensors of up to this many elements are sorted, so that every distinct value gets a slot of its own.
+/// Floats of up to this many elements are sorted, so that every distinct value gets a slot of its own.
 constexpr int64_t kSortLimit = int64_t{1} << 16;
 
 template <class T>
@@ -41,11 +41,23 @@ void append(ValueHistogram& histogram, double value, int64_t count, float low, f
   histogram.high.push_back(high);
 }
 
-[[noreturn]] void throw_not_finite(const TensorView& source, int64_t bad) {
+[[noreturn]] void throw_not_finite(const Weights& weights, int64_t bad) {
   int64_t first = 0;
-  while (std::isfinite(element_at(source, first))) ++first;
+  while (std::isfinite(weights.at(first))) ++first;
   throw Error(fmt::format("{} of {} values are not finite, the first ({}) at flat position {}; expected finite weights",
-                          bad, source.size(), element_at(source, first), first));
+                          bad, weights.size(), weights.at(first), first));
+}
+
+/// Calls `take` with all weights in [begin, end), some at a time.
+template <class Take>
+void read_blocks(const Weights& weights, int64_t begin, int64_t end, Take take) {
+  std::array<float, 4096> block;
+  while (begin < end) {
+    const std::span<float> values(block.data(), static_cast<size_t>(std::min<int64_t>(end - begin, block.size())));
+    weights.read(begin, values);
+    take(std::span<const float>(values));
+    begin += static_cast<int64_t>(values.size());
+  }
 }
 
 using Counts16 = std::array<uint32_t, 65536>;
@@ -68,7 +80,8 @@ void count_patterns(const std::byte* bytes, int64_t begin, int64_t end, std::arr
   for (; i < end; ++i) ++counts[0][load<uint16_t>(bytes, i)];
 }
 
-ValueHistogram count_16bit(const TensorView& source, int threads, float (*decode)(uint16_t)) {
+ValueHistogram count_16bit(const Weights& weights, int threads, float (*decode)(uint16_t)) {
+  const TensorView& source = weights.source();
   const int64_t elements = source.size();
   std::vector<std::array<Counts16, 4>> counts(static_cast<size_t>(threads));
   parallel_for(threads, threads, [&](int t) {
@@ -97,7 +110,7 @@ ValueHistogram count_16bit(const TensorView& source, int threads, float (*decode
       append(histogram, value, count, value, value);
     }
   }
-  if (bad > 0) throw_not_finite(source, bad);
+  if (bad > 0) throw_not_finite(weights, bad);
   return histogram;
 }
 
@@ -105,10 +118,12 @@ ValueHistogram count_16bit(const TensorView& source, int threads, float (*decode
 uint32_t order_key(uint32_t bits) { return bits & 0x80000000u ? ~bits : bits | 0x80000000u; }
 uint32_t bits_of_key(uint32_t key) { return key & 0x80000000u ? key & 0x7fffffffu : ~key; }
 
-ValueHistogram sort_f32(const TensorView& source) {
-  std::vector<uint32_t> keys(static_cast<size_t>(source.size()));
-  for (size_t i = 0; i < keys.size(); ++i)
-    keys[i] = order_key(load<uint32_t>(source.bytes.data(), static_cast<int64_t>(i)));
+ValueHistogram sort_floats(const Weights& weights) {
+  std::vector<uint32_t> keys;
+  keys.reserve(static_cast<size_t>(weights.size()));
+  read_blocks(weights, 0, weights.size(), [&](std::span<const float> values) {
+    for (const float value : values) keys.push_back(order_key(std::bit_cast<uint32_t>(value)));
+  });
   std::sort(keys.begin(), keys.end());
   ValueHistogram histogram;
   int64_t bad = 0;
@@ -122,7 +137,7 @@ ValueHistogram sort_f32(const TensorView& source) {
       append(histogram, value, count, value, value);
     }
   }
-  if (bad > 0) throw_not_finite(source, bad);
+  if (bad > 0) throw_not_finite(weights, bad);
   return histogram;
 }
 
@@ -138,9 +153,9 @@ struct Bin {
 using Binade = std::array<Bin, size_t{1} << kBinBits>;     // one sign and exponent
 using Binades = std::array<std::unique_ptr<Binade>, 512>;  // by the upper 9 bits; null where nothing fell
 
-void count_binades(const std::byte* bytes, int64_t begin, int64_t end, Binades& binades) {
-  for (int64_t i = begin; i < end; ++i) {
-    const auto bits = load<uint32_t>(bytes, i);
+void count_binades(std::span<const float> values, Binades& binades) {
+  for (const float value : values) {
+    const auto bits = std::bit_cast<uint32_t>(value);
     auto& binade = binades[bits >> 23];
     if (!binade) [[unlikely]]
       binade = std::make_unique<Binade>();
@@ -165,12 +180,12 @@ void append_bin(ValueHistogram& histogram, uint32_t first_bits, const Bin& bin) 
   }
 }
 
-ValueHistogram bin_f32(const TensorView& source, int threads) {
+ValueHistogram bin_floats(const Weights& weights, int threads) {
   threads = std::min(threads, 8);  // a wide tensor's bins take up to 32 MB a thread
   std::vector<Binades> parts(static_cast<size_t>(threads));
   parallel_for(threads, threads, [&](int t) {
-    count_binades(source.bytes.data(), cut(source.size(), t, threads), cut(source.size(), t + 1, threads),
-                  parts[static_cast<size_t>(t)]);
+    read_blocks(weights, cut(weights.size(), t, threads), cut(weights.size(), t + 1, threads),
+                [&](std::span<const float> values) { count_binades(values, parts[static_cast<size_t>(t)]); });
   });
   const auto total = [&](uint32_t binade, uint32_t index) {
     Bin sum;
@@ -199,34 +214,17 @@ ValueHistogram bin_f32(const TensorView& source, int threads) {
       }
     }
   }
-  if (bad > 0) throw_not_finite(source, bad);
+  if (bad > 0) throw_not_finite(weights, bad);
   return histogram;
 }
 
 }  // namespace
 
-float element_at(const TensorView& source, int64_t position) {
-  switch (source.dtype) {
-    case DType::bf16:
-      return float_from_bf16(load<uint16_t>(source.bytes.data(), position));
-    case DType::f16:
-      return float_from_f16(load<uint16_t>(source.bytes.data(), position));
-    default:
-      return load<float>(source.bytes.data(), position);
+ValueHistogram count_values(const Weights& weights, int threads) {
+  if (weights.in_16_bits()) {
+    return count_16bit(weights, threads, weights.source().dtype == DType::bf16 ? float_from_bf16 : float_from_f16);
   }
-}
-
-ValueHistogram count_values(const TensorView& source, int threads) {
-  switch (source.dtype) {
-    case DType::bf16:
-      return count_16bit(source, threads, float_from_bf16);
-    case DType::f16:
-      return count_16bit(source, threads, float_from_f16);
-    case DType::f32:
-      return source.size() <= kSortLimit ? sort_f32(source) : bin_f32(source, threads);
-    default:
-      throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(source.dtype)));
-  }
+  return weights.size() <= kSortLimit ? sort_floats(weights) : bin_floats(weights, threads);
 }
 
 }  // namespace hxq

@@ -3,12 +3,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "hxq/tensor.h"
+#include "codec/weights.h"
 
 namespace hxq {
 
-/// The values of a tensor in ascending order with how often each occurs. A slot is one distinct value or, for a large
-/// F32 tensor, the elements that agree in sign, exponent and the upper 12 bits of the mantissa. -0 counts as 0.
+/// The values of a matrix in ascending order with how often each occurs. A slot is one distinct value or, for a large
+/// one of floats, the elements that agree in sign, exponent and the upper 12 bits of the mantissa. -0 counts as 0.
 struct ValueHistogram {
   std::vector<double> value = {};   // [n] ascending, distinct: the exact mean of the slot's elements
   std::vector<int64_t> count = {};  // [n] > 0
@@ -18,11 +18,8 @@ struct ValueHistogram {
   size_t size() const noexcept { return value.size(); }
 };
 
-/// Counts the values of an F32, F16 or BF16 tensor. The answer does not depend on `threads` (>= 1).
+/// Counts the values of weights. The answer does not depend on `threads` (>= 1).
 /// Throws `Error` if a value is not finite, with how many are not and the first one's flat position.
-ValueHistogram count_values(const TensorView& source, int threads);
-
-/// The element of an F32, F16 or BF16 tensor at a flat row-major position.
-float element_at(const TensorView& source, int64_t position);
+ValueHistogram count_values(const Weights& weights, int threads);
 
 }  // namespace hxq
