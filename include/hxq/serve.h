@@ -21,7 +21,7 @@ struct ServeOptions {
   int64_t prompt_budget = 128;                 ///< tokens of prompts in a step that also continues texts
   int64_t prefix_bytes = 256'000'000;          ///< for states after beginnings of prompts, to be used again; 0: none
   int64_t body_bytes = int64_t{4} << 20;       ///< of a request, at most
-  int64_t connections = 4096;                  ///< at once; more are refused (503)
+  int64_t connections = 4096;                  ///< at once; more are closed
   double head_seconds = 30;                    ///< for a request's head to come, and how long a connection may be idle
   double body_seconds = 60;                    ///< for its body to come
   double write_seconds = 30;                   ///< for a client to take what is written to it

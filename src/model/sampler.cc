@@ -25,9 +25,15 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options), random_sta
 }
 
 void Sampler::observe(std::span<const int32_t> tokens) {
-  for (const int32_t token : tokens) {
-    const auto at = std::ranges::lower_bound(seen_, token);
-    if (at == seen_.end() || *at != token) seen_.insert(at, token);
+  if (options_.repetition_penalty == 1) return;
+  if (tokens.size() > 1) {  // a prompt
+    seen_.insert(seen_.end(), tokens.begin(), tokens.end());
+    std::ranges::sort(seen_);
+    const auto twice = std::ranges::unique(seen_);
+    seen_.erase(twice.begin(), twice.end());
+  } else if (!tokens.empty()) {
+    const auto at = std::ranges::lower_bound(seen_, tokens[0]);
+    if (at == seen_.end() || *at != tokens[0]) seen_.insert(at, tokens[0]);
   }
 }
 

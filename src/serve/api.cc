@@ -63,7 +63,7 @@ Reply tokenize_reply(std::string_view body, const ServedModel& served) {
   try {
     return {.body = dumped({{"tokens", served.tokenizer.encode(*content, add_special)}})};
   } catch (const Error& error) {
-    throw bad_request(error.what(), "content", "invalid_value");
+    throw bad_request(without_file(error), "content", "invalid_value");
   }
 }
 

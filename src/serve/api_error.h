@@ -34,4 +34,7 @@ ApiError unavailable(const std::string& message);
 /// 500, for what should not happen.
 ApiError server_fault(const std::string& message);
 
+/// What an error says, but for the file that it names: clients need not know where a model lies.
+std::string without_file(const std::exception& error);
+
 }  // namespace hxq::serve

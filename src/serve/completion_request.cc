@@ -57,12 +57,10 @@ void check_context(const CompletionRequest& request, const ServedModel& served) 
   const int64_t context = served.model.info().context_length;
   if (context == 0) return;
   for (const std::vector<int32_t>& prompt : request.prompts) {
-    const int64_t asked = std::ssize(prompt) + request.options.max_tokens;
     if (std::ssize(prompt) < context && request.options.max_tokens <= context - std::ssize(prompt)) continue;
-    throw bad_request(
-        fmt::format("the model's context holds {} tokens; {} were asked for: {} of the prompt, {} of the text", context,
-                    asked, prompt.size(), request.options.max_tokens),
-        request.chat ? "messages" : "prompt", "context_length_exceeded");
+    throw bad_request(fmt::format("the model's context holds {} tokens: {} of the prompt and {} of the text are more",
+                                  context, prompt.size(), request.options.max_tokens),
+                      request.chat ? "messages" : "prompt", "context_length_exceeded");
   }
 }
 
@@ -85,9 +83,9 @@ std::vector<int32_t> tokens_of_prompt(const std::string& prompt, const ServedMod
   try {
     return prompt_tokens(served.model, served.tokenizer, prompt);
   } catch (const ContextError& error) {
-    throw bad_request(error.what(), "prompt", "context_length_exceeded");
+    throw bad_request(without_file(error), "prompt", "context_length_exceeded");
   } catch (const Error& error) {
-    throw bad_request(error.what(), "prompt", "invalid_value");
+    throw bad_request(without_file(error), "prompt", "invalid_value");
   }
 }
 
@@ -246,7 +244,7 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
   try {
     request.prompts = {served.chat_template->tokens(messages, served.tokenizer)};
   } catch (const Error& error) {
-    throw bad_request(error.what(), "messages", "invalid_value");
+    throw bad_request(without_file(error), "messages", "invalid_value");
   }
   request.shared_tokens = tokens_before_the_last(messages, request.prompts[0], served);
   if (request.prompts[0].empty()) throw bad_request("the messages have no tokens", "messages", "invalid_value");

@@ -92,7 +92,8 @@ asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::s
   asio::ip::tcp::socket& socket = self->stream_.socket();
   while (true) {
     const auto [error] = co_await socket.async_wait(asio::socket_base::wait_read, kNoThrow);
-    if (error) break;  // also where there is nothing to look out for any more
+    if (mailbox->is_over) co_return;  // what comes now is read as the next request
+    if (error) break;
     std::array<char, 1> first;
     const ssize_t size = recv(socket.native_handle(), first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) continue;
@@ -256,6 +257,7 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
     ~Ending() {
       hub.counts.streams -= counted;
       hub.end(tickets);
+      mailbox.is_over = true;
       mailbox.end_watch.emit(asio::cancellation_type::terminal);
     }
   } ending{hub_, tickets, *mailbox, completion.request().stream};
@@ -327,7 +329,7 @@ asio::awaitable<bool> Connection::answer(Request& request) {
   } catch (const boost::system::system_error&) {
     throw;  // the client is gone, or does not take what is written
   } catch (const std::exception& error) {
-    refusal = error_reply(server_fault(error.what()));
+    refusal = error_reply(server_fault(without_file(error)));
   }
   if (refusal) co_await write(std::move(*refusal));
   co_return keep_alive_;

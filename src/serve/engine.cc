@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "hxq/error.h"
+#include "serve/api_error.h"
 
 namespace hxq::serve {
 
@@ -115,7 +116,7 @@ bool Engine::step() {
         return progress.stage == Stage::prefill || progress.stage == Stage::decode;
       });
       const auto job = last == all.rend() ? jobs_.begin() : find_job(last->id);
-      fail(**job, error.what(), dynamic_cast<const OutOfMemory*>(&error) != nullptr);
+      fail(**job, without_file(error), dynamic_cast<const OutOfMemory*>(&error) != nullptr);
       jobs_.erase(job);
     }
   }
@@ -143,7 +144,7 @@ Update Engine::update_of(Job& job) {
     try {
       final_result = scheduler_.take(job.id);
     } catch (const std::exception& error) {
-      update.ending = Ending{.reason = StopReason::interrupted, .fault = error.what()};
+      update.ending = Ending{.reason = StopReason::interrupted, .fault = without_file(error)};
       return update;
     }
     result = &*final_result;

@@ -35,9 +35,15 @@ std::vector<Engine::Ticket> Hub::begin(const CompletionRequest& request, const s
       tickets.push_back(engine->submit(request.prompt(i), request.options_of(i), request.shared_tokens));
       addresses_[tickets.back()] = {mailbox, static_cast<size_t>(i)};
     }
+  } catch (const OutOfMemory& error) {
+    end(tickets);
+    throw unavailable(error.what());
   } catch (const Error& error) {
     end(tickets);
-    throw bad_request(error.what());
+    throw bad_request(without_file(error));
+  } catch (...) {
+    end(tickets);
+    throw;
   }
   return tickets;
 }

@@ -25,6 +25,7 @@ struct Mailbox {
 
   std::vector<std::pair<size_t, Update>> updates = {};  ///< by choice
   bool client_is_gone = false;
+  bool is_over = false;                      ///< nobody looks out for the client any more
   asio::steady_timer wake;                   ///< cancelled when something has come
   asio::cancellation_signal end_watch = {};  ///< for what looks out for the client
 };

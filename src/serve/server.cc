@@ -58,6 +58,10 @@ void check(const ServeOptions& options) {
     constexpr double kMost = 1e6;
     if (!(seconds >= 0 && seconds <= kMost)) throw Error(fmt::format("a limit of {} seconds", seconds));
   }
+  for (const double seconds :
+       {options.head_seconds, options.body_seconds, options.write_seconds, options.silence_seconds}) {
+    if (seconds == 0) throw Error("a limit of 0 seconds: only what runs when the server ends may be cut off at once");
+  }
   for (const std::string& key : options.api_keys) {
     if (key.empty()) throw Error("an API key is empty");
   }

@@ -320,10 +320,11 @@ Status launch_group(const Parameters& p, Stream stream) {
 
 bool supports_attention_step(const AttentionStepArgs& args) noexcept {
   const KvCacheView& cache = args.cache;
+  const int capability = current_device().compute_capability;
   return cache.heads >= 1 && args.query_heads % cache.heads == 0 && args.query_heads / cache.heads <= kMostGroup &&
          cache.head_dim % 2 == 0 && cache.padded_dim <= kMaxHeadDim && cache.padded_dim % 16 == 0 &&
-         (cache.dtype == DType::f32 || cache.dtype == DType::f16) && args.batch.max_rows == 1 &&
-         current_device().compute_capability >= 90;
+         (cache.dtype == DType::f32 || cache.dtype == DType::f16) && args.batch.max_rows == 1 && capability >= 90 &&
+         capability < 120;
 }
 
 Status attention_step(const AttentionStepArgs& args, Stream stream) noexcept {

@@ -39,6 +39,15 @@ Status keep_freed_memory(int device) {
 
 }  // namespace
 
+cudaError_t raise_shared_limit(const void* kernel, size_t bytes) noexcept {
+  static std::mutex guard;
+  const std::scoped_lock lock(guard);
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess || static_cast<size_t>(attributes.maxDynamicSharedSizeBytes) >= bytes) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 DeviceFacts current_device() noexcept {
   static DeviceFacts known[kMaxDevices];
   static std::once_flag once[kMaxDevices];

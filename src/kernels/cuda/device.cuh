@@ -175,7 +175,7 @@ __device__ inline void copy_async(void* shared, const void* global) {
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
   }
 }
 
@@ -231,6 +231,10 @@ struct LaunchShape {
   int cluster = 1;  ///< adjacent blocks that run side by side and see each other's shared memory
 };
 
+/// Lets launches of the kernel on the current device ask for that much dynamic shared memory. The limit is the
+/// device's, not a thread's, and is never lowered.
+cudaError_t raise_shared_limit(const void* kernel, size_t bytes) noexcept;
+
 /// Launches so that the kernel may begin before its predecessor ends (programmatic dependent launch): every kernel
 /// calls wait_for_predecessors.
 template <class... Parameters, class... Arguments>
@@ -239,8 +243,7 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess && shape.shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    error = raise_shared_limit(reinterpret_cast<const void*>(kernel), shape.shared_bytes);
   }
   if (error == cudaSuccess && shape.cluster > 8) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

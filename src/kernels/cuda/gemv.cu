@@ -446,7 +446,7 @@ bool supports_codebook_gemv(const CodebookWeight& weight) noexcept {
 }
 
 bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight) noexcept {
-  return supports_codebook_gemv(weight) && weight.rank <= kGemvMaxRank && is_plain(input, weight) &&
+  return supports_codebook_gemv(weight) && weight.rows > 0 && weight.rank <= kGemvMaxRank && is_plain(input, weight) &&
          is_activation(input.x.dtype);
 }
 
@@ -454,7 +454,7 @@ Status fused_linear(const FusedInput& input, const FusedProduct* products, int64
   bool valid = count >= 1 && count <= kMaxFusedProducts;
   for (int64_t i = 0; valid && i < count; ++i) {
     valid = supports_fused_linear(input, products[i].weight) && is_activation(products[i].y.dtype) &&
-            products[i].weight.rows > 0 && products[i].weight.cols == products[0].weight.cols;
+            products[i].weight.cols == products[0].weight.cols;
   }
   if (!valid) return Status::invalid_value;
   return codebook_gemv(input, {products, static_cast<size_t>(count)}, false, stream);

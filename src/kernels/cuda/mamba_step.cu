@@ -356,7 +356,7 @@ bool supports_mamba_step(const MambaStepArgs& args) noexcept {
                     args.x_proj.cols == conv.channels && args.dt_proj.rows == conv.channels &&
                     args.x_proj.rows == args.dt_proj.cols + 2 * scan.state_size && conv.channels <= 1 << 20;
   const DeviceFacts device = current_device();
-  if (!fits || device.compute_capability < 90) return false;
+  if (!fits || device.compute_capability < 90 || device.compute_capability >= 120) return false;
   const Parameters p = parameters_of(args);
   // Every sequence decodes the matrices again: with many, products that read them once are faster.
   if (args.batch.count * p.blocks > 2 * device.multiprocessors) return false;
