@@ -167,12 +167,13 @@ Encoding chosen_encoding(const CompressOptions& options) {
 std::map<Role, Encoding> encodings_by_role(const Encoding& encoding, const CompressOptions& options) {
   std::map<Role, Encoding> by_role;
   for (const auto& [name, bits] : options.bits_for) {
+    bool known = false;
     for (const Role role : {Role::embedding, Role::projection, Role::head}) {
-      if (name == name_of(role)) by_role[role] = with_bits(encoding, choice_of(options), bits);
+      if (name != name_of(role)) continue;
+      by_role[role] = with_bits(encoding, choice_of(options), bits);
+      known = true;
     }
-    if (by_role.empty() || std::ranges::none_of(by_role, [&](const auto& of) { return name_of(of.first) == name; })) {
-      throw Error(fmt::format("bits for '{}': expected embedding, projection or head", name));
-    }
+    if (!known) throw Error(fmt::format("bits for '{}': expected embedding, projection or head", name));
   }
   return by_role;
 }

@@ -23,9 +23,8 @@ struct DeviceCode {
   /// Of a callable that outlives the call it is passed to.
   template <class Body>
   static DeviceCode of(const Body& callable) noexcept {
-    return {
-        [](const Context& context, const void* argument) noexcept { (*static_cast<const Body*>(argument))(context); },
-        &callable};
+    return {[](const Context& context, const void* of) noexcept { (*static_cast<const Body*>(of))(context); },
+            &callable};
   }
   void operator()(const Context& context) const noexcept { body(context, argument); }
 };

@@ -29,8 +29,7 @@ void Sampler::observe(std::span<const int32_t> tokens) {
   if (tokens.size() > 1) {  // a prompt
     seen_.insert(seen_.end(), tokens.begin(), tokens.end());
     std::ranges::sort(seen_);
-    const auto twice = std::ranges::unique(seen_);
-    seen_.erase(twice.begin(), twice.end());
+    seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
   } else if (!tokens.empty()) {
     const auto at = std::ranges::lower_bound(seen_, tokens[0]);
     if (at == seen_.end() || *at != tokens[0]) seen_.insert(at, tokens[0]);
