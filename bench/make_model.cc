@@ -22,6 +22,7 @@
 #include <string_view>
 #include <vector>
 
+#include "compress/encoding.h"
 #include "compress/policy.h"
 #include "desc/model_desc.h"
 #include "hxq/error.h"
@@ -222,7 +223,7 @@ std::vector<Part> plan_parts(const ModelDesc& model, Grouped form) {
   std::vector<Part> parts;
   for (const WeightDesc& weight : model.weights) {
     if (weight.optional) continue;
-    if (choose_codec(encoder_of({}), weight.role, weight.shape, DType::bf16) == nullptr) {
+    if (choose_codec(find_encoding({}), weight.role, weight.shape, DType::bf16) == nullptr) {
       parts.push_back({{weight.name, DType::f32, weight.shape}, &weight, "exact"});
       continue;
     }

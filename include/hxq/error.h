@@ -26,7 +26,11 @@ class Error : public std::runtime_error {
   /// File, tensor and offset of the fault.
   const ErrorPlace& place() const noexcept { return place_; }
 
+  /// `what()` without the file: for those who need not know where files lie.
+  std::string without_file() const;
+
  private:
+  std::string message_;
   ErrorPlace place_;
 };
 

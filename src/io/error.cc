@@ -28,7 +28,11 @@ std::string bytes_text(uint64_t bytes) {
 }  // namespace
 
 Error::Error(const std::string& message, ErrorPlace place)
-    : std::runtime_error(describe(message, place)), place_(std::move(place)) {}
+    : std::runtime_error(describe(message, place)), message_(message), place_(std::move(place)) {}
+
+std::string Error::without_file() const {
+  return describe(message_, {.tensor = place_.tensor, .offset = place_.offset});
+}
 
 OutOfMemory::OutOfMemory(std::string_view what, uint64_t bytes)
     : Error(fmt::format("out of memory: {} takes {}", what, bytes_text(bytes))) {}

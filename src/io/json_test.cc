@@ -132,5 +132,12 @@ TEST(Json, LoadsAFileAndNamesItInErrors) {
   }
 }
 
+TEST(Error, NamesItsFileUnlessAskedNotTo) {
+  const Error placed("bad\nheader", {.file = "/home/me/model.safetensors", .tensor = "w", .offset = 8});
+  EXPECT_STREQ(placed.what(), "/home/me/model.safetensors: tensor 'w': bad?header (at byte 8)");
+  EXPECT_EQ(placed.without_file(), "tensor 'w': bad?header (at byte 8)");
+  EXPECT_EQ(Error("no place").without_file(), "no place");
+}
+
 }  // namespace
 }  // namespace hxq

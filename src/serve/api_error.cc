@@ -1,6 +1,5 @@
 #include "serve/api_error.h"
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
@@ -23,12 +22,8 @@ ApiError bad_request(const std::string& message, std::string param, std::string 
 ApiError unavailable(const std::string& message) { return {503, "server_error", message, "", "unavailable"}; }
 
 std::string without_file(const std::exception& error) {
-  std::string said = error.what();
-  if (const auto* own = dynamic_cast<const Error*>(&error); own != nullptr && !own->place().file.empty()) {
-    const size_t length = own->place().file.size();
-    said.erase(0, std::min(said.size(), length + std::string_view(": ").size()));
-  }
-  return said;
+  const auto* own = dynamic_cast<const Error*>(&error);
+  return own != nullptr ? own->without_file() : error.what();
 }
 
 ApiError server_fault(const std::string& message) { return {500, "server_error", message}; }

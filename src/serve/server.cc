@@ -53,13 +53,14 @@ void check(const ServeOptions& options) {
   refuse_below("prompt budget", options.prompt_budget, 1);
   refuse_below("bytes of a body", options.body_bytes, 1);
   refuse_below("connections", options.connections, 1);
-  for (const double seconds : {options.head_seconds, options.body_seconds, options.write_seconds,
-                               options.silence_seconds, options.drain_seconds}) {
+  const auto check_seconds = [](double seconds) {
     constexpr double kMost = 1e6;
     if (!(seconds >= 0 && seconds <= kMost)) throw Error(fmt::format("a limit of {} seconds", seconds));
-  }
+  };
+  check_seconds(options.drain_seconds);
   for (const double seconds :
        {options.head_seconds, options.body_seconds, options.write_seconds, options.silence_seconds}) {
+    check_seconds(seconds);
     if (seconds == 0) throw Error("a limit of 0 seconds: only what runs when the server ends may be cut off at once");
   }
   for (const std::string& key : options.api_keys) {
