@@ -57,7 +57,7 @@ hxq_status hxq_causal_conv1d_gradient(hxq_context* context, const hxq_conv_args*
     const FloatRows x = checked(context, given);
     const hxq_conv_args& args = *given;
     const hxq_conv_gradients& gradients = not_null(out, "gradients");
-    require(args.state == nullptr && args.y == nullptr, "state and y must be null for a gradient");
+    require_no_results(args.state, args.y);
     require_pointers(
         {{"g", gradients.g}, {"dx", gradients.dx}, {"dweight", gradients.dweight}, {"dbias", gradients.dbias}});
     const float* filter = filter_of(*context, args.weight, args.channels, args.width);

@@ -123,7 +123,7 @@ hxq_status hxq_cuda_causal_conv1d_gradient(hxq_cuda_call* call, const hxq_conv_a
     CudaCall on(call);
     const hxq_conv_args& args = *given;
     const hxq_conv_gradients& gradients = not_null(out, "gradients");
-    require(args.state == nullptr && args.y == nullptr, "state and y must be null for a gradient");
+    require_no_results(args.state, args.y);
     if (!on.begins(0)) return;
     require_pointers(
         {{"g", gradients.g}, {"dx", gradients.dx}, {"dweight", gradients.dweight}, {"dbias", gradients.dbias}});
@@ -186,19 +186,11 @@ hxq_status hxq_cuda_selective_scan_gradient(hxq_cuda_call* call, const hxq_scan_
     CudaCall on(call);
     const hxq_scan_args& args = *given;
     const hxq_scan_gradients& g = not_null(out, "gradients");
-    require(args.state == nullptr && args.y == nullptr, "state and y must be null for a gradient");
+    require_no_results(args.state, args.y);
     cuda::ScanGradientArgs there{
         .batch = sizes.batch, .tokens = sizes.tokens, .channels = args.channels, .state_size = args.state_size};
     if (!on.begins(on.kernels().scan_gradient_workspace(there))) return;
-    require_pointers({{"g", g.g},
-                      {"du", g.du},
-                      {"ddt", g.ddt},
-                      {"dz", g.dz},
-                      {"db", g.db},
-                      {"dc", g.dc},
-                      {"da_log", g.da_log},
-                      {"dd", g.dd},
-                      {"ddt_bias", g.ddt_bias}});
+    require_outputs(g);
     const FloatRows b = float_rows("b", args.b, sizes.rows, args.state_size);
     const FloatRows c = float_rows("c", args.c, sizes.rows, args.state_size);
     const FloatRows z = float_rows("z", args.z, sizes.rows, args.channels);
@@ -260,7 +252,7 @@ hxq_status hxq_cuda_ssd_gradient(hxq_cuda_call* call, const hxq_ssd_args* given,
     CudaCall on(call);
     const hxq_ssd_args& args = *given;
     const hxq_ssd_gradients& g = not_null(out, "gradients");
-    require(args.state == nullptr && args.y == nullptr, "state and y must be null for a gradient");
+    require_no_results(args.state, args.y);
     cuda::SsdGradientArgs there{.batch = sizes.batch,
                                 .tokens = sizes.tokens,
                                 .heads = args.heads,
@@ -268,13 +260,7 @@ hxq_status hxq_cuda_ssd_gradient(hxq_cuda_call* call, const hxq_ssd_args* given,
                                 .groups = args.groups,
                                 .state_size = args.state_size};
     if (!on.begins(on.kernels().ssd_gradient_workspace(there))) return;
-    require_pointers({{"g", g.g},
-                      {"dxbc", g.dxbc},
-                      {"ddt", g.ddt},
-                      {"dz", g.dz},
-                      {"da_log", g.da_log},
-                      {"dd", g.dd},
-                      {"ddt_bias", g.ddt_bias}});
+    require_outputs(g);
     const int64_t inner = args.heads * args.head_dim;
     const FloatRows xbc = float_rows("xbc", args.xbc, sizes.rows, inner + 2 * args.groups * args.state_size);
     const FloatRows dt = float_rows("dt", args.dt, sizes.rows, args.heads);

@@ -47,18 +47,6 @@ void next_sequence(kernels::ScanArgs& args) {
 
 int64_t work_of(const hxq_scan_args& args) { return 8 * args.tokens * args.channels * args.state_size; }
 
-void require_outputs(const hxq_scan_gradients& g) {
-  require_pointers({{"g", g.g},
-                    {"du", g.du},
-                    {"ddt", g.ddt},
-                    {"dz", g.dz},
-                    {"db", g.db},
-                    {"dc", g.dc},
-                    {"da_log", g.da_log},
-                    {"dd", g.dd},
-                    {"ddt_bias", g.ddt_bias}});
-}
-
 }  // namespace
 
 hxq_status hxq_decay_rates(hxq_context* context, const float* a_log, int64_t channels, int64_t state_size, float* a) {
@@ -91,7 +79,7 @@ hxq_status hxq_selective_scan_gradient(hxq_context* context, const hxq_scan_args
   return guard("computing a selective scan's gradient", [&] {
     kernels::ScanGradientArgs args{.forward = checked(context, given)};
     const hxq_scan_gradients& gradients = not_null(out, "gradients");
-    require(given->state == nullptr && given->y == nullptr, "state and y must be null for a gradient");
+    require_no_results(given->state, given->y);
     require_outputs(gradients);
     const int64_t channels = given->channels;
     const int64_t state_size = given->state_size;

@@ -42,6 +42,32 @@ float* states_or_zeros(hxq_context& context, float* states, int64_t sequences, i
   return zeros;
 }
 
+void require_no_results(const float* state, const float* y) {
+  require(state == nullptr && y == nullptr, "state and y must be null for a gradient");
+}
+
+void require_outputs(const hxq_scan_gradients& g) {
+  require_pointers({{"g", g.g},
+                    {"du", g.du},
+                    {"ddt", g.ddt},
+                    {"dz", g.dz},
+                    {"db", g.db},
+                    {"dc", g.dc},
+                    {"da_log", g.da_log},
+                    {"dd", g.dd},
+                    {"ddt_bias", g.ddt_bias}});
+}
+
+void require_outputs(const hxq_ssd_gradients& g) {
+  require_pointers({{"g", g.g},
+                    {"dxbc", g.dxbc},
+                    {"ddt", g.ddt},
+                    {"dz", g.dz},
+                    {"da_log", g.da_log},
+                    {"dd", g.dd},
+                    {"ddt_bias", g.ddt_bias}});
+}
+
 void through_log(const float* a, float* da, int64_t count) {
   for (int64_t i = 0; i < count; ++i) da[i] *= a[i];
 }

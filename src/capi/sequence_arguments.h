@@ -32,6 +32,12 @@ kernels::UniformBatch batch_of(int64_t sequences, int64_t tokens);
 /// The states that sequences start from, `size` floats each: the caller's, or zeros that nobody looks at afterwards.
 float* states_or_zeros(hxq_context& context, float* states, int64_t sequences, int64_t size);
 
+/// What a gradient is asked for with: an operation that starts from zeros and gives no results, and memory for all
+/// that is found.
+void require_no_results(const float* state, const float* y);
+void require_outputs(const hxq_scan_gradients& g);
+void require_outputs(const hxq_ssd_gradients& g);
+
 /// Turns a gradient with respect to a = -exp(a_log) into one with respect to a_log: da * a.
 void through_log(const float* a, float* da, int64_t count);
 

@@ -66,16 +66,6 @@ void next_sequence(kernels::SsdArgs& args) {
 
 int64_t work_of(const hxq_ssd_args& args) { return 4 * args.tokens * args.heads * args.head_dim * args.state_size; }
 
-void require_outputs(const hxq_ssd_gradients& g) {
-  require_pointers({{"g", g.g},
-                    {"dxbc", g.dxbc},
-                    {"ddt", g.ddt},
-                    {"dz", g.dz},
-                    {"da_log", g.da_log},
-                    {"dd", g.dd},
-                    {"ddt_bias", g.ddt_bias}});
-}
-
 }  // namespace
 
 hxq_status hxq_ssd(hxq_context* context, const hxq_ssd_args* given) {
@@ -97,7 +87,7 @@ hxq_status hxq_ssd_gradient(hxq_context* context, const hxq_ssd_args* given, con
   return guard("computing a state-space recurrence's gradient", [&] {
     kernels::SsdGradientArgs args{.forward = checked(context, given)};
     const hxq_ssd_gradients& gradients = not_null(out, "gradients");
-    require(given->state == nullptr && given->y == nullptr, "state and y must be null for a gradient");
+    require_no_results(given->state, given->y);
     require_outputs(gradients);
     const int64_t tokens = given->tokens;
     const int64_t inner = given->heads * given->head_dim;

@@ -18,6 +18,9 @@ struct Batch {
   int64_t segments = 0;
   const RowRange* segment = nullptr;  // [segments]: cover all rows, in order; none is empty
   const int32_t* position = nullptr;  // [rows]: of each row in its sequence; null where nothing asks for it
+
+  /// To decode a token of each sequence.
+  bool has_one_token_each() const noexcept { return decode_rows == rows && segments == rows; }
 };
 
 }  // namespace hxq::kernels

@@ -70,8 +70,7 @@ void Attention::operator()(const kernels::RmsNormArgs& norm, float* y, bool accu
                                       .window = shape_.window,
                                       .batch = batch,
                                       .cache = cache};
-  const bool one_token_each = batch.decode_rows == rows && batch.segments == rows;
-  if (!one_token_each || !kernels::attention_step({.extend = extend, .attend = attend}, context)) {
+  if (!batch.has_one_token_each() || !kernels::attention_step({.extend = extend, .attend = attend}, context)) {
     kernels::extend_cache(extend, context);
     kernels::attention(attend, context);
   }

@@ -44,8 +44,7 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
                                .batch = batch,
                                .channels = inner,
                                .state_size = state_size};
-  const bool one_token_each = batch.decode_rows == batch.rows && batch.segments == batch.rows;
-  if (!one_token_each ||
+  if (!batch.has_one_token_each() ||
       !kernels::mamba_step({.conv = conv, .x_proj = x_proj, .dt_proj = dt_proj, .scan = scan}, context)) {
     kernels::causal_conv1d_silu(conv, context);
     linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);

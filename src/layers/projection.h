@@ -44,7 +44,6 @@ class AdaptedProjection {
   AdaptedProjection(const WeightSource& source, const AdaptedWeight& weight, WeightId bias = kNoWeight);
 
   int64_t rows() const noexcept { return shared_.rows(); }
-  int64_t cols() const noexcept { return shared_.cols(); }
 
  private:
   friend class JointProjections;

@@ -14,7 +14,6 @@ class TransformerState final : public BlockState {
   TransformerState(const StateOptions& options, const AttentionDesc& desc)
       : attention_(options, desc.kv_heads, desc.head_dim, &desc.rope) {}
 
-  /// What the cache holds past the position is never looked at.
   void reset() override { attention_.reset(); }
   void copy_from(const BlockState& other, int64_t positions) override {
     attention_.copy_from(static_cast<const TransformerState&>(other).attention_, positions);

@@ -18,7 +18,6 @@ class Zamba2State final : public BlockState {
       : attention_(options, desc.kv_heads, desc.head_dim, desc.rotary ? &desc.rope : nullptr),
         mixer_(options, desc.mamba) {}
 
-  /// What the cache holds past the position is never looked at.
   void reset() override {
     attention_.reset();
     mixer_.reset();

@@ -75,20 +75,12 @@ inline int64_t float_scales(const GroupedView& weight) { return blocks_of(weight
 
 /// `scale`: kFloatScalesAtOnce numbers further for each of the four rows.
 __attribute__((noinline)) void find_float_scales(const GroupedView& weight, int64_t row, float* scale) {
-  const FloatTable table(weight.scale_planes);
-  const uint8_t* code = weight.scales + row * weight.groups;
-  for (int64_t g = 0; g < weight.groups; g += kBlock) {
-    _mm_prefetch(reinterpret_cast<const char*>(code + g) + kScalePrefetch, _MM_HINT_T0);
-    const __m512i codes = load_indices(code + g, weight.groups - g);
-    const Weights found = table.look_up<false>(FloatTable::in_order(codes), 0);
-    const VecF parts[] = {found.part0, found.part1, found.part2, found.part3};
-#pragma GCC unroll 4
-    for (int64_t part = 0; part < 4; ++part) {
-      float* to = scale + 4 * (g + part * kLanes);
-      _mm256_storeu_ps(to, _mm512_castps512_ps256(parts[part]));
-      _mm256_storeu_ps(to + 4 * kFloatScalesAtOnce, _mm512_extractf32x8_ps(parts[part], 1));
-    }
-  }
+  for_scales(
+      weight, row, [&](int64_t first, VecF scales) __attribute__((always_inline)) {
+        float* to = scale + 4 * first;
+        _mm256_storeu_ps(to, _mm512_castps512_ps256(scales));
+        _mm256_storeu_ps(to + 4 * kFloatScalesAtOnce, _mm512_extractf32x8_ps(scales, 1));
+      });
 }
 
 /// The scales of a block's lanes.

@@ -108,27 +108,35 @@ constexpr int64_t kScalesAtOnce = 4;
 /// Whole 64 groups are written, and 16 bytes may be read from every group on.
 inline int64_t scale_words(const GroupedView& weight) { return blocks_of(weight.groups) * kBlock * 4 + 16; }
 
-/// `scale`: kScalesAtOnce words further for each of the four rows.
-__attribute__((noinline)) void find_scales(const GroupedView& weight, int64_t row, uint32_t* scale) {
+/// Calls `put(first group, scales)` for each kLanes of a row's groups, whole blocks of them.
+template <class Put>
+HXQ_ALWAYS_INLINE void for_scales(const GroupedView& weight, int64_t row, const Put& put) {
   const FloatTable table(weight.scale_planes);
-  const VecF inverse = splat(weight.row[row].inverse);
   const uint8_t* code = weight.scales + row * weight.groups;
   for (int64_t g = 0; g < weight.groups; g += kBlock) {
     _mm_prefetch(reinterpret_cast<const char*>(code + g) + kScalePrefetch, _MM_HINT_T0);
     const __m512i codes = load_indices(code + g, weight.groups - g);
     const Weights found = table.look_up<false>(FloatTable::in_order(codes), 0);
-    const VecF parts[] = {found.part0, found.part1, found.part2, found.part3};
-#pragma GCC unroll 4
-    for (int64_t part = 0; part < 4; ++part) {
-      const __m512i whole = _mm512_cvtps_epi32(parts[part] * inverse);
-      const __m512i twice = _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16));
-      auto* to = reinterpret_cast<__m128i*>(scale + 4 * (g + part * kLanes));
-      _mm_storeu_si128(to, _mm512_castsi512_si128(twice));
-      _mm_storeu_si128(to + 4, _mm512_extracti32x4_epi32(twice, 1));
-      _mm_storeu_si128(to + 8, _mm512_extracti32x4_epi32(twice, 2));
-      _mm_storeu_si128(to + 12, _mm512_extracti32x4_epi32(twice, 3));
-    }
+    put(g, found.part0);
+    put(g + kLanes, found.part1);
+    put(g + 2 * kLanes, found.part2);
+    put(g + 3 * kLanes, found.part3);
   }
+}
+
+/// `scale`: kScalesAtOnce words further for each of the four rows.
+__attribute__((noinline)) void find_scales(const GroupedView& weight, int64_t row, uint32_t* scale) {
+  const VecF inverse = splat(weight.row[row].inverse);
+  for_scales(
+      weight, row, [&](int64_t first, VecF scales) __attribute__((always_inline)) {
+        const __m512i whole = _mm512_cvtps_epi32(scales * inverse);
+        const __m512i twice = _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16));
+        auto* to = reinterpret_cast<__m128i*>(scale + 4 * first);
+        _mm_storeu_si128(to, _mm512_castsi512_si128(twice));
+        _mm_storeu_si128(to + 4, _mm512_extracti32x4_epi32(twice, 1));
+        _mm_storeu_si128(to + 8, _mm512_extracti32x4_epi32(twice, 2));
+        _mm_storeu_si128(to + 12, _mm512_extracti32x4_epi32(twice, 3));
+      });
 }
 
 /// The scales of a block's columns in the order of QuantizedBlock, the same for both halves. kWide: of one group.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/host_device.h"
+#include "kernels/cuda/linear.h"
 
 namespace hxq::cuda {
 
@@ -19,6 +20,15 @@ HXQ_HOST_DEVICE inline uint32_t index_at(const uint8_t* indices, int index_bits,
 HXQ_HOST_DEVICE inline float codebook_level(const uint8_t* indices, int index_bits, const float* codebook, int d,
                                             int64_t position) {
   return codebook[index_at(indices, index_bits, position / d) * d + position % d];
+}
+
+/// Whether a weight is stored beside the codebook's.
+HXQ_HOST_DEVICE inline bool is_outlier(const CodebookWeight& w, int64_t row, int64_t col) {
+  if (!w.outlier_row_begin) return false;
+  for (uint32_t i = w.outlier_row_begin[row]; i < w.outlier_row_begin[row + 1]; ++i) {
+    if (w.outlier_col[i] == col) return true;
+  }
+  return false;
 }
 
 }  // namespace hxq::cuda

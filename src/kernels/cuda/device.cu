@@ -3,7 +3,10 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <map>
 #include <mutex>
+#include <new>
+#include <utility>
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/runtime.h"
@@ -40,12 +43,22 @@ Status keep_freed_memory(int device) {
 }  // namespace
 
 cudaError_t raise_shared_limit(const void* kernel, size_t bytes) noexcept {
+  // Launches are many: what was raised is known without asking the driver.
   static std::mutex guard;
+  static std::map<std::pair<int, const void*>, size_t> limits;  // by device and kernel
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   const std::scoped_lock lock(guard);
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess || static_cast<size_t>(attributes.maxDynamicSharedSizeBytes) >= bytes) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  try {
+    size_t& limit = limits[{device, kernel}];
+    if (limit >= bytes) return cudaSuccess;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error == cudaSuccess) limit = bytes;
+    return error;
+  } catch (const std::bad_alloc&) {
+    return cudaErrorMemoryAllocation;
+  }
 }
 
 DeviceFacts current_device() noexcept {

@@ -24,18 +24,11 @@ __global__ void __launch_bounds__(kThreads) gather_gradient_kernel(const __grid_
   for (int i = static_cast<int>(threadIdx.x); is_small && i < entries; i += kThreads) sums[i] = 0;
   __syncthreads();
   const auto* indices = static_cast<const uint8_t*>(w.indices);
-  const auto is_outlier = [&](int64_t row, int64_t col) {
-    if (!w.outlier_row_begin) return false;
-    for (uint32_t i = w.outlier_row_begin[row]; i < w.outlier_row_begin[row + 1]; ++i) {
-      if (w.outlier_col[i] == col) return true;
-    }
-    return false;
-  };
   for (int64_t n = blockIdx.x; n < p.args.count; n += gridDim.x) {
     const int64_t row = p.args.ids[n];
     if (row < 0) continue;
     for (int64_t col = threadIdx.x; col < w.cols; col += kThreads) {
-      if (is_outlier(row, col)) continue;
+      if (is_outlier(w, row, col)) continue;
       float g = load_at(p.args.g, n, col);
       if (w.channel_scales) g /= w.channel_scales[col];
       const int64_t position = row * w.cols + col;

@@ -64,14 +64,6 @@ struct CodebookParameters {
   CodebookGradientArgs args;
 };
 
-__device__ inline bool is_outlier(const CodebookWeight& w, int64_t row, int64_t col) {
-  if (!w.outlier_row_begin) return false;
-  for (uint32_t i = w.outlier_row_begin[row]; i < w.outlier_row_begin[row + 1]; ++i) {
-    if (w.outlier_col[i] == col) return true;
-  }
-  return false;
-}
-
 /// One block a row at a time; a thread takes columns in turn and adds what they give to the block's own sums.
 __global__ void __launch_bounds__(256) codebook_gradient_kernel(const __grid_constant__ CodebookParameters p) {
   __shared__ float sums[kLevels];
