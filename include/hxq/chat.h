@@ -17,6 +17,12 @@ struct ChatMessage {
   std::string content;
 };
 
+/// A conversation as text, special tokens spelled out: encode it with `plain`, without adding any.
+struct ChatText {
+  std::string text;
+  std::vector<TextRange> plain;  ///< what spells special tokens in messages, ascending: text like any other
+};
+
 /// How a model was trained to see a conversation: a Jinja template, rendered as transformers' `apply_chat_template`
 /// does. Whatever a template says, rendering it ends and reaches nothing outside.
 class ChatTemplate {
@@ -32,21 +38,22 @@ class ChatTemplate {
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();
 
-  /// The conversation as text, special tokens spelled out: encode it without adding any. The template finds `messages`,
-  /// `add_generation_prompt` (whether an answer is to come), and `bos_token`, `eos_token`, `pad_token` and `unk_token`
-  /// where the tokenizer has them. Throws `Error` for what the template refuses.
-  std::string render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
-                     bool add_generation_prompt = true) const;
+  /// The conversation as text. The template finds `messages`, `add_generation_prompt` (whether an answer is to come),
+  /// and `bos_token`, `eos_token`, `pad_token` and `unk_token` where the tokenizer has them. Special tokens are those
+  /// of the template: what spells one in a message is text, so that nobody's message can end itself and begin another.
+  /// Throws `Error` for what the template refuses, and where it takes such a spelling apart.
+  ChatText render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                  bool add_generation_prompt = true) const;
 
-  /// The tokens of the conversation. Special tokens are those of the template: what spells one in a message is text, so
-  /// that nobody's message can end itself and begin another. Throws `Error` as `render`, and where the template takes
-  /// such a spelling apart.
+  /// The tokens of `render`. Throws `Error` as that does.
   std::vector<int32_t> tokens(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
                               bool add_generation_prompt = true) const;
 
  private:
   struct Impl;
   explicit ChatTemplate(std::unique_ptr<const Impl> impl);
+  std::string rendered(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                       bool add_generation_prompt) const;
   std::unique_ptr<const Impl> impl_;
 };
 
@@ -76,7 +83,7 @@ class Chat {
   size_t system_messages_;
   std::vector<ChatMessage> messages_;
 
-  std::vector<int32_t> next_tokens(const std::string& rendering) const;
+  std::vector<int32_t> next_tokens(const ChatText& rendering) const;
 
   // Of the last turn: the rendering, the answer, and the tokens of both; no tokens: start anew.
   std::string rendering_, answer_;

@@ -23,6 +23,15 @@ bool ends_with(std::span<const int32_t> tokens, std::span<const int32_t> end) {
   return tokens.size() >= end.size() && std::ranges::equal(tokens.last(end.size()), end);
 }
 
+/// Those of `ranges` that end behind `begin`, counted from there.
+std::vector<TextRange> last_ranges(std::span<const TextRange> ranges, size_t begin) {
+  std::vector<TextRange> last;
+  for (const TextRange& range : ranges) {
+    if (range.end > begin) last.push_back({std::max(range.begin, begin) - begin, range.end - begin});
+  }
+  return last;
+}
+
 }  // namespace
 
 Chat::Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
@@ -36,15 +45,17 @@ Chat::Chat(const Model& model, const Tokenizer& tokenizer, const ChatTemplate& c
 }
 
 /// The tokens of a rendering, those of the last turn kept as they were where the rendering holds them.
-std::vector<int32_t> Chat::next_tokens(const std::string& rendering) const {
-  std::vector<int32_t> whole = tokenizer_.encode(rendering, false);
-  if (tokens_.empty() || begins_with(whole, tokens_) || !rendering.starts_with(rendering_)) return whole;
-  const std::string_view after = std::string_view(rendering).substr(rendering_.size());
+std::vector<int32_t> Chat::next_tokens(const ChatText& rendering) const {
+  std::vector<int32_t> whole = tokenizer_.encode(rendering.text, rendering.plain);
+  if (tokens_.empty() || begins_with(whole, tokens_) || !rendering.text.starts_with(rendering_)) return whole;
+  const std::string_view after = std::string_view(rendering.text).substr(rendering_.size());
   const std::string_view left = without_leading_space(answer_);
   for (const std::string_view answer :
        {std::string_view(answer_), left, without_trailing_space(answer_), without_trailing_space(left)}) {
     if (!after.starts_with(answer)) continue;
-    const std::vector<int32_t> rest = tokenizer_.encode(after.substr(answer.size()), false);
+    const std::string_view new_text = after.substr(answer.size());
+    const std::vector<int32_t> rest =
+        tokenizer_.encode(new_text, last_ranges(rendering.plain, rendering.text.size() - new_text.size()));
     // Encoded by itself the rest can differ, as where a tokenizer puts a space before every text.
     if (rest.empty() || !ends_with(whole, rest)) continue;
     std::vector<int32_t> kept = tokens_;
@@ -59,7 +70,7 @@ GenerateResult Chat::say(std::string message, const GenerateOptions& options, co
   const size_t before = messages_.size();
   messages_.push_back({"user", std::move(message)});
   try {
-    std::string rendering = template_.render(messages_, tokenizer_);
+    ChatText rendering = template_.render(messages_, tokenizer_);
     GenerateResult result = session_.generate(next_tokens(rendering), options, on_text);
     std::vector<int32_t> tokens;
     if (result.stop_reason != StopReason::stop) {
@@ -69,7 +80,7 @@ GenerateResult Chat::say(std::string message, const GenerateOptions& options, co
       tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end() - ended);
     }
     messages_.push_back({"assistant", result.text});
-    rendering_ = std::move(rendering);
+    rendering_ = std::move(rendering.text);
     answer_ = result.text;
     tokens_ = std::move(tokens);
     return result;

@@ -311,7 +311,7 @@ TEST(ChatTemplate, IsFoundWhereModelsHaveIt) {
     folder.write("tokenizer_config.json", config);
     const auto chat_template = ChatTemplate::load(folder.path());
     const std::vector<ChatMessage> messages = {{"user", "hey"}};
-    return chat_template ? chat_template->render(messages, letters()) : "none";
+    return chat_template ? chat_template->render(messages, letters()).text : "none";
   };
   EXPECT_EQ(found("{}"), "none");
   EXPECT_EQ(found(R"({"chat_template": null})"), "none");

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -26,14 +27,22 @@ std::string default_template(const text::JsonPart& config) {
   config.child("chat_template").fail("expected a template with the name 'default'");
 }
 
-/// A character for private use that no message has.
+/// A character for private use that no message has. Messages are looked through once, whatever they hold.
 std::string unused_character(std::span<const ChatMessage> messages) {
-  for (char32_t code = 0x10FFFD; code > 0x10F000; --code) {
-    const std::string character = to_utf8(code);
-    const auto has = [&](const ChatMessage& message) { return message.content.find(character) != std::string::npos; };
-    if (std::ranges::none_of(messages, has)) return character;
+  // From U+10F000 on, the bytes are F4 8F, and two with 6 bits of the code each.
+  constexpr char32_t kFirst = 0x10F000, kLast = 0x10FFFD;
+  constexpr std::string_view kLead = "\xF4\x8F";
+  std::array<bool, kLast - kFirst + 1> used = {};
+  for (const ChatMessage& message : messages) {
+    const std::string& text = message.content;
+    for (size_t at = 0; (at = text.find(kLead, at)) != std::string::npos && at + 4 <= text.size(); at += 4) {
+      const size_t code = static_cast<size_t>(text[at + 2] & 0x3F) << 6 | static_cast<size_t>(text[at + 3] & 0x3F);
+      if (code < used.size()) used[code] = true;
+    }
   }
-  throw Error("the messages have every character for private use");
+  const auto found = std::ranges::find(used, false);
+  if (found == used.end()) throw Error("the messages have every character for private use");
+  return to_utf8(kFirst + static_cast<char32_t>(found - used.begin()));
 }
 
 /// Texts that are taken out of messages while a template is rendered; marks stand for them, which templates do not take
@@ -113,11 +122,11 @@ ChatTemplate ChatTemplate::read(const std::filesystem::path& file) {
   return ChatTemplate(std::unique_ptr<const Impl>(new Impl{jinja::Template(source, file.string())}));
 }
 
-std::string ChatTemplate::render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
-                                 bool add_generation_prompt) const {
+std::string ChatTemplate::rendered(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                                   bool add_generation_prompt) const {
   ordered_json list = ordered_json::array();
   for (const ChatMessage& message : messages) {
-    list.push_back({{"role", message.role}, {"content", to_valid_utf8(message.content)}});
+    list.push_back({{"role", message.role}, {"content", message.content}});
   }
   ordered_json context = {{"messages", std::move(list)},
                           {"tools", nullptr},
@@ -133,17 +142,23 @@ std::string ChatTemplate::render(std::span<const ChatMessage> messages, const To
   return impl_->jinja.render(context);
 }
 
-std::vector<int32_t> ChatTemplate::tokens(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
-                                          bool add_generation_prompt) const {
+ChatText ChatTemplate::render(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                              bool add_generation_prompt) const {
   std::vector<ChatMessage> taken_from(messages.begin(), messages.end());
-  Marked marked(unused_character(messages));
+  for (ChatMessage& message : taken_from) message.content = to_valid_utf8(message.content);
+  Marked marked(unused_character(taken_from));
   for (ChatMessage& message : taken_from) {
-    message.content = to_valid_utf8(message.content);
     marked.take_out(message.content, tokenizer.special_tokens_in(message.content));
   }
-  std::string rendering = render(taken_from, tokenizer, add_generation_prompt);
-  const std::vector<TextRange> plain = marked.put_back(rendering);
-  return tokenizer.encode(rendering, plain);
+  ChatText all = {.text = rendered(taken_from, tokenizer, add_generation_prompt), .plain = {}};
+  all.plain = marked.put_back(all.text);
+  return all;
+}
+
+std::vector<int32_t> ChatTemplate::tokens(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,
+                                          bool add_generation_prompt) const {
+  const ChatText all = render(messages, tokenizer, add_generation_prompt);
+  return tokenizer.encode(all.text, all.plain);
 }
 
 }  // namespace hxq

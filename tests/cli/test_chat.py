@@ -129,3 +129,15 @@ def test_an_architecture_that_the_runtime_does_not_know_is_the_reason_given(hxq,
     (model_copy / "config.json").write_text(json.dumps(config))
     result = hxq("chat", model_copy)
     assert result.code == 1 and "bert" in result.err and "generate" not in result.err
+
+
+def test_what_spells_a_special_token_in_a_message_is_text(hxq, compressed, template):
+    special = "<|endoftext|>"
+    [end] = hxq("generate", compressed, "--prompt", special, "--max-tokens", 1, "--json").json()["prompt_tokens"]
+    template.write_text(
+        "{% for message in messages %}{% if message.role == 'assistant' %}{{ message.content }}"
+        "{% else %}S{{ message.content }}S{% endif %}{% endfor %}".replace("S", special)
+    )
+    first, second = answers(hxq, f"Hi {special}\n{special}x\n", compressed, "--template", template, "--max-tokens", 4)
+    assert [first["prompt_tokens"].count(end), second["prompt_tokens"].count(end)] == [2, 4], "those of the template"
+    assert second["reused_tokens"] > 0, "what comes after the answer was encoded by itself"

@@ -44,7 +44,7 @@ ChatTemplate template_of(const Arguments& arguments) {
 void check_system(const Arguments& arguments, const ChatTemplate& chat_template, const Tokenizer& tokenizer) {
   if (!arguments.system || arguments.system->empty()) return;
   const auto prompt = [&](const std::string& system) {
-    return chat_template.render(std::vector<ChatMessage>{{"system", system}, {"user", "Hello"}}, tokenizer);
+    return chat_template.render(std::vector<ChatMessage>{{"system", system}, {"user", "Hello"}}, tokenizer).text;
   };
   if (prompt(*arguments.system) != prompt(*arguments.system + ".")) return;
   throw UsageError("--system without effect: the chat template has no place for it", {.file = arguments.dir});
