@@ -32,7 +32,7 @@ PrefixCache::Entry* PrefixCache::find_same(std::span<const int32_t> tokens, int6
 }
 
 void PrefixCache::make_room(int64_t bytes) {
-  while (!entries_.empty() && bytes_ + bytes > most_bytes_) {
+  while (!entries_.empty() && bytes_ > most_bytes_ - bytes) {
     bytes_ -= entries_.back().bytes;
     entries_.pop_back();
   }
@@ -45,9 +45,11 @@ void PrefixCache::keep(std::span<const int32_t> prompt, const Sequence& sequence
   try {
     if (Entry* same = find_same(tokens, std::ssize(prompt))) {
       if (same->logits.empty() && !logits.empty()) {
+        const auto more = static_cast<int64_t>(logits.size_bytes());
+        make_room(more);  // not of this one, which is the last used and has room with its logits
         same->logits.assign(logits.begin(), logits.end());
-        same->bytes += static_cast<int64_t>(logits.size_bytes());
-        bytes_ += static_cast<int64_t>(logits.size_bytes());
+        same->bytes += more;
+        bytes_ += more;
       }
       return;
     }

@@ -192,5 +192,27 @@ TEST(Prefixes, EntriesThatWereNotUsedForLongestGo) {
   EXPECT_NE(cache.find(longer(2)), nullptr);
 }
 
+TEST(Prefixes, LogitsThatComeLaterCountToo) {
+  const Model model = Model::open(folder("tests/e2e/llama-bias"), {.threads = 2});
+  Workspace workspace = model.new_workspace();
+  std::mt19937 random(5);
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<Sequence> sequences;
+  std::vector<float> logits;
+  for (int i = 0; i < 2; ++i) {
+    prompts.push_back(random_tokens(random, 10));
+    sequences.push_back(model.new_sequence());
+    logits = last_logits(model, prompts.back(), sequences.back(), workspace);
+  }
+  const int64_t entry = sequences[0].bytes() + std::ssize(prompts[0]) * int64_t{sizeof(int32_t)};
+  PrefixCache cache(model, 2 * entry + 10);
+  cache.keep(prompts[0], sequences[0], {});
+  cache.keep(prompts[1], sequences[1], {});
+  EXPECT_NE(cache.find(joined(prompts[0], {1})), nullptr);
+  cache.keep(prompts[1], sequences[1], logits);
+  EXPECT_NE(cache.find(prompts[1]), nullptr);
+  EXPECT_EQ(cache.find(joined(prompts[0], {1})), nullptr) << "both are more than the limit";
+}
+
 }  // namespace
 }  // namespace hxq
