@@ -98,7 +98,7 @@ def long_prompt(server, tokens, rounds):
     """The stream's gaps, alone and beside a prompt of that many tokens."""
     plain, beside = [], []
     for r in range(rounds):
-        connection, stream = server.post(prompt=[5], max_tokens=10**6, ignore_eos=True, stream=True)
+        connection, stream = server.post(prompt=[5], max_tokens=60_000, ignore_eos=True, stream=True)
         gaps, last = [], None
         prompt_runs = None
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -126,7 +126,7 @@ def long_prompt(server, tokens, rounds):
 
 def idle_streams(server, count):
     before = server.memory()
-    streams = [server.post(prompt=[5], max_tokens=10**6, ignore_eos=True, stream=True) for _ in range(count)]
+    streams = [server.post(prompt=[5], max_tokens=60_000, ignore_eos=True, stream=True) for _ in range(count)]
     times = []
     for _ in range(300):
         start = time.perf_counter()

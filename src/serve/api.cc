@@ -45,7 +45,7 @@ Reply models_reply(std::string_view path, const ServedModel& served) {
                               {"owned_by", "hxq"},
                               {"architecture", info.model_type},
                               {"parameters", info.parameters},
-                              {"context_length", info.context_length > 0 ? ordered_json(info.context_length) : nullptr},
+                              {"context_length", served.context},
                               {"has_chat_template", served.chat_template != nullptr}};
   if (!path.starts_with(kOneModel))
     return {.body = dumped({{"object", "list"}, {"data", ordered_json::array({model})}})};

@@ -13,6 +13,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr std::string_view kStreamEnd = "data: [DONE]\n\n";
+
 int64_t now_seconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
@@ -56,6 +58,8 @@ std::string dumped(const ordered_json& json) {
 }
 
 std::string sse_event(std::string_view data) { return "data: " + std::string(data) + "\n\n"; }
+
+std::string fault_events(const ApiError& fault) { return sse_event(dumped(fault.json())) + std::string(kStreamEnd); }
 
 Completion::Completion(CompletionRequest request, const ServedModel& served, std::string id)
     : request_(std::move(request)),
@@ -158,14 +162,16 @@ void Completion::put_end_of_choice(size_t number) {
 
 void Completion::put_end() {
   if (fault_) {
-    events_ += sse_event(dumped(fault_->json()));
-  } else if (request_.include_usage) {
+    events_ += fault_events(*fault_);
+    return;
+  }
+  if (request_.include_usage) {
     ordered_json event = head(true);
     event["choices"] = ordered_json::array();
     event["usage"] = usage();
     events_ += sse_event(dumped(event));
   }
-  events_ += sse_event("[DONE]");
+  events_ += kStreamEnd;
 }
 
 void Completion::add(size_t number, Update update) {

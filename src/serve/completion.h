@@ -64,6 +64,9 @@ class Completion {
 /// A server-sent event with that data, which is on one line.
 std::string sse_event(std::string_view data);
 
+/// What ends a stream whose texts could not be completed.
+std::string fault_events(const ApiError& fault);
+
 /// A comment, which clients leave out: something to send while there is nothing to say.
 inline constexpr std::string_view kSseComment = ": \n\n";
 

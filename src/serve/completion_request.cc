@@ -15,7 +15,7 @@ using nlohmann::json;
 
 constexpr size_t kMostStops = 16;
 constexpr int64_t kMostLogprobs = 20;
-/// Where a request does not say and the model has no limit.
+/// Where a request does not say and the model's context has no end.
 constexpr int64_t kChatTokens = 4096;
 constexpr int64_t kCompletionTokens = 16;  // as OpenAI's
 
@@ -54,23 +54,21 @@ void read_common(Parameters& parameters, CompletionRequest& request) {
 }
 
 void check_context(const CompletionRequest& request, const ServedModel& served) {
-  const int64_t context = served.model.info().context_length;
-  if (context == 0) return;
   for (const std::vector<int32_t>& prompt : request.prompts) {
-    if (std::ssize(prompt) < context && request.options.max_tokens <= context - std::ssize(prompt)) continue;
-    throw bad_request(fmt::format("the model's context holds {} tokens: {} of the prompt and {} of the text are more",
-                                  context, prompt.size(), request.options.max_tokens),
+    if (std::ssize(prompt) < served.context && request.options.max_tokens <= served.context - std::ssize(prompt)) {
+      continue;
+    }
+    throw bad_request(fmt::format("the context holds {} tokens: {} of the prompt and {} of the text are more",
+                                  served.context, prompt.size(), request.options.max_tokens),
                       request.chat ? "messages" : "prompt", "context_length_exceeded");
   }
 }
 
-/// Tokens that are left for the text of the longest prompt, at least 1; `otherwise` where there is no limit.
-int64_t room(const CompletionRequest& request, const ServedModel& served, int64_t otherwise) {
-  const int64_t context = served.model.info().context_length;
-  if (context == 0) return otherwise;
+/// Tokens that are left for the text of the longest prompt, at least 1.
+int64_t room(const CompletionRequest& request, const ServedModel& served) {
   size_t longest = 0;
   for (const auto& prompt : request.prompts) longest = std::max(longest, prompt.size());
-  return std::max<int64_t>(context - static_cast<int64_t>(longest), 1);
+  return std::max<int64_t>(served.context - static_cast<int64_t>(longest), 1);
 }
 
 void check_choices(const CompletionRequest& request) {
@@ -166,6 +164,18 @@ int64_t tokens_before_the_last(std::vector<ChatMessage> messages, const std::vec
 
 }  // namespace
 
+int64_t CompletionRequest::prompt_tokens() const noexcept {
+  int64_t tokens = 0;
+  for (const auto& prompt : prompts) tokens += n * std::ssize(prompt);
+  return tokens;
+}
+
+double CompletionRequest::most_tokens() const noexcept {
+  const int64_t weight = stream ? 1 : 1 + std::max<int64_t>(options.logprobs, 0);
+  return static_cast<double>(prompt_tokens()) +
+         static_cast<double>(choices() * weight) * static_cast<double>(options.max_tokens);
+}
+
 GenerateOptions CompletionRequest::options_of(int64_t number) const {
   GenerateOptions of = options;
   of.sampling.seed += static_cast<uint64_t>(number % n);
@@ -207,8 +217,7 @@ CompletionRequest read_completion_request(std::string_view body, const ServedMod
   parameters.finish();  // before any work
   request.prompts = read_prompts(parameters, served);
   check_choices(request);
-  request.options.max_tokens =
-      max_tokens.value_or(std::min(kCompletionTokens, room(request, served, kCompletionTokens)));
+  request.options.max_tokens = max_tokens.value_or(std::min(kCompletionTokens, room(request, served)));
   check_context(request, served);
   return request;
 }
@@ -248,7 +257,9 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
   }
   request.shared_tokens = tokens_before_the_last(messages, request.prompts[0], served);
   if (request.prompts[0].empty()) throw bad_request("the messages have no tokens", "messages", "invalid_value");
-  request.options.max_tokens = (new_name ? new_name : old_name).value_or(room(request, served, kChatTokens));
+  const bool has_end = served.model.info().context_length > 0;
+  const int64_t rest = room(request, served);
+  request.options.max_tokens = (new_name ? new_name : old_name).value_or(has_end ? rest : std::min(rest, kChatTokens));
   check_context(request, served);
   return request;
 }

@@ -23,6 +23,10 @@ struct CompletionRequest {
   bool include_usage = false;  ///< in a stream
 
   int64_t choices() const noexcept { return n * std::ssize(prompts); }
+  /// Tokens of the prompts of all choices.
+  int64_t prompt_tokens() const noexcept;
+  /// What all choices may have in all, prompts included, weighed by what an answer keeps of them.
+  double most_tokens() const noexcept;
   /// Of choice `number`, which counts all choices of the first prompt, then those of the next. Choices of the same
   /// prompt differ by their seeds.
   const std::vector<int32_t>& prompt(int64_t number) const { return prompts[static_cast<size_t>(number / n)]; }

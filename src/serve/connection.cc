@@ -79,30 +79,32 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
   bool idle_ = true;
 
   // Of the request at hand.
+  Share body_share_;
   const Route* route_ = nullptr;
-  std::string id_, origin_;
+  std::string id_, origin_, wanted_headers_;
   unsigned version_ = 11;
   bool keep_alive_ = false;
   bool is_head_ = false;
   bool preflight_ = false;
 };
 
-/// Sees a client go away while its answer is being made. What it sends meanwhile is the next request's beginning.
+/// Sees a client go away while its answer is being made: the end of what it sends is behind all that it has sent, which
+/// therefore is read. It is the next request's beginning; of one that is too long for the buffer the rest is dropped,
+/// and the answer is the connection's last.
 asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox) {
   asio::ip::tcp::socket& socket = self->stream_.socket();
   while (true) {
     const auto [error] = co_await socket.async_wait(asio::socket_base::wait_read, kNoThrow);
     if (mailbox->is_over) co_return;  // what comes now is read as the next request
     if (error) break;
-    std::array<char, 1> first;
-    const ssize_t size = recv(socket.native_handle(), first.data(), first.size(), MSG_PEEK | MSG_DONTWAIT);
+    std::array<char, 16 << 10> bytes;
+    const ssize_t size = recv(socket.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) continue;
     if (size <= 0) break;
-    const size_t room = kAheadBytes - self->buffer_.size();
-    if (room == 0) co_return;  // is read when it is its turn
-    error_code fault;
-    self->buffer_.commit(socket.read_some(self->buffer_.prepare(std::min(room, socket.available(fault))), fault));
-    if (fault) break;
+    const size_t kept = std::min(static_cast<size_t>(size), kAheadBytes - self->buffer_.size());
+    self->buffer_.commit(
+        asio::buffer_copy(self->buffer_.prepare(kept), asio::buffer(bytes.data(), static_cast<size_t>(size)), kept));
+    if (kept < static_cast<size_t>(size)) self->keep_alive_ = false;
   }
   mailbox->client_is_gone = true;
   mailbox->wake.cancel();
@@ -112,13 +114,25 @@ asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::s
 const Route& Connection::check(const Request& request, std::string_view& path) const {
   const std::string_view target = text_of(request.target());
   path = target.substr(0, target.find('?'));
+  const std::string_view host = text_of(request[http::field::host]);
+  if (request.count(http::field::host) > 1) throw bad_request("the request has several headers Host");
+  if (!hub_.access.serves(host)) {
+    throw ApiError(
+        403, "invalid_request_error",
+        fmt::format("expected localhost, 127.0.0.1 or [::1] as the Host, found '{}': other names need an API "
+                    "key (--api-key-file) or --host",
+                    host.substr(0, 100)),
+        "", "host_not_allowed");
+  }
   const Route* route = find_route(path);
   if (!route) {
     throw ApiError(404, "invalid_request_error", fmt::format("there is nothing at {}", path.substr(0, 100)), "",
                    "not_found");
   }
-  if (!hub_.access.admits(origin_, text_of(request[http::field::host]))) {
-    throw ApiError(403, "invalid_request_error", "pages of this origin are not let in", "", "origin_not_allowed");
+  if (!hub_.access.admits(origin_, host)) {
+    throw ApiError(403, "invalid_request_error",
+                   "pages of this origin are not let in (--cors-origin lists those that are)", "",
+                   "origin_not_allowed");
   }
   const http::verb verb = request.method();
   const bool fits = route->post ? verb == http::verb::post : verb == http::verb::get || verb == http::verb::head;
@@ -151,6 +165,7 @@ void Connection::note_head(const Request& request) {
   keep_alive_ = request.keep_alive() && !hub_.draining;
   is_head_ = request.method() == http::verb::head;
   origin_ = text_of(request[http::field::origin]);
+  wanted_headers_ = text_of(request[http::field::access_control_request_headers]);
   preflight_ = request.method() == http::verb::options && hub_.access.lists(origin_);
 }
 
@@ -161,7 +176,8 @@ void Connection::put_common(Message& message) const {
   message.set("X-Content-Type-Options", "nosniff");
   if (!origin_.empty() && hub_.access.lists(origin_)) {
     message.set(http::field::access_control_allow_origin, origin_);
-    message.set(http::field::vary, "Origin");
+    message.set(http::field::access_control_expose_headers, "X-Request-Id, Retry-After");
+    message.set(http::field::vary, "Origin, Access-Control-Request-Headers");
   }
   message.keep_alive(keep_alive_);
 }
@@ -175,7 +191,9 @@ asio::awaitable<void> Connection::write(Reply reply) {
   if (reply.status == 503) message.set(http::field::retry_after, "1");
   if (reply.status == 204) {
     message.set(http::field::access_control_allow_methods, "GET, HEAD, POST");
-    message.set(http::field::access_control_allow_headers, "Authorization, Content-Type");
+    // Clients send headers of their own, which change nothing here.
+    message.set(http::field::access_control_allow_headers,
+                wanted_headers_.empty() ? "Authorization, Content-Type" : wanted_headers_);
     message.set(http::field::access_control_max_age, "600");
   } else {
     message.set(http::field::content_type, beast::string_view(reply.content_type.data(), reply.content_type.size()));
@@ -209,6 +227,7 @@ asio::awaitable<bool> Connection::next_updates(Completion& completion, Mailbox& 
     co_await mailbox.wake.async_wait(kNoThrow);
   }
   if (mailbox.client_is_gone) throw boost::system::system_error(asio::error::connection_reset);
+  if (mailbox.lost_some) throw std::bad_alloc();
   std::vector<std::pair<size_t, Update>> updates;
   updates.swap(mailbox.updates);
   for (auto& [choice, update] : updates) completion.add(choice, std::move(update));
@@ -226,12 +245,22 @@ asio::awaitable<void> Connection::stream(Completion& completion, const std::shar
   stream_.expires_after(duration(hub_.options.write_seconds));
   http::response_serializer<http::empty_body> serializer{head};
   co_await http::async_write_header(stream_, serializer, asio::use_awaitable);
-  bool came = true;
-  while (true) {
-    const std::string events = came ? completion.take_events() : std::string(kSseComment);
-    if (!events.empty()) co_await write_text(events);
-    if (completion.done()) break;
-    came = co_await next_updates(completion, *mailbox);
+  std::optional<ApiError> fault;
+  try {
+    for (bool came = true;;) {
+      const std::string events = came ? completion.take_events() : std::string(kSseComment);
+      if (!events.empty()) co_await write_text(events);
+      if (completion.done()) break;
+      came = co_await next_updates(completion, *mailbox);
+    }
+  } catch (const boost::system::system_error&) {
+    throw;  // the client is gone
+  } catch (const std::exception& error) {
+    fault = server_fault(without_file(error));
+  }
+  if (fault) {  // after the head there is no other way to tell
+    keep_alive_ = false;
+    co_await write_text(fault_events(*fault));
   }
   if (version_ >= 11) co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
 }
@@ -242,9 +271,13 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
     return chat ? read_chat_request(request.body(), hub_.served) : read_completion_request(request.body(), hub_.served);
   });
   request.body() = {};
+  body_share_ = {};
+  const Hub::Admission admission = hub_.admit(wanted);
   const auto mailbox = std::make_shared<Mailbox>(stream_.get_executor());
   Completion completion(std::move(wanted), hub_.served, hub_.new_id(chat ? "chatcmpl-" : "cmpl-"));
-  const std::vector<Engine::Ticket> tickets = hub_.begin(completion.request(), mailbox);
+  std::vector<Generation> generations = co_await hub_.work([&] { return hub_.make_generations(completion.request()); });
+  const std::vector<Engine::Ticket> tickets =
+      hub_.begin(std::move(generations), completion.request().shared_tokens, mailbox);
 
   // The signal lives as long as the coroutine, which ends some time after it is told to.
   asio::co_spawn(stream_.get_executor(), watch(shared_from_this(), mailbox),
@@ -271,7 +304,7 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
   while (!completion.done()) co_await next_updates(completion, *mailbox);
   if (completion.fault()) throw *completion.fault();
   Reply reply;
-  reply.body = dumped(completion.body());
+  reply.body = co_await hub_.work([&] { return dumped(completion.body()); });
   co_await write(std::move(reply));
 }
 
@@ -328,6 +361,8 @@ asio::awaitable<bool> Connection::answer(Request& request) {
     refusal = error_reply(error);
   } catch (const boost::system::system_error&) {
     throw;  // the client is gone, or does not take what is written
+  } catch (const std::bad_alloc&) {
+    refusal = error_reply(unavailable("there is no memory for it"));
   } catch (const std::exception& error) {
     refusal = error_reply(server_fault(without_file(error)));
   }
@@ -378,6 +413,7 @@ asio::awaitable<void> Connection::run() {
     parser.header_limit(kHeadBytes);
     parser.body_limit(static_cast<uint64_t>(hub_.options.body_bytes));
     route_ = nullptr;
+    body_share_ = {};
     id_ = hub_.new_id("req_");
     origin_.clear();
     keep_alive_ = is_head_ = preflight_ = false;
@@ -399,6 +435,10 @@ asio::awaitable<void> Connection::run() {
         route_ = find_route(text_of(parser.get().target()).substr(0, text_of(parser.get().target()).find('?')));
         check(parser.get(), path);
         if (preflight_) refusal = Reply{.status = 204};
+        if (!refusal && !parser.is_done()) {
+          const auto most = static_cast<uint64_t>(hub_.options.body_bytes);
+          body_share_ = hub_.admit_body(static_cast<int64_t>(parser.content_length().value_or(most)));
+        }
       } catch (const ApiError& fault) {
         refusal = error_reply(fault);
       }

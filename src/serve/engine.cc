@@ -18,8 +18,8 @@ struct Engine::Job {
   size_t sent_tokens = 0;  ///< whose log probabilities were sent
 };
 
-Engine::Engine(const Model& model, const Tokenizer& tokenizer, const Scheduler::Limits& limits, Deliver deliver)
-    : model_(model), tokenizer_(tokenizer), deliver_(std::move(deliver)), scheduler_(model, limits) {
+Engine::Engine(const Model& model, const Scheduler::Limits& limits, Deliver deliver)
+    : deliver_(std::move(deliver)), scheduler_(model, limits) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -32,8 +32,7 @@ Engine::~Engine() {
   thread_.join();
 }
 
-Engine::Ticket Engine::submit(std::vector<int32_t> prompt, const GenerateOptions& options, int64_t shared_tokens) {
-  Generation generation(model_.info(), tokenizer_, std::move(prompt), options);
+Engine::Ticket Engine::submit(Generation generation, int64_t shared_tokens) {
   const std::lock_guard lock(mutex_);
   const Ticket ticket = ++last_ticket_;
   submitted_.push_back({ticket, std::move(generation), shared_tokens});

@@ -39,13 +39,13 @@ class Engine {
     std::array<int64_t, kStepSeconds.size()> steps_within = {};  ///< of at most so many seconds
   };
 
-  /// Model and tokenizer must outlive it. Throws `Error` for limits out of range, `OutOfMemory`.
-  Engine(const Model& model, const Tokenizer& tokenizer, const Scheduler::Limits& limits, Deliver deliver);
+  /// The model must outlive it. Throws `Error` for limits out of range, `OutOfMemory`.
+  Engine(const Model& model, const Scheduler::Limits& limits, Deliver deliver);
   /// Forgets what is running; nothing is delivered any more.
   ~Engine();
 
-  /// Begins a generation; see `Scheduler::add`. Throws as the constructor of `Generation`.
-  Ticket submit(std::vector<int32_t> prompt, const GenerateOptions& options, int64_t shared_tokens = 0);
+  /// Begins a generation; see `Scheduler::add`.
+  Ticket submit(Generation generation, int64_t shared_tokens = 0);
   /// Forgets a generation before the next step; nothing more of it comes.
   void cancel(Ticket ticket);
   /// Ends all generations with a fault.
@@ -64,8 +64,6 @@ class Engine {
   void fail(Job& job, const std::string& fault, bool is_temporary);
   void publish(double seconds, bool stepped);
 
-  const Model& model_;
-  const Tokenizer& tokenizer_;
   Deliver deliver_;
 
   mutable std::mutex mutex_;

@@ -8,41 +8,73 @@
 
 namespace hxq::serve {
 
-Hub::Hub(const ServedModel& model, const ServeOptions& with)
+Hub::Hub(const ServedModel& model, const ServeOptions& with, bool on_loopback)
     : served(model),
       options(with),
-      access(with.api_keys, with.cors_origins),
+      access(with.api_keys, with.cors_origins, with.host, on_loopback),
       last_id_(uint64_t{std::random_device()()} << 32) {
   const Scheduler::Limits limits = {.sequences = options.parallel,
                                     .prefill_tokens_beside_decode = options.prompt_budget,
                                     .prefix_bytes = options.prefix_bytes};
-  engine = std::make_unique<Engine>(
-      served.model, served.tokenizer, limits, [this](std::vector<Engine::Delivery> deliveries) {
-        asio::post(io, [this, all = std::move(deliveries)]() mutable { deliver(std::move(all)); });
-      });
+  engine = std::make_unique<Engine>(served.model, limits, [this](std::vector<Engine::Delivery> deliveries) {
+    asio::post(io, [this, all = std::move(deliveries)]() mutable { deliver(std::move(all)); });
+  });
 }
 
 std::string Hub::new_id(std::string_view prefix) { return fmt::format("{}{:016x}", prefix, ++last_id_); }
 
-std::vector<Engine::Ticket> Hub::begin(const CompletionRequest& request, const std::shared_ptr<Mailbox>& mailbox) {
-  if (draining) throw unavailable("the server is ending");
-  if (engine->status().open + request.choices() > options.parallel + options.waiting) {
-    throw unavailable("too many texts are waiting");
+Share Hub::admit_body(int64_t bytes) {
+  constexpr int64_t kSmall = 64 << 10;  // so that small requests are served whatever others send
+  constexpr int64_t kLargeBodies = 32;
+  if (bytes <= kSmall) return {};
+  if (bytes > kLargeBodies * options.body_bytes - body_bytes_) throw unavailable("too many large bodies are coming");
+  return {body_bytes_, bytes};
+}
+
+Hub::Admission Hub::admit(const CompletionRequest& request) {
+  const int64_t choices = request.choices(), tokens = request.prompt_tokens();
+  if (request.most_tokens() > static_cast<double>(options.queued_tokens)) {
+    throw bad_request(
+        fmt::format("the request asks for more than {} tokens in all: {} choices of up to {}, {} tokens of "
+                    "prompts{}",
+                    options.queued_tokens, choices, request.options.max_tokens, tokens,
+                    request.stream || request.options.logprobs < 1
+                        ? ""
+                        : ", and for each the likeliest (which streams may ask for)"),
+        "max_tokens", "invalid_value");
   }
-  std::vector<Engine::Ticket> tickets;
+  if (choices > options.parallel + options.waiting - texts_) throw unavailable("too many texts are waiting");
+  if (tokens > options.queued_tokens - tokens_) throw unavailable("the prompts that are waiting are too long");
+  return {{texts_, choices}, {tokens_, tokens}};
+}
+
+std::vector<Generation> Hub::make_generations(const CompletionRequest& request) const {
+  std::vector<Generation> generations;
   try {
     for (int64_t i = 0; i < request.choices(); ++i) {
-      tickets.push_back(engine->submit(request.prompt(i), request.options_of(i), request.shared_tokens));
-      addresses_[tickets.back()] = {mailbox, static_cast<size_t>(i)};
+      generations.emplace_back(served.model.info(), served.tokenizer, request.prompt(i), request.options_of(i));
     }
-  } catch (const OutOfMemory& error) {
-    end(tickets);
-    throw unavailable(error.what());
   } catch (const Error& error) {
-    end(tickets);
     throw bad_request(without_file(error));
+  }
+  return generations;
+}
+
+std::vector<Engine::Ticket> Hub::begin(std::vector<Generation> generations, int64_t shared_tokens,
+                                       const std::shared_ptr<Mailbox>& mailbox) {
+  if (draining) throw unavailable("the server is ending");
+  std::vector<Engine::Ticket> tickets;
+  tickets.reserve(generations.size());
+  try {
+    for (Generation& generation : generations) {
+      tickets.push_back(engine->submit(std::move(generation), shared_tokens));
+      addresses_[tickets.back()] = {mailbox, tickets.size() - 1};
+    }
   } catch (...) {
-    end(tickets);
+    for (const Engine::Ticket ticket : tickets) {
+      addresses_.erase(ticket);
+      engine->cancel(ticket);
+    }
     throw;
   }
   return tickets;
@@ -60,7 +92,11 @@ void Hub::deliver(std::vector<Engine::Delivery> deliveries) {
     if (at == addresses_.end()) continue;  // cancelled since
     const Address address = at->second;
     if (delivery.update.ending) addresses_.erase(at);
-    address.mailbox->updates.emplace_back(address.choice, std::move(delivery.update));
+    try {
+      address.mailbox->updates.emplace_back(address.choice, std::move(delivery.update));
+    } catch (const std::bad_alloc&) {
+      address.mailbox->lost_some = true;
+    }
     address.mailbox->wake.cancel();
   }
 }

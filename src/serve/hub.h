@@ -25,6 +25,7 @@ struct Mailbox {
 
   std::vector<std::pair<size_t, Update>> updates = {};  ///< by choice
   bool client_is_gone = false;
+  bool lost_some = false;                    ///< updates, for want of memory
   bool is_over = false;                      ///< nobody looks out for the client any more
   asio::steady_timer wake;                   ///< cancelled when something has come
   asio::cancellation_signal end_watch = {};  ///< for what looks out for the client
@@ -39,13 +40,49 @@ class Client {
   virtual void end() = 0;
 };
 
+/// A part of what all requests may take together, until it is given back.
+class Share {
+ public:
+  Share() = default;
+  /// `taken`, of all, must outlive it.
+  Share(int64_t& taken, int64_t amount) : taken_(&taken), amount_(amount) { taken += amount; }
+  Share(Share&& other) noexcept : taken_(std::exchange(other.taken_, nullptr)), amount_(other.amount_) {}
+  Share& operator=(Share&& other) noexcept {
+    std::swap(taken_, other.taken_);
+    std::swap(amount_, other.amount_);
+    return *this;
+  }
+  ~Share() {
+    if (taken_) *taken_ -= amount_;
+  }
+
+ private:
+  int64_t* taken_ = nullptr;
+  int64_t amount_ = 0;
+};
+
 /// What all connections share. Everything but `work` is used on the I/O thread alone.
 class Hub {
  public:
-  Hub(const ServedModel& model, const ServeOptions& with);
+  /// on_loopback: only this machine reaches what the server listens on.
+  Hub(const ServedModel& model, const ServeOptions& with, bool on_loopback);
 
-  /// Begins a request's choices, whose updates come to the mailbox. Throws `ApiError` if too many are waiting.
-  std::vector<Engine::Ticket> begin(const CompletionRequest& request, const std::shared_ptr<Mailbox>& mailbox);
+  /// Room for a body, of which nothing was read yet. Throws `ApiError` if too many are being read and looked at.
+  Share admit_body(int64_t bytes);
+
+  /// Room for a request's choices, for as long as they wait and run.
+  struct Admission {
+    Share texts, tokens;
+  };
+  /// Throws `ApiError`: the request asks for too much, or too much is waiting.
+  Admission admit(const CompletionRequest& request);
+
+  /// The generations of a request's choices. On any thread. Throws `ApiError`.
+  std::vector<Generation> make_generations(const CompletionRequest& request) const;
+
+  /// Begins a request's choices, whose updates come to the mailbox. Throws `ApiError` if the server is ending.
+  std::vector<Engine::Ticket> begin(std::vector<Generation> generations, int64_t shared_tokens,
+                                    const std::shared_ptr<Mailbox>& mailbox);
   /// Forgets choices; those that have not ended are cancelled.
   void end(const std::vector<Engine::Ticket>& tickets);
 
@@ -78,6 +115,7 @@ class Hub {
     size_t choice;
   };
   std::unordered_map<Engine::Ticket, Address> addresses_;
+  int64_t body_bytes_ = 0, texts_ = 0, tokens_ = 0;  // that `Share`s have
   uint64_t last_id_;
   asio::thread_pool workers_{1};
 

@@ -23,10 +23,28 @@ std::string excerpt(const nlohmann::json& value) {
   return to_valid_utf8(text) + "...";
 }
 
+/// Refuses objects that have a member twice: which of them counts would depend on who reads it.
+class NoMemberTwice : public JsonFilter {
+ public:
+  bool keep(int, JsonEvent event, nlohmann::json& value) override {
+    if (event == JsonEvent::object_start) open_.emplace_back();
+    if (event == JsonEvent::object_end) open_.pop_back();
+    if (event == JsonEvent::key && !open_.back().insert(value.get<std::string>()).second) {
+      const std::string name = to_valid_utf8(value.get<std::string>().substr(0, 60));
+      throw bad_request(fmt::format("the body has '{}' twice in one object", name), name, "invalid_value");
+    }
+    return true;
+  }
+
+ private:
+  std::vector<std::set<std::string>> open_;  // members of the objects around
+};
+
 nlohmann::json parsed_object(std::string_view body) {
   nlohmann::json object;
+  NoMemberTwice filter;
   try {
-    object = parse_json(body, "the body");
+    object = parse_json(body, "the body", &filter);
   } catch (const Error& error) {
     throw bad_request(fmt::format("the body is not JSON: {}", error.what()));
   }

@@ -49,6 +49,30 @@ TEST(Access, OriginsOfPages) {
   EXPECT_TRUE(Access({}, {"*"}).lists("null"));
 }
 
+TEST(Access, NamesOfTheServer) {
+  const Access alone({}, {}, "Box.example", true);
+  for (const char* own : {"", "localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "box.example:80"}) {
+    EXPECT_TRUE(alone.serves(own)) << own;
+  }
+  for (const char* other : {"evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example",
+                            "localhost:8080@evil", "[::1", "[::1]x", "[::2]", "::1", "10.0.0.1", "localhost."}) {
+    EXPECT_FALSE(alone.serves(other)) << other;
+  }
+  for (const char* other : {"evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost."}) {
+    EXPECT_FALSE(alone.admits(std::string("http://") + other, other)) << "they agree, which a page can bring about";
+  }
+  const Access with_key({"key"}, {}, "localhost", true);
+  EXPECT_TRUE(with_key.serves("box.example"));
+  EXPECT_TRUE(with_key.admits("https://box.example", "box.example"));
+  EXPECT_FALSE(with_key.admits("https://evil.example", "box.example"));
+  const Access open({}, {}, "0.0.0.0", false);
+  EXPECT_TRUE(open.serves("box.example"));
+  EXPECT_FALSE(open.admits("http://box.example:80", "box.example:80"));
+  EXPECT_TRUE(open.admits("http://10.0.0.1:80", "10.0.0.1:80"));
+  EXPECT_TRUE(open.admits("http://[fe80::1]:80", "[fe80::1]:80"));
+  EXPECT_TRUE(Access({}, {}, "::1", true).serves("[::1]:80"));
+}
+
 TEST(Parameters, WhatNobodyTakesIsRefused) {
   Parameters parameters(R"({"a": 1, "b": null})");
   EXPECT_EQ(parameters.integer("a", 0, 2), 1);
@@ -76,6 +100,14 @@ TEST(Parameters, BodiesThatAreNoObjects) {
   for (const char* body : {"", "[]", "{", "1", "\"\xff\"", "{\"a\":\"\xff\"}"}) {
     EXPECT_EQ(refusal_of([&] { Parameters parameters(body); }).first, 400) << body;
   }
+}
+
+TEST(Parameters, NoMemberTwice) {
+  using Refusal = std::pair<int, std::string>;
+  for (const char* body : {R"({"a": 1, "a": 2})", R"({"a": 1, "b": 1, "\u0061": 1})", R"({"b": [{"a": 1, "a": 1}]})"}) {
+    EXPECT_EQ(refusal_of([&] { Parameters parameters(body); }), Refusal(400, "a")) << body;
+  }
+  Parameters(R"({"a": {"a": 1, "b": {"a": 1}}, "b": [{"a": 1}, {"a": 1}]})");
 }
 
 TEST(ApiErrors, HaveOpenAisShape) {
@@ -130,16 +162,18 @@ class Engines : public ::testing::Test {
   const Model model_ = Model::open(folder_, {.threads = 2});
   const Tokenizer tokenizer_ = Tokenizer::load(folder_);
   const std::vector<int32_t> prompt_ = tokenizer_.encode("The city of London is");
+
+  Generation generation(const GenerateOptions& options) const { return {model_.info(), tokenizer_, prompt_, options}; }
 };
 
 TEST_F(Engines, GiveWhatGenerateGives) {
   Inbox inbox;
-  Engine engine(model_, tokenizer_, {.sequences = 2}, inbox.deliver());
+  Engine engine(model_, {.sequences = 2}, inbox.deliver());
   std::vector<std::pair<Engine::Ticket, GenerateOptions>> running;
   for (uint64_t seed = 0; seed < 5; ++seed) {
     const GenerateOptions options = {
         .sampling = {.temperature = 1, .seed = seed}, .max_tokens = 12, .stop = {" the"}, .logprobs = 2};
-    running.emplace_back(engine.submit(prompt_, options), options);
+    running.emplace_back(engine.submit(generation(options)), options);
   }
   for (const auto& [ticket, options] : running) {
     const Update found = inbox.wait_for_the_end_of(ticket);
@@ -160,10 +194,10 @@ TEST_F(Engines, GiveWhatGenerateGives) {
 
 TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
   Inbox inbox;
-  Engine engine(model_, tokenizer_, {.sequences = 1}, inbox.deliver());
-  const Engine::Ticket runs = engine.submit(prompt_, {.max_tokens = 1'000'000});
-  const Engine::Ticket waits = engine.submit(prompt_, {.max_tokens = 1'000'000});
-  const Engine::Ticket last = engine.submit(prompt_, {.max_tokens = 2});
+  Engine engine(model_, {.sequences = 1}, inbox.deliver());
+  const Engine::Ticket runs = engine.submit(generation({.max_tokens = 1'000'000}));
+  const Engine::Ticket waits = engine.submit(generation({.max_tokens = 1'000'000}));
+  const Engine::Ticket last = engine.submit(generation({.max_tokens = 2}));
   engine.cancel(waits);
   engine.cancel(runs);
   engine.cancel(12345);
@@ -174,9 +208,9 @@ TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
 
 TEST_F(Engines, EndAllWithAFault) {
   Inbox inbox;
-  Engine engine(model_, tokenizer_, {.sequences = 1}, inbox.deliver());
-  const Engine::Ticket runs = engine.submit(prompt_, {.max_tokens = 1'000'000});
-  const Engine::Ticket waits = engine.submit(prompt_, {.max_tokens = 1'000'000});
+  Engine engine(model_, {.sequences = 1}, inbox.deliver());
+  const Engine::Ticket runs = engine.submit(generation({.max_tokens = 1'000'000}));
+  const Engine::Ticket waits = engine.submit(generation({.max_tokens = 1'000'000}));
   engine.end_all("enough");
   EXPECT_EQ(inbox.wait_for_the_end_of(runs).ending->fault, "enough");
   EXPECT_EQ(inbox.wait_for_the_end_of(waits).ending->fault, "enough");

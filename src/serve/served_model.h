@@ -14,6 +14,7 @@ struct ServedModel {
   const ChatTemplate* chat_template;  ///< null: there is none
   std::string name;                   ///< as clients call it
   int64_t created;                    ///< seconds since 1970
+  int64_t context;                    ///< tokens of a prompt and its text, at most
 };
 
 }  // namespace hxq::serve

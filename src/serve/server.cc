@@ -21,21 +21,27 @@ constexpr std::chrono::milliseconds kPoll{50};
 /// For the last answers to be written after the time to complete texts.
 constexpr std::chrono::seconds kLastWords{2};
 
-tcp::acceptor listening(asio::io_context& io, const ServeOptions& options) {
+[[noreturn]] void throw_cannot_listen(const ServeOptions& options, const boost::system::error_code& error) {
+  throw Error(fmt::format("cannot listen on {} port {}: {}", options.host, options.port, error.message()));
+}
+
+tcp::endpoint endpoint_of(const ServeOptions& options) {
   boost::system::error_code error;
-  const auto fail = [&]() {
-    throw Error(fmt::format("cannot listen on {} port {}: {}", options.host, options.port, error.message()));
-  };
+  asio::io_context io;
   const auto found = tcp::resolver(io).resolve(options.host, std::to_string(options.port),
                                                tcp::resolver::passive | tcp::resolver::numeric_service, error);
-  if (error || found.empty()) fail();
-  const tcp::endpoint endpoint = *found.begin();
+  if (error || found.empty()) throw_cannot_listen(options, error);
+  return *found.begin();
+}
+
+tcp::acceptor listening(asio::io_context& io, const tcp::endpoint& endpoint, const ServeOptions& options) {
+  boost::system::error_code error;
   tcp::acceptor acceptor(io);
   acceptor.open(endpoint.protocol(), error);
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (error) fail();
+  if (error) throw_cannot_listen(options, error);
   return acceptor;
 }
 
@@ -50,6 +56,8 @@ void check(const ServeOptions& options) {
   };
   refuse_below("texts at once", options.parallel, 1);
   refuse_below("waiting texts", options.waiting, 0);
+  refuse_below("context", options.context, 0);
+  refuse_below("tokens in the queue", options.queued_tokens, 1);
   refuse_below("prompt budget", options.prompt_budget, 1);
   refuse_below("bytes of a body", options.body_bytes, 1);
   refuse_below("connections", options.connections, 1);
@@ -64,8 +72,22 @@ void check(const ServeOptions& options) {
     if (seconds == 0) throw Error("a limit of 0 seconds: only what runs when the server ends may be cut off at once");
   }
   for (const std::string& key : options.api_keys) {
+    constexpr std::string_view kBlanks = " \t";
     if (key.empty()) throw Error("an API key is empty");
+    if (kBlanks.find(key.front()) != kBlanks.npos || kBlanks.find(key.back()) != kBlanks.npos) {
+      throw Error("an API key begins or ends with a blank, which HTTP does not carry");
+    }
   }
+}
+
+/// `wanted`: 0: what the model has.
+int64_t context_of(const Model& model, int64_t wanted) {
+  constexpr int64_t kWithoutEnd = 65'536;
+  const int64_t own = model.info().context_length;
+  if (own > 0 && wanted > own) {
+    throw Error(fmt::format("a context of {} tokens: that of the model holds {}", wanted, own));
+  }
+  return wanted > 0 ? wanted : own > 0 ? own : kWithoutEnd;
 }
 
 }  // namespace
@@ -73,11 +95,16 @@ void check(const ServeOptions& options) {
 struct Server::Impl {
   Impl(const Model& model, const Tokenizer& tokenizer, const ChatTemplate* chat_template, ServeOptions given)
       : options((check(given), std::move(given))),
-        served{model, tokenizer, chat_template, options.model_name,
+        served{model,
+               tokenizer,
+               chat_template,
+               options.model_name,
                std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-                   .count()},
-        hub(served, options),
-        acceptor(listening(hub.io, options)),
+                   .count(),
+               context_of(model, options.context)},
+        endpoint(endpoint_of(options)),
+        hub(served, options, endpoint.address().is_loopback()),
+        acceptor(listening(hub.io, endpoint, options)),
         address(address_of(acceptor.local_endpoint())) {}
 
   ~Impl() { hub.stop(); }
@@ -88,6 +115,7 @@ struct Server::Impl {
 
   ServeOptions options;
   serve::ServedModel served;
+  tcp::endpoint endpoint;
   serve::Hub hub;
   tcp::acceptor acceptor;
   std::string address;
@@ -110,7 +138,11 @@ asio::awaitable<void> Server::Impl::accept() {
     }
     socket.set_option(tcp::no_delay(true), ignored);
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
-    serve::start_connection(hub, std::move(socket));
+    try {
+      serve::start_connection(hub, std::move(socket));
+    } catch (const std::bad_alloc&) {
+      continue;  // this one is closed; there may be memory for the next
+    }
   }
 }
 

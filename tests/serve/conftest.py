@@ -19,6 +19,7 @@ TEMPLATE = ROOT / "models" / "plain-chat.jinja"
 
 def pytest_addoption(parser):
     parser.addoption("--hxq", required=True, help="the hxq command")
+    parser.addoption("--kills", type=int, default=800, help="clients that go away in test_leaving.py")
 
 
 class Server:
@@ -26,7 +27,7 @@ class Server:
 
     def __init__(self, process, line):
         self.process = process
-        address, self.name = re.fullmatch(r"http://127\.0\.0\.1:(\d+) serves (\S+)\n", line).groups()
+        address, self.name = re.fullmatch(r"http://[\d.]+:(\d+) serves (\S+)\n", line).groups()
         self.port = int(address)
         self.url = f"http://127.0.0.1:{address}"
 

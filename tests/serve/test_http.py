@@ -32,7 +32,7 @@ def status_of(answer):
 def post(path, body, *headers):
     lines = [
         f"POST {path} HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         *headers,
@@ -46,13 +46,14 @@ def post(path, body, *headers):
         (b"nonsense\r\n\r\n", 400),
         (b"GET /health HTTP/3.7\r\n\r\n", 400),
         (b"GET /health\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n", 400),  # TLS
-        (b"GET /health HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\n: empty\r\n\r\n", 400),
-        (b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n: empty\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
         (
-            b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
             400,
         ),
@@ -68,7 +69,7 @@ def test_what_is_not_http(mamba, data, status):
 
 def test_large_bodies(mamba):
     """A gigabyte is refused before it is sent, and while it is sent in chunks."""
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert status_of(exchange(mamba, head + b"Content-Length: 1000000000\r\n\r\n")) == 413
     assert status_of(exchange(mamba, head + b"Expect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n")) == 413
     before = mamba.metrics()["process_resident_memory_bytes"]
@@ -109,7 +110,7 @@ def test_streams_that_are_not_read_are_cancelled(start_server):
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        body = {"prompt": "The", "max_tokens": 10**6, "n": 8, "logprobs": 20, "stream": True}
+        body = {"prompt": "The", "max_tokens": 60_000, "n": 8, "logprobs": 20, "stream": True}
         connection.sendall(post("/v1/completions", json.dumps(body).encode()))
         assert status_of(connection.recv(100)) == 200
         server.becomes_idle()
@@ -155,9 +156,16 @@ def test_connections_are_kept(mamba):
     assert exchange(mamba, stream).endswith(b"data: [DONE]\n\n")
 
 
+def test_what_comes_too_early_is_not_kept(mamba):
+    """More than the buffer holds of the next requests: this one's answer is the last."""
+    completion = post("/v1/completions", json.dumps({"prompt": "The", "max_tokens": 30}).encode())
+    answer = exchange(mamba, completion + post("/tokenize", b'{"content": "' + b"a" * 300_000 + b'"}'))
+    assert answer.count(b"HTTP/1.1 ") == 1 and status_of(answer) == 200
+
+
 def test_keys(start_server, tiny_folder, tmp_path):
     keys = tmp_path / "keys"
-    keys.write_text("one-key\n\nanother\n")
+    keys.write_text("one-key \t\r\n \n\n\tanother\n")
     with start_server(tiny_folder("llama-bias"), "--api-key-file", keys) as server:
         for path in ("/health", "/", "/openapi.json"):
             assert server.request("GET", path)[0] == 200
@@ -184,7 +192,7 @@ def test_keys(start_server, tiny_folder, tmp_path):
 def test_key_files_without_a_key(start_server, tiny_folder, tmp_path):
     import subprocess
 
-    (tmp_path / "keys").write_text("\n\n")
+    (tmp_path / "keys").write_text("\n \t\n")
     for name, fault in [("keys", "expected an API key on each"), ("none", "cannot read")]:
         done = subprocess.run(
             [start_server.command, "serve", tiny_folder("llama-bias"), "--api-key-file", tmp_path / name],
@@ -217,12 +225,72 @@ def test_pages_of_other_origins(start_server, tiny_folder, mamba):
             and "POST" in headers["Access-Control-Allow-Methods"]
         )
         assert "Authorization" in headers["Access-Control-Allow-Headers"]
+        # Those of OpenAI's client for JavaScript.
+        wanted = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count"
+        status, headers, _ = server.request(
+            "OPTIONS",
+            "/v1/chat/completions",
+            headers={
+                "Origin": listed,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": wanted,
+            },
+        )
+        assert (status, headers["Access-Control-Allow-Headers"]) == (204, wanted)
+        assert "Access-Control-Request-Headers" in headers["Vary"]
         status, headers, _ = server.request(
             "POST", "/tokenize", {"content": "A"}, {"Origin": listed, "Authorization": "Bearer secret"}
         )
-        assert (status, headers["Access-Control-Allow-Origin"], headers["Vary"]) == (200, listed, "Origin")
+        assert (status, headers["Access-Control-Allow-Origin"], headers["Vary"]) == (
+            200,
+            listed,
+            "Origin, Access-Control-Request-Headers",
+        )
+        assert "X-Request-Id" in headers["Access-Control-Expose-Headers"]
         assert server.request("POST", "/tokenize", {"content": "A"}, {"Origin": listed})[0] == 401
         assert server.request("OPTIONS", "/tokenize", headers={"Origin": "https://evil.example"})[0] == 403
+
+
+def test_names_of_other_machines(start_server, tiny_folder, mamba, tmp_path):
+    """A page whose name was made to lead to this machine reaches nothing, though its origin is the host it asks."""
+
+    def ask(server, host, path="/health", **headers):
+        return server.request("GET", path, headers={"Host": host, **headers})
+
+    for host in ("evil.example", f"evil.example:{mamba.port}", "127.0.0.1.evil.example", "10.0.0.1"):
+        for path in ("/health", "/", "/v1/models", "/nothing"):
+            for headers in ({}, {"Origin": f"http://{host}"}):
+                status, _, answer = ask(mamba, host, path, **headers)
+                assert (status, answer["error"]["code"]) == (403, "host_not_allowed")
+    for host in (f"localhost:{mamba.port}", "LOCALHOST", f"127.0.0.1:{mamba.port}", "[::1]:80"):
+        assert ask(mamba, host)[0] == ask(mamba, host, Origin=f"http://{host}")[0] == 200
+    (tmp_path / "keys").write_text("secret")
+    with start_server(tiny_folder("llama-bias"), "--api-key-file", tmp_path / "keys") as server:
+        # Behind a proxy: the key keeps others out.
+        assert ask(server, "box.example", Origin="https://box.example")[0] == 200
+    with start_server(tiny_folder("llama-bias"), "--host", "0.0.0.0") as server:
+        assert ask(server, "box.example")[0] == 200
+        assert ask(server, "box.example", Origin="http://box.example")[2]["error"]["code"] == "origin_not_allowed"
+        assert ask(server, "10.0.0.1:80", Origin="http://10.0.0.1:80")[0] == 200
+
+
+def test_large_bodies_at_once(mamba):
+    """Those that do not come take no more than there is for all; small ones are served."""
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    announced = [socket.create_connection(("127.0.0.1", mamba.port), timeout=300) for _ in range(32)]
+    for i, connection in enumerate(announced):
+        length = b"Transfer-Encoding: chunked" if i % 2 else b"Content-Length: 4194304"
+        connection.sendall(head + b"Expect: 100-continue\r\n" + length + b"\r\n\r\n")
+    for connection in announced:
+        assert status_of(connection.recv(100)) == 100
+    for length in (b"Content-Length: 70000", b"Transfer-Encoding: chunked"):
+        assert status_of(exchange(mamba, head + length + b"\r\n\r\n")) == 503
+    assert mamba.request("POST", "/tokenize", {"content": "a" * 50_000})[0] == 200
+    for connection in announced:
+        connection.close()
+    while mamba.metrics()["hxq_connections"] > 1:
+        time.sleep(0.01)
+    assert mamba.request("POST", "/tokenize", {"content": "a" * 100_000})[0] == 200
 
 
 def test_the_page(mamba):
@@ -235,7 +303,7 @@ def test_the_page(mamba):
 def test_silence_is_broken_by_comments(start_server):
     """A stream that waits for its turn."""
     with start_server(MAMBA, "--template", TEMPLATE, "--parallel", 1, "--silence-seconds", 0.2) as server:
-        body = {"prompt": "The", "max_tokens": 100_000, "stream": True}
+        body = {"prompt": "The", "max_tokens": 60_000, "stream": True}
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=300) as busy,
             socket.create_connection(("127.0.0.1", server.port), timeout=300) as silent,

@@ -1,9 +1,13 @@
 """What is asked for is checked, and what is not served is refused: nothing is ignored."""
 
 import json
+import socket
+import subprocess
+import time
 
 import pytest
 from conftest import MAMBA
+from test_http import post
 
 COMPLETION = {"prompt": "The", "max_tokens": 2, "temperature": 0}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0}
@@ -120,6 +124,19 @@ def test_bodies_that_are_no_requests(mamba, body):
     mamba.refuses("/v1/chat/completions", body)
 
 
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/completions", '{"prompt": "a", "max_tokens": 1, "prompt": "b"}'),
+        ("/v1/completions", '{"prompt": "a", "max_tokens": 1, "max_tokens": 1}'),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "a", "\\u0072ole": "system"}]}'),
+        ("/tokenize", '{"content": "a", "content": "a"}'),
+    ],
+)
+def test_members_that_come_twice(mamba, path, body):
+    assert "twice" in mamba.refuses(path, body, code="invalid_value")
+
+
 def test_text_that_is_odd(mamba):
     for prompt in ["\0", "\U0010ffff", "a" * 5000, "\u0301" * 50]:
         assert mamba.post("/v1/completions", prompt=prompt, max_tokens=1)["choices"][0]["finish_reason"] == "length"
@@ -139,6 +156,54 @@ def test_full_contexts(tiny_llama):
     assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (5, "length")
     long = {"messages": [{"role": "user", "content": "A" * 200}]}
     tiny_llama.refuses("/v1/chat/completions", long, code="context_length_exceeded", param="messages")
+
+
+def test_contexts_without_an_end_get_one(start_server, mamba):
+    """The model could go on for ever."""
+    assert mamba.request("GET", "/v1/models")[2]["data"][0]["context_length"] == 65_536
+    for prompt, new in [(1, 65_536), (65_536, 1), (1, 10**18)]:
+        body = {"prompt": [7] * prompt, "max_tokens": new}
+        assert "65536" in mamba.refuses("/v1/completions", body, code="context_length_exceeded")
+    mamba.refuses("/v1/chat/completions", CHAT | {"max_tokens": 65_536}, code="context_length_exceeded")
+    with start_server(MAMBA, "--context", 20) as server:
+        assert server.post("/v1/completions", prompt=[7] * 15, max_tokens=5)["usage"]["total_tokens"] == 20
+        assert server.post("/v1/completions", prompt=[7] * 15)["usage"]["total_tokens"] == 20
+        server.refuses("/v1/completions", {"prompt": [7] * 15, "max_tokens": 6}, code="context_length_exceeded")
+
+
+def test_a_context_that_the_model_has_not(start_server, tiny_folder):
+    done = subprocess.run(
+        [start_server.command, "serve", tiny_folder("llama-bias"), "--context", "161"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "161" in done.stderr and "160" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_one_request_is_bounded(mamba):
+    """Prompts times choices, texts times choices, and what is told of every token."""
+    for body in [
+        {"prompt": [7] * 9_000, "max_tokens": 1, "n": 128},
+        {"prompt": [[7] * 9_000] * 128, "max_tokens": 1},
+        {"prompt": "The", "max_tokens": 9_000, "n": 128, "stream": True},
+        {"prompt": "The", "max_tokens": 60_000, "logprobs": 20},
+    ]:
+        assert "1048576" in mamba.refuses("/v1/completions", body, param="max_tokens")
+    assert mamba.generations() == (0, 0, 0)
+
+
+def test_all_prompts_are_bounded(start_server):
+    """What waits and what runs; what has gone no longer counts."""
+    with start_server(MAMBA, "--queued-tokens", 70_000, "--context", 70_000) as server:
+        first = socket.create_connection(("127.0.0.1", server.port), timeout=300)
+        first.sendall(post("/v1/completions", json.dumps({"prompt": [7] * 60_000, "max_tokens": 1}).encode()))
+        while server.generations() != (0, 1, 0):
+            time.sleep(0.005)
+        more = {"prompt": [7] * 500, "n": 20, "max_tokens": 1}
+        message = server.refuses("/v1/completions", more | {"prompt": [7] * 501}, status=503, code="unavailable")
+        assert "prompts" in message
+        first.close()
+        server.becomes_idle()
+        for _ in range(2):
+            assert len(server.post("/v1/completions", **more)["choices"]) == 20
 
 
 def test_prompts_of_one_request_are_bounded(mamba):
@@ -200,3 +265,9 @@ def test_messages_are_text(start_server, tmp_path):
         spelled = tokens("<|endoftext") + tokens("|>")
         assert prompt_tokens(f" {special}\n") == 2 + spelled
         assert prompt_tokens(f"A{special}B{special}") >= 2 + 2 * (spelled - 1)
+        # What stands for it meanwhile is a character that the message has not.
+        others = "".join(map(chr, range(0x10F000, 0x10FFFE)))
+        rest = others[:3] + others[4:9]
+        assert prompt_tokens(rest + special) == 2 + tokens(rest + "<|endoftext") + tokens("|>")
+        body = {"messages": [{"role": "user", "content": others + special}], "max_tokens": 1}
+        assert "private use" in server.refuses("/v1/chat/completions", body, param="messages")

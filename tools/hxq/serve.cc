@@ -25,13 +25,17 @@ struct Arguments {
   ModelArguments model;
 };
 
-/// A key on each line; empty lines are left out.
+/// A key on each line, without the blanks around it; empty lines are left out.
 std::vector<std::string> keys_of(const std::string& path) {
   std::vector<std::string> keys;
   const std::string text = read_text(path);
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find_first_of("\r\n", begin), text.size());
-    if (end > begin) keys.push_back(text.substr(begin, end - begin));
+    const std::string line = text.substr(begin, end - begin);
+    constexpr const char* kBlanks = " \t";
+    if (const size_t first = line.find_first_not_of(kBlanks); first != line.npos) {
+      keys.push_back(line.substr(first, line.find_last_not_of(kBlanks) + 1 - first));
+    }
     begin = end + 1;
   }
   if (keys.empty()) throw Error("has no line, expected an API key on each", {.file = name_of_text(path)});
@@ -73,6 +77,10 @@ RunVerb add_serve(CLI::App& app) {
   app.add_option("--parallel", options.parallel, "Texts that are continued at once; more wait")
       ->capture_default_str()
       ->check(whole_number(1, 4096));
+  app.add_option(
+         "--context", options.context,
+         "Tokens that a text may have with its prompt (what the model's context holds; 65536 where it has no end)")
+      ->check(whole_number(1));
   app.add_option("--prompt-budget", options.prompt_budget,
                  "Tokens of prompts in a step that also continues texts: fewer keep streams steadier, more are faster")
       ->capture_default_str()
@@ -92,6 +100,12 @@ RunVerb add_serve(CLI::App& app) {
   app.add_option("--waiting", options.waiting, "Texts that may wait; more are refused")
       ->capture_default_str()
       ->check(whole_number(0, 1 << 20))
+      ->group("Limits");
+  app.add_option(
+         "--queued-tokens", options.queued_tokens,
+         "Tokens of all prompts that wait or run, and of all texts that one request may ask for; more are refused")
+      ->capture_default_str()
+      ->check(whole_number(1))
       ->group("Limits");
   add_seconds("--drain", options.drain_seconds, "Seconds for texts to be completed after SIGTERM or ^C");
   add_seconds("--head-seconds", options.head_seconds, "For a request's head to come; connections may be idle as long");
