@@ -67,43 +67,6 @@ void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
   });
 }
 
-/// Scales of groups of four rows that are multiplied together: eight groups of the first, of the second and so on, then
-/// the next eight. Whole 64 groups are written, and 32 bytes may be read from every group on.
-constexpr int64_t kFloatScalesAtOnce = 8;
-
-inline int64_t float_scales(const GroupedView& weight) { return blocks_of(weight.groups) * kBlock * 4 + 16; }
-
-/// `scale`: kFloatScalesAtOnce numbers further for each of the four rows.
-__attribute__((noinline)) void find_float_scales(const GroupedView& weight, int64_t row, float* scale) {
-  for_scales(
-      weight, row, [&](int64_t first, VecF scales) __attribute__((always_inline)) {
-        float* to = scale + 4 * first;
-        _mm256_storeu_ps(to, _mm512_castps512_ps256(scales));
-        _mm256_storeu_ps(to + 4 * kFloatScalesAtOnce, _mm512_extractf32x8_ps(scales, 1));
-      });
-}
-
-/// The scales of a block's lanes.
-struct LaneScales {
-  int64_t log_group;
-  __m512i lanes;
-
-  HXQ_ALWAYS_INLINE explicit LaneScales(const GroupedView& weight) : log_group(__builtin_ctzll(weight.group)) {
-    const __m512i col = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
-    lanes = _mm512_srl_epi32(col, _mm_cvtsi64_si128(log_group));
-  }
-
-  /// Where the scale of a block's first group is.
-  HXQ_ALWAYS_INLINE int64_t place_of(int64_t col) const {
-    const int64_t group = col >> log_group;
-    return (group & ~int64_t{7}) * 4 + (group & 7);
-  }
-
-  HXQ_ALWAYS_INLINE VecF of_block(const float* scale) const {
-    return _mm512_permutexvar_ps(lanes, _mm512_broadcast_f32x8(_mm256_loadu_ps(scale)));
-  }
-};
-
 /// Indices of up to 128 columns as bytes: the lower kBits of a byte are that of an even column, the next kBits that of
 /// the odd one after it, and what is above them belongs to other columns.
 template <int kBits>
@@ -154,63 +117,80 @@ HXQ_ALWAYS_INLINE VecF byte_products(__m512i even, __m512i odd, const ByteX& x) 
 }
 
 /// One decode row.
-template <int kBits>
+template <int kBits, int kGroups>
 struct ByteKernel {
   const GroupedView& weight;
   const float* packed_x;
-  float* scales;  // of 4 rows
 
-  /// Adds a block of a row of each of kRows streams, `apart` bytes from each other. Each stream is prefetched.
+  using Groups = BlockGroups<kGroups>;
+
+  /// A row of each of kRows streams.
   template <int kRows>
-  HXQ_ALWAYS_INLINE static void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels, const LaneScales& by,
-                                          const uint8_t* packed, int64_t apart, const float* scale, int64_t cols,
-                                          const ByteX& x) {
+  struct Rows {
+    const uint8_t* packed[kRows];
+    const uint8_t* code[kRows];
+  };
+
+  /// A block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
+  template <int kRows>
+  HXQ_ALWAYS_INLINE static void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels, const float* scales,
+                                          const Rows<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
+                                          int64_t cols, const ByteX& x) {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      const uint8_t* from = packed + i * apart;
+      const uint8_t* from = rows.packed[i] + at;
       _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
       const __m512i pairs = levels.load(from, cols);
-      sum[i] += byte_products(levels.even(pairs), levels.odd(pairs), x) * by.of_block(scale + i * kFloatScalesAtOnce);
+      sum[i] += byte_products(levels.even(pairs), levels.odd(pairs), x) * Groups::look_up(scales, code[i]);
     }
   }
 
-  /// total[i] = the sums of one row of each of kRows streams. A function of its own: what is called between would take
-  /// the table's registers.
   template <int kRows>
-  __attribute__((noinline)) void sum_row(int64_t row, int64_t apart, VecF (&total)[kRows]) const {
-    const ByteLevels<kBits> levels(weight);
-    const LaneScales by(weight);
+  HXQ_ALWAYS_INLINE void sum_row(const ByteLevels<kBits>& levels, const Rows<kRows>& rows, VecF (&total)[kRows]) const {
+    const Groups groups(weight);
     const auto* x = reinterpret_cast<const ByteX*>(packed_x + blocks_at(weight.cols));
     const float* x_scale = packed_x + kScalesAt;
-    const uint8_t* packed = weight.packed + row * weight.row_bytes;
-    const int64_t bytes_apart = apart * weight.row_bytes;
-    VecF found[kRows] = {};
-    for (int64_t col = 0, left = weight.cols; left > 0; left -= kDecodeQuantization.block, ++x_scale) {
+    const float* scales = weight.scale_multiples;
+    int64_t at = 0;
+    for (int64_t col = 0; col < weight.cols; ++x_scale) {
       VecF sum[kRows] = {};
-      const auto add = [&](int64_t cols) __attribute__((always_inline)) {
-        add_block(sum, levels, by, packed, bytes_apart, scales + by.place_of(col), cols, *x);
-        col += kByteBlock;
-        packed += kByteBlock / 8 * kBits;
-        ++x;
-      };
-      if (left >= kDecodeQuantization.block) {
+      const uint8_t* code[kRows];
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
+      }
+      if (weight.cols - col >= kDecodeQuantization.block) {
 #pragma GCC unroll 2
-        for (int64_t b = 0; b < kByteBlocks; ++b) add(kByteBlock);
+        for (int64_t b = 0; b < kByteBlocks; ++b, col += kByteBlock, at += kByteBlock / 8 * kBits, ++x) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
+          add_block(sum, levels, scales, rows, at, code, kByteBlock, *x);
+        }
       } else {
-        for (int64_t cols = left; cols > 0; cols -= kByteBlock) add(cols);
+        uint8_t rest[kRows][kGroups];
+        for (; col < weight.cols; col += kByteBlock, at += kByteBlock / 8 * kBits, ++x) {
+          for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
+          add_block(sum, levels, scales, rows, at, code, weight.cols - col, *x);
+        }
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) found[i] += sum[i] * splat(*x_scale);
+      for (int i = 0; i < kRows; ++i) total[i] += sum[i] * splat(*x_scale);
     }
-    for (int i = 0; i < kRows; ++i) total[i] = found[i];
   }
 
   template <int kRows>
-  void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+    const ByteLevels<kBits> levels(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < kRows; ++i) find_float_scales(weight, row + r + i * apart, scales + i * kFloatScalesAtOnce);
-      VecF total[kRows];
-      sum_row(row + r, apart, total);
+      Rows<kRows> of;
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        of.packed[i] = weight.packed + (row + r + i * apart) * weight.row_bytes;
+        of.code[i] = weight.scales + (row + r + i * apart) * weight.groups;
+      }
+      VecF total[kRows] = {};
+      sum_row(levels, of, total);
+#pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) totals[i][r] = total[i];
     }
   }
@@ -227,12 +207,11 @@ struct alignas(64) ByteBlock {
 };
 
 /// A kernel of joint_gemv.
-template <int kBits>
+template <int kBits, int kGroups>
 struct ByteRows {
   const GroupedView& weight;
   const float* packed_x;
   int64_t x_floats;
-  float* scales;
   ByteBlock* blocks;  // [kGemvRows, stride]
   Ahead ahead;
 
@@ -241,19 +220,20 @@ struct ByteRows {
 
   void open(int64_t first, int64_t rows) {
     const ByteLevels<kBits> levels(weight);
-    const LaneScales by(weight);
+    const BlockGroups<kGroups> by(weight);
     const int64_t cols = weight.cols, apart = stride(cols);
     Ahead next = ahead;
     next.start(weight.packed + (first + kGemvRows) * weight.row_bytes);
     for (int64_t i = 0; i < rows; ++i) {
-      find_float_scales(weight, first + i, scales);
+      const uint8_t* row_codes = weight.scales + (first + i) * weight.groups;
       const uint8_t* packed = weight.packed + (first + i) * weight.row_bytes;
       ByteBlock* block = blocks + i * apart;
       for (int64_t col = 0; col < cols; col += kByteBlock, packed += kByteBlock / 8 * kBits, ++block) {
         const __m512i pairs = levels.load(packed, cols - col);
         _mm512_store_si512(block->even, levels.even(pairs));
         _mm512_store_si512(block->odd, levels.odd(pairs));
-        store(block->scale, by.of_block(scales + by.place_of(col)));
+        uint8_t rest[kGroups];
+        store(block->scale, by.look_up(weight.scale_multiples, by.codes(row_codes, col, rest)));
         next.step();
       }
     }
@@ -301,21 +281,30 @@ struct ByteRows {
 };
 
 int64_t byte_gemv_floats(const GroupedView& weight, int64_t tokens) {
-  const int64_t blocks = kGemvRows * ByteRows<4>::stride(weight.cols) * static_cast<int64_t>(sizeof(ByteBlock) / 4);
-  return float_scales(weight) + (tokens == 1 ? 0 : blocks);
+  const int64_t stride = ByteRows<4, 1>::stride(weight.cols);
+  return tokens == 1 ? 0 : kGemvRows * stride * static_cast<int64_t>(sizeof(ByteBlock) / sizeof(float));
+}
+
+template <int kBits, int kGroups>
+void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
+  if (args.tokens == 1) return gemv_rows<4>(ByteKernel<kBits, kGroups>{weight, work.packed_x}, args, begin, end);
+  auto* blocks = reinterpret_cast<ByteBlock*>(work.memory);
+  const Ahead ahead(args.tokens, kBits);
+  joint_gemv(ByteRows<kBits, kGroups>{weight, work.packed_x, byte_x_floats(weight), blocks, ahead}, args, begin, end);
 }
 
 template <int kBits>
-void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  float* scales = work.memory;
-  if (args.tokens == 1) return gemv_rows<4>(ByteKernel<kBits>{weight, work.packed_x, scales}, args, begin, end);
-  auto* blocks = reinterpret_cast<ByteBlock*>(scales + float_scales(weight));
-  joint_gemv(ByteRows<kBits>{weight, work.packed_x, byte_x_floats(weight), scales, blocks, Ahead(args.tokens, kBits)},
-             args, begin, end);
+void byte_gemv_by_group(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                        int64_t end) {
+  const auto multiply = weight.group == 16   ? byte_gemv_of<kBits, 8>
+                        : weight.group == 32 ? byte_gemv_of<kBits, 4>
+                        : weight.group == 64 ? byte_gemv_of<kBits, 2>
+                                             : byte_gemv_of<kBits, 1>;
+  multiply(weight, args, work, begin, end);
 }
 
 void byte_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  (weight.bits == 3 ? byte_gemv_of<3> : byte_gemv_of<4>)(weight, args, work, begin, end);
+  (weight.bits == 3 ? byte_gemv_by_group<3> : byte_gemv_by_group<4>)(weight, args, work, begin, end);
 }
 
 constexpr Gemv<GroupedView> kByteGemv{

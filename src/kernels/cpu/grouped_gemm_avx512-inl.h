@@ -8,22 +8,25 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-int64_t grouped_memory_floats(const GroupedView& weight) { return LevelTiles::floats(0) + scale_words(weight); }
+int64_t grouped_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
 
-template <int kBits, bool kWide>
+template <int kBits, int kGroups>
 void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                           const LevelTiles& tiles, uint32_t* scales) {
+                           const LevelTiles& tiles) {
   const GroupedTable<kBits> table(weight);
-  const BlockScales<kWide> by(weight);
+  const BlockGroups<kGroups> by(weight);
   const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                 second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);  // puts them in the order of columns
   for (int64_t i = 0; i < rows; ++i) {
-    find_scales(weight, row + i, scales);
+    const uint32_t* scale_words = weight.row[row + i].scale_words;
+    const uint8_t* row_codes = weight.scales + (row + i) * weight.groups;
     const uint8_t* from = weight.packed + (row + i) * weight.row_bytes;
     int16_t* level = tiles.level + i * kLevelStride;
     for (int64_t c = col; c < col + cols; c += kBlock, level += kBlock) {
       const __m512i packed = load_packed<kBits>(from + c / 8 * kBits, col + cols - c);
-      const Levels64 found = scaled(table.look_up(table.spread(packed)), by.of_block(scales + by.place_of(c)));
+      uint8_t rest[kGroups];
+      const VecF scale = by.look_up(scale_words, by.codes(row_codes, c, rest));
+      const Levels64 found = scaled(table.look_up(table.spread(packed)), scale);
       _mm512_storeu_si512(level, _mm512_permutex2var_epi64(found.half[0], first, found.half[1]));
       _mm512_storeu_si512(level + 32, _mm512_permutex2var_epi64(found.half[0], second, found.half[1]));
     }
@@ -34,11 +37,10 @@ void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows,
 
 void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                   float* memory) {
-  auto* scales = reinterpret_cast<uint32_t*>(memory + LevelTiles::floats(0));
-  with_grouped_form(weight, [&]<int kBits, bool kWide>() {
+  with_grouped_form(weight, [&]<int kBits, int kGroups>() {
     integer_gemm(args, weight.cols, packed, begin, end, memory,
                  [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
-                   decode_grouped_levels<kBits, kWide>(weight, row, rows, col, cols, tiles, scales);
+                   decode_grouped_levels<kBits, kGroups>(weight, row, rows, col, cols, tiles);
                  });
   });
 }

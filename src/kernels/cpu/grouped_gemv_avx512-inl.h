@@ -10,30 +10,39 @@ namespace hxq::kernels::cpu {
 namespace {
 
 /// One decode row.
-template <int kBits, bool kWide>
+template <int kBits, int kGroups>
 struct GroupedKernel {
   const GroupedView& weight;
   const float* packed_x;
-  uint32_t* scales;  // of 4 rows
 
-  /// A block of a row of each of kRows streams, `apart` bytes from each other. Each stream is prefetched.
+  using Groups = BlockGroups<kGroups>;
+
+  /// A row of each of kRows streams.
+  template <int kRows>
+  struct Rows {
+    const uint8_t* packed[kRows];
+    const uint8_t* code[kRows];
+    const uint32_t* scale_words[kRows];
+  };
+
+  /// A block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
   template <int kRows>
   HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][2], const GroupedTable<kBits>& table,
-                                          const BlockScales<kWide>& by, const uint8_t* packed, int64_t apart,
-                                          const uint32_t* scale, int64_t cols, const QuantizedBlock& x) {
+                                          const Rows<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
+                                          int64_t cols, const QuantizedBlock& x) {
     const __m512i x0 = _mm512_load_si512(x.half[0]), x1 = _mm512_load_si512(x.half[1]);
     __m512i index[kRows];
     Levels64 level[kRows];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      const uint8_t* from = packed + i * apart;
+      const uint8_t* from = rows.packed[i] + at;
       _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
       index[i] = table.spread(load_packed<kBits>(from, cols));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) level[i] = table.look_up(index[i]);
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) level[i] = scaled(level[i], by.of_block(scale + i * kScalesAtOnce));
+    for (int i = 0; i < kRows; ++i) level[i] = scaled(level[i], Groups::look_up(rows.scale_words[i], code[i]));
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       sum[i][0] = _mm512_dpwssd_epi32(sum[i][0], level[i].half[0], x0);
@@ -41,45 +50,56 @@ struct GroupedKernel {
     }
   }
 
-  /// total[i] = the sums of one row of each of kRows streams. A function of its own: what is called between would take
-  /// the tables' registers.
   template <int kRows>
-  __attribute__((noinline)) void sum_row(int64_t row, int64_t apart, VecF (&total)[kRows]) const {
-    const GroupedTable<kBits> table(weight);
-    const BlockScales<kWide> by(weight);
+  HXQ_ALWAYS_INLINE void sum_row(const GroupedTable<kBits>& table, const Rows<kRows>& rows,
+                                 VecF (&total)[kRows]) const {
+    const Groups groups(weight);
     const auto* x = reinterpret_cast<const QuantizedBlock*>(packed_x + blocks_at(weight.cols));
     const float* x_scale = packed_x + kScalesAt;
-    const uint8_t* packed = weight.packed + row * weight.row_bytes;
-    const uint32_t* scale = scales;
-    const int64_t bytes_apart = apart * weight.row_bytes;
-    VecF found[kRows] = {};
-    for (int64_t col = 0, cols = weight.cols; cols > 0; cols -= kDecodeQuantization.block, ++x_scale) {
+    int64_t at = 0;
+    for (int64_t col = 0; col < weight.cols; ++x_scale) {
       __m512i sum[kRows][2] = {};
-      if (cols >= kDecodeQuantization.block) {
-#pragma GCC unroll 4
-        for (int64_t b = 0; b < kScaleBlocks; ++b, col += kBlock, packed += 8 * kBits, ++x) {
-          add_block(sum, table, by, packed, bytes_apart, scale + by.place_of(col), kBlock, *x);
-        }
-      } else {
-        for (int64_t left = cols; left > 0; left -= kBlock, col += kBlock, packed += 8 * kBits, ++x) {
-          add_block(sum, table, by, packed, bytes_apart, scale + by.place_of(col), left, *x);
-        }
-      }
-      const VecF by_scale = splat(*x_scale);
+      const uint8_t* code[kRows];
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-        found[i] += _mm512_cvtepi32_ps(_mm512_add_epi32(sum[i][0], sum[i][1])) * by_scale;
+        _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
+      }
+      if (weight.cols - col >= kDecodeQuantization.block) {
+#pragma GCC unroll 4
+        for (int64_t b = 0; b < kScaleBlocks; ++b, col += kBlock, at += 8 * kBits, ++x) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
+          add_block(sum, table, rows, at, code, kBlock, *x);
+        }
+      } else {
+        uint8_t rest[kRows][kGroups];
+        for (; col < weight.cols; col += kBlock, at += 8 * kBits, ++x) {
+          for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
+          add_block(sum, table, rows, at, code, weight.cols - col, *x);
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        total[i] += _mm512_cvtepi32_ps(_mm512_add_epi32(sum[i][0], sum[i][1])) * splat(*x_scale);
       }
     }
-    for (int i = 0; i < kRows; ++i) total[i] = found[i];
   }
 
   template <int kRows>
-  void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+    const GroupedTable<kBits> table(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < kRows; ++i) find_scales(weight, row + r + i * apart, scales + i * kScalesAtOnce);
-      VecF total[kRows];
-      sum_row(row + r, apart, total);
+      Rows<kRows> of;
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const int64_t at = row + r + i * apart;
+        of.packed[i] = weight.packed + at * weight.row_bytes;
+        of.code[i] = weight.scales + at * weight.groups;
+        of.scale_words[i] = weight.row[at].scale_words;
+      }
+      VecF total[kRows] = {};
+      sum_row(table, of, total);
+#pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) totals[i][r] = total[i];
     }
   }
@@ -92,26 +112,27 @@ struct GroupedKernel {
 };
 
 /// A kernel of joint_gemv.
-template <int kBits, bool kWide>
+template <int kBits, int kGroups>
 struct GroupedRows : LevelRows {
   const GroupedView& weight;
-  uint32_t* scales;
   Vec4 unit = {};
 
   void open(int64_t first, int64_t rows) {
     const GroupedTable<kBits> table(weight);
-    const BlockScales<kWide> by(weight);
+    const BlockGroups<kGroups> by(weight);
     const int64_t width = cols, apart = stride(cols);
     Ahead next = ahead;
     next.start(weight.packed + (first + kGemvRows) * weight.row_bytes);
     for (int64_t i = 0; i < rows; ++i) {
       unit[i] = weight.row[first + i].unit;
-      find_scales(weight, first + i, scales);
+      const uint32_t* scale_words = weight.row[first + i].scale_words;
+      const uint8_t* row_codes = weight.scales + (first + i) * weight.groups;
       const uint8_t* from = weight.packed + (first + i) * weight.row_bytes;
       for (int64_t col = 0; col < width; col += kBlock) {
+        uint8_t rest[kGroups];
+        const VecF scale = by.look_up(scale_words, by.codes(row_codes, col, rest));
         const Levels64 level =
-            scaled(table.look_up(table.spread(load_packed<kBits>(from + col / 8 * kBits, width - col))),
-                   by.of_block(scales + by.place_of(col)));
+            scaled(table.look_up(table.spread(load_packed<kBits>(from + col / 8 * kBits, width - col))), scale);
         _mm512_store_si512(levels + i * apart + col, level.half[0]);
         _mm512_store_si512(levels + i * apart + col + 32, level.half[1]);
         next.step(2);
@@ -124,18 +145,17 @@ struct GroupedRows : LevelRows {
 };
 
 int64_t grouped_gemv_floats(const GroupedView& weight, int64_t tokens) {
-  return scale_words(weight) + (tokens == 1 ? 0 : LevelRows::floats(weight.cols));
+  return tokens == 1 ? 0 : LevelRows::floats(weight.cols);
 }
 
 void grouped_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  auto* scales = reinterpret_cast<uint32_t*>(work.memory);
-  with_grouped_form(weight, [&]<int kBits, bool kWide>() {
+  with_grouped_form(weight, [&]<int kBits, int kGroups>() {
     if (args.tokens == 1) {
-      return gemv_rows<4>(GroupedKernel<kBits, kWide>{weight, work.packed_x, scales}, args, begin, end);
+      return gemv_rows<4>(GroupedKernel<kBits, kGroups>{weight, work.packed_x}, args, begin, end);
     }
-    auto* levels = reinterpret_cast<int16_t*>(scales + scale_words(weight));
+    auto* levels = reinterpret_cast<int16_t*>(work.memory);
     const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels, Ahead(args.tokens, kBits)};
-    joint_gemv(GroupedRows<kBits, kWide>{rows, weight, scales}, args, begin, end);
+    joint_gemv(GroupedRows<kBits, kGroups>{rows, weight}, args, begin, end);
   });
 }
 

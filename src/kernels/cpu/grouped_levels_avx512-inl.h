@@ -101,92 +101,71 @@ HXQ_ALWAYS_INLINE __m512i load_packed(const uint8_t* from, int64_t cols) {
 /// Bytes ahead of its reading that a stream of scales is asked for: some rows, since no loop waits for one.
 constexpr int64_t kScalePrefetch = 256;
 
-/// Scales of groups as whole numbers, each twice in 32 bits, of four rows that are multiplied together: four groups of
-/// the first, of the second and so on, then the next four.
-constexpr int64_t kScalesAtOnce = 4;
+/// The groups of blocks, kGroups in each, or one of several blocks. A scale is looked up where it is multiplied: loads
+/// that fill a part of a vector with one number take no execution port from the levels' permutes.
+template <int kGroups>
+struct BlockGroups {
+  int64_t log_group, groups;
 
-/// Whole 64 groups are written, and 16 bytes may be read from every group on.
-inline int64_t scale_words(const GroupedView& weight) { return blocks_of(weight.groups) * kBlock * 4 + 16; }
+  HXQ_ALWAYS_INLINE explicit BlockGroups(const GroupedView& weight)
+      : log_group(__builtin_ctzll(weight.group)), groups(weight.groups) {}
 
-/// Calls `put(first group, scales)` for each kLanes of a row's groups, whole blocks of them.
-template <class Put>
-HXQ_ALWAYS_INLINE void for_scales(const GroupedView& weight, int64_t row, const Put& put) {
-  const FloatTable table(weight.scale_planes);
-  const uint8_t* code = weight.scales + row * weight.groups;
-  for (int64_t g = 0; g < weight.groups; g += kBlock) {
-    _mm_prefetch(reinterpret_cast<const char*>(code + g) + kScalePrefetch, _MM_HINT_T0);
-    const __m512i codes = load_indices(code + g, weight.groups - g);
-    const Weights found = table.look_up<false>(FloatTable::in_order(codes), 0);
-    put(g, found.part0);
-    put(g + kLanes, found.part1);
-    put(g + 2 * kLanes, found.part2);
-    put(g + 3 * kLanes, found.part3);
-  }
-}
+  HXQ_ALWAYS_INLINE int64_t group_of(int64_t col) const { return col >> log_group; }
 
-/// `scale`: kScalesAtOnce words further for each of the four rows.
-__attribute__((noinline)) void find_scales(const GroupedView& weight, int64_t row, uint32_t* scale) {
-  const VecF inverse = splat(weight.row[row].inverse);
-  for_scales(
-      weight, row, [&](int64_t first, VecF scales) __attribute__((always_inline)) {
-        const __m512i whole = _mm512_cvtps_epi32(scales * inverse);
-        const __m512i twice = _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16));
-        auto* to = reinterpret_cast<__m128i*>(scale + 4 * first);
-        _mm_storeu_si128(to, _mm512_castsi512_si128(twice));
-        _mm_storeu_si128(to + 4, _mm512_extracti32x4_epi32(twice, 1));
-        _mm_storeu_si128(to + 8, _mm512_extracti32x4_epi32(twice, 2));
-        _mm_storeu_si128(to + 12, _mm512_extracti32x4_epi32(twice, 3));
-      });
-}
-
-/// The scales of a block's columns in the order of QuantizedBlock, the same for both halves. kWide: of one group.
-template <bool kWide>
-struct BlockScales {
-  int64_t log_group;
-  __m512i lanes = {};
-
-  HXQ_ALWAYS_INLINE explicit BlockScales(const GroupedView& weight) : log_group(__builtin_ctzll(weight.group)) {
-    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);  // of 128 bits
-    if (!kWide) lanes = _mm512_srli_epi32(lane, static_cast<unsigned>(log_group - 4));
+  /// The codes of the block at column `col` of a row with these codes; copied to `memory` if groups are missing.
+  HXQ_ALWAYS_INLINE const uint8_t* codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
+    const uint8_t* code = row_codes + group_of(col);
+    const int64_t left = groups - group_of(col);
+    if (left >= kGroups) return code;
+    for (int64_t g = 0; g < kGroups; ++g) memory[g] = g < left ? code[g] : uint8_t{0};
+    return memory;
   }
 
-  /// Where the scale of a block's first group is.
-  HXQ_ALWAYS_INLINE int64_t place_of(int64_t col) const {
-    const int64_t group = col >> log_group;
-    return (group & ~int64_t{3}) * 4 + (group & 3);
-  }
-
-  HXQ_ALWAYS_INLINE __m512i of_block(const uint32_t* scale) const {
-    if (kWide) return _mm512_set1_epi32(static_cast<int>(*scale));
-    const __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale)));
-    return _mm512_permutexvar_epi32(lanes, four);
+  /// A number of 32 bits for each lane, lanes being as many columns, from `table` [256].
+  HXQ_ALWAYS_INLINE static VecF look_up(const void* table, const uint8_t* code) {
+    const auto number = [&](int g) {
+      float value;
+      __builtin_memcpy(&value, static_cast<const float*>(table) + code[g], sizeof value);
+      return value;
+    };
+    VecF found = splat(number(0));
+#pragma GCC unroll 8
+    for (int g = 1; g < kGroups; ++g) {
+      constexpr int kEach = kLanes / kGroups;
+      const auto lanes = static_cast<__mmask16>(((1 << kEach) - 1) << g * kEach);
+      found = _mm512_mask_broadcastss_ps(found, lanes, _mm_set_ss(number(g)));
+    }
+    return found;
   }
 };
 
-HXQ_ALWAYS_INLINE Levels64 scaled(const Levels64& level, __m512i scale) {
+/// Times the scales of a block, in the order of QuantizedBlock the same for both halves.
+HXQ_ALWAYS_INLINE Levels64 scaled(const Levels64& level, VecF scale_words) {
+  const __m512i scale = _mm512_castps_si512(scale_words);
   return {{_mm512_mulhrs_epi16(level.half[0], scale), _mm512_mulhrs_epi16(level.half[1], scale)}};
 }
 
-/// Calls `run.template operator()<bits, kWide>()` for the matrix.
+/// Calls `run.template operator()<bits, groups of a block>()` for the matrix.
 template <class Run>
 void with_grouped_form(const GroupedView& weight, Run run) {
-  const auto by_bits = [&]<bool kWide>() {
+  const auto by_bits = [&]<int kGroups>() {
     switch (weight.bits) {
       case 3:
-        return run.template operator()<3, kWide>();
+        return run.template operator()<3, kGroups>();
       case 4:
-        return run.template operator()<4, kWide>();
+        return run.template operator()<4, kGroups>();
       case 5:
-        return run.template operator()<5, kWide>();
+        return run.template operator()<5, kGroups>();
       case 6:
-        return run.template operator()<6, kWide>();
+        return run.template operator()<6, kGroups>();
       case 7:
-        return run.template operator()<7, kWide>();
+        return run.template operator()<7, kGroups>();
       default:
-        return run.template operator()<8, kWide>();
+        return run.template operator()<8, kGroups>();
     }
   };
-  weight.group >= kBlock ? by_bits.template operator()<true>() : by_bits.template operator()<false>();
+  if (weight.group >= kBlock) return by_bits.template operator()<1>();
+  weight.group == 32 ? by_bits.template operator()<2>() : by_bits.template operator()<4>();
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "kernels/cpu/grouped_prepared.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <new>
 
@@ -58,16 +57,23 @@ void PreparedGrouped::make_scales() {
   const int exponent = exponent_of(largest);
   scale_unit_ = std::ldexp(1.0f, exponent);
   for (size_t i = 0; i < scales.size(); ++i) {
-    const auto value = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
-    const auto bits = std::bit_cast<uint32_t>(value);
-    for (size_t b = 0; b < scale_planes_.size(); ++b) scale_planes_[b][i] = static_cast<uint8_t>(bits >> (8 * b));
-    scale_multiples_[i] = value;
+    scale_multiples_[i] = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
   }
   // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15.
   const double most = level * largest;
   planes_scale_ = std::ldexp(1.0f, std::max(exponent_of(most) - 14, -126));
   const double unit = level * std::ldexp(0x1p15 / (kWhole * kWhole), exponent) / planes_scale_;
   row_unit_ = static_cast<float>(unit);
+}
+
+PreparedGrouped::ScaleWords PreparedGrouped::scale_words(int exponent) const {
+  ScaleWords words;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const double parts = std::ldexp(static_cast<double>(scale_multiples_[i]), -(exponent + 1)) * kWhole;
+    const auto whole = static_cast<uint16_t>(std::lround(std::clamp<double>(parts, -kWhole, kWhole)));
+    words[i] = whole | uint32_t{whole} << 16;
+  }
+  return words;
 }
 
 GroupedView PreparedGrouped::view() const noexcept {
@@ -88,7 +94,6 @@ GroupedView PreparedGrouped::view() const noexcept {
       .level_bytes = has_bytes_ ? level_bytes_.data() : nullptr,
       .scale_unit = scale_unit_,
       .scale_multiples = scale_multiples_.data(),
-      .scale_planes = scale_planes_[0].data(),
       .row = rows_.data(),
   };
 }
@@ -99,17 +104,19 @@ void PreparedGrouped::finish() const {
     std::vector<GroupedRow> found;
     try {
       found.resize(rows);
+      for (size_t row = 0; row < rows; ++row) {
+        float largest = 0;
+        for (const std::byte scale : stored_->scales.subspan(row * groups, groups)) {
+          largest = std::max(largest, std::fabs(scale_multiples_[static_cast<size_t>(scale)]));
+        }
+        // Scales that far below the matrix's largest lose their last bits instead of overflowing.
+        const int exponent = exponent_of(std::max(largest, 0x1p-100f));
+        const auto [words, added] = scale_words_.try_emplace(exponent);
+        if (added) words->second = scale_words(exponent);
+        found[row] = {.scale_words = words->second.data(), .unit = std::ldexp(row_unit_, exponent + 1)};
+      }
     } catch (const std::bad_alloc&) {
       throw OutOfMemory("the rows of a matrix", rows * sizeof(GroupedRow));
-    }
-    for (size_t row = 0; row < rows; ++row) {
-      float largest = 0;
-      for (const std::byte scale : stored_->scales.subspan(row * groups, groups)) {
-        largest = std::max(largest, std::fabs(scale_multiples_[static_cast<size_t>(scale)]));
-      }
-      // Scales that far below the matrix's largest lose their last bits instead of overflowing.
-      largest = std::max(largest, 0x1p-100f);
-      found[row] = {.inverse = kWhole / largest, .unit = row_unit_ * largest};
     }
     rows_ = std::move(found);
   });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -31,22 +32,25 @@ class PreparedGrouped final : public CpuMatrix {
 
  private:
   using BytePlane = std::array<uint8_t, 256>;
+  using ScaleWords = std::array<uint32_t, 256>;
 
   void make_levels();
   void make_bytes();
   void make_scales();
+  /// GroupedRow::scale_words of rows whose largest scale has this exponent, in units of scale_unit_.
+  ScaleWords scale_words(int exponent) const;
 
   std::unique_ptr<const GroupedMatrix> stored_;
   alignas(64) std::array<BytePlane, 2> level_planes_ = {};
-  alignas(64) std::array<BytePlane, 4> scale_planes_ = {};
   alignas(64) std::array<int16_t, 256> level_words_ = {};
   alignas(64) std::array<uint8_t, 64> level_bytes_ = {};
   bool has_bytes_ = false;
   float scale_unit_ = 1;
   std::array<float, 256> scale_multiples_ = {};  ///< the scale levels / scale_unit_
-  float row_unit_ = 0;                           ///< GroupedRow::unit, for every 1 of a row's largest scale
+  float row_unit_ = 0;                           ///< GroupedRow::unit, where M is of 1
   float planes_scale_ = 1;
   mutable std::once_flag rows_once_ = {};
+  mutable std::map<int, ScaleWords> scale_words_ = {};  // by exponent
   mutable std::vector<GroupedRow> rows_ = {};
 };
 

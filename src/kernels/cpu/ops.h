@@ -39,16 +39,17 @@ struct CodebookView {
 
 /// What makes weights of the integers that stand for them in one row of a grouped matrix.
 struct GroupedRow {
-  float inverse;  ///< a group's scale / scale_unit times this is a whole number of at most 32767, once rounded
-  float unit;     ///< integers times this and GroupedView::planes_scale are weights
+  const uint32_t* scale_words;  ///< [256], M of every scale level that the row has, twice in 32 bits
+  float unit;                   ///< integers times this and GroupedView::planes_scale are weights
 };
 
 /// A GroupedMatrix as raw pointers, with what PreparedGrouped works out.
 ///
 /// Few levels that are whole numbers of a byte are multiplied as they are, and their sums within a group by the group's
 /// scale. Otherwise whole numbers stand for weights: weight[r, c] is nearly planes_scale * row[r].unit * L * M / 2^15,
-/// where L is the level as a whole number of 32767ths of the largest, M the scale of the group in 32767ths of the row's
-/// largest, and L * M / 2^15 is rounded. That is off by at most 1.5 times planes_scale * row[r].unit.
+/// where L is the level as a whole number of 32767ths of the largest, M the scale of the group in 32767ths of the power
+/// of two above the row's largest, and L * M / 2^15 is rounded. That is off by at most 1.5 times planes_scale *
+/// row[r].unit.
 struct GroupedView {
   int64_t rows;
   int64_t cols;
@@ -66,7 +67,6 @@ struct GroupedView {
   const uint8_t* level_bytes;    // [64], levels plus 128, the same; null: more than 16, or no whole numbers up to 127
   float scale_unit;              ///< a power of two
   const float* scale_multiples;  // [256], the scale levels / scale_unit
-  const uint8_t* scale_planes;   // [4, 256], the bytes of the scale levels / scale_unit, 64-byte aligned
   const GroupedRow* row;         // [rows]
 };
 
