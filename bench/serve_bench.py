@@ -2,8 +2,8 @@
 
     python bench/serve_bench.py [--build build] [--rounds 5] [--shape mamba-130m] [--llama-server PATH] [--idle 1000]
 
-Needs `make bench` before, for the command and bench/make_model; with --llama-server (built from llama.cpp) also what
-bench/peer_bench.py needs, whose conversion is used. The model has random weights. Rounds are interleaved; figures are
+Needs `make bench` before, for the command and bench/make_model; with --llama-server (target llama-server of llama.cpp, as in
+vendor/llama.cpp of llama-cpp-python's sources) also what bench/gguf_file.py needs. The model has random weights. Rounds are interleaved; figures are
 medians, ratios are medians of the rounds' ratios. Every text of hxq is compared with what it is alone. Then what a
 long prompt does to a stream beside it, and what many idle streams cost.
 """
@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import statistics
@@ -28,8 +29,8 @@ PROMPT, NEW = 32, 64
 class Server:
     """A server that answers on a port, with texts of NEW tokens."""
 
-    def __init__(self, name, command, port):
-        self.name, self.port = name, port
+    def __init__(self, name, command, port, **options):
+        self.name, self.port, self.options = name, port, options
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         if port == 0:
             self.port = int(re.search(r":(\d+) serves", self.process.stdout.readline())[1])
@@ -54,7 +55,7 @@ class Server:
 
     def text(self, client):
         prompt = [(client * 7919 + i * 104729) % 30000 for i in range(PROMPT)]
-        body = {"prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
+        body = {"prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True, **self.options}
         answer = json.load(self.post(**body)[1])
         assert answer["usage"]["completion_tokens"] == NEW, answer
         return answer["choices"][0]["text"]
@@ -177,13 +178,26 @@ def main():
         servers = [Server("hxq", command, 0)]
         try:
             if arguments.llama_server:
-                import peer_bench
+                import gguf_file
 
                 dense, gguf = Path(work) / "dense", Path(work) / "model.gguf"
                 subprocess.run([hxq, "decompress", folder, dense], check=True, stdout=subprocess.DEVNULL)
-                peer_bench.write_gguf(dense, gguf)
-                command = [arguments.llama_server, "-m", gguf, "--port", "8123", "-np", "8", "-c", "16384"]
-                servers.append(Server("llama.cpp", command, 8123))
+                gguf_file.write_gguf(dense, gguf, folder / "tokenizer.json")
+                threads = str(arguments.threads or len(os.sched_getaffinity(0)))
+                command = [
+                    arguments.llama_server,
+                    "-m",
+                    gguf,
+                    "--port",
+                    "8123",
+                    "-np",
+                    "8",
+                    "-c",
+                    "16384",
+                    "-t",
+                    threads,
+                ]
+                servers.append(Server("llama.cpp", command, 8123, cache_prompt=False))
             throughput(servers, arguments.rounds)
             long_prompt(servers[0], 1500, arguments.rounds)
             idle_streams(servers[0], arguments.idle)
