@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/asio/as_tuple.hpp>
 #include <chrono>
 #include <cmath>
@@ -50,6 +51,16 @@ std::string address_of(const tcp::endpoint& endpoint) {
   return fmt::format("http://{}:{}", endpoint.address().is_v6() ? "[" + host + "]" : host, endpoint.port());
 }
 
+/// Browsers say whose page asks as "https://host" or "https://host:port": what is spelled otherwise is never met.
+void check_origin(const std::string& origin) {
+  const size_t scheme = origin.find("://");
+  const bool has_form = scheme != origin.npos && scheme > 0 && scheme + 3 < origin.size() &&
+                        origin.find_first_of("/?# \t", scheme + 3) == origin.npos &&
+                        std::ranges::none_of(origin, [](char c) { return c >= 'A' && c <= 'Z'; });
+  if (has_form || origin == "*" || origin == "null") return;
+  throw Error(fmt::format("origin '{}': expected one as https://example.org or http://localhost:3000, or *", origin));
+}
+
 void check(const ServeOptions& options) {
   const auto refuse_below = [](std::string_view what, auto value, auto least) {
     if (!(value >= least)) throw Error(fmt::format("{} {}: expected at least {}", what, value, least));
@@ -71,6 +82,7 @@ void check(const ServeOptions& options) {
     check_seconds(seconds);
     if (seconds == 0) throw Error("a limit of 0 seconds: only what runs when the server ends may be cut off at once");
   }
+  for (const std::string& origin : options.cors_origins) check_origin(origin);
   for (const std::string& key : options.api_keys) {
     constexpr std::string_view kBlanks = " \t";
     if (key.empty()) throw Error("an API key is empty");

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import time
 
 import pytest
@@ -190,8 +191,6 @@ def test_keys(start_server, tiny_folder, tmp_path):
 
 
 def test_key_files_without_a_key(start_server, tiny_folder, tmp_path):
-    import subprocess
-
     (tmp_path / "keys").write_text("\n \t\n")
     for name, fault in [("keys", "expected an API key on each"), ("none", "cannot read")]:
         done = subprocess.run(
@@ -249,6 +248,16 @@ def test_pages_of_other_origins(start_server, tiny_folder, mamba):
         assert "X-Request-Id" in headers["Access-Control-Expose-Headers"]
         assert server.request("POST", "/tokenize", {"content": "A"}, {"Origin": listed})[0] == 401
         assert server.request("OPTIONS", "/tokenize", headers={"Origin": "https://evil.example"})[0] == 403
+
+
+def test_origins_that_no_browser_sends(start_server, tiny_folder):
+    for origin in ("https://page.example/", "page.example", "https://Page.example", "https://", "https://a b", ""):
+        done = subprocess.run(
+            [start_server.command, "serve", tiny_folder("llama-bias"), "--port", "0", "--cors-origin", origin],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected one as" in done.stderr
 
 
 def test_names_of_other_machines(start_server, tiny_folder, mamba, tmp_path):
