@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Grows when a function or struct changes or goes; new functions leave it as it is. */
-#define HXQ_C_ABI 5
+#define HXQ_C_ABI 6
 
 typedef enum hxq_status {
   HXQ_OK = 0,
@@ -421,6 +421,12 @@ HXQ_API hxq_status hxq_forward(const hxq_model* model, const hxq_segment* segmen
  * the model and not needed to load it (derived buffers, empty stubs, coded copies of exact tensors). */
 HXQ_API hxq_status hxq_stored_modules(const char* const* paths, size_t count, char** json);
 
+/* Other bits of an index for the matrices of one role. */
+typedef struct hxq_role_bits {
+  const char* role; /* "embedding", "projection" or "head" */
+  int32_t bits;
+} hxq_role_bits;
+
 typedef struct hxq_compress_options {
   double sidecar_fraction; /* 0 to 0.5 */
   const char* const* keep; /* shell patterns of tensor names to store exactly */
@@ -435,6 +441,8 @@ typedef struct hxq_compress_options {
   int32_t bits;            /* of an index, in place of a profile, where there is a choice; 0: none */
   int64_t group;           /* adjacent weights that share a scale, a multiple of 8; 0: the profile's */
   int32_t low_rank;        /* rank of a term that is stored apart, up to 64; 0: where it pays; -1: none */
+  const hxq_role_bits* bits_for; /* each role once, where there is a choice of bits */
+  size_t bits_for_count;
 } hxq_compress_options;
 /* Fills in the defaults: a sidecar of 0.001, everything else 0. */
 HXQ_API void hxq_compress_options_init(hxq_compress_options* options);

@@ -20,11 +20,26 @@ def _progress(quiet: bool):
     return show
 
 
+def _role_bits(text: str) -> tuple[str, int]:
+    role, _, bits = text.partition("=")
+    if not role or not bits.isascii() or not bits.isdigit():
+        raise argparse.ArgumentTypeError(f"expected ROLE=N, such as embedding=8, not {text!r}")
+    return role, int(bits)
+
+
+def _bits_by_role(pairs: list[tuple[str, int]]) -> dict[str, int]:
+    by_role = dict(pairs)
+    if len(by_role) < len(pairs):
+        raise ValueError("--bits-for names a role twice")
+    return by_role
+
+
 def _compress(arguments) -> int:
     receipt = _core.compress(
         arguments.source, arguments.destination, sidecar_fraction=arguments.sidecar_fraction,
         low_rank=arguments.low_rank, keep=arguments.keep, only=arguments.only, threads=arguments.threads,
-        force=arguments.force, progress=_progress(arguments.quiet),
+        force=arguments.force, progress=_progress(arguments.quiet), profile=arguments.profile, bits=arguments.bits,
+        group=arguments.group, bits_for=_bits_by_role(arguments.bits_for),
     )  # fmt: skip
     totals = receipt["totals"]
     print(
@@ -64,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("compress", help="compress a model folder into a new one")
     verb.add_argument("source")
     verb.add_argument("destination")
+    verb.add_argument("--profile", help=f"how matrices are stored: {', '.join(_core.profiles())}")
+    verb.add_argument("--bits", type=int, default=0, metavar="N", help="bits of an index, in place of a profile")
+    verb.add_argument("--group", type=int, default=0, metavar="N", help="adjacent weights that share a scale")
+    verb.add_argument(
+        "--bits-for", action="append", default=[], type=_role_bits, metavar="ROLE=N",
+        help="other bits for embedding, projection or head",
+    )  # fmt: skip
     verb.add_argument("--sidecar-fraction", type=float, default=0.001, help="share of weights kept exactly (0.001)")
     verb.add_argument("--low-rank", type=int, metavar="N", help="rank of a term kept apart (one where it pays)")
     verb.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="tensors to store exactly")

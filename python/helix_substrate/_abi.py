@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-ABI = 5
+ABI = 6
 
 #: Statuses that calls are told apart by.
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
@@ -81,10 +81,11 @@ ModelInfo = _struct(
 )
 Segment = _struct("segment", sequence=_P, tokens=POINTER(_I), count=_N, phase=_I, wanted=_I, logits=_P, end=_N)
 CudaCall = _struct("cuda_call", device=_I, measure=_I, stream=_P, workspace=_P, workspace_bytes=_N)
+RoleBits = _struct("role_bits", role=c_char_p, bits=_I)
 CompressOptions = _struct(
     "compress_options", sidecar_fraction=c_double, keep=POINTER(c_char_p), keep_count=c_size_t, only=POINTER(c_char_p),
     only_count=c_size_t, threads=_I, force=_I, resume=_I, max_shard_bytes=_N, profile=c_char_p, bits=_I, group=_N,
-    low_rank=_I,
+    low_rank=_I, bits_for=POINTER(RoleBits), bits_for_count=c_size_t,
 )  # fmt: skip
 
 #: The same operations of `hxq/cuda_c_api.h`, where a CudaCall stands for the context.

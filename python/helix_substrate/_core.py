@@ -12,7 +12,8 @@ import queue
 import threading
 import weakref
 from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
-from typing import Callable, Optional, Sequence, Union
+from types import MappingProxyType
+from typing import Callable, Mapping, Optional, Sequence, Union
 
 from . import _abi
 from ._abi import library
@@ -308,11 +309,13 @@ def compress(
     profile: Optional[str] = None,
     bits: int = 0,
     group: int = 0,
+    bits_for: Mapping[str, int] = MappingProxyType({}),
 ) -> dict:
     """Compresses a model folder into a new one, as `hxq compress` does; returns the receipt.
 
     profile: how matrices are stored, "hxq" (the default), "g8" to "g3"; bits: of an index, in place of a profile;
-    group: adjacent weights that share a scale, where it is not the profile's.
+    group: adjacent weights that share a scale, where it is not the profile's. bits_for: other bits for the matrices of
+    a role, {"embedding": 8}; roles are "embedding", "projection" and "head".
     low_rank: rank of a term that is kept apart from each matrix, 0 to 64; None: one where it pays.
     keep: shell patterns of tensor names to store exactly. only: compress nothing but what matches one of these.
     force: replace a folder that an earlier compression wrote. progress(tensor, done, total): called as bytes are done;
@@ -320,9 +323,10 @@ def compress(
     """
     if isinstance(keep, str) or isinstance(only, str):
         raise TypeError("keep and only are lists of patterns, not a string")
+    roles = (_abi.RoleBits * max(1, len(bits_for)))(*((role.encode(), bits) for role, bits in bits_for.items()))
     options = _abi.CompressOptions(
         sidecar_fraction, *_texts(keep), *_texts(only), threads, int(force), profile=_name(profile), bits=bits,
-        group=group, low_rank=low_rank_code(low_rank),
+        group=group, low_rank=low_rank_code(low_rank), bits_for=roles, bits_for_count=len(bits_for),
     )  # fmt: skip
     source, destination = os.fsencode(source), os.fsencode(destination)
     text = c_void_p()

@@ -12,8 +12,13 @@ torch=${HXQ_TORCH:-torch==2.13.0}
 environment=$build/python-$(echo "$transformers" | tr -c 'A-Za-z0-9.\n' '_')
 python=$environment/bin/python
 install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
-# HXQ_CUDA=ON where there is a GPU: without one the kernels would be compiled, for minutes, and not be used.
-kernels=-Ccmake.define.HXQ_CUDA=${HXQ_CUDA:-OFF}
+# In the folder of the C++ tests the wheel is built from what is compiled there. Elsewhere, HXQ_CUDA=ON where there is a
+# GPU: without one the kernels would be compiled, for minutes, and not be used.
+if [ -f "$build/CMakeCache.txt" ]; then
+  built="-Cbuild-dir=$build -Ccmake.define.HXQ_BUILD_TOOLS=ON -Ccmake.define.HXQ_BUILD_TESTS=ON"
+else
+  built=-Ccmake.define.HXQ_CUDA=${HXQ_CUDA:-OFF}
+fi
 
 made_of=$(echo "$torch $transformers" && cat "$root/pyproject.toml")
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
@@ -22,10 +27,10 @@ if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
   # torch first: a range in another package's requirements could take a build for GPUs.
   install "$torch"
   install "$transformers" pytest
-  (cd "$root" && install "$kernels" ".[hf,peft]")
+  (cd "$root" && install $built ".[hf,peft]")
   echo "$made_of" >"$environment/made_of"
 else
-  (cd "$root" && install "$kernels" --no-deps .)
+  (cd "$root" && install $built --no-deps .)
 fi
 
 cd "$build"

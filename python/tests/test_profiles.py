@@ -11,6 +11,8 @@ from torch import nn
 
 import helix_substrate
 from helix_substrate import HxqConfig, compress_model
+from helix_substrate.__main__ import main
+from helix_substrate.__main__ import main
 from helix_substrate.compressed import encode
 
 PROFILES = {"g8": (8, 64), "g6": (6, 32), "g4": (4, 32), "g3": (3, 32)}
@@ -84,6 +86,24 @@ def test_a_folder_of_the_command_loads_and_trains(tmp_path):
     assert layer.stored_tensors()["grouped_levels"].shape == (64,), "merging keeps the bits"
     error = (layer.decode_weight() - wanted).square().sum() / wanted.square().sum()
     assert -10 * torch.log10(error).item() == pytest.approx(fidelity["snr_db"], abs=1e-3) and fidelity["snr_db"] > 30
+
+
+def test_bits_by_role(tmp_path, capfd):
+    save_dense(tiny("llama"), tmp_path / "dense")
+    command = ["compress", str(tmp_path / "dense"), str(tmp_path / "out"), "--bits", "4", "--group", "16"]
+    assert main([*command, "--bits-for", "embedding=6", "--bits-for", "head=8"]) == 0
+    tensors = helix_substrate.inspect(tmp_path / "out")["tensors"]
+    levels = {tensor["name"]: tensor["codewords"] for tensor in tensors if tensor["codec"] == "grouped"}
+    assert (levels.pop("model.embed_tokens.weight"), levels.pop("lm_head.weight")) == (64, 256)
+    assert len(levels) >= 14 and set(levels.values()) == {16}
+    saved = json.loads((tmp_path / "out" / "hxq_receipt.json").read_text())["options"]
+    assert (saved["bits"], saved["group"], saved["bits_for"]) == (4, 16, {"embedding": 6, "head": 8})
+    capfd.readouterr()
+    assert main([*command[:2], str(tmp_path / "twice"), "--bits", "4", *["--bits-for", "head=8"] * 2]) == 1
+    assert "names a role twice" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--bits-for", "embedding=x"])
+    assert "expected ROLE=N" in capfd.readouterr().err
 
 
 def test_what_cannot_be_meant_is_refused():

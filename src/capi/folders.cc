@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -97,6 +98,18 @@ std::vector<std::string> strings(const char* name, const char* const* texts, siz
   return count == 0 ? std::vector<std::string>() : std::vector<std::string>(texts, texts + count);
 }
 
+std::map<std::string, int> bits_by_role(const hxq_role_bits* given, size_t count) {
+  std::map<std::string, int> bits;
+  if (count > 0) require_pointers({{"bits_for", given}});
+  for (size_t i = 0; i < count; ++i) {
+    require_pointers({{"bits_for", given[i].role}});
+    if (!bits.emplace(given[i].role, given[i].bits).second) {
+      throw InvalidArgument(fmt::format("bits_for names '{}' twice", given[i].role));
+    }
+  }
+  return bits;
+}
+
 CompressOptions compress_options(const hxq_compress_options* options) {
   hxq_compress_options chosen;
   hxq_compress_options_init(&chosen);
@@ -111,6 +124,7 @@ CompressOptions compress_options(const hxq_compress_options* options) {
   return {.profile = chosen.profile == nullptr ? "" : chosen.profile,
           .bits = chosen.bits,
           .group = chosen.group,
+          .bits_for = bits_by_role(chosen.bits_for, chosen.bits_for_count),
           .sidecar_fraction = chosen.sidecar_fraction,
           .low_rank = low_rank_option(chosen.low_rank),
           .keep = strings("keep", chosen.keep, chosen.keep_count),

@@ -258,6 +258,14 @@ TEST(Folders, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   expect_invalid(with([](auto& o) { o.sidecar_fraction = 0.7; }), "sidecar_fraction is 0.7");
   expect_invalid(with([](auto& o) { o.sidecar_fraction = std::nan(""); }), "sidecar_fraction is nan");
   expect_invalid(with([](auto& o) { o.threads = -2; }), "-2 threads");
+  const hxq_role_bits twice[] = {{"head", 4}, {"head", 5}}, nameless = {nullptr, 4}, unknown = {"norm", 4};
+  const auto with_bits_for = [&](const hxq_role_bits* of, size_t count) {
+    return with([&](auto& o) { o.profile = "g4", o.bits_for = of, o.bits_for_count = count; });
+  };
+  expect_invalid(with_bits_for(twice, 2), "bits_for names 'head' twice");
+  expect_invalid(with_bits_for(&nameless, 1), "bits_for is null");
+  expect_invalid(with_bits_for(nullptr, 1), "bits_for is null");
+  expect_failure(with_bits_for(&unknown, 1), HXQ_BAD_DATA, "expected embedding, projection or head");
   expect_invalid(with([](auto& o) { o.max_shard_bytes = -1; }), "max_shard_bytes is -1");
   expect_invalid(with([](auto& o) { o.keep_count = 1; }), "keep is null");
   const char* const nothing[] = {nullptr};
