@@ -2,9 +2,12 @@
 layers of `vllm_layers` stand for its own. `test_vllm_engine.py` does the same with vLLM's."""
 
 import ctypes
+import multiprocessing
 import os
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,8 +220,12 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_every_rank_holds_what_vllm_loads_dense(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=max(WORLDS))
+def test_every_rank_holds_what_vllm_loads_dense(tmp_path, monkeypatch):
+    # Ranks are forks of a process that has imported all this and done nothing yet: importing takes longer than that.
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    multiprocessing.set_forkserver_preload([Path(__file__).stem])
+    mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=max(WORLDS), start_method="forkserver")
     assert "".join((tmp_path / f"rank{rank}").read_text() for rank in range(max(WORLDS))) == ""
 
 
@@ -256,6 +263,9 @@ def test_operators_are_what_layers_call(dtype):
     rows = torch.ops.hxq.embedding_parts(ids, made.tensors, made.layout, 64, dtype)
     assert torch.equal(rows, made.embedding(ids, dtype))
     torch.testing.assert_close(rows, made.decode()[ids].to(dtype))
+    with pytest.raises(RuntimeError, match="were copied or moved"):  # what the core has copies of is not among them
+        torch.ops.hxq.linear_parts(x, [tensor.clone() for tensor in made.tensors], made.layout, bias, 64)
+    made = filled(layer, 1, sources_of(layer, grouped(4, 32))).finish()
     for name, arguments in (
         ("linear_parts", (x, made.tensors, made.layout, bias, 64)),
         ("embedding_parts", (ids, made.tensors, made.layout, 64, dtype)),
@@ -381,17 +391,18 @@ def test_releases_of_vllm():
 
 
 def test_resident_memory():
-    """What a layer takes of the process's memory: indices, outliers and 2 %; and the core's own form of outliers, of 20
-    bytes each and 4 for a row."""
-    held = [large_layer(1024)]  # threads, code
-    before = resident_bytes()
-    held.append(large_layer(8192))
-    grown, (made, stored, outliers) = resident_bytes() - before, held[1]
-    assert 0.98 * stored <= grown <= 1.02 * stored + 20 * outliers + 4 * made.rows
+    """What a layer takes of the process's memory: indices, outliers and 2 %."""
+    held, grown = [large_layer(1024)], []  # the first makes threads and caches
+    for _ in range(2):
+        before = resident_bytes()
+        held.append(large_layer(16384))
+        grown.append(resident_bytes() - before)
+    stored = held[1][1]
+    assert 0.98 * stored <= min(grown) <= 1.02 * stored
 
 
-def large_layer(rows: int, cols: int = 4096) -> tuple[Stacked, int, int]:
-    """A layer with an outlier in a thousand, the bytes of its indices and outliers, the number of these."""
+def large_layer(rows: int, cols: int = 4096) -> tuple[Stacked, int]:
+    """A layer with an outlier in a thousand, and the bytes of its indices and outliers."""
     weights = weights_of(Replicated(0, 1, {None: rows}, cols), 1)
     parts, _ = codebook_parts(np.random.default_rng(0), 1, cols)
     positions = torch.arange(0, rows * cols, 1000)
@@ -401,7 +412,7 @@ def large_layer(rows: int, cols: int = 4096) -> tuple[Stacked, int, int]:
         weights.take(part, tensor)
     made = weights.finish()
     made.linear(torch.randn(1, cols), None)
-    return made, parts["indices"].nbytes + 12 * positions.numel(), positions.numel()
+    return made, parts["indices"].nbytes + 12 * positions.numel()
 
 
 def resident_bytes() -> int:

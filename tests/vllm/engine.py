@@ -9,13 +9,13 @@ import sys
 
 
 def resident(model) -> int:
-    """Bytes of what compressed layers hold, of tied ones once."""
-    tensors = {}
-    for module in model.modules():
-        if hasattr(module, "hxq_stacked"):
-            for tensor in module.hxq_stacked.tensors:
-                tensors[tensor.data_ptr()] = tensor.nbytes
-    return sum(tensors.values())
+    """Bytes of what compressed layers hold, of tied ones once; and of the core's copies of outliers, 20 for each."""
+    stacks = {
+        id(module.hxq_stacked): module.hxq_stacked for module in model.modules() if hasattr(module, "hxq_stacked")
+    }
+    tensors = sum(tensor.nbytes for stack in stacks.values() for tensor in stack.tensors)
+    matrices = [run.matrix for stack in stacks.values() for run in stack.runs if hasattr(run.matrix, "info")]
+    return tensors + sum(20 * matrix.info()["outliers"] for matrix in matrices)
 
 
 def run(job: dict) -> dict:

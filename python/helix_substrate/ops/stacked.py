@@ -13,12 +13,13 @@ from typing import NamedTuple, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _abi, _core
 from .define import define
 from .gate import CORE_DTYPES, Arguments, Operation, direct
 from .linear import decode, gather_forward
-from .weights import AnyMatrix, matrix_of, parts_of
+from .weights import AnyMatrix, lean_matrix, matrix_of, parts_of
 
 _hxq = torch.ops.hxq
 _LINEAR = Operation("linear")
@@ -44,9 +45,19 @@ class Stacked:
 
     def __init__(self, parts: Sequence[tuple[int, dict[str, torch.Tensor], str]], rows: int, cols: int):
         self.rows, self.cols = rows, cols
-        self.tensors = [tensor for _, named, _ in parts for tensor in named.values()]
-        self.layout = ";".join(f"{begin},{begin + _rows_of(named)},{','.join(named)}" for begin, named, _ in parts)
-        self.runs = _runs(self.tensors, self.layout, cols, [name for _, _, name in parts])
+        self.tensors, self.runs, described = [], [], []
+        for begin, named, name in parts:
+            end, kept = begin + _rows_of(named), named
+            if "weight" in named:
+                matrix = named["weight"].detach()
+            else:
+                matrix, kept = lean_matrix(named, end - begin, cols, name)
+            self.tensors += kept.values()
+            self.runs.append(Run(begin, end, matrix))
+            described.append(f"{begin},{end},{','.join(kept)}" + f",{_COPIED}" * (len(kept) < len(named)))
+        self.layout = ";".join(described)
+        if self.tensors:
+            _stacks[self.tensors[0]] = (self.layout, self.runs)
 
     def linear(self, x: torch.Tensor, bias: Optional[torch.Tensor], precision: Optional[str] = None) -> torch.Tensor:
         """y = x W^T + bias in x's dtype."""
@@ -74,18 +85,33 @@ def _rows_of(named: dict[str, torch.Tensor]) -> int:
     return next(named[name] for name in ("weight", "indices", "grouped_indices") if name in named).shape[0]
 
 
+#: In a layout: the core has copies of the run's other tensors.
+_COPIED = "copied"
+
+#: {a stack's first tensor: (layout, runs)}, for operators, which get tensors alone.
+_stacks = WeakTensorKeyDictionary()
+
+
 @functools.lru_cache(maxsize=4096)
 def _parsed(layout: str) -> list[tuple[int, int, list[str]]]:
     runs = [run.split(",") for run in layout.split(";")] if layout else []
     return [(int(begin), int(end), names) for begin, end, *names in runs]
 
 
-def _runs(tensors: Sequence[torch.Tensor], layout: str, cols: int, names: Optional[list[str]] = None) -> list[Run]:
+def _runs(tensors: Sequence[torch.Tensor], layout: str, cols: int) -> list[Run]:
+    """The runs over these tensors: those of the `Stacked` that they are of, or new ones where they hold all."""
+    if not tensors:
+        return []
+    found = _stacks.get(tensors[0])
+    if found is not None and found[0] == layout:
+        return found[1]
+    if _COPIED in layout:
+        raise RuntimeError("tensors of a compressed layer were copied or moved after it was loaded")
     remaining, runs = iter(tensors), []
-    for number, (begin, end, part_names) in enumerate(_parsed(layout)):
-        named = {part: next(remaining) for part in part_names}
-        name, dense = names[number] if names else "weight", named.get("weight")
-        matrix = matrix_of(parts_of(named), end - begin, cols, name) if dense is None else dense
+    for begin, end, names in _parsed(layout):
+        named = {part: next(remaining) for part in names}
+        dense = named.get("weight")
+        matrix = matrix_of(parts_of(named), end - begin, cols) if dense is None else dense
         runs.append(Run(begin, end, matrix))
     return runs
 

@@ -116,6 +116,18 @@ def _matrix_of_cpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: s
     return _core.Matrix(name, _described(name, parts), rows, cols, owner=parts)
 
 
+def lean_matrix(
+    parts: dict[str, torch.Tensor], rows: int, cols: int, name: str
+) -> tuple[AnyMatrix, dict[str, torch.Tensor]]:
+    """The core's matrix over parts that never change, and those that have to be kept for it: on the CPU a codebook's
+    indices, since the core has copies of all else."""
+    if "codebook" not in parts or not parts["codebook"].is_cpu:
+        return matrix_of(parts_of(parts), rows, cols, name), parts
+    indices = parts["indices"].detach()
+    matrix = _core.Matrix(name, _described(name, parts), rows, cols, owner=indices)
+    return matrix, {"indices": parts["indices"]}
+
+
 def _matrix_of_gpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> CudaMatrix:
     """The core reads and checks a copy of the parts in host memory; the GPU multiplies the indices where they are."""
     if torch.cuda.is_current_stream_capturing():
