@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any, Optional
@@ -21,8 +20,6 @@ from .folder import check_folder
 from .sharding import IGNORED, PARTS
 from .threads import prepare_threads
 from .weights import LayerWeights
-
-logger = logging.getLogger("helix_substrate")
 
 _hxq = torch.ops.hxq
 
