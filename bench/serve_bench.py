@@ -34,11 +34,12 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         if port == 0:
             self.port = int(re.search(r":(\d+) serves", self.process.stdout.readline())[1])
-        while True:
+        while self.process.poll() is None:
             with contextlib.suppress(OSError):
                 if self.get("/health")[0] == 200:
-                    break
+                    return
             time.sleep(0.1)
+        raise RuntimeError(f"{name} ended with {self.process.returncode}")
 
     def get(self, path):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
