@@ -4,7 +4,7 @@
 //                [--grouped BITS GROUP] DST
 //
 // --grouped: matrices with indices of BITS, 3 to 8, and a scale for every GROUP columns, instead of the published
-// format.
+// format; BITS 8u: uniform levels.
 //
 // For measuring speed: the weights are about normal and mean nothing. The same bytes every time.
 
@@ -17,6 +17,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -158,12 +159,18 @@ class Random {
 struct Grouped {
   int bits = 0;
   int64_t group = 0;
+  bool is_uniform = false;
 };
 
-/// 2^bits levels for normal weights, whole numbers as the encoder's: up to 127 for 16, 2047 for 64, 32767 above.
-std::vector<float> make_levels(int bits) {
-  std::vector<float> levels(size_t{1} << bits);
-  const double largest = bits <= 4 ? 127 : bits <= 6 ? 2047 : 32767;
+/// 2^bits levels for normal weights, whole numbers as the encoder's: up to 127 for 16 or uniform ones, 2047 for 64,
+/// 32767 above.
+std::vector<float> make_levels(Grouped form) {
+  std::vector<float> levels(size_t{1} << form.bits);
+  const double largest = form.bits <= 4 ? 127 : form.bits <= 6 ? 2047 : 32767;
+  if (form.is_uniform) {
+    std::iota(levels.begin(), levels.end(), -128.0f);
+    return levels;
+  }
   const double middle = static_cast<double>(levels.size() - 1) / 2;
   for (size_t i = 0; i < levels.size(); ++i) {
     const double place = (static_cast<double>(i) - middle) / middle;
@@ -173,9 +180,9 @@ std::vector<float> make_levels(int bits) {
 }
 
 /// Scales a 64th of an octave apart, around the one that gives levels that are equally frequent this deviation.
-std::vector<float> make_scales(int bits, double deviation) {
+std::vector<float> make_scales(Grouped form, double deviation) {
   double squares = 0;
-  const std::vector<float> levels = make_levels(bits);
+  const std::vector<float> levels = make_levels(form);
   for (const float level : levels) squares += static_cast<double>(level) * static_cast<double>(level);
   const double middle = deviation / std::sqrt(squares / static_cast<double>(levels.size()));
   std::vector<float> scales(256);
@@ -294,9 +301,9 @@ std::vector<std::byte> contents(const Part& part, Random& random) {
   if (part.kind == "exact") return bytes_of(exact_values(*part.weight, random));
   if (part.kind == "codebook") return bytes_of(make_codebook(deviation));
   if (part.kind == "indices") return random_bytes(count, random);
-  if (part.kind == "grouped_levels") return bytes_of(make_levels(part.grouped.bits));
+  if (part.kind == "grouped_levels") return bytes_of(make_levels(part.grouped));
   if (part.kind == "grouped_indices") return grouped_indices(part, random);
-  if (part.kind == "grouped_scale_levels") return bytes_of(make_scales(part.grouped.bits, deviation));
+  if (part.kind == "grouped_scale_levels") return bytes_of(make_scales(part.grouped, deviation));
   if (part.kind == "grouped_shape") return bytes_of(std::vector<int64_t>{part.weight->shape[1], part.grouped.group});
   if (part.kind == "grouped_scales") {
     std::vector<uint8_t> scales(count);
@@ -341,7 +348,7 @@ int main(int argc, char** argv) {
   Grouped form;
   bool understood = (arguments.size() == 3 || arguments.size() == 6) && arguments[0] == "--shape";
   if (understood && arguments.size() == 6) {
-    form = {std::atoi(arguments[3].c_str()), std::atoll(arguments[4].c_str())};
+    form = {std::atoi(arguments[3].c_str()), std::atoll(arguments[4].c_str()), arguments[3] == "8u"};
     understood = arguments[2] == "--grouped" && form.bits >= 3 && form.bits <= 8 && form.group > 0;
   }
   if (!understood || !shapes().contains(arguments[1])) {

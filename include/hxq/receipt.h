@@ -71,6 +71,7 @@ struct Receipt {
   int bits = 0;                         ///< of an index, where the codec has groups; otherwise 0
   int64_t group = 0;                    ///< adjacent weights that share a scale; 0: none
   std::map<std::string, int> bits_for;  ///< other bits for tensors of a role
+  std::string levels;                   ///< "uniform" or "segments" where they are; empty: fitted
   std::optional<int> low_rank;          ///< as in CompressOptions
   std::vector<std::string> keep;
   std::vector<std::string> only;

@@ -18,6 +18,7 @@ from torch import nn
 from . import _core, ops
 from .offload import onload
 from .ops import PART_NAMES, TORCH_DTYPES, AnyParts, Parts, stamp_of
+from .stored_form import encoding_of
 
 _aten = torch.ops.aten
 
@@ -469,13 +470,6 @@ class Compressed(WithoutWeight):
             "ratio": dense / held,
             "savings_pct": 100 * (1 - held / dense),
         }
-
-
-def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The bits and the group that these parts are stored with; empty where there are no groups."""
-    if "grouped_shape" not in parts:
-        return {}
-    return {"bits": parts["grouped_levels"].numel().bit_length() - 1, "group": int(parts["grouped_shape"][1])}
 
 
 def encode(

@@ -37,8 +37,9 @@ class HxqConfig(QuantizationConfigMixin):
     from each matrix, 0 to 64; None: one where it pays. modules_to_not_convert: modules that stay
     dense, as transformers means it ("lm_head", "model.layers.0", "down_proj", regular expressions) or as shell patterns
     of whole paths ("*.down_proj"). profile: how matrices are stored: "hxq" (the default), or "g8" to "g3", which
-    take 8.1 to 3.3 bits per weight and keep no outliers. compress_embeddings: also compress embeddings (and heads tied
-    to them). accelerate_ssm: let the core run Mamba layers. precision: "fast" or "exact", how products treat their
+    take 8.1 to 3.3 bits per weight and keep no outliers, or "hxq-segments" or "g8-uniform", which are fast without
+    AVX-512. compress_embeddings: also compress embeddings (and heads tied to them). accelerate_ssm: let the core
+    run Mamba layers. precision: "fast" or "exact", how products treat their
     input; None: what is set (`helix_substrate.set_precision`). These two count also where a compressed folder is
     loaded, and override the folder's.
 

@@ -12,10 +12,9 @@ from torch import nn
 import helix_substrate
 from helix_substrate import HxqConfig, compress_model
 from helix_substrate.__main__ import main
-from helix_substrate.__main__ import main
 from helix_substrate.compressed import encode
 
-PROFILES = {"g8": (8, 64), "g6": (6, 32), "g4": (4, 32), "g3": (3, 32)}
+PROFILES = {"g8": (8, 64), "g8-uniform": (8, 32), "g6": (6, 32), "g4": (4, 32), "g3": (3, 32)}
 
 
 def decoded_by_definition(parts):
@@ -106,8 +105,22 @@ def test_bits_by_role(tmp_path, capfd):
     assert "expected ROLE=N" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("profile", ["g8-uniform", "hxq-segments"])
+def test_weights_are_replaced_in_the_same_form(profile):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(320, 96))
+    compress_model(layer, profile=profile)
+    fidelity = layer[0].replace_weight(torch.randn(96, 320))
+    assert fidelity["snr_db"] > 40
+    if profile == "g8-uniform":
+        assert layer[0].stored_tensors()["grouped_levels"].tolist() == list(range(-128, 128))
+    else:
+        steps = layer[0].stored_tensors()["codebook"].double().view(32, 8).diff()
+        assert torch.equal(steps, steps[:, :1].expand_as(steps))
+
+
 def test_what_cannot_be_meant_is_refused():
-    with pytest.raises(ValueError, match="expected one of hxq, g8"):
+    with pytest.raises(ValueError, match="expected one of hxq, hxq-segments, g8"):
         HxqConfig(profile="g9")
     with pytest.raises(ValueError, match="no outliers"):
         HxqConfig(profile="g4", sidecar_fraction=0.01)

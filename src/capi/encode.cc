@@ -46,9 +46,9 @@ std::optional<int> low_rank_option(int32_t given) {
 
 namespace {
 
-/// The caller's choice of another encoder than the default one; empty for that.
-std::optional<Encoding> chosen_encoding(const hxq_encode_options* options) {
-  if (options == nullptr) return std::nullopt;
+/// The caller's choice, checked; options of the default encoder are left to `codebook_options`.
+Encoding chosen_encoding(const hxq_encode_options* options) {
+  if (options == nullptr) return find_encoding({});
   const EncodingChoice choice{
       .profile = options->profile == nullptr ? "" : options->profile, .bits = options->bits, .group = options->group};
   Encoding encoding;
@@ -57,7 +57,7 @@ std::optional<Encoding> chosen_encoding(const hxq_encode_options* options) {
   } catch (const Error& error) {
     throw InvalidArgument(error.what());
   }
-  if (encoding.encoder == encoders().front()) return std::nullopt;
+  if (encoding.encoder == encoders().front()) return encoding;
   hxq_encode_options standard;
   hxq_encode_options_init(&standard);
   if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords ||
@@ -70,11 +70,14 @@ std::optional<Encoding> chosen_encoding(const hxq_encode_options* options) {
 }
 
 EncodedTensor encode_as_chosen(const TensorView& source, const hxq_encode_options* options) {
-  const CodebookOptions chosen = codebook_options(options);
-  if (const std::optional<Encoding> other = chosen_encoding(options)) {
-    return other->encoder->encode(source, other->options);
+  CodebookOptions of_codebook = codebook_options(options);
+  const Encoding chosen = chosen_encoding(options);
+  if (chosen.encoder != encoders().front()) return chosen.encoder->encode(source, chosen.options);
+  of_codebook.in_segments = chosen.options.levels == Levels::segments;
+  if (of_codebook.in_segments && of_codebook.max_codewords != 256) {
+    throw InvalidArgument(fmt::format("max_codewords is {}, expected 256 in segments", of_codebook.max_codewords));
   }
-  return encode_codebook(source, chosen);
+  return encode_codebook(source, of_codebook);
 }
 
 }  // namespace

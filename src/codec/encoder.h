@@ -37,20 +37,32 @@ struct PartPlan {
   Shape shape;
 };
 
+/// What levels there may be. Those that are no table to every kernel cost some accuracy.
+enum class Levels : uint8_t {
+  fitted,    ///< any, those of the least error
+  segments,  ///< 32 runs of 8 evenly spaced ones
+  uniform,   ///< all evenly spaced, so that indices are multiplied as they are
+};
+
+/// "fitted", ...
+std::string_view name_of(Levels levels) noexcept;
+
 struct EncodeOptions {
   double sidecar_fraction = 0.001;  ///< largest share of the weights kept exactly, where the codec keeps any; 0 to 1
   int bits = 0;                     ///< of an index, where the codec has a choice (`Encoder::profiles`)
   int64_t group = 0;                ///< adjacent weights that share a scale, where the codec has groups
+  Levels levels = Levels::fitted;   ///< of a kind that the codec has (`Encoder::profiles`)
   int threads = 0;                  ///< 0: one per core; the answer does not depend on it
   /// Rank of a low-rank term stored apart, where the codec has such terms; empty: one where it pays.
   std::optional<int> low_rank = {};
 };
 
-/// A name for options of an encoder.
+/// A name for options of an encoder; only the name of one that is not fitted asks for such levels.
 struct Profile {
   std::string_view name;
   int bits = 0;       ///< of an index
   int64_t group = 0;  ///< adjacent weights that share a scale; 0: there are no such groups
+  Levels levels = Levels::fitted;
 };
 
 /// How matrices get into the form that a codec reads: a row of the compressor's table.

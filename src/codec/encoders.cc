@@ -24,6 +24,11 @@ std::string_view id_of(const Encoder* encoder) { return encoder->codec->id; }
 
 }  // namespace
 
+std::string_view name_of(Levels levels) noexcept {
+  constexpr std::string_view kNames[] = {"fitted", "segments", "uniform"};
+  return kNames[static_cast<size_t>(levels)];
+}
+
 std::span<const Encoder* const> encoders() noexcept { return table().rows(); }
 
 const Encoder& encoder_of(std::string_view codec_id) {

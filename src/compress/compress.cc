@@ -209,6 +209,7 @@ std::string identity_of(const std::vector<PlanEntry>& plan, const Metadata& meta
   for (const PlanEntry& entry : plan) {
     text += fmt::format("\n{} {} {} {} {} {}", entry.name, name_of(entry.view.dtype), to_string(entry.view.shape),
                         codec_name(entry.encoder), entry.options.bits, entry.options.group);
+    if (entry.options.levels != Levels::fitted) text += fmt::format(" {}", name_of(entry.options.levels));
   }
   for (const auto& [key, value] : metadata) text += fmt::format("\n{} {} {}", key, value.size(), value);
   return sha256_hex(std::as_bytes(std::span(text)));
@@ -260,10 +261,12 @@ Receipt compress_folder(const std::filesystem::path& source, const std::filesyst
   receipt.tool_version = kVersion;
   receipt.source_name = to_valid_utf8(std::filesystem::canonical(source).filename().string());
   receipt.sidecar_fraction = options.sidecar_fraction;
-  if (const Encoding encoding = find_encoding(choice_of(options)); encoding.options.group > 0) {
-    receipt.bits = encoding.options.bits;
-    receipt.group = encoding.options.group;
+  const EncodeOptions chosen = find_encoding(choice_of(options)).options;
+  if (chosen.group > 0) {
+    receipt.bits = chosen.bits;
+    receipt.group = chosen.group;
   }
+  if (chosen.levels != Levels::fitted) receipt.levels = name_of(chosen.levels);
   receipt.bits_for = options.bits_for;
   receipt.low_rank = options.low_rank;
   receipt.keep = options.keep;

@@ -85,6 +85,7 @@ Encoding find_encoding(const EncodingChoice& choice) {
                                                     : *profile_named(encoder, choice.profile);
   encoding.options.bits = profile.bits;
   encoding.options.group = choice.group != 0 ? choice.group : profile.group;
+  encoding.options.levels = profile.levels;
   return encoding;
 }
 
@@ -94,6 +95,7 @@ Encoding with_bits(const Encoding& encoding, const EncodingChoice& choice, int b
   Encoding changed = encoding;
   changed.options.bits = bits;
   changed.options.group = choice.group != 0 ? choice.group : profile.group;
+  changed.options.levels = profile.levels;
   return changed;
 }
 

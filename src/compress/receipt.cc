@@ -113,6 +113,7 @@ ordered_json options_json(const Receipt& receipt) {
   } else {
     options["low_rank"] = receipt.low_rank ? ordered_json(*receipt.low_rank) : ordered_json();
   }
+  if (!receipt.levels.empty()) options["levels"] = receipt.levels;
   return options;
 }
 
@@ -166,6 +167,7 @@ Receipt receipt_from(const Part& json) {
     options.get("group", receipt.group);
     options.get("bits_for", receipt.bits_for);
   }
+  if (options.has("levels")) options.get("levels", receipt.levels);
   if (json.has("files")) json.get("files", receipt.files);
   if (json.has("left_out")) {
     for (const Part& file : json.parts("left_out")) {

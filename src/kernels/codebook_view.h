@@ -23,6 +23,8 @@ inline cpu::CodebookView view_of(const cpu::PreparedCodebook& weight) {
       .half_planes = weight.planes().half[0].data(),
       .integer_planes = weight.planes().integer[0].data(),
       .float_planes = weight.planes().float32[0].data(),
+      .segment_planes = weight.planes().has_segments ? weight.planes().segments[0].data() : nullptr,
+      .segment_shift = weight.planes().segment_shift,
       .outlier_row = stored.sidecar.row_begin.empty() ? nullptr : stored.sidecar.row_begin.data(),
       .outlier_col = stored.sidecar.col.data(),
       .outlier_value = stored.sidecar.value.data(),

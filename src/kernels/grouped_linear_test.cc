@@ -45,6 +45,17 @@ TEST_P(GroupedLinearTest, ProductsOfAllShapes) {
   }
 }
 
+// Levels that are evenly spaced bytes, on rows of whole blocks and of a part of one.
+TEST_P(GroupedLinearTest, UniformLevels) {
+  for (const int64_t group : {8, 16, 32, 40, 64, 256}) {
+    for (const int64_t cols : {1, 31, 64, 65, 130, 263, 600, 4230}) {
+      const TestGrouped matrix({.rows = 13, .cols = cols, .bits = 8, .group = group, .uniform = true});
+      for (const int64_t tokens : {1, 2, 3, 5, 33}) expect_product(matrix, {.tokens = tokens, .threads = 2});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 // More groups than are looked up at once, and matrices that are decoded in several pieces for prefill.
 TEST_P(GroupedLinearTest, ProductsOfWideMatrices) {
   for (int bits = 3; bits <= 8; ++bits) {

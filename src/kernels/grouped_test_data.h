@@ -1,5 +1,7 @@
 #pragma once
 
+#include <numeric>
+
 #include "kernels/cpu/grouped_prepared.h"
 #include "kernels/linear_test_data.h"
 
@@ -11,6 +13,7 @@ struct GroupedOptions {
   int bits = 4;
   int64_t group = 32;
   bool whole_levels = true;  ///< as the encoder writes them; otherwise any floats
+  bool uniform = false;      ///< levels from -128 to 127, of 8 bits
   int64_t scales = 256;      ///< scale levels, on a logarithmic grid
   uint32_t seed = 1;
 };
@@ -22,7 +25,7 @@ struct TestGrouped {
   std::vector<float> weights;                            // [rows, cols]
   std::unique_ptr<GuardedBytes> packed, scales;
 
-  explicit TestGrouped(const GroupedOptions& options) : whole_(options.whole_levels) {
+  explicit TestGrouped(const GroupedOptions& options) : whole_(options.whole_levels), uniform_(options.uniform) {
     std::mt19937 random(options.seed);
     view.rows = options.rows;
     view.cols = options.cols;
@@ -33,6 +36,7 @@ struct TestGrouped {
       std::ranges::transform(view.levels, view.levels.begin(),
                              [](float v) { return std::clamp(nearbyintf(v), -127.0f, 127.0f); });
     }
+    if (options.uniform) std::iota(view.levels.begin(), view.levels.end(), -128.0f);
     for (int64_t i = 0; i < options.scales; ++i) {
       const float step = static_cast<float>(i) / static_cast<float>(options.scales);
       view.scale_levels.push_back(1e-3f * std::exp2(5 * step));
@@ -62,11 +66,11 @@ struct TestGrouped {
   bool has_integers() const { return view.group >= 16 && std::has_single_bit(static_cast<uint64_t>(view.group)); }
 
   /// Whether levels are multiplied as bytes by decode rows.
-  bool has_bytes() const { return whole_ && view.bits() <= 4; }
+  bool has_bytes(Target target) const { return (whole_ && view.bits() <= 4) || (uniform_ && target == Target::avx2); }
 
   /// What the integers that stand for a row's weights are off by at most: 1.5 parts of 32767 of what weights can be.
   double weight_error(int64_t row, Target target, Way way) const {
-    if (!rounding(target, way) || (way.phase == Phase::decode && has_bytes())) return 0;
+    if (!rounding(target, way) || (way.phase == Phase::decode && has_bytes(target))) return 0;
     float scale = 0, level = 0;
     for (int64_t g = 0; g < view.groups(); ++g) {
       const auto code = view.scales[static_cast<size_t>(row * view.groups() + g)];
@@ -78,15 +82,14 @@ struct TestGrouped {
 
   /// As rounding_of of a codebook matrix.
   std::optional<ActivationQuantization> rounding(Target target, Way way) const {
-    const bool bytes = way.phase == Phase::decode && has_bytes();
-    if (target == Target::scalar || !has_integers() || (target == Target::avx2 && !bytes)) return {};
-    if (way.phase == Phase::decode) return kDecodeQuantization;
-    if (way.precision == Precision::fast) return kPrefillQuantization;
+    if (target == Target::scalar || !has_integers()) return {};
+    if (way.phase == Phase::prefill && way.precision == Precision::fast) return kPrefillQuantization;
+    if (way.phase == Phase::decode && (target == Target::avx512 || has_bytes(target))) return kDecodeQuantization;
     return {};
   }
 
  private:
-  bool whole_;
+  bool whole_, uniform_;
 };
 
 }  // namespace hxq::kernels::testing

@@ -53,14 +53,34 @@ inline std::vector<float> normal_floats(int64_t n, uint32_t seed, float scale = 
   return values;
 }
 
-/// What the levels of a codebook are: any floats, binary16 numbers times a power of two, or whole ones of those.
-enum class Levels { any, half, integer };
+/// What the levels of a codebook are: any floats, binary16 numbers times a power of two, whole ones of those, or 256 of
+/// these in segments (cpu::LookupPlanes::segments).
+enum class Levels { any, half, integer, segments };
+inline constexpr Levels kAllLevels[] = {Levels::any, Levels::half, Levels::integer, Levels::segments};
 
 inline const char* name_of(Levels levels) {
-  return levels == Levels::any ? "any" : levels == Levels::half ? "half" : "integer";
+  constexpr const char* kNames[] = {"any", "half", "integer", "segments"};
+  return kNames[static_cast<size_t>(levels)];
+}
+
+/// Segments of small numbers and of large ones, which have 11 significant bits. slopes: bytes times 2^shift.
+inline std::vector<float> random_segments(uint32_t seed) {
+  std::mt19937 random(seed);
+  const int shift = static_cast<int>(random() % 5);
+  std::vector<float> codebook;
+  for (int h = 0; h < 32; ++h) {
+    const bool large = h % 2 == 1;
+    const int grain = large ? 16 : 1, most = (large ? 140 * 16 : 140) >> shift;  // of slopes / 2^shift
+    const int base = h == 1 ? 1200 * 16 : grain * (static_cast<int>(random() % 1801) - 900);
+    const int slope = h == 1 ? 320 : (static_cast<int>(random()) & 0x7fffffff) % std::min(256, most + 1) << shift;
+    const int whole = slope / grain * grain;  // no bit of the shift is lost: both are powers of two up to 16
+    for (int l = 0; l < 8; ++l) codebook.push_back(static_cast<float>(base + whole * l) * 0x1p-20f);
+  }
+  return codebook;
 }
 
 inline std::vector<float> random_codebook(int64_t k, Levels levels, uint32_t seed) {
+  if (levels == Levels::segments) return random_segments(seed);
   std::vector<float> codebook = normal_floats(k, seed, 0.02f);
   float largest = 0;
   for (const float level : codebook) largest = std::max(largest, std::fabs(level));

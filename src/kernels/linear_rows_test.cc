@@ -72,7 +72,7 @@ class LinearRowsTest : public ::testing::TestWithParam<Target> {
 };
 
 TEST_P(LinearRowsTest, DependOnNothingButThemselves) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     SCOPED_TRACE(name_of(levels));
     expect_same_rows(*TestMatrix({.rows = 41, .cols = 330, .levels = levels}).prepared);
     expect_same_rows(
@@ -108,6 +108,7 @@ TEST_P(LinearRowsTest, GroupedProductsDependOnNothingButThemselves) {
       if (HasFatalFailure()) return;
     }
   }
+  expect_same_rows(*TestGrouped({.rows = 39, .cols = 330, .bits = 8, .uniform = true}).prepared);
 }
 
 TEST_P(LinearRowsTest, DenseProductsDependOnNothingButThemselves) {

@@ -26,7 +26,7 @@ constexpr int64_t kColCounts[] = {1, 7, 48, 63, 64, 65, 127, 200, 769};
 constexpr int64_t kTokenCounts[] = {1, 2, 3, 4, 5, 8, 9, 16, 33, 130};
 
 TEST_P(LinearTest, ProductsOfAllShapes) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     SCOPED_TRACE(name_of(levels));
     for (const int64_t rows : kRowCounts) {
       for (const int64_t cols : kColCounts) {
@@ -46,10 +46,12 @@ TEST_P(LinearTest, ProductsOfAllShapes) {
 
 // Matrices that are decoded in several pieces, for many tokens.
 TEST_P(LinearTest, ProductsOfSeveralPieces) {
-  const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = Levels::integer});
-  for (const int threads : {1, 2}) {
-    expect_product(matrix,
-                   {.tokens = 131, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
+  for (const Levels levels : {Levels::integer, Levels::segments}) {
+    const TestMatrix matrix({.rows = 131, .cols = 4230, .levels = levels});
+    for (const int threads : {1, 2}) {
+      expect_product(matrix,
+                     {.tokens = 131, .x_pad = 3, .y_pad = 1, .bias = true, .accumulate = true, .threads = threads});
+    }
   }
 }
 
@@ -115,7 +117,7 @@ TEST_P(LinearTest, NoSidecar) {
 }
 
 TEST_P(LinearTest, EveryWeightAnOutlier) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     const TestMatrix matrix({.rows = 37, .cols = 130, .levels = levels, .sidecar = 1});
     for (const int64_t tokens : {1, 4, 9, 130}) expect_product(matrix, {.tokens = tokens, .threads = 2});
   }
@@ -135,7 +137,7 @@ TEST_P(LinearTest, LowRankTermAndChannelScales) {
 // With x a unit vector the product is a weight: every one of them must come out exactly as it decodes, or with a scale
 // that is no power of two between, with float's rounding.
 TEST_P(LinearTest, WeightsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     SCOPED_TRACE(name_of(levels));
     constexpr int64_t kRows = 20, kCols = 150;
     const TestMatrix matrix({.rows = kRows, .cols = kCols, .levels = levels, .sidecar = 0});
@@ -194,7 +196,7 @@ TEST_P(LinearTest, OutliersComeOutToWithinRoundings) {
 
 // x far out of the range that activations have: the largest and the smallest floats, zeros, and what is not finite.
 TEST_P(LinearTest, ExtremeInputs) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     SCOPED_TRACE(name_of(levels));
     const TestMatrix matrix({.rows = 9, .cols = 70, .levels = levels});
     for (const Way way : kWays) {
@@ -270,7 +272,7 @@ TEST_P(LinearTest, DenseProducts) {
 }
 
 TEST_P(LinearTest, GatheredRowsAreExact) {
-  for (const Levels levels : {Levels::any, Levels::half, Levels::integer}) {
+  for (const Levels levels : kAllLevels) {
     for (const int64_t cols : {1, 63, 130, 800}) {
       const TestMatrix matrix({.rows = 40, .cols = cols, .levels = levels});
       const std::vector<int32_t> ids = {39, 0, 7, 7, 38};

@@ -31,9 +31,10 @@ inline constexpr Way kWays[] = {{Phase::decode}, {Phase::prefill}, {Phase::prefi
 /// How a kernel rounds x before it multiplies; nothing: not at all.
 inline std::optional<ActivationQuantization> rounding_of(const TestMatrix& matrix, Target target, Way way) {
   const bool integers = matrix.prepared->planes().integer_levels && matrix.view.layout == IndexLayout::u8;
-  if (target != Target::avx512 || !integers) return {};
-  if (way.phase == Phase::decode) return kDecodeQuantization;
-  if (way.precision == Precision::fast) return kPrefillQuantization;
+  if (target == Target::scalar || !integers) return {};
+  if (way.phase == Phase::prefill && way.precision == Precision::fast) return kPrefillQuantization;
+  const bool decodes = target == Target::avx512 || matrix.prepared->planes().has_segments;
+  if (way.phase == Phase::decode && decodes) return kDecodeQuantization;
   return {};
 }
 

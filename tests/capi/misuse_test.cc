@@ -163,7 +163,7 @@ TEST(Misuse, Encoding) {
   const auto profile = [&](const char* name, int32_t bits, int64_t group, double sidecar = 0.001) {
     return with({.sidecar_fraction = sidecar, .max_codewords = 256, .profile = name, .bits = bits, .group = group});
   };
-  expect_invalid(profile("g9", 0, 0), "expected one of hxq, g8");
+  expect_invalid(profile("g9", 0, 0), "expected one of hxq, hxq-segments, g8");
   expect_invalid(profile("g4", 5, 0), "how many bits");
   expect_invalid(profile("hxq", 0, 32), "no choice of bits or groups");
   expect_invalid(profile(nullptr, 9, 0), "9 bits");

@@ -15,7 +15,7 @@ from expect import decoded_tensors  # noqa: E402
 TEXT = ROOT / "models" / "wikitext2-excerpt.txt"
 EMBEDDING = "backbone.embeddings.weight"
 #: Name, bits, group, least SNR of the bundled model's matrices in dB: 6 dB a bit, less what few levels lose at the ends.
-PROFILES = [("g8", 8, 64, 44), ("g6", 6, 32, 33), ("g5", 5, 32, 27), ("g4", 4, 32, 21), ("g3", 3, 32, 14.5)]
+PROFILES = [("g8", 8, 64, 44), ("g8-uniform", 8, 32, 44), ("g6", 6, 32, 33), ("g5", 5, 32, 27), ("g4", 4, 32, 21), ("g3", 3, 32, 14.5)]
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,7 @@ def test_a_profile_has_the_bits_that_it_says(hxq, tmp_path, name, bits, group, s
     assert hxq("compress", MODEL, tmp_path / "out", "--profile", name).code == 0
     receipt = receipt_of(tmp_path / "out")
     assert (receipt["options"]["bits"], receipt["options"]["group"]) == (bits, group)
+    assert receipt["options"].get("levels") == ("uniform" if name == "g8-uniform" else None)
     for tensor in receipt["tensors"]:
         if tensor["codec"] == "exact":
             continue
@@ -45,6 +46,29 @@ def test_a_profile_has_the_bits_that_it_says(hxq, tmp_path, name, bits, group, s
         assert tensor["snr_db"] > snr, tensor["name"]
     result = json.loads(hxq("verify", tmp_path / "out", "--source", MODEL, "--json").out)
     assert result["ok"] and result["fidelities_checked"] == result["compressed"] == 49
+
+
+def test_levels_in_segments_are_of_the_published_format(hxq, tmp_path):
+    assert hxq("compress", MODEL, tmp_path / "out", "--profile", "hxq-segments").code == 0
+    assert receipt_of(tmp_path / "out")["options"]["levels"] == "segments"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"] == "hxq"
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as stored:
+        codebooks = [stored.get_tensor(key) for key in stored.keys() if key.endswith(".codebook")]
+        for codebook in codebooks:
+            steps = numpy.diff(codebook.astype(numpy.float64).reshape(32, 8))
+            assert (steps == steps[:, :1]).all() and (steps > 0).all()
+    result = json.loads(hxq("verify", tmp_path / "out", "--source", MODEL, "--json").out)
+    assert result["ok"] and result["compressed"] == len(codebooks) == 49
+
+
+def test_uniform_levels_are_of_a_profile_alone(hxq, tmp_path):
+    options = ("--profile", "g8-uniform", "--group", 64, "--bits-for", "embedding=6")
+    assert hxq("compress", MODEL, tmp_path / "out", *options).code == 0
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as stored:
+        levels = stored.get_tensor("backbone.layers.0.mixer.in_proj.grouped_levels")
+        assert (levels == numpy.arange(-128, 128)).all()
+        assert stored.get_tensor("backbone.embeddings.grouped_levels").shape == (64,)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["levels"] == "uniform"
 
 
 def test_readers_of_the_published_format_are_told(g4):

@@ -144,7 +144,8 @@ RunVerb add_compress(CLI::App& app) {
       ->check(CLI::IsMember(codec_names()));
   app.add_option(
          "--profile", arguments->options.profile,
-         "A codec and its bits by name: hxq has 8 bits and outliers; g8 to g3 a scale for each group of weights")
+         "A codec and its bits by name: hxq has 8 bits and outliers; g8 to g3 a scale for each group of weights; "
+         "hxq-segments and g8-uniform have levels that processors without AVX-512 take fast")
       ->check(CLI::IsMember(profile_names()));
   app.add_option("--bits", arguments->options.bits, "Bits of an index, in place of a profile: 3 to 8, with groups")
       ->check(whole_number<int>(3, 8));

@@ -26,7 +26,7 @@ namespace {
 
 constexpr int32_t kMaxCodewords = 256;
 
-constexpr Profile kProfiles[] = {{"hxq", 8}};
+constexpr Profile kProfiles[] = {{"hxq", 8}, {"hxq-segments", 8, 0, Levels::segments}};
 
 void check(const TensorView& source, const CodebookOptions& options) {
   check_source(source);
@@ -38,6 +38,9 @@ void check(const TensorView& source, const CodebookOptions& options) {
   }
   if (options.low_rank && (*options.low_rank < 0 || *options.low_rank > kMaxLowRank)) {
     throw Error(fmt::format("low rank is {}, expected 0 to {}", *options.low_rank, kMaxLowRank));
+  }
+  if (options.in_segments && options.max_codewords != kMaxCodewords) {
+    throw Error(fmt::format("{} codewords in segments, expected {}", options.max_codewords, kMaxCodewords));
   }
   if (options.threads < 0) throw Error(fmt::format("{} threads, expected 0 or more", options.threads));
 }
@@ -90,7 +93,8 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   return encode_codebook(source, {.sidecar_fraction = options.sidecar_fraction,
                                   .max_codewords = kMaxCodewords,
                                   .threads = options.threads,
-                                  .low_rank = options.low_rank});
+                                  .low_rank = options.low_rank,
+                                  .in_segments = options.levels == Levels::segments});
 }
 
 nlohmann::json config(const EncodeOptions&) {
@@ -140,7 +144,7 @@ class Chooser {
  private:
   Solution solve(Weights weights, int64_t outliers) const {
     ValueHistogram histogram = count_values(weights, threads_);
-    CodebookFit fit = fit_codebook(histogram, options_.max_codewords, outliers);
+    CodebookFit fit = fit_codebook(histogram, options_.max_codewords, outliers, options_.in_segments);
     return {std::move(weights), std::move(histogram), std::move(fit)};
   }
 

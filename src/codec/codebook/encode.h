@@ -15,6 +15,7 @@ struct CodebookOptions {
   /// Pairs of the low-rank term that is stored apart, the leading singular ones, at most as many as the matrix has;
   /// empty: a term where it pays.
   std::optional<int> low_rank = {};
+  bool in_segments = false;  ///< levels as of `segment_levels`; of 256 codewords only
 };
 
 /// Encodes a matrix as a scalar codebook, one byte per weight, exact outliers, and a low-rank term where it pays. The

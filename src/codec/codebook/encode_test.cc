@@ -11,6 +11,7 @@
 #include "codec/encode_test_data.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
+#include "io/half.h"
 #include "optimal_clusters.h"
 #include "percentile_codebook.h"
 #include "shared_data.h"
@@ -146,6 +147,54 @@ TEST_P(EveryDistributionLarge, IsWithinAHundredthOfADecibelOfTheOptimumForItsOut
   const bool equal_cells = std::string_view(distribution) == "uniform";
   EXPECT_LT(10 * std::log10(encoded.fidelity.squared_error / least), equal_cells ? 0.02 : 0.01);
   EXPECT_GT(encoded.fidelity.squared_error, least * (1 - 1e-9));
+}
+
+/// How far apart the levels of each segment are, as whole numbers of the unit that `snap_levels` speaks of; checks that
+/// they lie on lines.
+std::vector<int> slopes_of(const std::vector<float>& codebook) {
+  float largest = 0;
+  for (const float level : codebook) largest = std::max(largest, std::fabs(level));
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 14);
+  std::vector<int> slopes;
+  for (size_t h = 0; h < codebook.size(); h += 8) {
+    const double slope = (double{codebook[h + 1]} - codebook[h]) / unit;
+    EXPECT_EQ(slope, std::nearbyint(slope));
+    for (size_t l = 0; l < 8; ++l) {
+      EXPECT_EQ(codebook[h + l], codebook[h] + unit * slope * static_cast<double>(l)) << h << " " << l;
+      const double whole = codebook[h + l] / unit;
+      EXPECT_EQ(std::nearbyint(whole), whole);
+      EXPECT_EQ(static_cast<double>(float_from_f16(f16_from_float(static_cast<float>(whole)))), whole);
+    }
+    slopes.push_back(static_cast<int>(slope));
+  }
+  return slopes;
+}
+
+TEST_P(EveryDistributionLarge, SegmentsAreLinesAndCostLittle) {
+  const auto [distribution, dtype] = GetParam();
+  const Matrix matrix(dtype, 260, 261, testing::draw(distribution, 260 * 261, 32));
+  const EncodedTensor fitted = encode_codebook(matrix.view(), {.low_rank = 0});
+  const CodebookOptions options{.low_rank = 0, .in_segments = true};
+  const EncodedTensor encoded = encode_codebook(matrix.view(), options);
+  const Decoded decoded = check(matrix.view(), encoded, options);
+  ASSERT_EQ(decoded.codebook.size(), 256u);
+  int all = 0;
+  const std::vector<int> slopes = slopes_of(decoded.codebook);
+  for (const int slope : slopes) all |= slope;
+  const int step = std::min(all & -all, 16);
+  for (const int slope : slopes) EXPECT_TRUE(slope > 0 && slope / step <= 255) << slope;
+  EXPECT_EQ(encoded.outliers, fitted.outliers);
+  const double loss = 10 * std::log10(encoded.fidelity.squared_error / fitted.fidelity.squared_error);
+  EXPECT_LT(loss, std::string_view(distribution) == "cauchy" ? 2.5 : 0.6) << distribution;
+  EXPECT_GT(loss, -0.001) << distribution;
+}
+
+// More levels than values: there is nothing to gain.
+TEST(EncodeCodebook, FewValuesStayExactWithSegments) {
+  const Matrix matrix(DType::f32, 2, 4, {1, 2, 3, 4, 5, 6, 7, 8.5f});
+  const EncodedTensor encoded = encode_codebook(matrix.view(), {.in_segments = true});
+  EXPECT_EQ(encoded.fidelity.squared_error, 0);
+  EXPECT_THROW(encode_codebook(matrix.view(), {.max_codewords = 16, .in_segments = true}), Error);
 }
 
 std::string name_of_case(const ::testing::TestParamInfo<EveryDistribution::ParamType>& test) {

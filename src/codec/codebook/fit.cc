@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "codec/codebook/segments.h"
 #include "codec/partition.h"
 
 namespace hxq {
@@ -293,6 +294,19 @@ Solution Fitter::run() const {
   return best;
 }
 
+/// The best of some turns of levels in segments for the outliers and outliers for these levels.
+Solution put_in_segments(const ValueHistogram& histogram, const Solution& start, int64_t max_outliers) {
+  constexpr int kTurns = 4;
+  Solution best, now = start;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    now.levels = segment_levels(histogram, now.choice.outliers, start.levels);
+    now.choice = choose_outliers(histogram, now.levels, max_outliers);
+    if (turn > 0 && !(now.choice.error < best.choice.error)) break;
+    best = now;
+  }
+  return best;
+}
+
 }  // namespace
 
 std::vector<float> snap_levels(std::span<const double> values) {
@@ -332,7 +346,8 @@ std::vector<double> thresholds_of(std::span<const float> levels) {
   return thresholds;
 }
 
-CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords, int64_t max_outliers) {
+CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords, int64_t max_outliers,
+                         bool in_segments) {
   const Fitter fitter(histogram, max_codewords, max_outliers);
   Solution solution;
   if (histogram.size() <= kMaxSearchSlots) {
@@ -340,6 +355,10 @@ CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords,
   } else {
     const ValueHistogram coarse = coarsen(histogram);
     solution = fitter.refine(Fitter(coarse, max_codewords, max_outliers).run().levels);
+  }
+  if (in_segments && solution.choice.error > 0 && solution.levels.size() == kSegments * kSegmentSteps) {
+    solution = put_in_segments(histogram, solution, max_outliers);
+    return {std::move(solution.levels), std::move(solution.choice.outliers), solution.choice.error};
   }
   std::vector<float> whole = whole_levels(solution.levels);
   Choice choice = choose_outliers(histogram, whole, max_outliers);

@@ -22,7 +22,10 @@ struct CodebookFit {
 /// Both are chosen together: the optimal partition of the sorted values with a price per cluster and per outlier,
 /// prices found by search (see codec/partition.h); then outliers and clusters in turn until neither improves.
 /// `histogram` is not empty.
-CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords, int64_t max_outliers);
+/// in_segments: the levels for the outliers and the outliers for the levels are then found once more, with levels as of
+/// `segment_levels`. Tensors of fewer values than 256 levels and the outliers keep theirs.
+CodebookFit fit_codebook(const ValueHistogram& histogram, int32_t max_codewords, int64_t max_outliers,
+                         bool in_segments = false);
 
 /// Rounds ascending values so that a runtime can hold them as two byte planes: with s = 2^e for which the largest
 /// |level / s| is in [2^14, 2^15), every level / s is an IEEE binary16 number. Duplicates are dropped.

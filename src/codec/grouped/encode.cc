@@ -19,8 +19,13 @@
 namespace hxq {
 namespace {
 
-constexpr Profile kProfiles[] = {{"g8", 8, 64}, {"g7", 7, 64}, {"g6", 6, 32},
-                                 {"g5", 5, 32}, {"g4", 4, 32}, {"g3", 3, 32}};
+constexpr Profile kProfiles[] = {{"g8", 8, 64},
+                                 {"g7", 7, 64},
+                                 {"g6", 6, 32},
+                                 {"g5", 5, 32},
+                                 {"g4", 4, 32},
+                                 {"g3", 3, 32},
+                                 {"g8-uniform", 8, 32, Levels::uniform}};
 
 constexpr int64_t kChunk = int64_t{1} << 15;  // weights that a thread takes at a time, in whole rows
 /// Weights in the sample that levels are fitted to. With a thousand for each level, what the sample's levels lose
@@ -196,14 +201,17 @@ void drop_unused(std::vector<float>& scale_levels, std::span<std::byte> scales) 
 }
 
 GroupedFit fit_matrix(const TensorView& source, const Cut& cut, std::span<const float> peaks, float factor,
-                      int threads) {
+                      bool uniform_levels, int threads) {
   const GroupSample sample = take_sample(source, cut, peaks, factor);
-  if (sample.size() == 0) return {.levels = std::vector<float>(size_t{1} << cut.bits)};
+  if (sample.size() == 0) {
+    return {.levels = uniform_levels ? hxq::uniform_levels() : std::vector<float>(size_t{1} << cut.bits)};
+  }
   float least = std::numeric_limits<float>::infinity();
   for (const float peak : peaks) {
     if (peak > 0) least = std::min(least, peak);
   }
-  GroupedFit fit = fit_groups(sample, least * factor, *std::ranges::max_element(peaks) * factor, cut.bits, threads);
+  const float largest = *std::ranges::max_element(peaks);
+  GroupedFit fit = fit_groups(sample, least * factor, largest * factor, {cut.bits, uniform_levels}, threads);
   fit.set_trials(static_cast<int>(std::clamp<int64_t>(kTrialWork / source.size(), kLeastTrials, 512)));
   return fit;
 }
@@ -214,13 +222,16 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   if (options.group < 8 || options.group % 8 != 0) {
     throw Error(fmt::format("groups of {}, expected a multiple of 8", options.group));
   }
+  if (options.levels == Levels::uniform && options.bits != 8) {
+    throw Error(fmt::format("uniform levels of {} bits, expected 8", options.bits));
+  }
   const Cut cut = cut_of(source.shape, options);
   const int threads = options.threads > 0 ? options.threads : available_threads();
   const std::vector<float> peaks = find_peaks(source, cut, threads);
   // Weights are looked at in a unit in which the largest is from 1 to 2, so that no square is out of range.
   const float largest_peak = *std::ranges::max_element(peaks);
   const float factor = largest_peak > 0 ? std::ldexp(1.0f, std::min(-std::ilogb(largest_peak), 126)) : 1;
-  const GroupedFit fit = fit_matrix(source, cut, peaks, factor, threads);
+  const GroupedFit fit = fit_matrix(source, cut, peaks, factor, options.levels == Levels::uniform, threads);
 
   EncodedPart packed{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}, {}};
   packed.bytes.resize(static_cast<size_t>(cut.rows * cut.row_bytes()));
@@ -279,7 +290,11 @@ std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& opt
           {"grouped_shape", DType::i64, {2}}};
 }
 
-nlohmann::json config(const EncodeOptions& options) { return {{"bits", options.bits}, {"group", options.group}}; }
+nlohmann::json config(const EncodeOptions& options) {
+  nlohmann::json config = {{"bits", options.bits}, {"group", options.group}};
+  if (options.levels != Levels::fitted) config["levels"] = name_of(options.levels);
+  return config;
+}
 
 }  // namespace
 

@@ -88,6 +88,46 @@ TEST(EncodeGrouped, LevelsAreWholeNumbersInFewBits) {
   }
 }
 
+/// Every group's scale is the best of those that are stored, the levels being what they are; beside a matrix whose
+/// groups have the scale that their largest weight asks for, as in formats of rounded blocks, that gains.
+TEST(EncodeGrouped, UniformLevelsAreTheWholeNumbersOfAByte) {
+  for (const char* distribution : {"gaussian", "laplace", "student3"}) {
+    const std::vector<float> weights = draw(distribution, 64 * 256, 3);
+    const Matrix source(DType::f32, 64, 256, weights);
+    const EncodeOptions options{.bits = 8, .group = 32, .levels = Levels::uniform, .threads = 2};
+    const EncodedTensor encoded = kGroupedEncoder.encode(source.view(), options);
+    const auto matrix = stored(encoded, {64, 256});
+    const auto& grouped = dynamic_cast<const GroupedMatrix&>(*matrix);
+    for (int i = 0; i < 256; ++i) ASSERT_EQ(grouped.levels[static_cast<size_t>(i)], static_cast<float>(i - 128));
+    const double error = squared_error(decode(*matrix), weights);
+    EXPECT_NEAR(encoded.fidelity.squared_error, error, 1e-6 * error);
+    double rounded_blocks = 0, best_stored = 0;
+    for (size_t begin = 0; begin < weights.size(); begin += 32) {
+      const auto error_at = [&](double unit) {
+        double sum = 0;
+        for (size_t i = begin; i < begin + 32; ++i) {
+          const double level = std::clamp(std::nearbyint(weights[i] / unit), -128.0, 127.0);
+          sum += (weights[i] - unit * level) * (weights[i] - unit * level);
+        }
+        return sum;
+      };
+      float largest = 0;
+      for (size_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::fabs(weights[i]));
+      rounded_blocks += error_at(largest / 127.0);
+      double least = DBL_MAX;
+      for (const float unit : grouped.scale_levels) least = std::min(least, error_at(unit));
+      best_stored += least;
+    }
+    EXPECT_LE(error, best_stored * (1 + 1e-5)) << distribution;
+    EXPECT_LT(error, rounded_blocks) << distribution;
+  }
+  const Matrix zeros(DType::f32, 2, 32, std::vector<float>(64));
+  const EncodeOptions of_six{.bits = 6, .group = 32, .levels = Levels::uniform};
+  EXPECT_THROW(kGroupedEncoder.encode(zeros.view(), of_six), Error);
+  const EncodeOptions of_eight{.bits = 8, .group = 32, .levels = Levels::uniform};
+  EXPECT_EQ(decode(*stored(kGroupedEncoder.encode(zeros.view(), of_eight), {2, 32})), std::vector<float>(64));
+}
+
 TEST(EncodeGrouped, BytesDoNotDependOnThreads) {
   for (const int bits : {3, 8}) {
     const Matrix source(DType::bf16, 300, 512, draw("laplace", 300 * 512, 5));
@@ -181,7 +221,7 @@ TEST(ScaleSearch, FindsTheBestScaleOfTheGrid) {
     GroupSample sample;
     sample.weights = draw("laplace", 200 * 32, 17);
     for (size_t i = 1; i <= 200; ++i) sample.ends.push_back(32 * i);
-    const GroupedFit fit = fit_groups(sample, 0.01f, 0.3f, bits, 1);
+    const GroupedFit fit = fit_groups(sample, 0.01f, 0.3f, {.bits = bits}, 1);
     const std::vector<float> scales = fit.scales();
     const ScaleSearch search(fit.levels, scales);
     for (size_t i = 0; i < sample.size(); ++i) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "codec/partition.h"
@@ -86,9 +87,9 @@ ScaleRange range_of(const GroupedFit& fit, float peak) noexcept {
 
 class GroupFitter {
  public:
-  GroupFitter(const GroupSample& sample, GroupedFit start, int bits, int threads)
+  GroupFitter(const GroupSample& sample, GroupedFit start, LevelForm form, int threads)
       : sample_(sample),
-        bits_(bits),
+        form_(form),
         threads_(threads),
         effort_(static_cast<int>(kWork / sample.weights.size())),
         fit_(std::move(start)) {
@@ -111,7 +112,7 @@ class GroupFitter {
         least = error;
         best = fit_;
       }
-      if (!falls) break;
+      if (!falls || form_.is_uniform) break;
     }
     return best;
   }
@@ -119,14 +120,7 @@ class GroupFitter {
  private:
   /// Levels for the scales, then scales for the levels. Returns the error.
   double take_turn(int turn) {
-    std::vector<float> scale_of;
-    for (const GroupScale& of : scale_) {
-      const float scale = fit_.grid[static_cast<size_t>(of.scale)];
-      scale_of.push_back(of.is_negative ? -scale : scale);
-    }
-    const ScaledLevels levels = levels_for(sample_, scale_of, bits_, price_);
-    fit_.unit = best_unit(levels, bits_);
-    fit_.levels = whole_levels(levels, fit_.unit, bits_);
+    find_levels();
     const ScaleSearch search(fit_.levels, fit_.scales());
     if (turn < kTurnsThatMoveFar) find_distances(search);
     fit_.set_trials(std::max(effort_, kTrials));
@@ -141,6 +135,22 @@ class GroupFitter {
     double error = 0;
     for (const GroupScale& of : scale_) error += of.error;
     return error;
+  }
+
+  void find_levels() {
+    if (form_.is_uniform) {
+      fit_.levels = uniform_levels();
+      fit_.unit = fit_.levels.back();
+      return;
+    }
+    std::vector<float> scale_of;
+    for (const GroupScale& of : scale_) {
+      const float scale = fit_.grid[static_cast<size_t>(of.scale)];
+      scale_of.push_back(of.is_negative ? -scale : scale);
+    }
+    const ScaledLevels levels = levels_for(sample_, scale_of, form_.bits, price_);
+    fit_.unit = best_unit(levels, form_.bits);
+    fit_.levels = whole_levels(levels, fit_.unit, form_.bits);
   }
 
   /// Some groups are searched on the whole grid, which tells where to look for the others' scales.
@@ -159,7 +169,8 @@ class GroupFitter {
   }
 
   const GroupSample& sample_;
-  int bits_, threads_;
+  LevelForm form_;
+  int threads_;
   int effort_;
   GroupedFit fit_;
   size_t largest_ = 0;  // weights of a group
@@ -252,11 +263,17 @@ ScaledLevels levels_for(const GroupSample& sample, std::span<const float> scale_
   return levels;
 }
 
-GroupedFit fit_groups(const GroupSample& sample, float least_peak, float largest_peak, int bits, int threads) {
+std::vector<float> uniform_levels() {
+  std::vector<float> levels(256);
+  std::iota(levels.begin(), levels.end(), -128.0f);
+  return levels;
+}
+
+GroupedFit fit_groups(const GroupSample& sample, float least_peak, float largest_peak, LevelForm form, int threads) {
   GroupedFit start;
-  start.has_signs = bits <= kSignedBits;
+  start.has_signs = form.bits <= kSignedBits;
   start.grid = scale_grid(least_peak, largest_peak, start.has_signs ? kSignedScales : kScales);
-  return GroupFitter(sample, start, bits, threads).run();
+  return GroupFitter(sample, start, form, threads).run();
 }
 
 }  // namespace hxq

@@ -51,11 +51,20 @@ struct GroupScale {
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
                       std::span<float> turned) noexcept;
 
+/// What levels there are to be.
+struct LevelForm {
+  int bits = 0;             ///< of an index, 3 to 8
+  bool is_uniform = false;  ///< `uniform_levels` as they are; of 8 bits only
+};
+
+/// The 256 whole numbers from -128 to 127: products with their indices need no table.
+std::vector<float> uniform_levels();
+
 /// Levels and scales for the groups of a matrix with largest magnitudes from `least_peak` (that of groups of zeros not
 /// counted) to `largest_peak`. Levels for the scales (the optimal clusters of the weights divided by them), and scales
 /// for the levels (the best of the grid), in turn until the error falls no more. `sample`: at least one group, none of
-/// zeros. `bits`: 3 to 8. The answer does not depend on `threads` (>= 1).
-GroupedFit fit_groups(const GroupSample& sample, float least_peak, float largest_peak, int bits, int threads);
+/// zeros. The answer does not depend on `threads` (>= 1).
+GroupedFit fit_groups(const GroupSample& sample, float least_peak, float largest_peak, LevelForm form, int threads);
 
 /// Levels for given scales.
 struct ScaledLevels {

@@ -23,9 +23,14 @@ struct LookupPlanes {
   alignas(64) std::array<BytePlane, 2> half = {};
   /// `integer_levels`: level / scale as a signed 16-bit integer. Integer dot products then take the place of
   /// conversions to float.
-  std::array<BytePlane, 2> integer = {};
+  alignas(64) std::array<BytePlane, 2> integer = {};
+  /// `integer_levels` in segments, level[8 * h + l] = base[h] + (slope[h] * l << segment_shift) for h < 32 and l < 8,
+  /// and slope[h] a byte without sign: [slope, bytes of base, low and high][h].
+  bool has_segments = false;
+  int32_t segment_shift = 0;  ///< 0 to 4
+  alignas(64) std::array<std::array<uint8_t, 32>, 3> segments = {};
   /// `float32`: the levels themselves.
-  std::array<BytePlane, 4> float32 = {};
+  alignas(64) std::array<BytePlane, 4> float32 = {};
 };
 
 /// The planes of a scalar codebook [k]; `half` whenever every level equals s * h with one power of two s and h in

@@ -1,17 +1,17 @@
-// Decode rows times a grouped matrix whose levels are few and whole numbers of a byte (GroupedView::level_bytes), on
-// AVX2: vpshufb looks levels up, vpmaddubsw multiplies them with the two bytes of x, 128 * high + low. As on AVX-512
-// (grouped_bytes_avx512-inl.h) x is rounded to 13 bits and weights are exact.
+// Decode rows times a grouped matrix whose levels are whole numbers of a byte (GroupedView::level_bytes), on AVX2:
+// vpshufb looks up to 16 levels up, and indices of 256 of them are the levels already; vpmaddubsw multiplies these with
+// the two bytes of x, 128 * high + low. As on AVX-512 (grouped_bytes_avx512-inl.h) x is rounded to 13 bits and weights
+// are exact.
 //
-// Levels are looked up plus 128, without a sign, as vpmaddubsw takes them; what that adds is taken off where sums
+// Levels are taken plus 128, without a sign, as vpmaddubsw takes them; what that adds is taken off where sums
 // begin. Nothing saturates: low is in [-64, 63] and high in [-32, 32], so that two products of the one, 2 * 255 * 64,
 // and four of the other, 4 * 255 * 32, fit 16 bits.
 
 #pragma once
 
-#include "kernels/activation_quantization.h"
 #include "kernels/cpu/codebook-inl.h"
 #include "kernels/cpu/grouped-inl.h"
-#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/packed_x_avx2-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -19,81 +19,65 @@ namespace {
 constexpr int64_t kByteBlock = 64;
 constexpr int64_t kByteBlocks = kDecodeQuantization.block / kByteBlock;  // that share a scale of x
 
-/// 64 columns of x. A lane of 32 bits has 8 adjacent columns: the even ones in its bytes of `even`, the odd ones in
-/// those of `odd`.
+/// 64 columns of x. A lane of 32 bits has 8 adjacent columns, four of them in its bytes of `first`, the others in those
+/// of `second`: the even and the odd ones, which indices of few bits are packed as, or the first and the last four of
+/// byte indices.
 struct alignas(32) ByteX {
-  int8_t even_high[32], odd_high[32], even_low[32], odd_low[32];
+  int8_t first_high[32], second_high[32], first_low[32], second_low[32];
   int32_t begin[8];  ///< -128 times the sum of the lane's x
 };
 
-/// Packed x of one token: this, then for every 256 columns their scale and blocks.
-struct alignas(32) ByteXHead {
-  float exponent;  ///< sums are multiplied by 2 to this: scales alone might be out of float's range
-};
+/// 256 columns, see packed_x_avx2-inl.h.
 struct alignas(32) ByteXPart {
   ByteX block[kByteBlocks];
   float scale;
 };
 
-inline int64_t byte_parts(int64_t cols) { return (cols + kDecodeQuantization.block - 1) / kDecodeQuantization.block; }
+int64_t byte_x_floats(const GroupedView& weight) { return packed_floats<ByteXPart>(weight.cols); }
 
-int64_t byte_x_floats(const GroupedView& weight) {
-  const auto bytes =
-      static_cast<int64_t>(sizeof(ByteXHead)) + byte_parts(weight.cols) * static_cast<int64_t>(sizeof(ByteXPart));
-  return (bytes + 63) / 64 * 16;
+/// The columns of a block's lanes, divided by 8. Those of byte indices are where vshufps gets them to.
+inline __m256i lane_order(int32_t bits) {
+  return bits == 8 ? _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7) : _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
 }
 
-/// The largest magnitude of n numbers; magnitudes are ordered as their bits, infinities and NaN above all others.
-inline float largest_magnitude(const float* x, int64_t n) {
-  VecI largest = {};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const VecF v = n - i >= kLanes ? load(x + i) : load_first(x + i, n - i);
-    const VecI bits = bits_of(v) & 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  int32_t most = 0;
-  for (int64_t i = 0; i < kLanes; ++i) most = largest[i] > most ? largest[i] : most;
-  return __builtin_bit_cast(float, most);
+/// The low bytes of whole numbers of 8 lanes, 8 columns of each: the first four of every lane to `first`, the others to
+/// `second`.
+inline void put_bytes(const __m256i (&whole)[8], int8_t* first, int8_t* second) {
+  const auto pack = [](const __m256i* v) {
+    return _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+  };
+  const __m256i a = pack(whole), b = pack(whole + 4);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(first), _mm256_permute2x128_si256(a, b, 0x20));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(second), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/// The exponent of a number, -127 for 0 and those below the normal ones.
-inline int32_t exponent_of(float v) { return (__builtin_bit_cast(int32_t, v) >> 23 & 0xff) - 127; }
-
-/// Whole numbers of 64 columns.
-inline void put_block(const int32_t* whole, ByteX* to) {
-  for (int64_t lane = 0; lane < 8; ++lane) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < 8; ++i) {
-      const int32_t x = whole[lane * 8 + i], high = (x + 64) >> 7;
-      sum += x;
-      (i % 2 == 0 ? to->even_high : to->odd_high)[lane * 4 + i / 2] = static_cast<int8_t>(high);
-      (i % 2 == 0 ? to->even_low : to->odd_low)[lane * 4 + i / 2] = static_cast<int8_t>(x - high * 128);
-    }
-    to->begin[lane] = -128 * sum;
+/// Whole numbers of 64 columns, for indices of `bits`.
+inline void put_block(const int32_t* whole, int32_t bits, ByteX* to) {
+  alignas(32) int32_t order[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(order), lane_order(bits));
+  const __m256i even_first = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+  __m256i x[8], high[8], low[8];
+  for (int lane = 0; lane < 8; ++lane) {
+    x[lane] = _mm256_load_si256(reinterpret_cast<const __m256i*>(whole + 8 * order[lane]));
+    if (bits != 8) x[lane] = _mm256_permutevar8x32_epi32(x[lane], even_first);
+    high[lane] = _mm256_srai_epi32(_mm256_add_epi32(x[lane], _mm256_set1_epi32(64)), 7);
+    low[lane] = _mm256_sub_epi32(x[lane], _mm256_slli_epi32(high[lane], 7));
   }
+  put_bytes(high, to->first_high, to->second_high);
+  put_bytes(low, to->first_low, to->second_low);
+  const auto sum = [](const __m256i* v) {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  };
+  const __m256i a = sum(x), b = sum(x + 4);
+  const __m256i all = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+  const __m256i begin = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(all, 7));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to->begin), begin);
 }
 
 void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
-  const float most = largest_magnitude(x, weight.cols);
-  const int32_t exponent = most <= __FLT_MAX__ ? exponent_of(most) : 0;
-  const int32_t all = exponent + exponent_of(weight.scale_unit);
-  reinterpret_cast<ByteXHead*>(packed_x)->exponent = static_cast<float>(all < -252 ? -252 : all);
-  auto* part = reinterpret_cast<ByteXPart*>(packed_x + sizeof(ByteXHead) / sizeof(float));
-  for (int64_t first = 0; first < weight.cols; first += kDecodeQuantization.block, ++part) {
-    const int64_t n = weight.cols - first < kDecodeQuantization.block ? weight.cols - first : kDecodeQuantization.block;
-    const float here = scale_by_power(splat(largest_magnitude(x + first, n)), splat(static_cast<float>(-exponent)))[0];
-    // What is not finite makes all sums of the token NaN; what is too small for a reciprocal counts as 0.
-    const bool finite = here <= __FLT_MAX__, counts = finite && here >= 0x1p-100f;
-    const VecF inverse = splat(counts ? kDecodeQuantization.largest / here : 0);
-    part->scale = counts ? here / kDecodeQuantization.largest : finite ? 0 : __builtin_nanf("");
-    alignas(32) int32_t whole[kDecodeQuantization.block] = {};
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const VecF v = n - i >= kLanes ? load(x + first + i) : load_first(x + first + i, n - i);
-      const VecF scaled = scale_by_power(v, splat(static_cast<float>(-exponent))) * inverse;
-      if (counts) _mm256_store_si256(reinterpret_cast<__m256i*>(whole + i), _mm256_cvtps_epi32(scaled));
-    }
-    for (int64_t b = 0; b < kByteBlocks; ++b) put_block(whole + b * kByteBlock, part->block + b);
-  }
+  round_x<ByteXPart>(x, weight.cols, weight.scale_unit, packed_x, [&](const int32_t* whole, ByteXPart* part) {
+    for (int64_t b = 0; b < kByteBlocks; ++b) put_block(whole + b * kByteBlock, weight.bits, part->block + b);
+  });
 }
 
 /// Bytes ahead of its reading that a stream of scales is asked for.
@@ -109,18 +93,13 @@ inline void find_float_scales(const GroupedView& weight, int64_t row, float* sca
   for (int64_t g = weight.groups; g < weight.groups + 4; ++g) scale[g] = 0;
 }
 
-/// Group sizes whose scales are known by the place in a block.
-inline bool has_lane_groups(const GroupedView& weight) {
-  return weight.group >= 16 && (weight.group & (weight.group - 1)) == 0;
-}
-
 /// The scales of a block's lanes.
 struct LaneScales {
   int log_group;
   __m256i lanes;
 
   HXQ_ALWAYS_INLINE explicit LaneScales(const GroupedView& weight) : log_group(__builtin_ctzll(weight.group)) {
-    lanes = _mm256_srl_epi32(_mm256_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56), _mm_cvtsi32_si128(log_group));
+    lanes = _mm256_srl_epi32(_mm256_slli_epi32(lane_order(weight.bits), 3), _mm_cvtsi32_si128(log_group));
   }
 
   HXQ_ALWAYS_INLINE VecF of_block(const float* row, int64_t col) const {
@@ -129,9 +108,19 @@ struct LaneScales {
   }
 };
 
-/// Levels of the even and of the odd ones of 64 columns.
+/// Levels of 64 columns, as ByteX has them.
 struct LevelBytes {
-  __m256i even, odd;
+  __m256i first, second;
+};
+
+/// `count` bytes from `from` on, and zeros, where fewer than `N` are left.
+template <size_t N>
+struct PaddedBytes {
+  alignas(32) uint8_t bytes[N] = {};
+
+  HXQ_ALWAYS_INLINE PaddedBytes(const uint8_t* from, int64_t count) {
+    __builtin_memcpy(bytes, from, static_cast<size_t>(count));
+  }
 };
 
 template <int kBits>
@@ -159,14 +148,24 @@ struct ByteLevels {
   }
 
   HXQ_ALWAYS_INLINE LevelBytes look_up(const uint8_t* from, int64_t cols) const {
-    alignas(32) uint8_t padded[32] = {};
-    if (cols < kByteBlock) {
-      __builtin_memcpy(padded, from, static_cast<size_t>((cols * kBits + 7) / 8));
-      from = padded;
-    }
+    if (cols < kByteBlock) return look_up(PaddedBytes<32>(from, (cols * kBits + 7) / 8).bytes, kByteBlock);
     const __m256i pairs = load_pairs(from), mask = _mm256_set1_epi8((1 << kBits) - 1);
     return {_mm256_shuffle_epi8(table, _mm256_and_si256(pairs, mask)),
             _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pairs, kBits), mask))};
+  }
+};
+
+/// Byte indices of the levels -128 to 127.
+template <>
+struct ByteLevels<8> {
+  static constexpr int64_t kBytes = kByteBlock;
+
+  HXQ_ALWAYS_INLINE explicit ByteLevels(const GroupedView&) {}
+
+  HXQ_ALWAYS_INLINE LevelBytes look_up(const uint8_t* from, int64_t cols) const {
+    if (cols < kByteBlock) return look_up(PaddedBytes<kByteBlock>(from, cols).bytes, kByteBlock);
+    const __m256 a = load(from), b = load(from + 32);
+    return {_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd))};
   }
 };
 
@@ -175,12 +174,12 @@ HXQ_ALWAYS_INLINE VecF byte_products(const LevelBytes& level, const ByteX& x) {
   const auto at = [](const void* bytes) __attribute__((always_inline)) {
     return _mm256_load_si256(static_cast<const __m256i*>(bytes));
   };
-  const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(level.even, at(x.even_high)),
-                                        _mm256_maddubs_epi16(level.odd, at(x.odd_high)));
-  const __m256i low_even = _mm256_maddubs_epi16(level.even, at(x.even_low));
-  const __m256i low_odd = _mm256_maddubs_epi16(level.odd, at(x.odd_low));
+  const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(level.first, at(x.first_high)),
+                                        _mm256_maddubs_epi16(level.second, at(x.second_high)));
+  const __m256i low_first = _mm256_maddubs_epi16(level.first, at(x.first_low));
+  const __m256i low_second = _mm256_maddubs_epi16(level.second, at(x.second_low));
   const __m256i one = _mm256_set1_epi16(1);
-  const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(low_even, one), _mm256_madd_epi16(low_odd, one));
+  const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(low_first, one), _mm256_madd_epi16(low_second, one));
   const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(128)), at(x.begin));
   return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, low));
 }
@@ -192,16 +191,9 @@ struct ByteToken {
   int64_t x_floats;
   float* scales;  // [kGemvRows, float_scales]
 
-  const ByteXPart* parts(int64_t t) const {
-    return reinterpret_cast<const ByteXPart*>(packed_x + t * x_floats + sizeof(ByteXHead) / sizeof(float));
-  }
+  const ByteXPart* parts(int64_t t) const { return first_part<ByteXPart>(packed_x + t * x_floats); }
 
-  Vec4 finish(int64_t t, Vec4 sums) const {
-    const float exponent = reinterpret_cast<const ByteXHead*>(packed_x + t * x_floats)->exponent;
-    VecF scaled = scale_by_power(_mm256_castps128_ps256(sums), splat(exponent));
-    keep_in_register(scaled);  // or what is added later would be fused with it, or not, depending on the caller
-    return _mm256_castps256_ps128(scaled);
-  }
+  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
 };
 
 /// A single token: rows are multiplied as they are read.
@@ -223,24 +215,23 @@ struct ByteStreams : ByteToken {
     const ByteLevels<kBits> levels(weight);
     const LaneScales by(weight);
     const int64_t cols = weight.cols, scales_apart = float_scales(weight);
-    const uint8_t* const from[kGemvRows] = {row[0], row[1], row[2], row[3]};
-    VecF found[kGemvRows] = {};
-    const ByteXPart* part = parts(t);
-    for (int64_t first = 0; first < cols; first += kDecodeQuantization.block, ++part) {
-      VecF sum[kGemvRows] = {};
-      for (int64_t b = 0; b < kByteBlocks && first + b * kByteBlock < cols; ++b) {
-        const int64_t col = first + b * kByteBlock, at = col / 8 * kBits;
-#pragma GCC unroll 4
-        for (int i = 0; i < kGemvRows; ++i) {
-          __builtin_prefetch(from[i] + at + kPrefetch);
-          sum[i] += byte_products(levels.look_up(from[i] + at, cols - col), part->block[b]) *
-                    by.of_block(scales + i * scales_apart, col);
+    // One row after the other: they lie behind each other in memory, and one stream is what it is read fastest in.
+    for (int i = 0; i < kGemvRows; ++i) {
+      const uint8_t* from = row[i];
+      const float* scale = scales + i * scales_apart;
+      const ByteXPart* part = parts(t);
+      VecF found = {};
+      for (int64_t first = 0; first < cols; first += kDecodeQuantization.block, ++part) {
+        VecF sum = {};
+        for (int64_t b = 0; b < kByteBlocks && first + b * kByteBlock < cols; ++b, from += ByteLevels<kBits>::kBytes) {
+          const int64_t col = first + b * kByteBlock;
+          __builtin_prefetch(from + kPrefetch);
+          sum += byte_products(levels.look_up(from, cols - col), part->block[b]) * by.of_block(scale, col);
         }
+        found += sum * splat(part->scale);
       }
-#pragma GCC unroll 4
-      for (int i = 0; i < kGemvRows; ++i) found[i] += sum[i] * splat(part->scale);
+      sums[0][i] = found;
     }
-    for (int i = 0; i < kGemvRows; ++i) sums[0][i] = found[i];
   }
 };
 
@@ -255,7 +246,7 @@ template <int kBits>
 struct ByteRows : ByteToken {
   ByteBlock* blocks;  // [kGemvRows, stride]
 
-  static int64_t stride(int64_t cols) { return byte_parts(cols) * kByteBlocks + 1; }  // no multiple of 4 KB
+  static int64_t stride(int64_t cols) { return parts_of(cols) * kByteBlocks + 1; }  // no multiple of 4 KB
 
   void open(int64_t first, int64_t rows) {
     const ByteLevels<kBits> levels(weight);
@@ -299,7 +290,7 @@ struct ByteRows : ByteToken {
 };
 
 int64_t byte_gemv_floats(const GroupedView& weight, int64_t tokens) {
-  const int64_t blocks = kGemvRows * ByteRows<4>::stride(weight.cols) * static_cast<int64_t>(sizeof(ByteBlock) / 4);
+  const int64_t blocks = kGemvRows * ByteRows<8>::stride(weight.cols) * static_cast<int64_t>(sizeof(ByteBlock) / 4);
   return kGemvRows * float_scales(weight) + (tokens == 1 ? 0 : blocks);
 }
 
@@ -312,14 +303,15 @@ void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvW
 }
 
 void byte_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  (weight.bits == 3 ? byte_gemv_of<3> : byte_gemv_of<4>)(weight, args, work, begin, end);
+  const auto multiply = weight.bits == 3 ? byte_gemv_of<3> : weight.bits == 4 ? byte_gemv_of<4> : byte_gemv_of<8>;
+  multiply(weight, args, work, begin, end);
 }
 
 constexpr Gemv<GroupedView> kByteGemv{
     .packed_x_floats = byte_x_floats, .pack_x = pack_byte_x, .memory_floats = byte_gemv_floats, .multiply = byte_gemv};
 
 const Gemv<GroupedView>& choose_grouped_gemv(const GroupedView& weight) {
-  return weight.level_bytes && has_lane_groups(weight) ? kByteGemv : kDecodedGemv;
+  return weight.level_bytes && has_integer_groups(weight) ? kByteGemv : kDecodedGemv;
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
-// Prefill rows times a grouped matrix on AVX-512 VNNI: as in integer_gemm_avx512-inl.h, with weights of GroupedView.
+// Prefill rows times a grouped matrix on AVX-512 VNNI: integer_gemm-inl.h with weights of GroupedView.
 
 #pragma once
 
 #include "kernels/cpu/grouped_levels_avx512-inl.h"
-#include "kernels/cpu/integer_gemm_avx512-inl.h"
+#include "kernels/cpu/integer_gemm-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {

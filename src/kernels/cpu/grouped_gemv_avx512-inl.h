@@ -166,7 +166,7 @@ constexpr Gemv<GroupedView> kGroupedGemv{.packed_x_floats = quantized_floats<Gro
 
 const Gemv<GroupedView>& choose_grouped_gemv(const GroupedView& weight) {
   if (!has_integer_groups(weight)) return kDecodedGemv;
-  return weight.level_bytes ? kByteGemv : kGroupedGemv;
+  return weight.level_bytes && weight.bits <= 4 ? kByteGemv : kGroupedGemv;
 }
 
 }  // namespace

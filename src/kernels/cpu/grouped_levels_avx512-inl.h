@@ -8,11 +8,6 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Group sizes whose scales are known by the place in a block: a power of two, at least the 16 columns of 128 bits.
-inline bool has_integer_groups(const GroupedView& weight) {
-  return weight.group >= 16 && (weight.group & (weight.group - 1)) == 0;
-}
-
 /// Where the bits of 64 packed indices of kBits are: byte i of the result is to be `shift[i]` bits into the eight bytes
 /// `byte[i / 8 * 8 ..]` of the source, where the upper bits of it belong to other indices.
 ///

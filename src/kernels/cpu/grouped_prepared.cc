@@ -46,6 +46,10 @@ void PreparedGrouped::make_bytes() {
   has_bytes_ = levels.size() <= 16 && std::ranges::all_of(levels, [](float level) {
                  return std::fabs(level) <= 127 && std::nearbyint(level) == level;
                });
+  if (levels.size() == 256) {
+    int next = -128;
+    has_bytes_ = std::ranges::all_of(levels, [&](float level) { return level == static_cast<float>(next++); });
+  }
   for (size_t i = 0; has_bytes_ && i < level_bytes_.size(); ++i) {
     level_bytes_[i] = static_cast<uint8_t>(static_cast<int>(levels[i % levels.size()]) + 128);
   }

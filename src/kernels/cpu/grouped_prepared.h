@@ -43,7 +43,7 @@ class PreparedGrouped final : public CpuMatrix {
   std::unique_ptr<const GroupedMatrix> stored_;
   alignas(64) std::array<BytePlane, 2> level_planes_ = {};
   alignas(64) std::array<int16_t, 256> level_words_ = {};
-  alignas(64) std::array<uint8_t, 64> level_bytes_ = {};
+  alignas(64) std::array<uint8_t, 256> level_bytes_ = {};
   bool has_bytes_ = false;
   float scale_unit_ = 1;
   std::array<float, 256> scale_multiples_ = {};  ///< the scale levels / scale_unit_

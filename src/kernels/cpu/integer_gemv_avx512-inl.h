@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/cpu/gemv_rows_avx512-inl.h"
+#include "kernels/cpu/quantize-inl.h"
 #include "kernels/cpu/quantize_avx512-inl.h"
 
 namespace hxq::kernels::cpu {

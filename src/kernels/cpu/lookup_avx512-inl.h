@@ -3,15 +3,11 @@
 #pragma once
 
 #include "kernels/cpu/codebook-inl.h"
-#include "kernels/cpu/vec_avx512-inl.h"
+#include "kernels/cpu/quantize-inl.h"
+#include "kernels/cpu/quantize_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
-
-/// Columns that a table is asked for at once.
-constexpr int64_t kBlock = 64;
-
-inline int64_t blocks_of(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
 
 /// 64 indices and the mask that chooses between two tables of 128 bytes. vpermi2b ignores the upper bit.
 struct Indices {

@@ -31,7 +31,9 @@ struct CodebookView {
   const uint8_t* half_planes;     // [2, 256], 64-byte aligned, see LookupPlanes
   const uint8_t* integer_planes;  // [2, 256], the same
   const uint8_t* float_planes;    // [4, 256], the same
-  const uint32_t* outlier_row;    // [rows + 1], null without sidecar
+  const uint8_t* segment_planes;  // [3, 32], the same; null: none
+  int32_t segment_shift;
+  const uint32_t* outlier_row;  // [rows + 1], null without sidecar
   const uint32_t* outlier_col;
   const float* outlier_value;
   const OutlierChange* outlier_change;  // of every outlier
@@ -45,11 +47,11 @@ struct GroupedRow {
 
 /// A GroupedMatrix as raw pointers, with what PreparedGrouped works out.
 ///
-/// Few levels that are whole numbers of a byte are multiplied as they are, and their sums within a group by the group's
-/// scale. Otherwise whole numbers stand for weights: weight[r, c] is nearly planes_scale * row[r].unit * L * M / 2^15,
-/// where L is the level as a whole number of 32767ths of the largest, M the scale of the group in 32767ths of the power
-/// of two above the row's largest, and L * M / 2^15 is rounded. That is off by at most 1.5 times planes_scale *
-/// row[r].unit.
+/// Levels that are whole numbers of a byte are multiplied as they are (on AVX-512 up to 16 of them), and their sums
+/// within a group by the group's scale. Otherwise whole numbers stand for weights: weight[r, c] is nearly
+/// planes_scale * row[r].unit * L * M / 2^15, where L is the level as a whole number of 32767ths of the largest, M the
+/// scale of the group in 32767ths of the power of two above the row's largest, and L * M / 2^15 is rounded. That is off
+/// by at most 1.5 times planes_scale * row[r].unit.
 struct GroupedView {
   int64_t rows;
   int64_t cols;
@@ -61,10 +63,12 @@ struct GroupedView {
   const uint8_t* scales;  // [rows, groups]
   const float* levels;    // [2^bits]
   const float* scale_levels;
-  float planes_scale;            ///< a power of two
-  const uint8_t* level_planes;   // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
-  const int16_t* level_words;    // [256], L, the same
-  const uint8_t* level_bytes;    // [64], levels plus 128, the same; null: more than 16, or no whole numbers up to 127
+  float planes_scale;           ///< a power of two
+  const uint8_t* level_planes;  // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
+  const int16_t* level_words;   // [256], L, the same
+  /// [256], levels plus 128, the same: up to 16 whole numbers from -127 to 127, or -128 to 127 in order, which are the
+  /// indices themselves; null for others.
+  const uint8_t* level_bytes;
   float scale_unit;              ///< a power of two
   const float* scale_multiples;  // [256], the scale levels / scale_unit
   const GroupedRow* row;         // [rows]

@@ -1,12 +1,15 @@
 // AVX2, FMA, F16C.
-#include "kernels/cpu/vec_avx2-inl.h"
+#include "kernels/cpu/quantize_avx2-inl.h"
 
 #define HXQ_TILE_ROWS 6
 #define HXQ_PANEL_VECTORS 2
 #define HXQ_GEMV_ROWS 2
 #define HXQ_GEMV_TOKENS 2
 
+#include "kernels/cpu/codebook_gemm_avx2-inl.h"
+#include "kernels/cpu/codebook_segments_avx2-inl.h"
 #include "kernels/cpu/grouped_bytes_avx2-inl.h"
+#include "kernels/cpu/grouped_gemm_avx2-inl.h"
 #include "kernels/cpu/ops-inl.h"
 
 namespace hxq::kernels::cpu {
@@ -15,7 +18,12 @@ namespace {
 
 constexpr Ops avx2_ops() {
   Ops ops = common_ops(Target::avx2);
+  ops.codebook_gemv = choose_gemv;
+  ops.codebook_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel<CodebookView>,
+                       integer_memory_floats, codebook_gemm};
   ops.grouped_gemv = choose_grouped_gemv;
+  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, grouped_memory_floats,
+                      grouped_gemm};
   return ops;
 }
 

@@ -1,14 +1,14 @@
 // AVX-512 F, BW, DQ, VL, VBMI, VNNI (Ice Lake and later), FMA, F16C.
-#include "kernels/cpu/vec_avx512-inl.h"
+#include "kernels/cpu/quantize_avx512-inl.h"
 
 #define HXQ_TILE_ROWS 14
 #define HXQ_PANEL_VECTORS 2
 #define HXQ_GEMV_ROWS 4
 #define HXQ_GEMV_TOKENS 3
 
+#include "kernels/cpu/codebook_gemm_avx512-inl.h"
 #include "kernels/cpu/grouped_gemm_avx512-inl.h"
 #include "kernels/cpu/grouped_gemv_avx512-inl.h"
-#include "kernels/cpu/integer_gemm_avx512-inl.h"
 #include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/table_avx512-inl.h"
 

@@ -1,24 +1,27 @@
-// Prefill rows times a codebook of integer levels on AVX-512 VNNI. One vpdpwssd does 32 products of 16-bit numbers,
-// twice what a float multiply-add does. x is rounded to 11 bits (kPrefillQuantization), so that the sum of 64 products
-// fits 32 bits: 64 * 32767 * 1023 < 2^31. Sums of 64 are exact; they are added up in float. |x| below 2^-100 counts
-// as 0.
+// Prefill rows times levels of 16 bits. One vpdpwssd (on AVX2 a vpmaddwd and an addition) does twice the products of a
+// float multiply-add. x is rounded to 11 bits (kPrefillQuantization), so that the sum of 64 products fits 32 bits:
+// 64 * 32767 * 1023 < 2^31. Sums of 64 are exact; they are added up in float. |x| below 2^-100 counts as 0.
 //
-// As in gemm-inl.h lanes are tokens and a weight is broadcast, here a pair of weights.
+// As in gemm-inl.h lanes are tokens and a weight is broadcast, here a pair of weights. Before this a target includes
+// its quantize_<target>-inl.h.
 
 #pragma once
 
 #include "kernels/cpu/gemm-inl.h"
-#include "kernels/cpu/lookup_avx512-inl.h"
-#include "kernels/cpu/quantize_avx512-inl.h"
+#include "kernels/cpu/quantize-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
 
 constexpr int64_t kPairs = kBlock / 2;
+constexpr int64_t kPairVectors = kPairs / kLanes;
+
+/// A vector of pairs of 16-bit numbers.
+using Pairs = decltype(round_columns(VecF{}, VecF{}));
 
 /// Rows of levels decoded at once, and columns: they stay in the second-level cache.
 constexpr int64_t kLevelRows = 4 * kTileRows;
-constexpr int64_t kLevelCols = 4096;
+constexpr int64_t kLevelCols = 256 * kLanes;
 constexpr int64_t kLevelStride = kLevelCols + 32;  // no multiple of 4 KB, or rows would share cache sets
 
 /// x of 64 columns in a panel of tokens: [kPairs, width] pairs of 16-bit numbers, then [width] scales of x, then
@@ -29,21 +32,24 @@ int64_t integer_panel_floats(int64_t cols) { return blocks_of(cols) * block_floa
 
 /// 64 columns of one token as pairs, and the scale that restores x.
 struct RoundedX {
-  __m512i pairs[2];
+  Pairs pairs[kPairVectors];
   float scale;
 };
 
 RoundedX round_block(const float* x, int64_t cols) {
-  VecF part[4];
+  VecF part[2 * kPairVectors];
   VecF largest = {};
-  for (int64_t i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < 2 * kPairVectors; ++i) {
     part[i] = columns_of(x + i * kLanes, cols - i * kLanes);
     largest = larger_magnitude(largest, part[i]);
   }
   const BlockScale by(kPrefillQuantization, largest_lane(largest));
-  return {{round_columns(part[0] * by.inverse, part[1] * by.inverse),
-           round_columns(part[2] * by.inverse, part[3] * by.inverse)},
-          by.scale};
+  RoundedX rounded;
+  rounded.scale = by.scale;
+  for (int64_t i = 0; i < kPairVectors; ++i) {
+    rounded.pairs[i] = round_columns(part[2 * i] * by.inverse, part[2 * i + 1] * by.inverse);
+  }
+  return rounded;
 }
 
 template <class View>
@@ -51,16 +57,16 @@ void pack_integer_panel(const View& weight, const float* x, int64_t x_stride, in
   const int64_t width = panel_width(tokens);
   for (int64_t col = 0; col < weight.cols; col += kBlock, panel += block_floats(width)) {
     for (int64_t first = 0; first < width; first += kLanes) {
-      VecF pairs[2][HXQ_LANES] = {};
+      VecF pairs[kPairVectors][HXQ_LANES] = {};
       float scale[HXQ_LANES] = {};
       for (int64_t t = 0; t < kLanes && first + t < tokens; ++t) {
         const RoundedX rounded = round_block(x + (first + t) * x_stride + col, weight.cols - col);
-        for (int half = 0; half < 2; ++half) pairs[half][t] = _mm512_castsi512_ps(rounded.pairs[half]);
+        for (int64_t i = 0; i < kPairVectors; ++i) pairs[i][t] = reinterpret_cast<VecF>(rounded.pairs[i]);
         scale[t] = rounded.scale;
       }
-      for (int64_t half = 0; half < 2; ++half) {
-        transpose(pairs[half]);
-        for (int64_t i = 0; i < kLanes; ++i) store(panel + (half * kLanes + i) * width + first, pairs[half][i]);
+      for (int64_t part = 0; part < kPairVectors; ++part) {
+        transpose(pairs[part]);
+        for (int64_t i = 0; i < kLanes; ++i) store(panel + (part * kLanes + i) * width + first, pairs[part][i]);
       }
       store(panel + kPairs * width + first, load(scale));
       store(panel + (kPairs + 1) * width + first, load(scale) * weight.planes_scale);
@@ -107,30 +113,9 @@ int64_t integer_memory_floats(const CodebookView& weight) {
 /// Rows up to a multiple of kTileRows are filled with zeros.
 void fill_tile(const LevelTiles& tiles, int64_t rows, int64_t cols) {
   for (int64_t i = rows; i % kTileRows != 0; ++i) {
-    int16_t* level = tiles.level + i * kLevelStride;
-    for (int64_t c = 0; c < blocks_of(cols) * kBlock; c += 32) _mm512_storeu_si512(level + c, __m512i{});
+    const int64_t bytes = blocks_of(cols) * kBlock * static_cast<int64_t>(sizeof(int16_t));
+    __builtin_memset(tiles.level + i * kLevelStride, 0, static_cast<size_t>(bytes));
     tiles.unit[i] = 0;
-  }
-}
-
-/// Levels of W[row .. row + rows, col .. col + cols).
-void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                   const LevelTiles& tiles) {
-  const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
-  // Bytes are interleaved within 128 bits; with the indices in this order levels come out in the order of columns.
-  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int64_t i = 0; i < rows; ++i) {
-    const uint8_t* index = weight.indices + (row + i) * weight.cols + col;
-    int16_t* level = tiles.level + i * kLevelStride;
-    tiles.unit[i] = 1;
-    for (int64_t c = 0; c < cols; c += kBlock) {
-      const __mmask64 keep = first_bytes(cols - c);
-      const Indices found = indices_of(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(keep, index + c)));
-      const __m512i low_bytes = low.look_up<false>(found, keep);
-      const __m512i high_bytes = high.look_up<false>(found, keep);
-      _mm512_storeu_si512(level + c, _mm512_unpacklo_epi8(low_bytes, high_bytes));
-      _mm512_storeu_si512(level + c + 32, _mm512_unpackhi_epi8(low_bytes, high_bytes));
-    }
   }
 }
 
@@ -150,6 +135,8 @@ void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_
   tiles.begin[rows] = count;
 }
 
+inline VecF whole_to_float(Pairs sums) { return __builtin_convertvector(reinterpret_cast<VecI>(sums), VecF); }
+
 /// sums[v][first + i] of kRows rows of levels and kVectors vectors of tokens.
 template <int kRows, int kVectors>
 __attribute__((noinline)) void multiply_levels(const int16_t* level, const float* panel, int64_t blocks,
@@ -157,26 +144,26 @@ __attribute__((noinline)) void multiply_levels(const int16_t* level, const float
   constexpr int64_t kWidth = kVectors * kLanes;
   VecF total[kRows][kVectors] = {};
   for (int64_t b = 0; b < blocks; ++b, level += kBlock, panel += (kPairs + 2) * kWidth) {
-    __m512i sum[kRows][kVectors] = {};
+    Pairs sum[kRows][kVectors] = {};
 #pragma GCC unroll 4
     for (int64_t p = 0; p < kPairs; ++p) {
-      __m512i x[kVectors];
+      Pairs x[kVectors];
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) x[v] = _mm512_loadu_si512(panel + p * kWidth + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) x[v] = reinterpret_cast<Pairs>(load(panel + p * kWidth + v * kLanes));
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         int32_t pair;
         __builtin_memcpy(&pair, level + i * kLevelStride + 2 * p, sizeof pair);
-        const __m512i w = _mm512_set1_epi32(pair);
+        const Pairs w = reinterpret_cast<Pairs>(splat_int(pair));
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_dpwssd_epi32(sum[i][v], w, x[v]);
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = add_pair_products(sum[i][v], w, x[v]);
       }
     }
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const VecF scale = load(panel + (kPairs + 1) * kWidth + v * kLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) total[i][v] += _mm512_cvtepi32_ps(sum[i][v]) * scale;
+      for (int i = 0; i < kRows; ++i) total[i][v] += whole_to_float(sum[i][v]) * scale;
     }
   }
 #pragma GCC unroll 2
@@ -191,10 +178,10 @@ template <int kVectors>
 inline void add_outlier(const TileOutlier& outlier, const float* panel, VecF (*sums)[HXQ_LANES], int64_t i) {
   constexpr int64_t kWidth = kVectors * kLanes;
   panel += outlier.col / kBlock * (kPairs + 2) * kWidth;
-  const __m128i up = _mm_cvtsi32_si128(outlier.col % 2 == 0 ? 16 : 0);
+  const int up = outlier.col % 2 == 0 ? 16 : 0;
   for (int v = 0; v < kVectors; ++v) {
-    const __m512i pair = _mm512_loadu_si512(panel + outlier.col % kBlock / 2 * kWidth + v * kLanes);
-    const VecF x = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_sll_epi32(pair, up), 16));
+    const VecI pair = bits_of(load(panel + outlier.col % kBlock / 2 * kWidth + v * kLanes));
+    const VecF x = __builtin_convertvector(pair << up >> 16, VecF);
     sums[v][i] += x * load(panel + kPairs * kWidth + v * kLanes) * outlier.delta;
   }
 }
@@ -260,15 +247,6 @@ void integer_gemm(const LinearArgs& args, int64_t all_cols, const float* packed,
       multiply_piece(all_cols, args, packed, tiles, row, rows, col, cols);
     }
   }
-}
-
-void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
-                   float* memory) {
-  integer_gemm(args, weight.cols, packed, begin, end, memory,
-               [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
-                 decode_levels(weight, row, rows, col, cols, tiles);
-                 list_outliers(weight, row, rows, col, cols, tiles);
-               });
 }
 
 }  // namespace

@@ -1,0 +1,234 @@
+// Decode rows times a codebook whose levels lie in segments (LookupPlanes::Segments), on AVX2: vpshufb finds
+// the bytes of a segment's base and slope among 32, and vpmaddubsw makes base + slope * step of them, the level as a
+// 16-bit integer. x is rounded to 13 bits. A lane's sum of 256 columns is exact in 32 bits in two halves: 16 * 32767 *
+// 4095 < 2^31.
+
+#pragma once
+
+#include "kernels/cpu/codebook-inl.h"
+#include "kernels/cpu/packed_x_avx2-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+constexpr int64_t kSegmentBlock = 32;
+constexpr int64_t kSegmentBlocks = kDecodeQuantization.block / kSegmentBlock;  // that share a scale of x
+
+/// 32 columns, in the order in which levels come out of bytes that are interleaved within 128 bits: `first` has the
+/// first eight of every sixteen, `second` the others.
+struct alignas(32) SegmentBlock {
+  int16_t first[16], second[16];
+};
+
+struct alignas(32) SegmentXPart {
+  SegmentBlock block[kSegmentBlocks];
+  float scale;
+};
+
+int64_t segment_x_floats(const CodebookView& weight) { return packed_floats<SegmentXPart>(weight.cols); }
+
+void pack_segment_x(const CodebookView& weight, const float* x, float* packed_x) {
+  round_x<SegmentXPart>(x, weight.cols, weight.planes_scale, packed_x, [&](const int32_t* whole, SegmentXPart* part) {
+    for (SegmentBlock& block : part->block) {
+      const auto at = [&](int64_t i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(whole + 8 * i)); };
+      // Packing takes four numbers of either in turn, so that eight adjacent ones are to be put together first.
+      const auto put = [&](__m256i a, __m256i b, int16_t* to) {
+        const __m256i packed = _mm256_packs_epi32(a, b);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
+      };
+      put(at(0), at(2), block.first);
+      put(at(1), at(3), block.second);
+      whole += kSegmentBlock;
+    }
+  });
+}
+
+/// Levels of 32 columns, as SegmentBlock has them.
+struct SegmentLevels {
+  __m256i first, second;
+};
+
+struct SegmentTable {
+  __m256i slope[2], base_low[2], base_high[2];  // of the first and the last 16 segments
+  __m256i step_mask;
+  __m128i step_shift;
+
+  HXQ_ALWAYS_INLINE explicit SegmentTable(const CodebookView& weight) {
+    const uint8_t* from = weight.segment_planes;
+    for (auto* plane : {&slope, &base_low, &base_high}) {
+      for (int half = 0; half < 2; ++half, from += 16) {
+        (*plane)[half] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+        keep_in_register((*plane)[half]);
+      }
+    }
+    step_mask = _mm256_set1_epi8(static_cast<char>(7 << weight.segment_shift));
+    step_shift = _mm_cvtsi32_si128(weight.segment_shift);
+  }
+
+  HXQ_ALWAYS_INLINE SegmentLevels look_up(__m256i index) const {
+    // An index is a segment's number, five bits, and a step of three. vpshufb gives 0 where bit 7 is set: after adding
+    // 0x70 in the last 16 segments, after subtracting 16 in the first.
+    const __m256i segment = _mm256_and_si256(_mm256_srli_epi16(index, 3), _mm256_set1_epi8(31));
+    const __m256i first = _mm256_add_epi8(segment, _mm256_set1_epi8(0x70));
+    const __m256i last = _mm256_sub_epi8(segment, _mm256_set1_epi8(16));
+    const auto find = [&](const __m256i(&plane)[2]) __attribute__((always_inline)) {
+      return _mm256_or_si256(_mm256_shuffle_epi8(plane[0], first), _mm256_shuffle_epi8(plane[1], last));
+    };
+    const __m256i step = _mm256_and_si256(_mm256_sll_epi16(index, step_shift), step_mask);
+    const __m256i rise = find(slope), low = find(base_low), high = find(base_high);
+    const __m256i one = _mm256_set1_epi8(1), zero = _mm256_setzero_si256();
+    // rise * step + low * 1 of bytes, and 256 * high.
+    const __m256i level0 = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(rise, low), _mm256_unpacklo_epi8(step, one));
+    const __m256i level1 = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(rise, low), _mm256_unpackhi_epi8(step, one));
+    return {_mm256_add_epi16(level0, _mm256_unpacklo_epi8(zero, high)),
+            _mm256_add_epi16(level1, _mm256_unpackhi_epi8(zero, high))};
+  }
+};
+
+/// Indices of up to 32 columns, 0 past the last.
+HXQ_ALWAYS_INLINE __m256i load_indices(const uint8_t* index, int64_t cols) {
+  if (cols >= kSegmentBlock) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  alignas(32) uint8_t padded[kSegmentBlock] = {};
+  __builtin_memcpy(padded, index, static_cast<size_t>(cols));
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(padded));
+}
+
+/// Sums of products of up to 256 columns.
+struct SegmentSums {
+  __m256i first = _mm256_setzero_si256(), second = _mm256_setzero_si256();
+
+  HXQ_ALWAYS_INLINE void add(const SegmentLevels& level, const SegmentBlock& x) {
+    first = add_pair_products(first, level.first, _mm256_load_si256(reinterpret_cast<const __m256i*>(x.first)));
+    second = add_pair_products(second, level.second, _mm256_load_si256(reinterpret_cast<const __m256i*>(x.second)));
+  }
+
+  HXQ_ALWAYS_INLINE VecF total() const { return _mm256_cvtepi32_ps(first) + _mm256_cvtepi32_ps(second); }
+};
+
+/// What the kernels of joint_gemv share.
+struct SegmentToken {
+  const CodebookView& weight;
+  const float* packed_x;
+  int64_t x_floats;
+
+  const SegmentXPart* parts(int64_t t) const { return first_part<SegmentXPart>(packed_x + t * x_floats); }
+  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
+};
+
+/// A single token: rows are multiplied as they are read.
+struct SegmentStreams : SegmentToken {
+  const uint8_t* row[kGemvRows] = {};
+
+  void open(int64_t first, int64_t rows) {
+    for (int64_t i = 0; i < kGemvRows; ++i) row[i] = weight.indices + (first + (i < rows ? i : rows - 1)) * weight.cols;
+  }
+
+  template <int kTokens>
+  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
+    for (int i = 0; i < kGemvRows; ++i) sums[kTokens - 1][i] = VecF{};  // never of more tokens than one
+    const SegmentTable table(weight);
+    const int64_t cols = weight.cols;
+    // One row after the other: they lie behind each other in memory, and one stream is what it is read fastest in.
+    for (int i = 0; i < kGemvRows; ++i) {
+      const uint8_t* index = row[i];
+      const SegmentXPart* part = parts(t);
+      VecF total = {};
+      for (int64_t left = cols; left > 0; left -= kDecodeQuantization.block, ++part) {
+        SegmentSums found;
+        const auto add = [&](int64_t b, int64_t n) __attribute__((always_inline)) {
+          found.add(table.look_up(load_indices(index, n)), part->block[b]);
+          index += kSegmentBlock;
+        };
+        if (left >= kDecodeQuantization.block) {
+#pragma GCC unroll 8
+          for (int64_t b = 0; b < kSegmentBlocks; ++b) {
+            if (b % 2 == 0) __builtin_prefetch(index + kPrefetch);
+            add(b, kSegmentBlock);
+          }
+        } else {
+          for (int64_t b = 0; b * kSegmentBlock < left; ++b) add(b, left - b * kSegmentBlock);
+        }
+        total += found.total() * splat(part->scale);
+      }
+      sums[0][i] = total;
+    }
+  }
+};
+
+/// Several tokens: rows are looked up once, into memory.
+struct SegmentRows : SegmentToken {
+  SegmentBlock* blocks;  // [kGemvRows, stride]
+
+  static int64_t stride(int64_t cols) { return parts_of(cols) * kSegmentBlocks + 1; }  // no multiple of 4 KB
+
+  void open(int64_t first, int64_t rows) {
+    const SegmentTable table(weight);
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint8_t* index = weight.indices + (first + i) * weight.cols;
+      SegmentBlock* block = blocks + i * stride(weight.cols);
+      for (int64_t col = 0; col < weight.cols; col += kSegmentBlock, ++block) {
+        __builtin_prefetch(index + col + kPrefetch);
+        const SegmentLevels level = table.look_up(load_indices(index + col, weight.cols - col));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(block->first), level.first);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(block->second), level.second);
+      }
+    }
+  }
+
+  template <int kTokens>
+  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
+    const int64_t all = (weight.cols + kSegmentBlock - 1) / kSegmentBlock, apart = stride(weight.cols);
+    VecF found[kTokens][kGemvRows] = {};
+    for (int64_t first = 0; first < all; first += kSegmentBlocks) {
+      const int64_t n = all - first < kSegmentBlocks ? all - first : kSegmentBlocks;
+#pragma GCC unroll 4
+      for (int i = 0; i < kGemvRows; ++i) {
+        const SegmentBlock* block = blocks + i * apart + first;
+        SegmentSums of[kTokens];
+        for (int64_t b = 0; b < n; ++b) {
+          const SegmentLevels level{_mm256_load_si256(reinterpret_cast<const __m256i*>(block[b].first)),
+                                    _mm256_load_si256(reinterpret_cast<const __m256i*>(block[b].second))};
+#pragma GCC unroll 2
+          for (int k = 0; k < kTokens; ++k) of[k].add(level, parts(t + k)[first / kSegmentBlocks].block[b]);
+        }
+#pragma GCC unroll 2
+        for (int k = 0; k < kTokens; ++k) {
+          found[k][i] += of[k].total() * splat(parts(t + k)[first / kSegmentBlocks].scale);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < kTokens; ++k) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kGemvRows; ++i) sums[k][i] = found[k][i];
+    }
+  }
+};
+
+int64_t segment_gemv_floats(const CodebookView& weight, int64_t tokens) {
+  if (tokens == 1) return 0;
+  const int64_t rows = kGemvRows * SegmentRows::stride(weight.cols) * static_cast<int64_t>(sizeof(SegmentBlock) / 4);
+  return OutlierSums::floats(tokens) + rows;
+}
+
+void segment_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                  int64_t end) {
+  const SegmentToken token{weight, work.packed_x, segment_x_floats(weight)};
+  if (args.tokens == 1) {
+    return joint_gemv(SegmentStreams{token}, weight, args, work.x_columns, begin, end, work.memory);
+  }
+  auto* blocks = reinterpret_cast<SegmentBlock*>(work.memory + OutlierSums::floats(args.tokens));
+  joint_gemv(SegmentRows{token, blocks}, weight, args, work.x_columns, begin, end, work.memory);
+}
+
+constexpr Gemv<CodebookView> kSegmentGemv{.packed_x_floats = segment_x_floats,
+                                          .pack_x = pack_segment_x,
+                                          .memory_floats = segment_gemv_floats,
+                                          .multiply = segment_gemv};
+
+const Gemv<CodebookView>& choose_gemv(const CodebookView& weight) {
+  return weight.segment_planes && weight.index_bits == 8 ? kSegmentGemv : kLookupGemv;
+}
+
+}  // namespace
+}  // namespace hxq::kernels::cpu

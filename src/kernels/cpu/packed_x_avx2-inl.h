@@ -1,0 +1,77 @@
+// Decode rows of x for kernels of integers on AVX2: rounded to 13 bits (kDecodeQuantization), in an order that is the
+// kernel's.
+
+#pragma once
+
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/quantize-inl.h"
+#include "kernels/cpu/quantize_avx2-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+/// Packed x of one token: this, then a part for every 256 columns, which has their scale and what the kernel puts
+/// there.
+struct alignas(32) PackedHead {
+  float exponent;  ///< sums are multiplied by 2 to this: scales alone might be out of float's range
+};
+
+inline int64_t parts_of(int64_t cols) { return (cols + kDecodeQuantization.block - 1) / kDecodeQuantization.block; }
+
+template <class Part>
+int64_t packed_floats(int64_t cols) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(PackedHead)) + parts_of(cols) * static_cast<int64_t>(sizeof(Part));
+  return (bytes + 63) / 64 * 16;
+}
+
+template <class Part>
+Part* first_part(float* packed_x) {
+  return reinterpret_cast<Part*>(packed_x + sizeof(PackedHead) / sizeof(float));
+}
+template <class Part>
+const Part* first_part(const float* packed_x) {
+  return reinterpret_cast<const Part*>(packed_x + sizeof(PackedHead) / sizeof(float));
+}
+
+inline float largest_magnitude(const float* x, int64_t n) {
+  VecF largest = {};
+  for (int64_t i = 0; i < n; i += kLanes) largest = larger_magnitude(largest, columns_of(x + i, n - i));
+  return largest_lane(largest);
+}
+
+/// The exponent of a number, -127 for 0 and those below the normal ones.
+inline int32_t exponent_of(float v) { return (__builtin_bit_cast(int32_t, v) >> 23 & 0xff) - 127; }
+
+/// Writes head and scales, and calls `put(whole, part)` with 256 whole numbers, zeros past the last column. `unit`: a
+/// power of two that products are in units of.
+template <class Part, class Put>
+void round_x(const float* x, int64_t cols, float unit, float* packed_x, Put put) {
+  const float most = largest_magnitude(x, cols);
+  const int32_t exponent = most <= __FLT_MAX__ ? exponent_of(most) : 0;
+  const int32_t all = exponent + exponent_of(unit);
+  reinterpret_cast<PackedHead*>(packed_x)->exponent = static_cast<float>(all < -252 ? -252 : all);
+  const VecF down = splat(static_cast<float>(-exponent));
+  Part* part = first_part<Part>(packed_x);
+  for (int64_t first = 0; first < cols; first += kDecodeQuantization.block, ++part) {
+    const int64_t n = cols - first < kDecodeQuantization.block ? cols - first : kDecodeQuantization.block;
+    const BlockScale by(kDecodeQuantization, scale_by_power(splat(largest_magnitude(x + first, n)), down)[0]);
+    part->scale = by.scale;
+    alignas(32) int32_t whole[kDecodeQuantization.block] = {};
+    for (int64_t i = 0; i < n && by.inverse > 0; i += kLanes) {
+      const VecF v = scale_by_power(columns_of(x + first + i, n - i), down) * by.inverse;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(whole + i), _mm256_cvtps_epi32(v));
+    }
+    put(whole, part);
+  }
+}
+
+/// y of four rows from the sums of the products with a token's whole numbers.
+inline Vec4 finish_sums(const float* packed_x, Vec4 sums) {
+  const float exponent = reinterpret_cast<const PackedHead*>(packed_x)->exponent;
+  VecF scaled = scale_by_power(_mm256_castps128_ps256(sums), splat(exponent));
+  keep_in_register(scaled);  // or what is added later would be fused with it, or not, depending on the caller
+  return _mm256_castps256_ps128(scaled);
+}
+
+}  // namespace
+}  // namespace hxq::kernels::cpu
