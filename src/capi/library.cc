@@ -33,14 +33,14 @@ size_t hxq_struct_size(const char* name) {
 #define HXQ_STRUCT(type) \
   { #type, sizeof(type) }
   static constexpr std::pair<std::string_view, size_t> kSizes[] = {
-      HXQ_STRUCT(hxq_tensor),         HXQ_STRUCT(hxq_rows),           HXQ_STRUCT(hxq_output_rows),
-      HXQ_STRUCT(hxq_float_rows),     HXQ_STRUCT(hxq_progress),       HXQ_STRUCT(hxq_matrix_info),
-      HXQ_STRUCT(hxq_linear_args),    HXQ_STRUCT(hxq_encode_options), HXQ_STRUCT(hxq_fidelity),
-      HXQ_STRUCT(hxq_conv_args),      HXQ_STRUCT(hxq_conv_gradients), HXQ_STRUCT(hxq_scan_args),
-      HXQ_STRUCT(hxq_scan_gradients), HXQ_STRUCT(hxq_ssd_args),       HXQ_STRUCT(hxq_ssd_gradients),
-      HXQ_STRUCT(hxq_mamba_mixer),    HXQ_STRUCT(hxq_model_options),  HXQ_STRUCT(hxq_mamba_mixer_args),
-      HXQ_STRUCT(hxq_model_info),     HXQ_STRUCT(hxq_segment),        HXQ_STRUCT(hxq_compress_options),
-      HXQ_STRUCT(hxq_cuda_call)};
+      HXQ_STRUCT(hxq_tensor),           HXQ_STRUCT(hxq_rows),           HXQ_STRUCT(hxq_output_rows),
+      HXQ_STRUCT(hxq_float_rows),       HXQ_STRUCT(hxq_progress),       HXQ_STRUCT(hxq_matrix_info),
+      HXQ_STRUCT(hxq_linear_args),      HXQ_STRUCT(hxq_encode_options), HXQ_STRUCT(hxq_role_bits),
+      HXQ_STRUCT(hxq_fidelity),         HXQ_STRUCT(hxq_conv_args),      HXQ_STRUCT(hxq_conv_gradients),
+      HXQ_STRUCT(hxq_scan_args),        HXQ_STRUCT(hxq_scan_gradients), HXQ_STRUCT(hxq_ssd_args),
+      HXQ_STRUCT(hxq_ssd_gradients),    HXQ_STRUCT(hxq_mamba_mixer),    HXQ_STRUCT(hxq_model_options),
+      HXQ_STRUCT(hxq_mamba_mixer_args), HXQ_STRUCT(hxq_model_info),     HXQ_STRUCT(hxq_segment),
+      HXQ_STRUCT(hxq_compress_options), HXQ_STRUCT(hxq_cuda_call)};
 #undef HXQ_STRUCT
   if (name == nullptr) return 0;
   const auto found = std::ranges::find(kSizes, std::string_view(name), &std::pair<std::string_view, size_t>::first);
