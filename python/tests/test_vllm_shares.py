@@ -130,7 +130,7 @@ def weights_of(layer: Layer, world: int) -> LayerWeights:
 
     return LayerWeights(
         layer.rows, layer.cols, layer.local_cols, load_of, name_of, torch.float32, torch.device("cpu"),
-        whole=world == 1, expected=tuple(shard for shard in layer.sources if shard is not None),
+        whole=world == 1, last=layer.rank == world - 1, expected=tuple(shard for shard in layer.sources if shard is not None),
     )  # fmt: skip
 
 
@@ -310,26 +310,85 @@ def test_missing_matrices_name_the_module():
     assert "block.layer was not loaded" in refused(layer, {})
 
 
+LAYERS = {
+    "one rank": (Replicated(0, 1, {None: 24}, 64), 1),
+    "rows cut": (Column(1, 2, {None: 24}, 64), 2),
+    "columns cut": (Row(0, 2, {None: 24}, 64), 2),
+}
+
+
+def refused_changed(kind: str, make, change) -> str:
+    """What is said of a changed matrix [24, 64]."""
+    layer, world = LAYERS[kind]
+    parts, dense = make(np.random.default_rng(0), 24, 64)
+    change(parts)
+    return refused(layer, {None: (parts, dense)}, world)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(
     "change",
     [
         lambda parts: parts.update(indices=parts["indices"][:, :-1]),
         lambda parts: parts.update(indices=parts["indices"][:-1]),
         lambda parts: parts.update(indices=torch.cat([parts["indices"], parts["indices"]])),
+        lambda parts: parts.update({name: torch.cat([parts[name], parts[name][:6]]) for name in ("indices", "svd_U")}),
         lambda parts: parts.update(codebook=parts["codebook"][:100]),
         lambda parts: parts.update(codebook=parts["codebook"].view(128, 2)),
         lambda parts: parts.update(sidecar_positions=parts["sidecar_positions"] + 24 * 64),
+        lambda parts: parts.update(sidecar_positions=parts["sidecar_positions"].double()),
         lambda parts: parts.update(sidecar_values=parts["sidecar_values"][1:]),
         lambda parts: parts.update(svd_U=parts["svd_U"][1:]),
         lambda parts: parts.update(svd_Vt=parts["svd_Vt"][:, 1:]),
+        lambda parts: parts.update(svd_Vt=torch.zeros(3, 70)),
+        lambda parts: parts.update(channel_scales=torch.ones(70)),
+        lambda parts: parts.update(channel_scales=torch.ones(1, 64)),
         lambda parts: parts.update(grouped_levels=torch.zeros(16)),
     ],
 )
-def test_what_does_not_fit_names_the_module(change):
-    parts, dense = low_rank(np.random.default_rng(0), 24, 64)
-    change(parts)
-    message = refused(Replicated(0, 1, {None: 24}, 64), {None: (parts, dense)})
+def test_what_does_not_fit_names_the_module(change, kind):
+    message = refused_changed(kind, low_rank, change)
     assert "block.layer" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts.update(grouped_scales=parts["grouped_scales"].repeat(1, 2)),
+        lambda parts: parts.update(grouped_scales=parts["grouped_scales"][:, :1]),
+        lambda parts: parts.update(grouped_scales=parts["grouped_scales"][:, 0]),
+        lambda parts: parts.update(grouped_indices=parts["grouped_indices"].repeat(1, 2)),
+        lambda parts: parts.update(grouped_levels=parts["grouped_levels"][:15]),
+        lambda parts: parts.update(grouped_shape=torch.tensor([64, 0])),
+        lambda parts: parts.update(grouped_shape=torch.tensor([64.0, 32.0])),
+        lambda parts: parts.update(grouped_shape=torch.tensor(64)),
+        lambda parts: parts.update(grouped_shape=torch.tensor([70, 32])),
+    ],
+)
+def test_groups_that_do_not_fit_name_the_module(change, kind):
+    message = refused_changed(kind, grouped(4, 32), change)
+    assert "block.layer" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_packed_indices_that_do_not_fit_name_the_module(kind):
+    for change in (
+        lambda parts: parts.update(indices=parts["indices"][:-1]),
+        lambda parts: parts.update(codebook=torch.zeros(2, 1024)),
+    ):
+        message = refused_changed(kind, packed, change)
+        assert "block.layer" in message and "\n" not in message
+
+
+def test_rows_that_no_rank_takes_are_refused():
+    for make in (scalar, grouped(4, 32), dense_only):
+        sources = {None: make(np.random.default_rng(0), 60, 64)}
+        assert "has 60 rows" in refused(Column(1, 2, {None: 48}, 64), sources, 2)
+    layer = Qkv(3, 4, 8, 2, 8, 64)
+    sources = sources_of(layer, scalar)
+    sources["v"] = scalar(np.random.default_rng(0), 24, 64)
+    assert "block.layer.v" in refused(layer, sources, 4)
 
 
 def test_a_cut_through_what_cannot_be_cut_is_refused():

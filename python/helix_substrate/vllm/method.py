@@ -176,10 +176,11 @@ class _HxqMethod:
         self.precision = options_of(get_current_vllm_config_or_none()).get("precision")
         name_of, shards = _name_of(layer, self.config)
         loader = attributes["weight_loader"]
+        ranks = getattr(layer, "tp_size", 1)
         weights = LayerWeights(
             sum(output_partition_sizes), input_size, input_size_per_partition,
             lambda shard: _bound(layer.weight.dense_loader, shard), name_of, params_dtype, torch.empty(0).device,
-            whole=getattr(layer, "tp_size", 1) == 1, expected=shards,
+            whole=ranks == 1, last=getattr(layer, "tp_rank", 0) == ranks - 1, expected=shards,
         )  # fmt: skip
         layer.hxq, layer.hxq_owner = weights, True
         layer.hxq_dtype = params_dtype

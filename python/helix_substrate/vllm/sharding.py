@@ -78,18 +78,27 @@ def runs_of(found: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
 
 
 def stored_columns(parts: dict[str, torch.Tensor], indices_shape: tuple[int, ...]) -> int:
-    """The columns of a matrix, whose indices [rows, n] or grouped_shape tell."""
+    """The columns of a matrix, whose indices [rows, n] or grouped_shape tell. Raises ValueError for what is no
+    grouped_shape."""
     if "grouped_shape" in parts:
-        return int(parts["grouped_shape"][0])
+        return _grouped_shape(parts)[0]
     codebook = parts["codebook"]
     return indices_shape[1] * (codebook.shape[1] if codebook.dim() == 2 else 1)
+
+
+def _grouped_shape(parts: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Columns and group."""
+    stored = parts["grouped_shape"]
+    if stored.dtype is not torch.int64 or stored.shape != (2,) or int(stored.min()) < 1:
+        raise ValueError(f"grouped_shape is {stored.tolist()} ({stored.dtype}), expected columns and group in int64")
+    return int(stored[0]), int(stored[1])
 
 
 def unpacked(indices: torch.Tensor, codebook: torch.Tensor, cols: int) -> torch.Tensor:
     """Indices packed in 12 bits as [rows, n], for a matrix of `cols` columns. Raises ValueError for another number."""
     n = cols // (codebook.shape[1] if codebook.dim() == 2 else 1)
     total = indices.numel() // 3 * 2
-    if indices.numel() % 3 or total % n:
+    if n == 0 or indices.numel() % 3 or total % n:
         raise ValueError(f"{indices.numel()} bytes of packed indices are no rows of {cols} columns")
     return unpack_12bit(indices, total).view(-1, n)
 
@@ -108,16 +117,35 @@ def cut_arrived(name: str, tensor: torch.Tensor, rows: torch.Tensor, columns: Co
 
 
 def cut_columns(parts: dict[str, torch.Tensor], columns: Columns) -> dict[str, torch.Tensor]:
-    """The other parts of a matrix for a run of columns. Raises ValueError where groups cannot be cut there."""
+    """The other parts of a matrix for a run of columns. Raises ValueError where groups cannot be cut there, and for
+    parts that are not as wide as the matrix: the core, which sees the cut, cannot tell."""
     made = dict(parts)
     if columns.all:
         return made
+    for name, width in _widths(parts, columns.total).items():
+        if name in parts and parts[name].shape[-1:] != (width,):
+            raise ValueError(f"{name} has shape {list(parts[name].shape)}, expected {width} in its last dimension")
     for name in ("svd_Vt", "channel_scales"):
         if name in made:
             made[name] = made[name][..., columns.begin : columns.end].contiguous()
     if "grouped_shape" in made:
         _cut_groups(made, columns)
     return made
+
+
+def _widths(parts: dict[str, torch.Tensor], cols: int) -> dict[str, int]:
+    """The last dimension of the parts of a matrix of `cols` columns that are cut along it."""
+    widths = {"svd_Vt": cols, "channel_scales": cols}
+    if "grouped_shape" in parts:
+        group = _grouped_shape(parts)[1]
+        widths["grouped_scales"] = -(-cols // group)
+        widths["grouped_indices"] = -(-cols * _bits(parts) // 8)
+    return widths
+
+
+def _bits(parts: dict[str, torch.Tensor]) -> int:
+    """Of an index of a grouped matrix."""
+    return parts["grouped_levels"].numel().bit_length() - 1
 
 
 def cut_outliers(
@@ -145,8 +173,7 @@ def cut_outliers(
 
 def _cut_groups(parts: dict[str, torch.Tensor], columns: Columns) -> None:
     """Groups that a cut goes through become smaller ones, each with the scale of the one it comes from."""
-    cols, group = (int(number) for number in parts["grouped_shape"])
-    bits = parts["grouped_levels"].numel().bit_length() - 1
+    group, bits = _grouped_shape(parts)[1], _bits(parts)
     smaller = math.gcd(group, columns.begin)
     if smaller % 8:
         raise ValueError(f"columns from {columns.begin} on do not begin at a multiple of 8, as groups do")

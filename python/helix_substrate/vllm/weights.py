@@ -5,6 +5,7 @@ Nothing here knows vLLM, so that the share of every rank can be tested without i
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -19,8 +20,13 @@ from .sharding import BY_ROWS, NEEDED, UNTOUCHED, Columns
 _Run = tuple[int, dict[str, torch.Tensor], str]
 
 
-def _reason(error: Exception) -> str:
-    return str(error) or "its loader expects another shape"
+@contextlib.contextmanager
+def _naming(what: str):
+    """What does not fit as one ValueError that names it: vLLM's loaders assert, and slice what is too short."""
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError, TypeError) as error:
+        raise ValueError(f"{what}: {str(error) or 'its loader expects another shape'}") from error
 
 
 class _Source:
@@ -40,8 +46,9 @@ class LayerWeights:
     ("shards" as vLLM has it: query, key and value of a fused layer).
 
     load_of(shard): the layer's loader of dense weights for that matrix. name_of(shard): its module, for messages.
-    whole: one rank holds all, so that every stored row has to be used. dtype, device: of dense weights, and where the
-    share is kept. All methods raise ValueError that names the module for what does not fit.
+    whole: one rank holds all, so that every stored row has to be used. last: this is the last rank, which uses the last
+    stored row of every matrix: where there are more rows than the ranks take, it tells. dtype, device: of dense weights,
+    and where the share is kept. All methods raise ValueError that names the module for what does not fit.
     """
 
     def __init__(
@@ -54,9 +61,11 @@ class LayerWeights:
         dtype: torch.dtype,
         device: torch.device,
         whole: bool = False,
+        last: bool = False,
         expected: tuple = (),
     ):
-        self.rows, self.cols, self.local_cols, self.whole = rows, cols, local_cols, whole
+        self.rows, self.cols, self.local_cols = rows, cols, local_cols
+        self.whole, self.last = whole, last
         self.load_of, self.name_of, self.dtype, self.device = load_of, name_of, dtype, device
         self.expected = expected
         self.sources: dict[Any, _Source] = {}
@@ -81,12 +90,8 @@ class LayerWeights:
         self._take(self.sources[shard], "sidecar_positions" if part == "sidecar_indices" else part, tensor)
 
     def _take(self, source: _Source, part: str, tensor: torch.Tensor) -> None:
-        try:
+        with _naming(f"{source.name}.{part} {list(tensor.shape)} does not fit its layer"):
             self._place(source, part, tensor)
-        except (ValueError, RuntimeError, AssertionError, IndexError) as error:
-            # vLLM's loaders assert, and slice what is too short.
-            shape = list(tensor.shape)
-            raise ValueError(f"{source.name}.{part} {shape} does not fit its layer: {_reason(error)}") from error
 
     def _place(self, source: _Source, part: str, tensor: torch.Tensor) -> None:
         if part == "weight":
@@ -105,6 +110,8 @@ class LayerWeights:
                 source.indices_shape = tuple(tensor.shape)
             self._locate(source, tensor.shape[0])
             tensor = sharding.cut_arrived(part, tensor, self._taken(source), self._columns(source))
+        if part == "sidecar_positions" and tensor.dtype is not torch.int64:
+            raise ValueError(f"it is {tensor.dtype}, expected torch.int64")
         there = source.parts.get(part)
         if there is not None and not torch.equal(there, tensor):
             raise ValueError("it comes twice, with other values")
@@ -125,6 +132,9 @@ class LayerWeights:
         used = torch.unique(found[found >= 0]).numel()
         if self.whole and used != rows:
             raise ValueError(f"it has {rows} rows, the layer takes {used}")
+        taken = int(found.max()) + 1
+        if self.last and 0 < taken < rows:  # no row of a padded vocabulary may be left for the last rank
+            raise ValueError(f"it has {rows} rows, the last rank takes none from {taken} on")
         source.rows, source.found = rows, found
 
     def _taken(self, source: _Source) -> torch.Tensor:
@@ -179,7 +189,8 @@ class LayerWeights:
         if factors and len(factors) != 3:
             raise ValueError(f"{source.name} has {', '.join(factors)} of a low-rank term, expected all three factors")
         if codec == "codebook" and parts["indices"].dim() == 1:
-            indices = sharding.unpacked(parts.pop("indices"), parts["codebook"], self.cols)
+            with _naming(f"{source.name}.indices cannot be loaded"):
+                indices = sharding.unpacked(parts.pop("indices"), parts["codebook"], self.cols)
             self._take(source, "indices", indices)
 
     def _runs(self, source: _Source) -> list[_Run]:
@@ -188,10 +199,8 @@ class LayerWeights:
         if source.is_dense:
             dense = self.dense.data
             return [(begin, {"weight": dense[begin : begin + len(rows)].clone()}, source.name) for begin, rows in runs]
-        try:
+        with _naming(f"{source.name} cannot be loaded"):
             return self._compressed_runs(source, runs)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{source.name} cannot be loaded: {_reason(error)}") from error
 
     def _compressed_runs(self, source: _Source, runs) -> list[_Run]:
         stored = sharding.stored_columns(source.parts, source.indices_shape)
@@ -208,7 +217,7 @@ class LayerWeights:
                 for name, tensor in parts.items()
             }
             if positions is not None:
-                kept = sharding.cut_outliers(positions.long(), values, rows, source.rows, columns)
+                kept = sharding.cut_outliers(positions, values, rows, source.rows, columns)
                 if kept[0].numel():
                     run.update(zip(("sidecar_positions", "sidecar_values"), kept))
             made.append((begin, {name: tensor.to(self.device) for name, tensor in run.items()}, source.name))
