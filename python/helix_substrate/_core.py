@@ -193,6 +193,13 @@ def low_rank_code(low_rank: Optional[int]) -> int:
     return low_rank or -1
 
 
+def whole_number(name: str, value: int, kind=c_int32) -> int:
+    """value, as fields of that type take it: ctypes would cut off what is beyond. Raises ValueError."""
+    if kind(value).value != value:
+        raise ValueError(f"{name} is {value}, out of range")
+    return value
+
+
 def encode(
     name: str, dtype: str, shape, address: int, sidecar_fraction: float, threads: int, max_codewords: int = 256,
     profile: Optional[str] = None, bits: int = 0, group: int = 0, low_rank: Optional[int] = None,
@@ -201,8 +208,9 @@ def encode(
     handle, fidelity = c_void_p(), _abi.Fidelity()
     source = tensor(name, dtype, shape, address)
     options = _abi.EncodeOptions(
-        sidecar_fraction, max_codewords, threads, _name(profile), bits, group, low_rank_code(low_rank)
-    )
+        sidecar_fraction, whole_number("max_codewords", max_codewords), whole_number("threads", threads),
+        _name(profile), whole_number("bits", bits), whole_number("group", group, c_int64), low_rank_code(low_rank),
+    )  # fmt: skip
     check(library.hxq_encode(byref(source), byref(options), byref(handle), byref(fidelity)))
     return _take_parts(handle), {field: getattr(fidelity, field) for field, _ in fidelity._fields_}
 
@@ -323,10 +331,13 @@ def compress(
     """
     if isinstance(keep, str) or isinstance(only, str):
         raise TypeError("keep and only are lists of patterns, not a string")
-    roles = (_abi.RoleBits * max(1, len(bits_for)))(*((role.encode(), bits) for role, bits in bits_for.items()))
+    roles = (_abi.RoleBits * max(1, len(bits_for)))(
+        *((role.encode(), whole_number(f"bits_for[{role!r}]", of_role)) for role, of_role in bits_for.items())
+    )
     options = _abi.CompressOptions(
-        sidecar_fraction, *_texts(keep), *_texts(only), threads, int(force), profile=_name(profile), bits=bits,
-        group=group, low_rank=low_rank_code(low_rank), bits_for=roles, bits_for_count=len(bits_for),
+        sidecar_fraction, *_texts(keep), *_texts(only), whole_number("threads", threads), int(force),
+        profile=_name(profile), bits=whole_number("bits", bits), group=whole_number("group", group, c_int64),
+        low_rank=low_rank_code(low_rank), bits_for=roles, bits_for_count=len(bits_for),
     )  # fmt: skip
     source, destination = os.fsencode(source), os.fsencode(destination)
     text = c_void_p()
@@ -370,6 +381,8 @@ def stored_parts(folder, name: str | None = None) -> tuple[list[tuple], dict]:
 def cdnav3_write(folder, name, dtype, shape, address, exact, sidecar_fraction, max_codewords, threads) -> dict:
     text = c_void_p()
     source = tensor(name, dtype, shape, address)
-    options = _abi.EncodeOptions(sidecar_fraction, max_codewords, threads)
+    options = _abi.EncodeOptions(
+        sidecar_fraction, whole_number("max_codewords", max_codewords), whole_number("threads", threads)
+    )
     check(library.hxq_cdnav3_write(os.fsencode(folder), byref(source), int(exact), byref(options), byref(text)))
     return _take_json(text)

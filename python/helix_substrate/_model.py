@@ -78,7 +78,10 @@ class OpenModel:
     def run(self, segments: Sequence[Segment]) -> None:
         """Continues some sequences in one call. Raises ValueError, with all as it was, for tokens that the model has
         not and for more than its context holds."""
-        tokens = [(c_int32 * len(given.tokens))(*given.tokens) for given in segments]
+        tokens = [
+            (c_int32 * len(given.tokens))(*(_core.whole_number("a token", token) for token in given.tokens))
+            for given in segments
+        ]
         array = (_abi.Segment * len(segments))(
             *((given.sequence.address, ids, len(ids), *given[2:]) for given, ids in zip(segments, tokens))
         )
@@ -87,7 +90,7 @@ class OpenModel:
 
 def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.ModelOptions:
     return _abi.ModelOptions(
-        threads=threads,
+        threads=_core.whole_number("threads", threads),
         target=_core.target_name(),
         precision=_core.precision_code(precision),
         device=os.fsencode(device),

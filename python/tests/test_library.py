@@ -49,6 +49,19 @@ def test_every_struct_is_stated():
     assert sorted(names) == sorted(f"hxq_{structure.__name__}" for structure in _abi._STRUCTS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 2**32 + 4}, {"group": 2**64 + 32, "bits": 4}, {"bits_for": {"head": 2**32 + 8}}, {"threads": -(2**32)}],
+)
+def test_numbers_beyond_their_fields_are_refused(options, dense_folder, tmp_path):
+    with pytest.raises(ValueError, match="out of range"):
+        helix_substrate.compress(dense_folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    encoded = {name: value for name, value in options.items() if name != "bits_for"} or {"max_codewords": 2**32 + 256}
+    with pytest.raises(ValueError, match="out of range"):
+        _core.encode("m", "F32", (1, 1), 0, 0.0, **{"threads": 1, **encoded})
+
+
 def test_wrong_calls_are_value_errors(hxq_folder):
     model = helix_substrate.Model(hxq_folder, threads=1)
     with pytest.raises(ValueError, match="outside the vocabulary"):
@@ -57,6 +70,10 @@ def test_wrong_calls_are_value_errors(hxq_folder):
         model.forward([])
     with pytest.raises(ValueError, match="-1 threads"):
         helix_substrate.Model(hxq_folder, threads=-1)
+    with pytest.raises(ValueError, match="threads is 4294967297, out of range"):
+        helix_substrate.Model(hxq_folder, threads=2**32 + 1)
+    with pytest.raises(ValueError, match="a token is 4294967301, out of range"):
+        model.forward([2**32 + 5])
     with pytest.raises(ValueError, match="sidecar_fraction is 2,"):
         helix_substrate.compress(hxq_folder, "/nowhere/x", sidecar_fraction=2.0)
     assert model.position == 0
