@@ -82,6 +82,13 @@ def low_rank(rng, rows, cols):
     return {**parts, "svd_U": torch.from_numpy(u), "svd_s": torch.from_numpy(s), "svd_Vt": torch.from_numpy(vt)}, dense
 
 
+def channel_scales(rng, rows, cols):
+    """dense: what decompression writes, W / scales."""
+    parts, dense = low_rank(rng, rows, cols)
+    scales = rng.uniform(0.5, 2, cols).astype(np.float32)
+    return {**parts, "channel_scales": torch.from_numpy(scales)}, dense / scales
+
+
 def pairs(rng, rows, cols):
     return codebook_parts(rng, rows, cols, k=512, width=2)
 
@@ -116,7 +123,7 @@ def dense_only(rng, rows, cols):
 
 STORED = {
     "scalar": scalar, "outliers": outliers, "unsorted outliers": unsorted_outliers, "low rank": low_rank,
-    "pairs": pairs, "packed": packed, "grouped 3": grouped(3, 32), "grouped 4": grouped(4, 32),
+    "channel scales": channel_scales, "pairs": pairs, "packed": packed, "grouped 3": grouped(3, 32), "grouped 4": grouped(4, 32),
     "grouped 8": grouped(8, 64), "dense": dense_only,
 }  # fmt: skip
 
@@ -161,9 +168,8 @@ def dense_share(layer: Layer, sources: dict) -> torch.Tensor:
     for shard, (parts, dense) in sources.items():
         whole = torch.from_numpy(np.ascontiguousarray(dense, np.float32))
         if "weight" not in parts:
-            matrix = ops.matrix_of(ops.parts_of(plain(parts)), *dense.shape)
             # The core's whole matrix is the reference for bits, the formula for the core.
-            core = ops.decode(matrix)
+            core = decompressed(parts, dense.shape)
             torch.testing.assert_close(core, whole, rtol=1e-5, atol=1e-5)
             whole = core
         layer.load(parameter, whole, shard)
@@ -172,6 +178,11 @@ def dense_share(layer: Layer, sources: dict) -> torch.Tensor:
 
 def plain(parts: dict) -> dict:
     return {"sidecar_positions" if name == "sidecar_indices" else name: part for name, part in parts.items()}
+
+
+def decompressed(parts: dict, shape) -> torch.Tensor:
+    """The core's rows of the stored matrix, channel scales in them, as decompression writes it."""
+    return ops.gather_forward(ops.matrix_of(ops.parts_of(plain(parts)), *shape), torch.arange(shape[0]), torch.float32)
 
 
 def check_share(layer: Layer, world: int, sources: dict, group=None) -> None:

@@ -2,8 +2,10 @@
 loads of the decompressed matrix."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 import torch.multiprocessing as mp
 
@@ -64,9 +66,7 @@ def load(layer, part: str, tensor: torch.Tensor, shard) -> None:
 
 
 def compare(kind: str, compressed, dense, sources: dict, cols: int, make) -> None:
-    from test_vllm_shares import plain
-
-    from helix_substrate import ops
+    from test_vllm_shares import decompressed
 
     rng = np.random.default_rng(0)
     dense.weight.data.zero_()
@@ -77,14 +77,26 @@ def compare(kind: str, compressed, dense, sources: dict, cols: int, make) -> Non
         if "weight" in parts:
             whole = parts["weight"]
         else:
-            whole = ops.decode(ops.matrix_of(ops.parts_of(plain(parts)), *whole.shape))
+            whole = decompressed(parts, whole.shape)
         load(dense, "weight", whole, shard)
     share = dense.weight.data.clone()
+    made = compressed.hxq.finish()  # vLLM may lay out anew what is dense
+    assert torch.equal(made.data if "weight" in parts else made.decode(), share)
     compressed.quant_method.process_weights_after_loading(compressed)
     if "weight" in parts:
         assert type(compressed.quant_method).__name__.startswith("Unquantized")
-        return
-    assert torch.equal(compressed.hxq_stacked.decode(), share)
+    else:
+        assert compressed.hxq_stacked is made
+
+
+def check_other_activations() -> None:
+    from vllm.model_executor.layers.mamba.mamba_mixer import MambaMixer
+
+    with pytest.raises(ValueError, match="gelus.mixer has activation 'gelu'"):
+        MambaMixer(
+            HIDDEN, 8, 4, 96, 32, use_conv_bias=True, use_bias=False, use_rms_norm=False, activation="gelu",
+            prefix="gelus.mixer",
+        )  # fmt: skip
 
 
 def run_rank(rank: int, world: int, folder: str) -> None:
@@ -115,6 +127,8 @@ def run_rank(rank: int, world: int, folder: str) -> None:
                     done += 1
                 except Exception as error:
                     failures.append(f"{kind}, {stored}, rank {rank} of {world}: {type(error).__name__} {error}"[:500])
+            if number == 0:
+                check_other_activations()
     with open(os.path.join(folder, f"{world}.{rank}"), "w") as file:
         file.write("\n".join(failures) or f"{done} alike")
 
@@ -126,3 +140,18 @@ def test_every_rank_holds_what_vllm_loads_dense(tmp_path):
         mp.spawn(run_rank, args=(world, str(tmp_path)), nprocs=world)
     said = {(tmp_path / f"{world}.{rank}").read_text() for world in WORLDS for rank in range(world)}
     assert said == {f"{18 * len(STORED)} alike"}
+
+
+def test_states_of_texts_in_decode():
+    from helix_substrate.vllm.layers import decode_slots
+
+    def slots(indices, texts=2, tokens=2):
+        metadata = SimpleNamespace(
+            num_decodes=texts, num_decode_tokens=tokens, state_indices_tensor_d=torch.tensor(indices)
+        )
+        return decode_slots(metadata).tolist()
+
+    assert slots([7, 3]) == slots([[7], [3]]) == [7, 3]
+    assert slots([7, 3, 0, 0]) == slots([[7, 5], [3, 6], [0, 0], [0, 0]]) == [7, 3]
+    with pytest.raises(ValueError, match="4 tokens are decoded for 2 texts"):
+        slots([7, 3], tokens=4)

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import _abi, _core
 from .define import define
 from .gate import CORE_DTYPES, Arguments, Operation, direct
-from .linear import decode, gather_forward
+from .linear import gather_forward
 from .weights import AnyMatrix, lean_matrix, matrix_of, parts_of
 
 _hxq = torch.ops.hxq
@@ -72,11 +72,12 @@ class Stacked:
         return _hxq.embedding_parts(ids, self.tensors, self.layout, self.cols, dtype)
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The whole matrix, dense, on the device of its tensors."""
+        """The whole matrix, dense, on the device of its tensors: W / channel_scales, as decompression writes it."""
         device = self.tensors[0].device if self.tensors else None
         dense = torch.zeros((self.rows, self.cols), dtype=dtype, device=device)
         for begin, end, matrix in self.runs:
-            dense[begin:end] = matrix if isinstance(matrix, torch.Tensor) else decode(matrix, dtype, dense)
+            ids = torch.arange(end - begin, device=device)  # the rows of an embedding have the scales in them
+            dense[begin:end] = matrix if isinstance(matrix, torch.Tensor) else gather_forward(matrix, ids, dtype)
         return dense
 
 

@@ -61,6 +61,19 @@ def _has_scan() -> bool:
     return hasattr(torch.ops._C, "selective_scan_fwd")
 
 
+def decode_slots(metadata) -> torch.Tensor:
+    """Where the states of the texts in decode are, of a tensor [texts or more] or [texts or more, slots]: the first of
+    each. Raises ValueError for texts of more than one token."""
+    texts = metadata.num_decodes
+    if metadata.num_decode_tokens != texts:
+        raise ValueError(
+            f"{metadata.num_decode_tokens} tokens are decoded for {texts} texts: HXQ's scan on the CPU has no "
+            "speculative decoding"
+        )
+    slots = metadata.state_indices_tensor_d[:texts]
+    return (slots if slots.dim() == 1 else slots[:, 0]).long()
+
+
 class HxqMambaMixer(MambaMixer):
     """Mamba-1's mixer with compressed projections, run by the core's scan where vLLM's build has none."""
 
@@ -69,6 +82,8 @@ class HxqMambaMixer(MambaMixer):
         self.hxq_config = config = _config()
         if config is None:
             return
+        if self.activation not in ("silu", "swish"):
+            raise ValueError(f"{self.prefix} has activation {self.activation!r}, expected silu")
         inner, rank = self.intermediate_size, self.time_step_rank
         hidden, has_bias = self.in_proj.input_size, self.in_proj.bias is not None
 
@@ -95,8 +110,7 @@ class HxqMambaMixer(MambaMixer):
         x, gate = self.in_proj(hidden_states[: decode + prefill])[0].chunk(2, dim=-1)
         scanned = []
         if decode:  # vLLM puts them first
-            slots = metadata.state_indices_tensor_d.reshape(decode, -1)[:, 0].long()
-            y = self._scan(x[:decode].unsqueeze(1), gate[:decode].unsqueeze(1), slots)
+            y = self._scan(x[:decode].unsqueeze(1), gate[:decode].unsqueeze(1), decode_slots(metadata))
             scanned.append(y.squeeze(1))
         if prefill:
             ends = (metadata.query_start_loc_p + decode).tolist()
