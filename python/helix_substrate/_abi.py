@@ -97,7 +97,7 @@ ON_CUDA = (
 _STRUCTS = (
     Tensor, Rows, OutputRows, FloatRows, Progress, MatrixInfo, LinearArgs, EncodeOptions, Fidelity, ConvArgs,
     ConvGradients, ScanArgs, ScanGradients, SsdArgs, SsdGradients, MambaMixer, MambaMixerArgs, ModelOptions, ModelInfo,
-    Segment, CompressOptions, CudaCall,
+    Segment, RoleBits, CompressOptions, CudaCall,
 )  # fmt: skip
 
 #: Functions that return a status, with their arguments.
