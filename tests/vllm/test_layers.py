@@ -87,6 +87,7 @@ def compare(kind: str, compressed, dense, sources: dict, cols: int, make) -> Non
         assert type(compressed.quant_method).__name__.startswith("Unquantized")
     else:
         assert compressed.hxq_stacked is made
+        assert torch.equal(compressed.quant_method.dequantize_weight(compressed), share)
 
 
 def check_other_activations() -> None:
