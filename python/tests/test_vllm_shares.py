@@ -1,5 +1,5 @@
 """What a rank of vLLM holds of compressed matrices, in worlds of 1, 2 and 4 processes over gloo, without vLLM: the
-layers of `vllm_layers` stand for its own. `test_vllm_engine.py` does the same with vLLM's."""
+layers of `vllm_layers` stand for its own. `tests/vllm/test_layers.py` does the same with vLLM's."""
 
 import ctypes
 import multiprocessing
@@ -123,8 +123,8 @@ def dense_only(rng, rows, cols):
 
 STORED = {
     "scalar": scalar, "outliers": outliers, "unsorted outliers": unsorted_outliers, "low rank": low_rank,
-    "channel scales": channel_scales, "pairs": pairs, "packed": packed, "grouped 3": grouped(3, 32), "grouped 4": grouped(4, 32),
-    "grouped 8": grouped(8, 64), "dense": dense_only,
+    "channel scales": channel_scales, "pairs": pairs, "packed": packed, "grouped 3": grouped(3, 32),
+    "grouped 4": grouped(4, 32), "grouped 8": grouped(8, 64), "dense": dense_only,
 }  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def weights_of(layer: Layer, world: int) -> LayerWeights:
 
     return LayerWeights(
         layer.rows, layer.cols, layer.local_cols, load_of, name_of, torch.float32, torch.device("cpu"),
-        whole=world == 1, last=layer.rank == world - 1, expected=tuple(shard for shard in layer.sources if shard is not None),
+        whole=world == 1, last=layer.rank == world - 1,
+        expected=tuple(shard for shard in layer.sources if shard is not None),
     )  # fmt: skip
 
 
@@ -446,6 +447,8 @@ def test_folders_that_lack_what_their_receipt_lists(hxq_folder, tmp_path):
     assert f"{layer}.norm.weight is" in message(True, **{f"{layer}.norm.weight": shorter.clone()})
     unknown = {f"{layer}.mixer.in_proj.levels": torch.zeros(4)}
     assert f"{layer}.mixer.in_proj.levels is no part" in message(False, **unknown)
+    unknown = {f"{layer}.mixer.in_proj._sidecar_levels": torch.zeros(4)}
+    assert f"{layer}.mixer.in_proj._sidecar_levels is no part" in message(False, **unknown)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="model.safetensors: "):

@@ -156,3 +156,19 @@ def test_states_of_texts_in_decode():
     assert slots([7, 3, 0, 0]) == slots([[7, 5], [3, 6], [0, 0], [0, 0]]) == [7, 3]
     with pytest.raises(ValueError, match="4 tokens are decoded for 2 texts"):
         slots([7, 3], tokens=4)
+
+
+def test_options():
+    from helix_substrate.vllm.method import options_of
+
+    def options(additional):
+        return options_of(SimpleNamespace(additional_config=additional))
+
+    assert options({}) == options({"hxq": {}}) == {}
+    assert options({"hxq": {"precision": "exact"}}) == {"precision": "exact"}
+    for wrong in (None, "exact", ["precision"]):
+        with pytest.raises(ValueError, match=r"additional_config\['hxq'\] is .*, expected options"):
+            options({"hxq": wrong})
+    for wrong in (None, "double", ["exact"]):
+        with pytest.raises(ValueError, match="precision is .*, expected one of fast, exact"):
+            options({"hxq": {"precision": wrong}})

@@ -38,14 +38,16 @@ _OPTIONS = ("precision",)
 
 
 def options_of(vllm_config) -> dict[str, Any]:
-    """`--additional-config '{"hxq": {...}}'`. Raises ValueError for an option that there is not."""
+    """`--additional-config '{"hxq": {...}}'`. Raises ValueError for what are no options, and for unknown ones."""
     additional = getattr(vllm_config, "additional_config", None)
     options = additional.get("hxq", {}) if isinstance(additional, dict) else {}
+    if not isinstance(options, dict):
+        raise ValueError(f"additional_config['hxq'] is {options!r}, expected options, as in {{'precision': 'exact'}}")
     unknown = set(options) - set(_OPTIONS)
     if unknown:
         raise ValueError(f"additional_config['hxq'] has {', '.join(sorted(unknown))}, expected {', '.join(_OPTIONS)}")
     if "precision" in options:
-        _core.precision_code(options["precision"])  # raises for another name
+        _core.precision_code(str(options["precision"]))  # raises for another name
     return options
 
 

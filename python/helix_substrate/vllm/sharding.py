@@ -24,7 +24,7 @@ ZEROS, UNTOUCHED = -1, -2
 GROUPED = ("grouped_levels", "grouped_indices", "grouped_scales", "grouped_scale_levels", "grouped_shape")
 PARTS = (*PART_NAMES, "sidecar_indices", *GROUPED)
 #: Names of buffers that other writers derived from parts.
-IGNORED = re.compile(r"(codebook_f16|_sidecar_\w+)$")
+IGNORED = re.compile(r"(codebook_f16|_sidecar_(vq_vals|rows|cols|deltas))$")
 NEEDED = {"codebook": ("codebook", "indices"), "grouped": GROUPED}
 
 #: Parts with a row for each row of the matrix: they can be cut as soon as they arrive.

@@ -47,8 +47,8 @@ class LayerWeights:
 
     load_of(shard): the layer's loader of dense weights for that matrix. name_of(shard): its module, for messages.
     whole: one rank holds all, so that every stored row has to be used. last: this is the last rank, which uses the last
-    stored row of every matrix: where there are more rows than the ranks take, it tells. dtype, device: of dense weights,
-    and where the share is kept. All methods raise ValueError that names the module for what does not fit.
+    stored row of every matrix: where there are more rows than the ranks take, it tells. dtype, device: of dense
+    weights, and where the share is kept. All methods raise ValueError that names the module for what does not fit.
     """
 
     def __init__(
