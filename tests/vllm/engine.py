@@ -9,13 +9,22 @@ import sys
 
 
 def resident(model) -> int:
-    """Bytes of what compressed layers hold, of tied ones once; and of the core's copies of outliers, 20 for each."""
+    """Bytes of what compressed layers hold, of tied ones once."""
     stacks = {
         id(module.hxq_stacked): module.hxq_stacked for module in model.modules() if hasattr(module, "hxq_stacked")
     }
     tensors = sum(tensor.nbytes for stack in stacks.values() for tensor in stack.tensors)
     matrices = [run.matrix for stack in stacks.values() for run in stack.runs if hasattr(run.matrix, "info")]
-    return tensors + sum(20 * matrix.info()["outliers"] for matrix in matrices)
+    return tensors + sum(copied(matrix.info()) for matrix in matrices)
+
+
+def copied(info: dict) -> int:
+    """Bytes that the core has of a matrix with a codebook beside its indices: 20 for an outlier and 4 for a row of
+    them, the low-rank factors in F32, and 13 for an entry of the codebook with its lookup planes."""
+    return (
+        20 * info["outliers"] + 4 * (info["rows"] + 1) + 4 * info["rank"] * (info["rows"] + info["cols"])
+        + 13 * info["codewords"] * info["vector_dim"]
+    )  # fmt: skip
 
 
 def run(job: dict) -> dict:

@@ -59,7 +59,7 @@ def test_vllm_says_what_the_core_says(name, compressed, engine):
     counted = (".indices", ".sidecar_positions", ".sidecar_values")
     stored = sum(tensor.nbytes for key, tensor in tensors.items() if key.endswith(counted))
     print(f"{name}: {answer['bytes'] / stored:.4f} of indices and outliers")
-    assert answer["bytes"] <= 1.02 * stored
+    assert answer["bytes"] <= 1.06 * stored  # small matrices: their tables and low-rank terms count
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,6 +97,12 @@ def test_compiled_models_and_fast_products(compressed, engine):
         assert np.abs(np.subtract(found["prompt_logprobs"], wanted["prompt_logprobs"])).max() <= 0.05
 
 
+def refused(answer: dict) -> str:
+    """What ended the start of an engine."""
+    assert "error" in answer, answer["log"][-3000:]
+    return answer["error"]
+
+
 @pytest.fixture
 def changed(tmp_path, compressed):
     """changed(name, change, receipt=False): a compressed folder with other tensors."""
@@ -115,36 +121,35 @@ def changed(tmp_path, compressed):
 
 
 @pytest.mark.parametrize(
-    "change, module",
+    "change, said",
     [
-        (lambda t: t.pop("model.layers.1.self_attn.k_proj.codebook"), "model.layers.1.self_attn.k_proj"),
-        (lambda t: t.pop("model.layers.1.mlp.down_proj.indices"), "model.layers.1.mlp.down_proj"),
-        (lambda t: [t.pop(k) for k in list(t) if ".layers.3.mlp.up_proj." in k], "model.layers.3.mlp.up_proj"),
-        (lambda t: [t.pop(k) for k in list(t) if ".layers.4." in k], "model.layers.4."),
-        (lambda t: t.update({"lm_head.indices": t["lm_head.indices"][:-8]}), "lm_head"),
-        (lambda t: t.update({"lm_head.levels_v9": t["lm_head.codebook"].clone()}), "lm_head.levels_v9"),
+        (lambda t: t.pop("model.layers.1.self_attn.k_proj.codebook"), "1.self_attn.k_proj.codebook was not loaded"),
+        (lambda t: t.pop("model.layers.1.mlp.down_proj.indices"), "1.mlp.down_proj.indices was not loaded"),
+        (lambda t: [t.pop(k) for k in list(t) if ".layers.3.mlp.up_proj." in k], "layers.3.mlp.up_proj was not loaded"),
+        (lambda t: [t.pop(k) for k in list(t) if ".layers.4." in k], "layers.4.self_attn.qkv_proj was not loaded"),
+        (lambda t: t.update({"lm_head.indices": t["lm_head.indices"][:-8]}), "lm_head.indices [8184, 256] does not"),
+        (lambda t: t.update({"lm_head.levels_v9": t["lm_head.codebook"].clone()}), "lm_head.levels_v9 is no part"),
     ],
-)  # fmt: skip
-def test_truncated_folders_name_the_module(change, module, changed, engine):
-    answer = engine(changed("wiki-llama", change))
-    assert "error" in answer and module in answer["log"], answer["log"][-3000:]
+)
+def test_truncated_folders_name_the_module(change, said, changed, engine):
+    assert said in refused(engine(changed("wiki-llama", change)))
 
 
 def test_a_missing_norm_is_named(changed, engine):
     folder = changed("wiki-llama", lambda t: t.pop("model.layers.2.input_layernorm.weight"), receipt=True)
-    assert "model.layers.2.input_layernorm.weight is missing" in engine(folder)["log"]
+    assert "model.layers.2.input_layernorm.weight is missing" in refused(engine(folder))
 
 
 def test_another_version_is_refused(changed, engine):
     folder = changed("wiki-llama", lambda t: None, receipt=True)
     receipt = json.loads((folder / "hxq_receipt.json").read_text())
     (folder / "hxq_receipt.json").write_text(json.dumps({**receipt, "receipt_version": 2}))
-    assert "has version 2, expected 1" in engine(folder)["log"]
+    assert "has version 2, expected 1" in refused(engine(folder))
 
 
 def test_unknown_options_are_refused(compressed, engine):
     answer = engine(compressed("wiki-llama"), options={"additional_config": {"hxq": {"precison": "exact"}}})
-    assert "precison" in answer["error"]
+    assert "additional_config['hxq'] has precison, expected precision" in refused(answer)
 
 
 def test_the_server_of_the_readme(compressed, tmp_path):
