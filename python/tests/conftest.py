@@ -47,7 +47,9 @@ def tokenizer():
 def floats():
     """Kernels that do not round their inputs."""
     helix_substrate.use_target("avx2" if "avx2" in helix_substrate.supported_targets() else "scalar")
+    helix_substrate.set_precision("exact")
     yield
+    helix_substrate.set_precision("fast")
     helix_substrate.use_target(None)
 
 
