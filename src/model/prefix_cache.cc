@@ -40,28 +40,26 @@ void PrefixCache::make_room(int64_t bytes) {
 
 void PrefixCache::keep(std::span<const int32_t> prompt, const Sequence& sequence, std::span<const float> logits) {
   const std::span<const int32_t> tokens = prompt.first(static_cast<size_t>(sequence.position()));
-  const int64_t bytes = sequence.bytes() + static_cast<int64_t>(tokens.size_bytes() + logits.size_bytes());
-  if (bytes > most_bytes_) return;
   try {
     if (Entry* same = find_same(tokens, std::ssize(prompt))) {
-      if (same->logits.empty() && !logits.empty()) {
-        const auto more = static_cast<int64_t>(logits.size_bytes());
-        make_room(more);  // not of this one, which is the last used and has room with its logits
-        same->logits.assign(logits.begin(), logits.end());
-        same->bytes += more;
-        bytes_ += more;
-      }
+      const auto more = static_cast<int64_t>(logits.size_bytes());
+      if (!same->logits.empty() || logits.empty() || same->bytes + more > most_bytes_) return;
+      make_room(more);  // not of this one, which is the last used and has room with its logits
+      same->logits.assign(logits.begin(), logits.end());
+      same->bytes += more;
+      bytes_ += more;
       return;
     }
-    make_room(bytes);
     Entry entry{.tokens = {tokens.begin(), tokens.end()},
                 .prompt_length = std::ssize(prompt),
                 .sequence = model_.new_sequence(),
-                .logits = {logits.begin(), logits.end()},
-                .bytes = bytes};
-    entry.sequence.copy_from(sequence);
+                .logits = {logits.begin(), logits.end()}};
+    entry.sequence.copy_from(sequence);  // has what it needs; a sequence that was used before may have more
+    entry.bytes = entry.sequence.bytes() + static_cast<int64_t>(tokens.size_bytes() + logits.size_bytes());
+    if (entry.bytes > most_bytes_) return;
+    make_room(entry.bytes);
     entries_.push_front(std::move(entry));
-    bytes_ += bytes;
+    bytes_ += entries_.front().bytes;
   } catch (const OutOfMemory&) {
     make_room(most_bytes_);
   } catch (const std::bad_alloc&) {

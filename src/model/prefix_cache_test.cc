@@ -192,6 +192,26 @@ TEST(Prefixes, EntriesThatWereNotUsedForLongestGo) {
   EXPECT_NE(cache.find(longer(2)), nullptr);
 }
 
+TEST(Prefixes, WhatASequenceHadBeforeCountsNothing) {
+  const Model model = Model::open(folder("tests/e2e/llama-bias"), {.threads = 2});
+  Workspace workspace = model.new_workspace();
+  std::mt19937 random(6);
+  const std::vector<int32_t> before = random_tokens(random, 150), prompt = random_tokens(random, 10);
+  Sequence fresh = model.new_sequence(), reused = model.new_sequence();
+  last_logits(model, before, reused, workspace);
+  reused.reset();
+  last_logits(model, prompt, fresh, workspace);
+  const std::vector<float> logits = last_logits(model, prompt, reused, workspace);
+  ASSERT_GT(reused.bytes(), fresh.bytes());
+  const int64_t entry = fresh.bytes() + std::ssize(prompt) * int64_t{sizeof(int32_t)};
+  PrefixCache cache(model, entry + std::ssize(logits) * int64_t{sizeof(float)} - 1);
+  cache.keep(prompt, reused, {});
+  EXPECT_NE(cache.find(joined(prompt, {1})), nullptr);
+  cache.keep(prompt, fresh, logits);
+  EXPECT_EQ(cache.find(prompt), nullptr) << "there is no room for its logits";
+  EXPECT_NE(cache.find(joined(prompt, {1})), nullptr);
+}
+
 TEST(Prefixes, LogitsThatComeLaterCountToo) {
   const Model model = Model::open(folder("tests/e2e/llama-bias"), {.threads = 2});
   Workspace workspace = model.new_workspace();
