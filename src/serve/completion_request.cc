@@ -71,6 +71,14 @@ int64_t room(const CompletionRequest& request, const ServedModel& served) {
   return std::max<int64_t>(served.context - static_cast<int64_t>(longest), 1);
 }
 
+/// Tokens that each text of a chat may have where none are asked for, at least 1.
+int64_t chat_tokens(const CompletionRequest& request, const ServedModel& served) {
+  const int64_t share = (served.queued_tokens - request.prompt_tokens()) / (request.choices() * request.token_weight());
+  const int64_t most = std::min(room(request, served), std::max<int64_t>(share, 1));
+  const bool has_end = served.model.info().context_length > 0;
+  return has_end ? most : std::min(most, kChatTokens);
+}
+
 void check_choices(const CompletionRequest& request) {
   if (request.choices() <= kMostChoices) return;
   throw bad_request(fmt::format("{} choices asked for, expected at most {}", request.choices(), kMostChoices), "n",
@@ -170,10 +178,13 @@ int64_t CompletionRequest::prompt_tokens() const noexcept {
   return tokens;
 }
 
+int64_t CompletionRequest::token_weight() const noexcept {
+  return stream ? 1 : 1 + std::max<int64_t>(options.logprobs, 0);
+}
+
 double CompletionRequest::most_tokens() const noexcept {
-  const int64_t weight = stream ? 1 : 1 + std::max<int64_t>(options.logprobs, 0);
   return static_cast<double>(prompt_tokens()) +
-         static_cast<double>(choices() * weight) * static_cast<double>(options.max_tokens);
+         static_cast<double>(choices() * token_weight()) * static_cast<double>(options.max_tokens);
 }
 
 GenerateOptions CompletionRequest::options_of(int64_t number) const {
@@ -257,9 +268,7 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
   }
   request.shared_tokens = tokens_before_the_last(messages, request.prompts[0], served);
   if (request.prompts[0].empty()) throw bad_request("the messages have no tokens", "messages", "invalid_value");
-  const bool has_end = served.model.info().context_length > 0;
-  const int64_t rest = room(request, served);
-  request.options.max_tokens = (new_name ? new_name : old_name).value_or(has_end ? rest : std::min(rest, kChatTokens));
+  request.options.max_tokens = (new_name ? new_name : old_name).value_or(chat_tokens(request, served));
   check_context(request, served);
   return request;
 }

@@ -25,6 +25,8 @@ struct CompletionRequest {
   int64_t choices() const noexcept { return n * std::ssize(prompts); }
   /// Tokens of the prompts of all choices.
   int64_t prompt_tokens() const noexcept;
+  /// What is kept of a token until it is sent, as a number of tokens.
+  int64_t token_weight() const noexcept;
   /// What all choices may have in all, prompts included, weighed by what an answer keeps of them.
   double most_tokens() const noexcept;
   /// Of choice `number`, which counts all choices of the first prompt, then those of the next. Choices of the same

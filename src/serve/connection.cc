@@ -84,6 +84,7 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
   std::string id_, origin_, wanted_headers_;
   unsigned version_ = 11;
   bool keep_alive_ = false;
+  bool answering_ = false;  ///< the answer's head may be on its way: no other can follow
   bool is_head_ = false;
   bool preflight_ = false;
 };
@@ -207,6 +208,7 @@ asio::awaitable<void> Connection::write(Reply reply) {
   if (!is_head_) message.body() = std::move(reply.body);
   stream_.expires_after(duration(hub_.options.write_seconds));
   http::response_serializer<http::string_body> serializer{message};
+  answering_ = true;
   co_await http::async_write(stream_, serializer, asio::use_awaitable);
 }
 
@@ -244,6 +246,7 @@ asio::awaitable<void> Connection::stream(Completion& completion, const std::shar
   head.chunked(version_ >= 11);
   stream_.expires_after(duration(hub_.options.write_seconds));
   http::response_serializer<http::empty_body> serializer{head};
+  answering_ = true;
   co_await http::async_write_header(stream_, serializer, asio::use_awaitable);
   std::optional<ApiError> fault;
   try {
@@ -366,6 +369,7 @@ asio::awaitable<bool> Connection::answer(Request& request) {
   } catch (const std::exception& error) {
     refusal = error_reply(server_fault(without_file(error)));
   }
+  if (refusal && answering_) co_return false;
   if (refusal) co_await write(std::move(*refusal));
   co_return keep_alive_;
 }
@@ -416,7 +420,7 @@ asio::awaitable<void> Connection::run() {
     body_share_ = {};
     id_ = hub_.new_id("req_");
     origin_.clear();
-    keep_alive_ = is_head_ = preflight_ = false;
+    keep_alive_ = answering_ = is_head_ = preflight_ = false;
     idle_ = buffer_.size() == 0;
     stream_.expires_after(duration(hub_.options.head_seconds));
     const auto [error, size] = co_await http::async_read_header(stream_, buffer_, parser, kNoThrow);

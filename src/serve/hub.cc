@@ -33,18 +33,18 @@ Share Hub::admit_body(int64_t bytes) {
 
 Hub::Admission Hub::admit(const CompletionRequest& request) {
   const int64_t choices = request.choices(), tokens = request.prompt_tokens();
-  if (request.most_tokens() > static_cast<double>(options.queued_tokens)) {
+  if (request.most_tokens() > static_cast<double>(served.queued_tokens)) {
     throw bad_request(
         fmt::format("the request asks for more than {} tokens in all: {} choices of up to {}, {} tokens of "
                     "prompts{}",
-                    options.queued_tokens, choices, request.options.max_tokens, tokens,
+                    served.queued_tokens, choices, request.options.max_tokens, tokens,
                     request.stream || request.options.logprobs < 1
                         ? ""
                         : ", and for each the likeliest (which streams may ask for)"),
         "max_tokens", "invalid_value");
   }
   if (choices > options.parallel + options.waiting - texts_) throw unavailable("too many texts are waiting");
-  if (tokens > options.queued_tokens - tokens_) throw unavailable("the prompts that are waiting are too long");
+  if (tokens > served.queued_tokens - tokens_) throw unavailable("the prompts that are waiting are too long");
   return {{texts_, choices}, {tokens_, tokens}};
 }
 

@@ -54,9 +54,12 @@ std::string address_of(const tcp::endpoint& endpoint) {
 /// Browsers say whose page asks as "https://host" or "https://host:port": what is spelled otherwise is never met.
 void check_origin(const std::string& origin) {
   const size_t scheme = origin.find("://");
-  const bool has_form = scheme != origin.npos && scheme > 0 && scheme + 3 < origin.size() &&
-                        origin.find_first_of("/?# \t", scheme + 3) == origin.npos &&
-                        std::ranges::none_of(origin, [](char c) { return c >= 'A' && c <= 'Z'; });
+  const bool has_form =
+      scheme != origin.npos && scheme > 0 && scheme + 3 < origin.size() &&
+      origin.find_first_of("/?# \t", scheme + 3) == origin.npos &&
+      std::ranges::none_of(origin, [](char c) { return (c >= 'A' && c <= 'Z') || (c & 0x80) != 0; }) &&
+      !(origin.starts_with("https:") && origin.ends_with(":443")) &&
+      !(origin.starts_with("http:") && origin.ends_with(":80"));
   if (has_form || origin == "*" || origin == "null") return;
   throw Error(fmt::format("origin '{}': expected one as https://example.org or http://localhost:3000, or *", origin));
 }
@@ -113,7 +116,8 @@ struct Server::Impl {
                options.model_name,
                std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
                    .count(),
-               context_of(model, options.context)},
+               context_of(model, options.context),
+               options.queued_tokens},
         endpoint(endpoint_of(options)),
         hub(served, options, endpoint.address().is_loopback()),
         acceptor(listening(hub.io, endpoint, options)),

@@ -251,7 +251,8 @@ def test_pages_of_other_origins(start_server, tiny_folder, mamba):
 
 
 def test_origins_that_no_browser_sends(start_server, tiny_folder):
-    for origin in ("https://page.example/", "page.example", "https://Page.example", "https://", "https://a b", ""):
+    never = ("https://page.example/", "page.example", "https://Page.example", "https://", "https://a b", "")
+    for origin in (*never, "https://page.example:443", "http://page.example:80", "https://münchen.example"):
         done = subprocess.run(
             [start_server.command, "serve", tiny_folder("llama-bias"), "--port", "0", "--cors-origin", origin],
             capture_output=True,

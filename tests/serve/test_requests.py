@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import MAMBA
+from conftest import MAMBA, TEMPLATE
 from test_http import post
 
 COMPLETION = {"prompt": "The", "max_tokens": 2, "temperature": 0}
@@ -204,6 +204,15 @@ def test_all_prompts_are_bounded(start_server):
         server.becomes_idle()
         for _ in range(2):
             assert len(server.post("/v1/completions", **more)["choices"]) == 20
+
+
+def test_a_chat_that_asks_for_no_number_of_tokens_has_what_is_left(start_server):
+    with start_server(MAMBA, "--template", TEMPLATE, "--queued-tokens", 300) as server:
+        chat = {"messages": [{"role": "user", "content": "The"}], "n": 2, "ignore_eos": True}
+        usage = server.post("/v1/chat/completions", **chat)["usage"]
+        assert usage["completion_tokens"] == 2 * ((300 - 2 * usage["prompt_tokens"]) // 2)
+        more = 300 // 2 - usage["prompt_tokens"] + 1
+        server.refuses("/v1/chat/completions", chat | {"max_tokens": more}, param="max_tokens")
 
 
 def test_prompts_of_one_request_are_bounded(mamba):
