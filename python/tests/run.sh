@@ -14,11 +14,14 @@ python=$environment/bin/python
 install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
 # In the folder of the C++ tests the wheel is built from what is compiled there. Elsewhere, HXQ_CUDA=ON where there is a
 # GPU: without one the kernels would be compiled, for minutes, and not be used.
-if [ -f "$build/CMakeCache.txt" ]; then
-  built="-Cbuild-dir=$build -Ccmake.define.HXQ_BUILD_TOOLS=ON -Ccmake.define.HXQ_BUILD_TESTS=ON"
-else
-  built=-Ccmake.define.HXQ_CUDA=${HXQ_CUDA:-OFF}
-fi
+install_package() {
+  if [ -f "$build/CMakeCache.txt" ]; then
+    (cd "$root" && install -Cbuild-dir="$build" -Ccmake.define.HXQ_BUILD_TOOLS=ON -Ccmake.define.HXQ_BUILD_TESTS=ON "$@")
+    cmake -U 'SKBUILD*' "$build" >/dev/null # or the folder would go on building the library as a wheel has it
+  else
+    (cd "$root" && install -Ccmake.define.HXQ_CUDA="${HXQ_CUDA:-OFF}" "$@")
+  fi
+}
 
 made_of=$(echo "$torch $transformers" && cat "$root/pyproject.toml")
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
@@ -27,10 +30,10 @@ if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
   # torch first: a range in another package's requirements could take a build for GPUs.
   install "$torch"
   install "$transformers" pytest
-  (cd "$root" && install $built ".[hf,peft]")
+  install_package ".[hf,peft]"
   echo "$made_of" >"$environment/made_of"
 else
-  (cd "$root" && install $built --no-deps .)
+  install_package --no-deps .
 fi
 
 cd "$build"

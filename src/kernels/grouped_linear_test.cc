@@ -56,7 +56,7 @@ TEST_P(GroupedLinearTest, UniformLevels) {
   }
 }
 
-// More groups than are looked up at once, and matrices that are decoded in several pieces for prefill.
+// Matrices that are decoded in several pieces for prefill.
 TEST_P(GroupedLinearTest, ProductsOfWideMatrices) {
   for (int bits = 3; bits <= 8; ++bits) {
     for (const int64_t group : {16, 64}) {

@@ -68,7 +68,8 @@ struct TestGrouped {
   /// Whether levels are multiplied as bytes by decode rows.
   bool has_bytes(Target target) const { return (whole_ && view.bits() <= 4) || (uniform_ && target == Target::avx2); }
 
-  /// What the integers that stand for a row's weights are off by at most: 1.5 parts of 32767 of what weights can be.
+  /// What the integers that stand for a row's weights are off by at most, in parts of 32767: half of one each for the
+  /// level, for the scale in parts of the power of two above the row's largest, and for their product.
   double weight_error(int64_t row, Target target, Way way) const {
     if (!rounding(target, way) || (way.phase == Phase::decode && has_bytes(target))) return 0;
     float scale = 0, level = 0;
@@ -77,7 +78,8 @@ struct TestGrouped {
       scale = std::max(scale, std::fabs(view.scale_levels[static_cast<size_t>(code)]));
     }
     for (const float value : view.levels) level = std::max(level, std::fabs(value));
-    return 1.5 / 32767 * static_cast<double>(scale) * static_cast<double>(level);
+    const double above = scale == 0 ? 0 : std::ldexp(1.0, std::ilogb(scale) + 1);
+    return (0.5 * static_cast<double>(scale) + above) * static_cast<double>(level) / 32767;
   }
 
   /// As rounding_of of a codebook matrix.

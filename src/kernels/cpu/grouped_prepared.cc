@@ -9,7 +9,7 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-constexpr float kWhole = 32767;  // of the largest level, and of a row's largest scale
+constexpr float kWhole = 32767;  // of the largest level, and of the power of two above a row's largest scale
 
 float largest_magnitude(std::span<const float> values) {
   float largest = 0;
