@@ -1,4 +1,4 @@
-// Prefill rows times a codebook of integer levels on AVX2 (integer_gemm-inl.h).
+// What prefill rows are multiplied with (integer_gemm-inl.h) of a codebook of integer levels, on AVX2.
 
 #pragma once
 
@@ -7,7 +7,6 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Levels of W[row .. row + rows, col .. col + cols).
 void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                    const LevelTiles& tiles) {
   int16_t words[256];
@@ -21,15 +20,6 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
     for (int64_t c = 0; c < cols; ++c) level[c] = words[index[c]];
     for (int64_t c = cols; c < blocks_of(cols) * kBlock; ++c) level[c] = 0;
   }
-}
-
-void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
-                   float* memory) {
-  integer_gemm(args, weight.cols, packed, begin, end, memory,
-               [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
-                 decode_levels(weight, row, rows, col, cols, tiles);
-                 list_outliers(weight, row, rows, col, cols, tiles);
-               });
 }
 
 }  // namespace

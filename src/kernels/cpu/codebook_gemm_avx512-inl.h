@@ -1,4 +1,4 @@
-// Prefill rows times a codebook of integer levels on AVX-512 VNNI (integer_gemm-inl.h).
+// What prefill rows are multiplied with (integer_gemm-inl.h) of a codebook of integer levels, on AVX-512.
 
 #pragma once
 
@@ -8,7 +8,6 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Levels of W[row .. row + rows, col .. col + cols).
 void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                    const LevelTiles& tiles) {
   const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
@@ -27,15 +26,6 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
       _mm512_storeu_si512(level + c + 32, _mm512_unpackhi_epi8(low_bytes, high_bytes));
     }
   }
-}
-
-void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
-                   float* memory) {
-  integer_gemm(args, weight.cols, packed, begin, end, memory,
-               [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
-                 decode_levels(weight, row, rows, col, cols, tiles);
-                 list_outliers(weight, row, rows, col, cols, tiles);
-               });
 }
 
 }  // namespace

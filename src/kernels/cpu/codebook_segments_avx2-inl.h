@@ -1,4 +1,4 @@
-// Decode rows times a codebook whose levels lie in segments (LookupPlanes::Segments), on AVX2: vpshufb finds
+// Decode rows times a codebook whose levels lie in segments (LookupPlanes::segments), on AVX2: vpshufb finds
 // the bytes of a segment's base and slope among 32, and vpmaddubsw makes base + slope * step of them, the level as a
 // 16-bit integer. x is rounded to 13 bits. A lane's sum of 256 columns is exact in 32 bits in two halves: 16 * 32767 *
 // 4095 < 2^31.

@@ -122,59 +122,18 @@ struct ByteKernel {
   const GroupedView& weight;
   const float* packed_x;
 
-  using Groups = BlockGroups<kGroups>;
-
-  /// A row of each of kRows streams.
+  /// Adds a block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
   template <int kRows>
-  struct Rows {
-    const uint8_t* packed[kRows];
-    const uint8_t* code[kRows];
-  };
-
-  /// A block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
-  template <int kRows>
-  HXQ_ALWAYS_INLINE static void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels, const float* scales,
-                                          const Rows<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
-                                          int64_t cols, const ByteX& x) {
+  HXQ_ALWAYS_INLINE void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels,
+                                   const GroupedStreams<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
+                                   int64_t cols, const ByteX& x) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       const uint8_t* from = rows.packed[i] + at;
       _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
       const __m512i pairs = levels.load(from, cols);
-      sum[i] += byte_products(levels.even(pairs), levels.odd(pairs), x) * Groups::look_up(scales, code[i]);
-    }
-  }
-
-  template <int kRows>
-  HXQ_ALWAYS_INLINE void sum_row(const ByteLevels<kBits>& levels, const Rows<kRows>& rows, VecF (&total)[kRows]) const {
-    const Groups groups(weight);
-    const auto* x = reinterpret_cast<const ByteX*>(packed_x + blocks_at(weight.cols));
-    const float* x_scale = packed_x + kScalesAt;
-    const float* scales = weight.scale_multiples;
-    int64_t at = 0;
-    for (int64_t col = 0; col < weight.cols; ++x_scale) {
-      VecF sum[kRows] = {};
-      const uint8_t* code[kRows];
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
-      }
-      if (weight.cols - col >= kDecodeQuantization.block) {
-#pragma GCC unroll 2
-        for (int64_t b = 0; b < kByteBlocks; ++b, col += kByteBlock, at += kByteBlock / 8 * kBits, ++x) {
-#pragma GCC unroll 4
-          for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
-          add_block(sum, levels, scales, rows, at, code, kByteBlock, *x);
-        }
-      } else {
-        uint8_t rest[kRows][kGroups];
-        for (; col < weight.cols; col += kByteBlock, at += kByteBlock / 8 * kBits, ++x) {
-          for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
-          add_block(sum, levels, scales, rows, at, code, weight.cols - col, *x);
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) total[i] += sum[i] * splat(*x_scale);
+      sum[i] += byte_products(levels.even(pairs), levels.odd(pairs), x) *
+                BlockGroups<kGroups>::look_up(weight.scale_multiples, code[i]);
     }
   }
 
@@ -182,14 +141,22 @@ struct ByteKernel {
   __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
     const ByteLevels<kBits> levels(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      Rows<kRows> of;
+      const GroupedStreams<kRows> of(weight, row + r, apart);
+      const auto* x = reinterpret_cast<const ByteX*>(packed_x + blocks_at(weight.cols));
+      const float* x_scale = packed_x + kScalesAt;
+      VecF total[kRows] = {}, sum[kRows] = {};
+      for_blocks<kBits, kByteBlock, kGroups>(
+          weight, of,
+          [&](int64_t at, const uint8_t* const(&code)[kRows], int64_t cols)
+              __attribute__((always_inline)) { add_block(sum, levels, of, at, code, cols, *x++); },
+          [&]() __attribute__((always_inline)) {
+            const VecF by = splat(*x_scale++);
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        of.packed[i] = weight.packed + (row + r + i * apart) * weight.row_bytes;
-        of.code[i] = weight.scales + (row + r + i * apart) * weight.groups;
-      }
-      VecF total[kRows] = {};
-      sum_row(levels, of, total);
+            for (int i = 0; i < kRows; ++i) {
+              total[i] += sum[i] * by;
+              sum[i] = VecF{};
+            }
+          });
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) totals[i][r] = total[i];
     }

@@ -8,8 +8,6 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-int64_t grouped_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
-
 /// Levels of a row's columns [col, col + cols) as whole numbers, zeros up to a multiple of kBlock.
 template <int kBits>
 void find_levels(const GroupedView& weight, int64_t row, int64_t col, int64_t cols, int16_t* level) {
@@ -48,7 +46,7 @@ void grouped_gemm_of(const GroupedView& weight, const LinearArgs& args, const fl
                    scale_levels(weight, row + i, col, cols, level);
                    tiles.unit[i] = weight.row[row + i].unit;
                  }
-                 for (int64_t i = 0; i <= rows; ++i) tiles.begin[i] = 0;  // no outliers
+                 list_no_outliers(rows, tiles);
                });
 }
 

@@ -8,8 +8,6 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-int64_t grouped_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
-
 template <int kBits, int kGroups>
 void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                            const LevelTiles& tiles) {
@@ -32,7 +30,7 @@ void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows,
     }
     tiles.unit[i] = weight.row[row + i].unit;
   }
-  for (int64_t i = 0; i <= rows; ++i) tiles.begin[i] = 0;  // no outliers
+  list_no_outliers(rows, tiles);
 }
 
 void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,

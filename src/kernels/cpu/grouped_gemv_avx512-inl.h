@@ -15,21 +15,12 @@ struct GroupedKernel {
   const GroupedView& weight;
   const float* packed_x;
 
-  using Groups = BlockGroups<kGroups>;
-
-  /// A row of each of kRows streams.
-  template <int kRows>
-  struct Rows {
-    const uint8_t* packed[kRows];
-    const uint8_t* code[kRows];
-    const uint32_t* scale_words[kRows];
-  };
-
-  /// A block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
+  /// Adds a block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
   template <int kRows>
   HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][2], const GroupedTable<kBits>& table,
-                                          const Rows<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
-                                          int64_t cols, const QuantizedBlock& x) {
+                                          const GroupedStreams<kRows>& rows, int64_t at,
+                                          const uint32_t* const (&scale_words)[kRows],
+                                          const uint8_t* const (&code)[kRows], int64_t cols, const QuantizedBlock& x) {
     const __m512i x0 = _mm512_load_si512(x.half[0]), x1 = _mm512_load_si512(x.half[1]);
     __m512i index[kRows];
     Levels64 level[kRows];
@@ -42,7 +33,7 @@ struct GroupedKernel {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) level[i] = table.look_up(index[i]);
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) level[i] = scaled(level[i], Groups::look_up(rows.scale_words[i], code[i]));
+    for (int i = 0; i < kRows; ++i) level[i] = scaled(level[i], BlockGroups<kGroups>::look_up(scale_words[i], code[i]));
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       sum[i][0] = _mm512_dpwssd_epi32(sum[i][0], level[i].half[0], x0);
@@ -51,54 +42,29 @@ struct GroupedKernel {
   }
 
   template <int kRows>
-  HXQ_ALWAYS_INLINE void sum_row(const GroupedTable<kBits>& table, const Rows<kRows>& rows,
-                                 VecF (&total)[kRows]) const {
-    const Groups groups(weight);
-    const auto* x = reinterpret_cast<const QuantizedBlock*>(packed_x + blocks_at(weight.cols));
-    const float* x_scale = packed_x + kScalesAt;
-    int64_t at = 0;
-    for (int64_t col = 0; col < weight.cols; ++x_scale) {
-      __m512i sum[kRows][2] = {};
-      const uint8_t* code[kRows];
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
-      }
-      if (weight.cols - col >= kDecodeQuantization.block) {
-#pragma GCC unroll 4
-        for (int64_t b = 0; b < kScaleBlocks; ++b, col += kBlock, at += 8 * kBits, ++x) {
-#pragma GCC unroll 4
-          for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
-          add_block(sum, table, rows, at, code, kBlock, *x);
-        }
-      } else {
-        uint8_t rest[kRows][kGroups];
-        for (; col < weight.cols; col += kBlock, at += 8 * kBits, ++x) {
-          for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
-          add_block(sum, table, rows, at, code, weight.cols - col, *x);
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        total[i] += _mm512_cvtepi32_ps(_mm512_add_epi32(sum[i][0], sum[i][1])) * splat(*x_scale);
-      }
-    }
-  }
-
-  template <int kRows>
   __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
     const GroupedTable<kBits> table(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      Rows<kRows> of;
+      const GroupedStreams<kRows> of(weight, row + r, apart);
+      const uint32_t* scale_words[kRows];
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        const int64_t at = row + r + i * apart;
-        of.packed[i] = weight.packed + at * weight.row_bytes;
-        of.code[i] = weight.scales + at * weight.groups;
-        of.scale_words[i] = weight.row[at].scale_words;
-      }
+      for (int i = 0; i < kRows; ++i) scale_words[i] = weight.row[row + r + i * apart].scale_words;
+      const auto* x = reinterpret_cast<const QuantizedBlock*>(packed_x + blocks_at(weight.cols));
+      const float* x_scale = packed_x + kScalesAt;
       VecF total[kRows] = {};
-      sum_row(table, of, total);
+      __m512i sum[kRows][2] = {};
+      for_blocks<kBits, kBlock, kGroups>(
+          weight, of,
+          [&](int64_t at, const uint8_t* const(&code)[kRows], int64_t cols)
+              __attribute__((always_inline)) { add_block(sum, table, of, at, scale_words, code, cols, *x++); },
+          [&]() __attribute__((always_inline)) {
+            const VecF by = splat(*x_scale++);
+#pragma GCC unroll 4
+            for (int i = 0; i < kRows; ++i) {
+              total[i] += _mm512_cvtepi32_ps(_mm512_add_epi32(sum[i][0], sum[i][1])) * by;
+              sum[i][0] = sum[i][1] = __m512i{};
+            }
+          });
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) totals[i][r] = total[i];
     }

@@ -134,6 +134,54 @@ struct BlockGroups {
   }
 };
 
+/// A row of each of kRows streams.
+template <int kRows>
+struct GroupedStreams {
+  const uint8_t* packed[kRows];
+  const uint8_t* code[kRows];
+
+  /// Row `row`, and rows `apart` from each other after it.
+  HXQ_ALWAYS_INLINE GroupedStreams(const GroupedView& weight, int64_t row, int64_t apart) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      packed[i] = weight.packed + (row + i * apart) * weight.row_bytes;
+      code[i] = weight.scales + (row + i * apart) * weight.groups;
+    }
+  }
+};
+
+/// Goes through rows in blocks of kColumns columns, indices of kBits and kGroups groups: calls `add(at, code, cols)`
+/// for each block, which is `at` bytes from the rows' beginnings, has groups with the codes `code[row]` and `cols`
+/// columns or, if there are more, kColumns; and `finish()` after all that share a scale of x.
+template <int kBits, int kColumns, int kGroups, int kRows, class Add, class Finish>
+HXQ_ALWAYS_INLINE void for_blocks(const GroupedView& weight, const GroupedStreams<kRows>& rows, const Add& add,
+                                  const Finish& finish) {
+  constexpr int64_t kBytes = kColumns / 8 * kBits;
+  const BlockGroups<kGroups> groups(weight);
+  int64_t at = 0;
+  for (int64_t col = 0; col < weight.cols; finish()) {
+    const uint8_t* code[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
+    }
+    if (weight.cols - col >= kDecodeQuantization.block) {
+#pragma GCC unroll 4
+      for (int64_t b = 0; b < kDecodeQuantization.block / kColumns; ++b, col += kColumns, at += kBytes) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
+        add(at, code, kColumns);
+      }
+    } else {
+      uint8_t rest[kRows][kGroups];
+      for (; col < weight.cols; col += kColumns, at += kBytes) {
+        for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
+        add(at, code, weight.cols - col);
+      }
+    }
+  }
+}
+
 /// Times the scales of a block, in the order of QuantizedBlock the same for both halves.
 HXQ_ALWAYS_INLINE Levels64 scaled(const Levels64& level, VecF scale_words) {
   const __m512i scale = _mm512_castps_si512(scale_words);

@@ -98,6 +98,8 @@ struct LevelTiles {
   }
 };
 
+int64_t integer_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
+
 int64_t integer_memory_floats(const CodebookView& weight) {
   // A share of the rows, and with it a decoded piece, may begin at any multiple of kTileRows.
   static_assert(kLevelRows % kTileRows == 0);
@@ -133,6 +135,10 @@ void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_
     }
   }
   tiles.begin[rows] = count;
+}
+
+void list_no_outliers(int64_t rows, const LevelTiles& tiles) {
+  for (int64_t i = 0; i <= rows; ++i) tiles.begin[i] = 0;
 }
 
 inline VecF whole_to_float(Pairs sums) { return __builtin_convertvector(reinterpret_cast<VecI>(sums), VecF); }
@@ -247,6 +253,20 @@ void integer_gemm(const LinearArgs& args, int64_t all_cols, const float* packed,
       multiply_piece(all_cols, args, packed, tiles, row, rows, col, cols);
     }
   }
+}
+
+/// Levels of W[row .. row + rows, col .. col + cols), zeros up to a multiple of kBlock, and their units: in
+/// codebook_gemm_<target>-inl.h.
+void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                   const LevelTiles& tiles);
+
+void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
+                   float* memory) {
+  integer_gemm(args, weight.cols, packed, begin, end, memory,
+               [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
+                 decode_levels(weight, row, rows, col, cols, tiles);
+                 list_outliers(weight, row, rows, col, cols, tiles);
+               });
 }
 
 }  // namespace

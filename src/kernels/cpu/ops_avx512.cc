@@ -22,7 +22,7 @@ constexpr Ops avx512_ops() {
   ops.codebook_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel<CodebookView>,
                        integer_memory_floats, codebook_gemm};
   ops.grouped_gemv = choose_grouped_gemv;
-  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, grouped_memory_floats,
+  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, integer_memory_floats,
                       grouped_gemm};
   return ops;
 }

@@ -55,9 +55,11 @@ struct HalfTable {
 struct FloatTable {
   ByteTable byte0, byte1, byte2, byte3;
 
-  HXQ_ALWAYS_INLINE explicit FloatTable(const uint8_t* planes)
-      : byte0(planes), byte1(planes + 256), byte2(planes + 512), byte3(planes + 768) {}
-  HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight) : FloatTable(weight.float_planes) {}
+  HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight)
+      : byte0(weight.float_planes),
+        byte1(weight.float_planes + 256),
+        byte2(weight.float_planes + 512),
+        byte3(weight.float_planes + 768) {}
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
