@@ -169,18 +169,27 @@ TEST(Prefixes, ChoicesOfOnePromptRunItOnce) {
   for (size_t i = 1; i < 8; ++i) EXPECT_EQ(found[i].reused_tokens, 100);
 }
 
+/// Prompts of 10 tokens and sequences that have run them.
+struct RunPrompts {
+  std::vector<std::vector<int32_t>> prompts = {};
+  std::vector<Sequence> sequences = {};
+  std::vector<float> logits = {};  // of the last
+
+  RunPrompts(const Model& model, int count, uint32_t seed) {
+    Workspace workspace = model.new_workspace();
+    std::mt19937 random(seed);
+    for (int i = 0; i < count; ++i) {
+      prompts.push_back(random_tokens(random, 10));
+      sequences.push_back(model.new_sequence());
+      logits = last_logits(model, prompts.back(), sequences.back(), workspace);
+    }
+  }
+};
+
 TEST(Prefixes, EntriesThatWereNotUsedForLongestGo) {
   const Model model = Model::open(folder("tests/e2e/llama-bias"), {.threads = 2});
-  Workspace workspace = model.new_workspace();
-  std::mt19937 random(4);
-  std::vector<std::vector<int32_t>> prompts;
-  std::vector<Sequence> sequences;
-  for (int i = 0; i < 3; ++i) {
-    prompts.push_back(random_tokens(random, 10));
-    sequences.push_back(model.new_sequence());
-    last_logits(model, prompts.back(), sequences.back(), workspace);
-  }
-  const auto longer = [&](int i) { return joined(prompts[static_cast<size_t>(i)], {1}); };
+  const auto [prompts, sequences, logits] = RunPrompts(model, 3, 4);
+  const auto longer = [&begun = prompts](int i) { return joined(begun[static_cast<size_t>(i)], {1}); };
   PrefixCache cache(model, 2 * sequences[0].bytes() + 100);
   cache.keep(prompts[0], sequences[0], {});
   cache.keep(prompts[1], sequences[1], {});
@@ -214,16 +223,7 @@ TEST(Prefixes, WhatASequenceHadBeforeCountsNothing) {
 
 TEST(Prefixes, LogitsThatComeLaterCountToo) {
   const Model model = Model::open(folder("tests/e2e/llama-bias"), {.threads = 2});
-  Workspace workspace = model.new_workspace();
-  std::mt19937 random(5);
-  std::vector<std::vector<int32_t>> prompts;
-  std::vector<Sequence> sequences;
-  std::vector<float> logits;
-  for (int i = 0; i < 2; ++i) {
-    prompts.push_back(random_tokens(random, 10));
-    sequences.push_back(model.new_sequence());
-    logits = last_logits(model, prompts.back(), sequences.back(), workspace);
-  }
+  const auto [prompts, sequences, logits] = RunPrompts(model, 2, 5);
   const int64_t entry = sequences[0].bytes() + std::ssize(prompts[0]) * int64_t{sizeof(int32_t)};
   PrefixCache cache(model, 2 * entry + 10);
   cache.keep(prompts[0], sequences[0], {});

@@ -251,9 +251,8 @@ std::vector<float> segment_levels(const ValueHistogram& histogram, std::span<con
   // Levels are whole numbers below 2^15 of the unit 2^exponent.
   int exponent = std::ilogb(sums.unit()) - 14;
   if (std::ldexp(sums.unit(), -exponent) > 32000) ++exponent;
-  constexpr int kMostShift = 4;
   Rounded best;
-  for (int shift = 0; shift <= kMostShift; ++shift) {
+  for (int shift = 0; shift <= kMostSegmentShift; ++shift) {
     Rounded found = round_lines(sums, lines, std::ldexp(1.0, exponent), shift);
     if (best.levels.empty() || found.error < best.error) best = std::move(found);
   }

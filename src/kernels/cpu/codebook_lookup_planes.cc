@@ -16,8 +16,7 @@ void put_bytes(std::span<LookupPlanes::BytePlane> planes, size_t level, uint32_t
 
 /// Fills in `segments` if the integer levels lie in such.
 void find_segments(std::span<const float> levels, float scale, LookupPlanes& planes) {
-  constexpr size_t kSteps = 8, kSegments = std::tuple_size_v<decltype(planes.segments)::value_type>;
-  constexpr int kMostShift = 4;
+  constexpr size_t kSteps = kSegmentSteps;
   if (levels.size() != kSteps * kSegments) return;
   std::array<uint32_t, kSegments> slopes;
   uint32_t bits = 0;  // of all slopes
@@ -34,7 +33,7 @@ void find_segments(std::span<const float> levels, float scale, LookupPlanes& pla
     planes.segments[1][h] = static_cast<uint8_t>(base_bits);
     planes.segments[2][h] = static_cast<uint8_t>(base_bits >> 8);
   }
-  planes.segment_shift = bits == 0 ? 0 : std::min(std::countr_zero(bits), kMostShift);
+  planes.segment_shift = bits == 0 ? 0 : std::min(std::countr_zero(bits), kMostSegmentShift);
   if (bits >> planes.segment_shift > 255) return;
   for (size_t h = 0; h < kSegments; ++h) {
     planes.segments[0][h] = static_cast<uint8_t>(slopes[h] >> planes.segment_shift);

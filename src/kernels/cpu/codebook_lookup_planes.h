@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "codec/codebook/segment_form.h"
+
 namespace hxq::kernels::cpu {
 
 /// A scalar codebook of at most 256 levels cut into byte planes, so that a processor with byte permutes can keep the
@@ -24,11 +26,11 @@ struct LookupPlanes {
   /// `integer_levels`: level / scale as a signed 16-bit integer. Integer dot products then take the place of
   /// conversions to float.
   alignas(64) std::array<BytePlane, 2> integer = {};
-  /// `integer_levels` in segments, level[8 * h + l] = base[h] + (slope[h] * l << segment_shift) for h < 32 and l < 8,
-  /// and slope[h] a byte without sign: [slope, bytes of base, low and high][h].
+  /// `integer_levels` in segments (codec/codebook/segment_form.h): [slope >> segment_shift, bytes of base, low and
+  /// high][h].
   bool has_segments = false;
-  int32_t segment_shift = 0;  ///< 0 to 4
-  alignas(64) std::array<std::array<uint8_t, 32>, 3> segments = {};
+  int32_t segment_shift = 0;  ///< 0 to kMostSegmentShift
+  alignas(64) std::array<std::array<uint8_t, kSegments>, 3> segments = {};
   /// `float32`: the levels themselves.
   alignas(64) std::array<BytePlane, 4> float32 = {};
 };
