@@ -7,6 +7,11 @@ from typing import Any
 import torch
 
 
+def bits_of(parts: dict[str, torch.Tensor]) -> int:
+    """Of an index of a grouped matrix."""
+    return parts["grouped_levels"].numel().bit_length() - 1
+
+
 def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What to encode with for parts of the same form as these."""
     if "grouped_shape" not in parts:
@@ -18,4 +23,4 @@ def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, Any]:
     levels, group = parts["grouped_levels"], int(parts["grouped_shape"][1])
     if levels.tolist() == list(range(-128, 128)):
         return {"profile": "g8-uniform", "group": group}
-    return {"bits": levels.numel().bit_length() - 1, "group": group}
+    return {"bits": bits_of(parts), "group": group}

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..index_packing import unpack_12bit
 from ..ops.weights import PART_NAMES
+from ..stored_form import bits_of
 
 #: What a loader's answer says of a row that it fills with zeros, and of one that it leaves alone.
 ZEROS, UNTOUCHED = -1, -2
@@ -139,13 +140,8 @@ def _widths(parts: dict[str, torch.Tensor], cols: int) -> dict[str, int]:
     if "grouped_shape" in parts:
         group = _grouped_shape(parts)[1]
         widths["grouped_scales"] = -(-cols // group)
-        widths["grouped_indices"] = -(-cols * _bits(parts) // 8)
+        widths["grouped_indices"] = -(-cols * bits_of(parts) // 8)
     return widths
-
-
-def _bits(parts: dict[str, torch.Tensor]) -> int:
-    """Of an index of a grouped matrix."""
-    return parts["grouped_levels"].numel().bit_length() - 1
 
 
 def cut_outliers(
@@ -173,7 +169,7 @@ def cut_outliers(
 
 def _cut_groups(parts: dict[str, torch.Tensor], columns: Columns) -> None:
     """Groups that a cut goes through become smaller ones, each with the scale of the one it comes from."""
-    group, bits = _grouped_shape(parts)[1], _bits(parts)
+    group, bits = _grouped_shape(parts)[1], bits_of(parts)
     smaller = math.gcd(group, columns.begin)
     if smaller % 8:
         raise ValueError(f"columns from {columns.begin} on do not begin at a multiple of 8, as groups do")
