@@ -116,6 +116,7 @@ struct RandomGrouped {
     view.cols = cols;
     view.group = group;
     view.levels = normal(size_t{1} << bits, 2, 40);
+    for (float& level : view.levels) level = std::clamp(std::nearbyint(level), -127.0f, 127.0f);  // as the encoder's
     std::ranges::sort(view.levels);
     for (int i = 0; i < 256; ++i) view.scale_levels.push_back(1e-4f * std::exp2(static_cast<float>(i) / 64));
     packed.resize(static_cast<size_t>(rows * view.row_bytes()));

@@ -79,6 +79,30 @@ TEST_P(GroupedLinearTest, AnyLevelsAndScales) {
   }
 }
 
+// The largest levels that integers stand for, and larger ones.
+TEST_P(GroupedLinearTest, LevelsOfAllSizes) {
+  for (int bits = 3; bits <= 8; ++bits) {
+    for (const float largest : {1.0f, 300.0f, 32767.0f, 32768.0f}) {
+      const TestGrouped matrix({.rows = 17, .cols = 330, .bits = bits, .largest = largest});
+      for (const int64_t tokens : {1, 3, 20}) expect_product(matrix, {.tokens = tokens});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Levels from small to large ones: where small ones alone are in a row, it is as exact as any.
+TEST_P(GroupedLinearTest, LevelsThatAreNotWholeAreExact) {
+  TestGrouped matrix({.rows = 5, .cols = 96, .bits = 4, .whole_levels = false});
+  for (size_t i = 0; i < 8; ++i) matrix.view.levels[i] *= 1e-6f;
+  std::vector<std::byte> indices(matrix.view.packed.size());
+  for (std::byte& pair : indices) pair = static_cast<std::byte>((&pair - indices.data()) % 8 * 0x11);
+  matrix.view.packed = indices;
+  matrix.view.decode_rows(0, 5, matrix.weights);
+  matrix.prepared = std::make_unique<cpu::PreparedGrouped>(std::make_unique<GroupedMatrix>(matrix.view));
+  matrix.prepared->finish();
+  for (const int64_t tokens : {1, 2, 20}) expect_product(matrix, {.tokens = tokens});
+}
+
 // Rows whose scales are all 0 or far below the others', and no weight that is not 0.
 TEST_P(GroupedLinearTest, ScalesOfAllSizes) {
   TestGrouped matrix({.rows = 9, .cols = 96, .bits = 4, .scales = 4});

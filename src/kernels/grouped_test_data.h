@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "kernels/cpu/grouped_prepared.h"
+#include "kernels/grouped_rounding.h"
 #include "kernels/linear_test_data.h"
 
 namespace hxq::kernels::testing {
@@ -13,6 +14,7 @@ struct GroupedOptions {
   int bits = 4;
   int64_t group = 32;
   bool whole_levels = true;  ///< as the encoder writes them; otherwise any floats
+  float largest = 127;       ///< whole levels are clamped to this
   bool uniform = false;      ///< levels from -128 to 127, of 8 bits
   int64_t scales = 256;      ///< scale levels, on a logarithmic grid
   uint32_t seed = 1;
@@ -25,16 +27,18 @@ struct TestGrouped {
   std::vector<float> weights;                            // [rows, cols]
   std::unique_ptr<GuardedBytes> packed, scales;
 
-  explicit TestGrouped(const GroupedOptions& options) : whole_(options.whole_levels), uniform_(options.uniform) {
+  explicit TestGrouped(const GroupedOptions& options) : options_(options) {
     std::mt19937 random(options.seed);
     view.rows = options.rows;
     view.cols = options.cols;
     view.group = options.group;
-    view.levels = normal_floats(int64_t{1} << options.bits, options.seed + 1, options.whole_levels ? 40 : 0.3f);
+    view.levels = normal_floats(int64_t{1} << options.bits, options.seed + 1,
+                                options.whole_levels ? 0.3f * options.largest : 0.3f);
     std::ranges::sort(view.levels);
     if (options.whole_levels) {
       std::ranges::transform(view.levels, view.levels.begin(),
-                             [](float v) { return std::clamp(nearbyintf(v), -127.0f, 127.0f); });
+                             [&](float v) { return std::clamp(nearbyintf(v), -options.largest, options.largest); });
+      view.levels.back() = options.largest;
     }
     if (options.uniform) std::iota(view.levels.begin(), view.levels.end(), -128.0f);
     for (int64_t i = 0; i < options.scales; ++i) {
@@ -63,23 +67,20 @@ struct TestGrouped {
   double weight(int64_t row, int64_t col) const { return weights[static_cast<size_t>(row * view.cols + col)]; }
 
   /// Whether integers stand for the weights where x is quantized.
-  bool has_integers() const { return view.group >= 16 && std::has_single_bit(static_cast<uint64_t>(view.group)); }
+  bool has_integers() const {
+    return options_.whole_levels && options_.largest <= 32767 && view.group >= 16 &&
+           std::has_single_bit(static_cast<uint64_t>(view.group));
+  }
 
   /// Whether levels are multiplied as bytes by decode rows.
-  bool has_bytes(Target target) const { return (whole_ && view.bits() <= 4) || (uniform_ && target == Target::avx2); }
+  bool has_bytes(Target target) const {
+    if (options_.uniform) return target == Target::avx2;
+    return options_.whole_levels && options_.largest <= 127 && view.bits() <= 4;
+  }
 
-  /// What the integers that stand for a row's weights are off by at most, in parts of 32767: half of one each for the
-  /// level, for the scale in parts of the power of two above the row's largest, and for their product.
   double weight_error(int64_t row, Target target, Way way) const {
     if (!rounding(target, way) || (way.phase == Phase::decode && has_bytes(target))) return 0;
-    float scale = 0, level = 0;
-    for (int64_t g = 0; g < view.groups(); ++g) {
-      const auto code = view.scales[static_cast<size_t>(row * view.groups() + g)];
-      scale = std::max(scale, std::fabs(view.scale_levels[static_cast<size_t>(code)]));
-    }
-    for (const float value : view.levels) level = std::max(level, std::fabs(value));
-    const double above = scale == 0 ? 0 : std::ldexp(1.0, std::ilogb(scale) + 1);
-    return (0.5 * static_cast<double>(scale) + above) * static_cast<double>(level) / 32767;
+    return largest_weight_error(view, row);
   }
 
   /// As rounding_of of a codebook matrix.
@@ -91,7 +92,7 @@ struct TestGrouped {
   }
 
  private:
-  bool whole_, uniform_;
+  GroupedOptions options_;
 };
 
 }  // namespace hxq::kernels::testing

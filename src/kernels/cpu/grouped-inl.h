@@ -21,12 +21,12 @@ inline uint64_t load_bits(const uint8_t* from, int64_t left) {
   return bits;
 }
 
-/// Group sizes that kernels of integers take: a power of two, so that scales are known by the place in a block, and at
-/// least this.
+/// Kernels of integers take whole levels, and groups of a power of two, so that scales are known by the place in a
+/// block, and of at least this.
 constexpr int64_t kGroupColumns = 16;
 
 inline bool has_integer_groups(const GroupedView& weight) {
-  return weight.group >= kGroupColumns && (weight.group & (weight.group - 1)) == 0;
+  return weight.level_words && weight.group >= kGroupColumns && (weight.group & (weight.group - 1)) == 0;
 }
 
 /// Levels of 8 columns times `scale`.

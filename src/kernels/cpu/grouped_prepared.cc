@@ -9,13 +9,15 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-constexpr float kWhole = 32767;  // of the largest level, and of the power of two above a row's largest scale
+constexpr float kWhole = 32767;  // of the power of two above a row's largest scale; levels are at most that
 
 float largest_magnitude(std::span<const float> values) {
   float largest = 0;
   for (const float value : values) largest = std::max(largest, std::fabs(value));
   return largest;
 }
+
+bool is_whole(float value) { return std::nearbyint(value) == value; }
 
 /// The exponent of a number, 0 for 0.
 int exponent_of(double value) { return value == 0 ? 0 : std::ilogb(value); }
@@ -31,10 +33,12 @@ PreparedGrouped::PreparedGrouped(std::unique_ptr<const GroupedMatrix> stored)
 
 void PreparedGrouped::make_levels() {
   const std::vector<float>& levels = stored_->levels;
-  const double largest = largest_magnitude(levels);
+  const float largest = largest_magnitude(levels);
+  has_words_ = largest <= kWhole && std::ranges::all_of(levels, is_whole);
+  if (!has_words_) return;
+  level_multiple_ = largest == 0 ? 1 : std::floor(kWhole / largest);
   for (size_t i = 0; i < level_words_.size(); ++i) {
-    const double level = largest == 0 ? 0 : static_cast<double>(levels[i % levels.size()]) / largest * kWhole;
-    level_words_[i] = static_cast<int16_t>(std::lround(level));
+    level_words_[i] = static_cast<int16_t>(levels[i % levels.size()] * level_multiple_);
     const auto bits = static_cast<uint16_t>(level_words_[i]);
     level_planes_[0][i] = static_cast<uint8_t>(bits);
     level_planes_[1][i] = static_cast<uint8_t>(bits >> 8);
@@ -43,9 +47,8 @@ void PreparedGrouped::make_levels() {
 
 void PreparedGrouped::make_bytes() {
   const std::vector<float>& levels = stored_->levels;
-  has_bytes_ = levels.size() <= 16 && std::ranges::all_of(levels, [](float level) {
-                 return std::fabs(level) <= 127 && std::nearbyint(level) == level;
-               });
+  has_bytes_ = levels.size() <= 16 &&
+               std::ranges::all_of(levels, [](float level) { return std::fabs(level) <= 127 && is_whole(level); });
   if (levels.size() == 256) {
     int next = -128;
     has_bytes_ = std::ranges::all_of(levels, [&](float level) { return level == static_cast<float>(next++); });
@@ -63,10 +66,11 @@ void PreparedGrouped::make_scales() {
   for (size_t i = 0; i < scales.size(); ++i) {
     scale_multiples_[i] = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
   }
-  // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15.
+  // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15. Sums are in units of
+  // planes_scale before a row's unit makes them smaller: they must not overflow.
   const double most = level * largest;
-  planes_scale_ = std::ldexp(1.0f, std::max(exponent_of(most) - 14, -126));
-  const double unit = level * std::ldexp(0x1p15 / (kWhole * kWhole), exponent) / planes_scale_;
+  planes_scale_ = std::ldexp(1.0f, std::clamp(exponent_of(most) - 14, -126, 60));
+  const double unit = std::ldexp(0x1p15 / (kWhole * static_cast<double>(level_multiple_)), exponent) / planes_scale_;
   row_unit_ = static_cast<float>(unit);
 }
 
@@ -94,7 +98,7 @@ GroupedView PreparedGrouped::view() const noexcept {
       .scale_levels = stored_->scale_levels.data(),
       .planes_scale = planes_scale_,
       .level_planes = level_planes_[0].data(),
-      .level_words = level_words_.data(),
+      .level_words = has_words_ ? level_words_.data() : nullptr,
       .level_bytes = has_bytes_ ? level_bytes_.data() : nullptr,
       .scale_unit = scale_unit_,
       .scale_multiples = scale_multiples_.data(),

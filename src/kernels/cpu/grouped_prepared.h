@@ -44,6 +44,8 @@ class PreparedGrouped final : public CpuMatrix {
   alignas(64) std::array<BytePlane, 2> level_planes_ = {};
   alignas(64) std::array<int16_t, 256> level_words_ = {};
   alignas(64) std::array<uint8_t, 256> level_bytes_ = {};
+  bool has_words_ = false;
+  float level_multiple_ = 1;  ///< what levels are multiplied by in level_words_
   bool has_bytes_ = false;
   float scale_unit_ = 1;
   std::array<float, 256> scale_multiples_ = {};  ///< the scale levels / scale_unit_
