@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -104,20 +105,28 @@ struct RandomMatrix {
   }
 };
 
+/// How a grouped matrix is stored.
+struct GroupedForm {
+  int bits;
+  int64_t group;
+  bool uniform = false;  ///< levels from -128 to 127
+};
+
 /// A grouped matrix of random indices and scales.
 struct RandomGrouped {
   std::vector<std::byte> packed, scales;
   GroupedMatrix view;
   std::unique_ptr<const cpu::PreparedGrouped> prepared;
 
-  RandomGrouped(int64_t rows, int64_t cols, int bits, int64_t group) {
+  RandomGrouped(int64_t rows, int64_t cols, const GroupedForm& form) {
     std::mt19937_64 random(1);
     view.rows = rows;
     view.cols = cols;
-    view.group = group;
-    view.levels = normal(size_t{1} << bits, 2, 40);
+    view.group = form.group;
+    view.levels = normal(size_t{1} << form.bits, 2, 40);
     for (float& level : view.levels) level = std::clamp(std::nearbyint(level), -127.0f, 127.0f);  // as the encoder's
     std::ranges::sort(view.levels);
+    if (form.uniform) std::iota(view.levels.begin(), view.levels.end(), -128.0f);
     for (int i = 0; i < 256; ++i) view.scale_levels.push_back(1e-4f * std::exp2(static_cast<float>(i) / 64));
     packed.resize(static_cast<size_t>(rows * view.row_bytes()));
     for (std::byte& byte : packed) byte = static_cast<std::byte>(random());
@@ -216,16 +225,14 @@ void bench_grouped(int threads, size_t mib) {
   const int64_t rows = static_cast<int64_t>(mib << 20) / kCols;
   const RandomMatrix published(rows, kCols, Levels::integer, 0.001);
   Scratch scratch(threads);
-  struct Form {
-    int bits;
-    int64_t group;
-  };
   fmt::print("grouped matrices, {} x {}, {} threads: GB/s, and times the published format's speed\n", rows, kCols,
              threads);
-  for (const auto [bits, group] : {Form{8, 64}, {7, 64}, {6, 32}, {5, 32}, {4, 16}, {4, 32}, {3, 32}}) {
-    const RandomGrouped matrix(rows, kCols, bits, group);
+  using Form = GroupedForm;
+  for (const Form& form : {Form{8, 64}, {8, 32, true}, {7, 64}, {6, 32}, {5, 32}, {4, 16}, {4, 32}, {3, 32}}) {
+    const RandomGrouped matrix(rows, kCols, form);
     for (const Target target : supported_targets()) {
-      fmt::print("  {} bits, groups of {} {:6}:", bits, group, hxq::name_of(target));
+      fmt::print("  {} bits{}, groups of {} {:6}:", form.bits, form.uniform ? ", uniform" : "", form.group,
+                 hxq::name_of(target));
       struct Call {
         int64_t tokens;
         Phase phase;

@@ -20,7 +20,7 @@ constexpr int64_t kByteBlocks = kDecodeQuantization.block / kByteBlock;  // that
 /// those of `odd`.
 struct alignas(64) ByteX {
   int8_t even_high[64], odd_high[64], even_low[64], odd_low[64];
-  int32_t begin[16];  ///< -128 times the sum of the lane's x
+  int32_t begin[16];  ///< what the sum of the upper bytes begins with: minus the sum of the lane's x
 };
 
 /// Of one token: QuantizedHead, the scales of x, whole pairs of ByteX.
@@ -55,7 +55,7 @@ inline void set_begin(ByteX* block) {
   };
   const __m512i high = sum(block->even_high, block->odd_high), low = sum(block->even_low, block->odd_low);
   const __m512i all = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
-  _mm512_store_si512(block->begin, _mm512_sub_epi32(__m512i{}, _mm512_slli_epi32(all, 7)));
+  _mm512_store_si512(block->begin, _mm512_sub_epi32(__m512i{}, all));
 }
 
 void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
@@ -109,11 +109,10 @@ struct ByteLevels {
 
 /// The sums of a block's lanes.
 HXQ_ALWAYS_INLINE VecF byte_products(__m512i even, __m512i odd, const ByteX& x) {
-  __m512i high = _mm512_dpbusd_epi32(__m512i{}, even, _mm512_load_si512(x.even_high));
-  __m512i low = _mm512_dpbusd_epi32(_mm512_load_si512(x.begin), even, _mm512_load_si512(x.even_low));
+  __m512i high = _mm512_dpbusd_epi32(_mm512_load_si512(x.begin), even, _mm512_load_si512(x.even_high));
   high = _mm512_dpbusd_epi32(high, odd, _mm512_load_si512(x.odd_high));
-  low = _mm512_dpbusd_epi32(low, odd, _mm512_load_si512(x.odd_low));
-  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
+  const __m512i low = _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 7), even, _mm512_load_si512(x.even_low));
+  return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(low, odd, _mm512_load_si512(x.odd_low)));
 }
 
 /// One decode row.
@@ -122,18 +121,17 @@ struct ByteKernel {
   const GroupedView& weight;
   const float* packed_x;
 
-  /// Adds a block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
+  /// Adds a block of kRows rows. Each stream is prefetched. codes: of the block's groups.
   template <int kRows>
-  HXQ_ALWAYS_INLINE void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels,
-                                   const GroupedStreams<kRows>& rows, int64_t at, const uint8_t* const (&code)[kRows],
-                                   int64_t cols, const ByteX& x) const {
+  HXQ_ALWAYS_INLINE void add_block(VecF (&sum)[kRows], const ByteLevels<kBits>& levels, StreamBytes packed,
+                                   StreamBytes codes, int64_t cols, const ByteX& x) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      const uint8_t* from = rows.packed[i] + at;
+      const uint8_t* from = packed[i];
       _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
       const __m512i pairs = levels.load(from, cols);
       sum[i] += byte_products(levels.even(pairs), levels.odd(pairs), x) *
-                BlockGroups<kGroups>::look_up(weight.scale_multiples, code[i]);
+                BlockGroups<kGroups>::look_up(weight.scale_multiples, codes[i]);
     }
   }
 
@@ -141,14 +139,13 @@ struct ByteKernel {
   __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
     const ByteLevels<kBits> levels(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      const GroupedStreams<kRows> of(weight, row + r, apart);
       const auto* x = reinterpret_cast<const ByteX*>(packed_x + blocks_at(weight.cols));
       const float* x_scale = packed_x + kScalesAt;
       VecF total[kRows] = {}, sum[kRows] = {};
-      for_blocks<kBits, kByteBlock, kGroups>(
-          weight, of,
-          [&](int64_t at, const uint8_t* const(&code)[kRows], int64_t cols)
-              __attribute__((always_inline)) { add_block(sum, levels, of, at, code, cols, *x++); },
+      for_blocks<kBits, kByteBlock, kGroups, kRows>(
+          weight, row + r, apart,
+          [&](StreamBytes packed, StreamBytes codes, int64_t cols)
+              __attribute__((always_inline)) { add_block(sum, levels, packed, codes, cols, *x++); },
           [&]() __attribute__((always_inline)) {
             const VecF by = splat(*x_scale++);
 #pragma GCC unroll 4

@@ -8,10 +8,10 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-template <int kBits, int kGroups>
+template <class Table, int kGroups>
 void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                            const LevelTiles& tiles) {
-  const GroupedTable<kBits> table(weight);
+  const Table table(weight);
   const BlockGroups<kGroups> by(weight);
   const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                 second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);  // puts them in the order of columns
@@ -21,7 +21,7 @@ void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows,
     const uint8_t* from = weight.packed + (row + i) * weight.row_bytes;
     int16_t* level = tiles.level + i * kLevelStride;
     for (int64_t c = col; c < col + cols; c += kBlock, level += kBlock) {
-      const __m512i packed = load_packed<kBits>(from + c / 8 * kBits, col + cols - c);
+      const __m512i packed = load_packed<Table::kBits>(from + c / 8 * Table::kBits, col + cols - c);
       uint8_t rest[kGroups];
       const VecF scale = by.look_up(scale_words, by.codes(row_codes, c, rest));
       const Levels64 found = scaled(table.look_up(table.spread(packed)), scale);
@@ -35,10 +35,10 @@ void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows,
 
 void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                   float* memory) {
-  with_grouped_form(weight, [&]<int kBits, int kGroups>() {
+  with_grouped_form(weight, [&]<class Table, int kGroups>() {
     integer_gemm(args, weight.cols, packed, begin, end, memory,
                  [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
-                   decode_grouped_levels<kBits, kGroups>(weight, row, rows, col, cols, tiles);
+                   decode_grouped_levels<Table, kGroups>(weight, row, rows, col, cols, tiles);
                  });
   });
 }

@@ -10,30 +10,30 @@ namespace hxq::kernels::cpu {
 namespace {
 
 /// One decode row.
-template <int kBits, int kGroups>
+template <class Table, int kGroups>
 struct GroupedKernel {
   const GroupedView& weight;
   const float* packed_x;
 
-  /// Adds a block of `rows`, `at` bytes from their beginnings. Each stream is prefetched. code: of the block's groups.
+  /// Adds a block of kRows rows. Each stream is prefetched. codes: of the block's groups.
   template <int kRows>
-  HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][2], const GroupedTable<kBits>& table,
-                                          const GroupedStreams<kRows>& rows, int64_t at,
-                                          const uint32_t* const (&scale_words)[kRows],
-                                          const uint8_t* const (&code)[kRows], int64_t cols, const QuantizedBlock& x) {
+  HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][2], const Table& table, StreamBytes packed,
+                                          const uint32_t* const (&scale_words)[kRows], StreamBytes codes, int64_t cols,
+                                          const QuantizedBlock& x) {
     const __m512i x0 = _mm512_load_si512(x.half[0]), x1 = _mm512_load_si512(x.half[1]);
     __m512i index[kRows];
     Levels64 level[kRows];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      const uint8_t* from = rows.packed[i] + at;
+      const uint8_t* from = packed[i];
       _mm_prefetch(reinterpret_cast<const char*>(from) + kStreamPrefetch, _MM_HINT_T0);
-      index[i] = table.spread(load_packed<kBits>(from, cols));
+      index[i] = table.spread(load_packed<Table::kBits>(from, cols));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) level[i] = table.look_up(index[i]);
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) level[i] = scaled(level[i], BlockGroups<kGroups>::look_up(scale_words[i], code[i]));
+    for (int i = 0; i < kRows; ++i)
+      level[i] = scaled(level[i], BlockGroups<kGroups>::look_up(scale_words[i], codes[i]));
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       sum[i][0] = _mm512_dpwssd_epi32(sum[i][0], level[i].half[0], x0);
@@ -43,9 +43,8 @@ struct GroupedKernel {
 
   template <int kRows>
   __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
-    const GroupedTable<kBits> table(weight);
+    const Table table(weight);
     for (int64_t r = 0; r < rows; ++r) {
-      const GroupedStreams<kRows> of(weight, row + r, apart);
       const uint32_t* scale_words[kRows];
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) scale_words[i] = weight.row[row + r + i * apart].scale_words;
@@ -53,10 +52,10 @@ struct GroupedKernel {
       const float* x_scale = packed_x + kScalesAt;
       VecF total[kRows] = {};
       __m512i sum[kRows][2] = {};
-      for_blocks<kBits, kBlock, kGroups>(
-          weight, of,
-          [&](int64_t at, const uint8_t* const(&code)[kRows], int64_t cols)
-              __attribute__((always_inline)) { add_block(sum, table, of, at, scale_words, code, cols, *x++); },
+      for_blocks<Table::kBits, kBlock, kGroups, kRows>(
+          weight, row + r, apart,
+          [&](StreamBytes packed, StreamBytes codes, int64_t cols)
+              __attribute__((always_inline)) { add_block(sum, table, packed, scale_words, codes, cols, *x++); },
           [&]() __attribute__((always_inline)) {
             const VecF by = splat(*x_scale++);
 #pragma GCC unroll 4
@@ -78,13 +77,13 @@ struct GroupedKernel {
 };
 
 /// A kernel of joint_gemv.
-template <int kBits, int kGroups>
+template <class Table, int kGroups>
 struct GroupedRows : LevelRows {
   const GroupedView& weight;
   Vec4 unit = {};
 
   void open(int64_t first, int64_t rows) {
-    const GroupedTable<kBits> table(weight);
+    const Table table(weight);
     const BlockGroups<kGroups> by(weight);
     const int64_t width = cols, apart = stride(cols);
     Ahead next = ahead;
@@ -97,8 +96,8 @@ struct GroupedRows : LevelRows {
       for (int64_t col = 0; col < width; col += kBlock) {
         uint8_t rest[kGroups];
         const VecF scale = by.look_up(scale_words, by.codes(row_codes, col, rest));
-        const Levels64 level =
-            scaled(table.look_up(table.spread(load_packed<kBits>(from + col / 8 * kBits, width - col))), scale);
+        const __m512i packed = load_packed<Table::kBits>(from + col / 8 * Table::kBits, width - col);
+        const Levels64 level = scaled(table.look_up(table.spread(packed)), scale);
         _mm512_store_si512(levels + i * apart + col, level.half[0]);
         _mm512_store_si512(levels + i * apart + col + 32, level.half[1]);
         next.step(2);
@@ -115,13 +114,14 @@ int64_t grouped_gemv_floats(const GroupedView& weight, int64_t tokens) {
 }
 
 void grouped_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  with_grouped_form(weight, [&]<int kBits, int kGroups>() {
+  with_grouped_form(weight, [&]<class Table, int kGroups>() {
     if (args.tokens == 1) {
-      return gemv_rows<4>(GroupedKernel<kBits, kGroups>{weight, work.packed_x}, args, begin, end);
+      return gemv_rows<4>(GroupedKernel<Table, kGroups>{weight, work.packed_x}, args, begin, end);
     }
     auto* levels = reinterpret_cast<int16_t*>(work.memory);
-    const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels, Ahead(args.tokens, kBits)};
-    joint_gemv(GroupedRows<kBits, kGroups>{rows, weight}, args, begin, end);
+    const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels,
+                         Ahead(args.tokens, Table::kBits)};
+    joint_gemv(GroupedRows<Table, kGroups>{rows, weight}, args, begin, end);
   });
 }
 

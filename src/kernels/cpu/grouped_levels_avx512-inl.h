@@ -39,8 +39,9 @@ template <int kBits>
 constexpr Spread<kBits> kSpread = {};
 
 /// Levels of up to 64 columns, in the order of QuantizedBlock.
-template <int kBits>
+template <int kIndexBits>
 struct GroupedTable {
+  static constexpr int kBits = kIndexBits;
   static constexpr bool kWords = kBits <= 6;
 
   __m512i byte, shift, part0, part1, part2, part3;
@@ -86,6 +87,20 @@ struct GroupedTable {
   }
 };
 
+/// The same where 256 levels are the indices less 128: as the upper bytes of words they are the levels times 256, which
+/// GroupedView::level_words are.
+struct UniformTable {
+  static constexpr int kBits = 8;
+
+  HXQ_ALWAYS_INLINE explicit UniformTable(const GroupedView&) {}
+
+  HXQ_ALWAYS_INLINE __m512i spread(__m512i packed) const { return _mm512_xor_si512(packed, _mm512_set1_epi8(-128)); }
+
+  HXQ_ALWAYS_INLINE Levels64 look_up(__m512i level) const {
+    return {{_mm512_unpacklo_epi8(__m512i{}, level), _mm512_unpackhi_epi8(__m512i{}, level)}};
+  }
+};
+
 /// Packed indices of up to 64 columns, 0 past the last.
 template <int kBits>
 HXQ_ALWAYS_INLINE __m512i load_packed(const uint8_t* from, int64_t cols) {
@@ -96,8 +111,9 @@ HXQ_ALWAYS_INLINE __m512i load_packed(const uint8_t* from, int64_t cols) {
 /// Bytes ahead of its reading that a stream of scales is asked for: some rows, since no loop waits for one.
 constexpr int64_t kScalePrefetch = 256;
 
-/// The groups of blocks, kGroups in each, or one of several blocks. A scale is looked up where it is multiplied: loads
-/// that fill a part of a vector with one number take no execution port from the levels' permutes.
+/// The groups of blocks, kGroups in each, or one of several blocks. A scale is looked up where it is multiplied. Four
+/// and more of them are put together in half a vector, which takes half the time on cores that do a whole one in two
+/// steps.
 template <int kGroups>
 struct BlockGroups {
   int64_t log_group, groups;
@@ -107,12 +123,16 @@ struct BlockGroups {
 
   HXQ_ALWAYS_INLINE int64_t group_of(int64_t col) const { return col >> log_group; }
 
-  /// The codes of the block at column `col` of a row with these codes; copied to `memory` if groups are missing.
+  /// The codes of the block at column `col` of a row with these codes, 0 for groups that are missing.
+  void copy_codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
+    const int64_t first = group_of(col);
+    for (int64_t g = 0; g < kGroups; ++g) memory[g] = first + g < groups ? row_codes[first + g] : uint8_t{0};
+  }
+
+  /// The same where they are; copied to `memory` if groups are missing.
   HXQ_ALWAYS_INLINE const uint8_t* codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
-    const uint8_t* code = row_codes + group_of(col);
-    const int64_t left = groups - group_of(col);
-    if (left >= kGroups) return code;
-    for (int64_t g = 0; g < kGroups; ++g) memory[g] = g < left ? code[g] : uint8_t{0};
+    if (groups - group_of(col) >= kGroups) return row_codes + group_of(col);
+    copy_codes(row_codes, col, memory);
     return memory;
   }
 
@@ -123,6 +143,15 @@ struct BlockGroups {
       __builtin_memcpy(&value, static_cast<const float*>(table) + code[g], sizeof value);
       return value;
     };
+    if constexpr (kGroups >= 4) {
+      __m256 each = _mm256_set1_ps(number(0));
+#pragma GCC unroll 8
+      for (int g = 1; g < kGroups; ++g) {
+        each = _mm256_mask_broadcastss_ps(each, static_cast<__mmask8>(1 << g), _mm_set_ss(number(g)));
+      }
+      const VecI lane = VecI{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} / (HXQ_LANES / kGroups);
+      return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(lane), _mm512_castps256_ps512(each));
+    }
     VecF found = splat(number(0));
 #pragma GCC unroll 8
     for (int g = 1; g < kGroups; ++g) {
@@ -134,49 +163,40 @@ struct BlockGroups {
   }
 };
 
-/// A row of each of kRows streams.
-template <int kRows>
-struct GroupedStreams {
-  const uint8_t* packed[kRows];
-  const uint8_t* code[kRows];
+/// The same place in a row of each of several streams. One distance serves all: a pointer to each would take more
+/// registers than there are.
+struct StreamBytes {
+  const uint8_t* first;
+  int64_t apart;
 
-  /// Row `row`, and rows `apart` from each other after it.
-  HXQ_ALWAYS_INLINE GroupedStreams(const GroupedView& weight, int64_t row, int64_t apart) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      packed[i] = weight.packed + (row + i * apart) * weight.row_bytes;
-      code[i] = weight.scales + (row + i * apart) * weight.groups;
-    }
-  }
+  HXQ_ALWAYS_INLINE const uint8_t* operator[](int64_t i) const { return first + i * apart; }
 };
 
-/// Goes through rows in blocks of kColumns columns, indices of kBits and kGroups groups: calls `add(at, code, cols)`
-/// for each block, which is `at` bytes from the rows' beginnings, has groups with the codes `code[row]` and `cols`
-/// columns or, if there are more, kColumns; and `finish()` after all that share a scale of x.
+/// Goes through row `row` and kRows - 1 more, `apart` rows from each other, in blocks of kColumns columns, indices of
+/// kBits and kGroups groups: calls `add(packed, code, cols)` for each block with its indices, the codes of its groups
+/// and `cols` columns or, if there are more, kColumns; and `finish()` after all that share a scale of x.
 template <int kBits, int kColumns, int kGroups, int kRows, class Add, class Finish>
-HXQ_ALWAYS_INLINE void for_blocks(const GroupedView& weight, const GroupedStreams<kRows>& rows, const Add& add,
+HXQ_ALWAYS_INLINE void for_blocks(const GroupedView& weight, int64_t row, int64_t apart, const Add& add,
                                   const Finish& finish) {
   constexpr int64_t kBytes = kColumns / 8 * kBits;
   const BlockGroups<kGroups> groups(weight);
-  int64_t at = 0;
+  StreamBytes packed{weight.packed + row * weight.row_bytes, apart * weight.row_bytes};
+  const StreamBytes codes{weight.scales + row * weight.groups, apart * weight.groups};
   for (int64_t col = 0; col < weight.cols; finish()) {
-    const uint8_t* code[kRows];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(rows.code[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[i] + groups.group_of(col)) + kScalePrefetch, _MM_HINT_T0);
     }
     if (weight.cols - col >= kDecodeQuantization.block) {
 #pragma GCC unroll 4
-      for (int64_t b = 0; b < kDecodeQuantization.block / kColumns; ++b, col += kColumns, at += kBytes) {
-#pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) code[i] = rows.code[i] + groups.group_of(col);
-        add(at, code, kColumns);
+      for (int64_t b = 0; b < kDecodeQuantization.block / kColumns; ++b, col += kColumns, packed.first += kBytes) {
+        add(packed, {codes.first + groups.group_of(col), codes.apart}, kColumns);
       }
     } else {
       uint8_t rest[kRows][kGroups];
-      for (; col < weight.cols; col += kColumns, at += kBytes) {
-        for (int i = 0; i < kRows; ++i) code[i] = groups.codes(rows.code[i], col, rest[i]);
-        add(at, code, weight.cols - col);
+      for (; col < weight.cols; col += kColumns, packed.first += kBytes) {
+        for (int i = 0; i < kRows; ++i) groups.copy_codes(codes[i], col, rest[i]);
+        add(packed, {rest[0], kGroups}, weight.cols - col);
       }
     }
   }
@@ -188,27 +208,28 @@ HXQ_ALWAYS_INLINE Levels64 scaled(const Levels64& level, VecF scale_words) {
   return {{_mm512_mulhrs_epi16(level.half[0], scale), _mm512_mulhrs_epi16(level.half[1], scale)}};
 }
 
-/// Calls `run.template operator()<bits, groups of a block>()` for the matrix.
+/// Calls `run.template operator()<table, groups of a block>()` for the matrix.
 template <class Run>
 void with_grouped_form(const GroupedView& weight, Run run) {
-  const auto by_bits = [&]<int kGroups>() {
+  const auto by_table = [&]<int kGroups>() {
     switch (weight.bits) {
       case 3:
-        return run.template operator()<3, kGroups>();
+        return run.template operator()<GroupedTable<3>, kGroups>();
       case 4:
-        return run.template operator()<4, kGroups>();
+        return run.template operator()<GroupedTable<4>, kGroups>();
       case 5:
-        return run.template operator()<5, kGroups>();
+        return run.template operator()<GroupedTable<5>, kGroups>();
       case 6:
-        return run.template operator()<6, kGroups>();
+        return run.template operator()<GroupedTable<6>, kGroups>();
       case 7:
-        return run.template operator()<7, kGroups>();
+        return run.template operator()<GroupedTable<7>, kGroups>();
       default:
-        return run.template operator()<8, kGroups>();
+        if (weight.level_bytes) return run.template operator()<UniformTable, kGroups>();
+        return run.template operator()<GroupedTable<8>, kGroups>();
     }
   };
-  if (weight.group >= kBlock) return by_bits.template operator()<1>();
-  weight.group == 32 ? by_bits.template operator()<2>() : by_bits.template operator()<4>();
+  if (weight.group >= kBlock) return by_table.template operator()<1>();
+  weight.group == 32 ? by_table.template operator()<2>() : by_table.template operator()<4>();
 }
 
 }  // namespace

@@ -26,8 +26,8 @@ int exponent_of(double value) { return value == 0 ? 0 : std::ilogb(value); }
 
 PreparedGrouped::PreparedGrouped(std::unique_ptr<const GroupedMatrix> stored)
     : CpuMatrix(*stored), stored_(std::move(stored)) {
-  make_levels();
   make_bytes();
+  make_levels();
   make_scales();
 }
 
@@ -37,6 +37,7 @@ void PreparedGrouped::make_levels() {
   has_words_ = largest <= kWhole && std::ranges::all_of(levels, is_whole);
   if (!has_words_) return;
   level_multiple_ = largest == 0 ? 1 : std::floor(kWhole / largest);
+  if (has_bytes_ && levels.size() == 256) level_multiple_ = 256;  // -128 to 127 fill words as well, by a shift
   for (size_t i = 0; i < level_words_.size(); ++i) {
     level_words_[i] = static_cast<int16_t>(levels[i % levels.size()] * level_multiple_);
     const auto bits = static_cast<uint16_t>(level_words_[i]);

@@ -50,9 +50,9 @@ struct GroupedRow {
 /// Levels that are whole numbers of a byte are multiplied as they are (on AVX-512 up to 16 of them), and their sums
 /// within a group by the group's scale. Other levels that are whole numbers up to 32767 have whole numbers for weights:
 /// weight[r, c] is nearly planes_scale * row[r].unit * L * M / 2^15, where L is the level times the largest whole
-/// number that keeps it up to 32767, M the scale of the group in 32767ths of the power of two above the row's largest,
-/// and L * M / 2^15 is rounded. That is off by at most planes_scale * row[r].unit. What is no such level is decoded to
-/// floats.
+/// number that keeps it up to 32767 (256 if levels are -128 to 127), M the scale of the group in 32767ths of the power
+/// of two above the row's largest, and L * M / 2^15 is rounded. That is off by at most planes_scale * row[r].unit. What
+/// is no such level is decoded to floats.
 struct GroupedView {
   int64_t rows;
   int64_t cols;
