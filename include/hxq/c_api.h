@@ -454,7 +454,7 @@ HXQ_API hxq_status hxq_compress(const char* source, const char* destination, con
 /* Checks a model folder, against its dense source if that is not null:
  * {"ok": true, "tensors": n, "compressed": n, "has_receipt": true, "matrices_checked": n, "hashes_checked": n,
  *  "fidelities_checked": n, "exact_compared": n, "exact_converted": n, "worst_snr_db": x or null, "worst_tensor": "…",
- *  "median_snr_db": x or null, "problems": ["…"]}
+ *  "median_snr_db": x or null, "fidelities": [{"name": "…", "snr_db": x or null}, …], "problems": ["…"]}
  * A folder with problems is no failure of the call. */
 HXQ_API hxq_status hxq_verify(const char* folder, const char* source, const hxq_progress* progress, char** json);
 
@@ -464,7 +464,7 @@ HXQ_API hxq_status hxq_decompress(const char* source, const char* destination, i
 
 /* What a folder stores, from headers alone:
  * {"model_type": "…", "quant_method": "…", "parameters": n, "stored_bytes": n,
- *  "tensors": [{"name": "…", "shape": [n, …], "codec": "…", "dtype": "…", "codewords": n, "vector_dim": n,
+ *  "tensors": [{"name": "…", "shape": [n, …], "role": "…", "codec": "…", "dtype": "…", "codewords": n, "vector_dim": n,
  *               "outliers": n, "low_rank": n, "stored_bytes": n, "bits_per_weight": x, "snr_db": x or null}],
  *  "other_keys": ["…"], "faults": ["…"], "receipt_fault": "…"}
  * other_keys: stored keys that are no tensors of the model. faults: where the tensors are not those that config.json

@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "hxq/model.h"
@@ -28,6 +29,7 @@ struct WindowScore {
   int64_t scored = 0;                      ///< tokens whose probability counts: those no earlier window has seen
   double nll = 0;                          ///< sum of their negative log-likelihoods, in nats
   std::optional<double> against_nll = {};  ///< that of the other model
+  std::optional<double> kl = {};           ///< sum of KL(against || model) over the same tokens, in nats
 };
 
 struct PerplexityResult {
@@ -46,5 +48,13 @@ struct PerplexityResult {
 /// Throws `Error` if there are fewer than 2 tokens, one is outside the vocabulary, the options make no sense, a
 /// model's context does not hold the window, or logits are not finite.
 PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens, const PerplexityOptions& options = {});
+
+/// How much larger the perplexity is than the other model's, which there must be, in percent.
+inline double delta_percent(const PerplexityResult& result) {
+  return 100 * (result.perplexity / *result.against_perplexity - 1);
+}
+
+/// The result as JSON text, two spaces of indentation.
+std::string to_json(const PerplexityResult& result);
 
 }  // namespace hxq

@@ -23,6 +23,12 @@ struct Problem {
   std::string message;
 };
 
+/// How far a compressed tensor was found to be from its source.
+struct MeasuredTensor {
+  std::string name;
+  double snr_db = 0;  ///< infinite where the source's weights were reproduced exactly
+};
+
 struct VerifyResult {
   int64_t tensors = 0;             ///< tensors of the model
   int64_t compressed = 0;          ///< of those, stored compressed
@@ -37,7 +43,8 @@ struct VerifyResult {
   std::optional<double> worst_snr_db;
   std::optional<double> median_snr_db;
   std::string worst_tensor;
-  std::vector<Problem> problems;  ///< empty: all is well
+  std::vector<MeasuredTensor> fidelities;  ///< of the measured tensors, in the order of the model
+  std::vector<Problem> problems;           ///< empty: all is well
 
   bool ok() const { return problems.empty(); }
 };
@@ -58,6 +65,7 @@ std::string to_json(const VerifyResult& result);
 struct InspectedTensor {
   std::string name;
   Shape shape;
+  std::string role;   ///< as in TensorReceipt, by the architecture that config.json names
   std::string codec;  ///< the codec's name, or "exact"
   std::string dtype;  ///< of the exact tensor, or of the part that has the weights
   std::string form;   ///< how it is stored, for a table: "BF16", "codebook x 256"

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "compress/completeness.h"
+#include "compress/plan.h"
 #include "folder/described_tensors.h"
 #include "folder/model_folder.h"
 #include "hxq/error.h"
@@ -20,6 +21,7 @@ class Inspector {
   explicit Inspector(const ModelFolder& folder) : checkpoint_(folder.checkpoint), shapes_(folder.shapes) {
     for (const Error& fault : completeness_faults(folder)) faults_.emplace_back(fault.what());
     if (folder.known) {
+      roles_ = roles_of(*folder.known);
       for (std::string& name : tensors_of_more_layers(checkpoint_, *folder.known)) more_layers_.insert(std::move(name));
     }
   }
@@ -34,6 +36,7 @@ class Inspector {
     InspectedTensor tensor;
     tensor.name = stored.name;
     tensor.shape = stored.shape;
+    tensor.role = role_name(role_of(stored));
     if (stored.codec) {
       if (const Shape* known = known_shape(stored)) take_shape(*known, tensor);
       look_at_parts(stored, tensor);
@@ -67,6 +70,12 @@ class Inspector {
     auto known = shapes_.find(stored.name);
     if (known == shapes_.end()) known = shapes_.find(stored.module);
     return known == shapes_.end() ? nullptr : &known->second;
+  }
+
+  std::optional<Role> role_of(const StoredTensor& stored) const {
+    auto role = roles_.find(stored.name);
+    if (role == roles_.end()) role = roles_.find(stored.module);
+    return role == roles_.end() ? std::nullopt : std::optional(role->second);
   }
 
   /// The architecture's shape tells dimensions that the stored one does not, if it is for as many weights.
@@ -103,6 +112,7 @@ class Inspector {
 
   const Checkpoint& checkpoint_;
   const std::map<std::string, Shape>& shapes_;
+  std::map<std::string, Role> roles_;
   std::set<std::string> more_layers_;  // names of tensors
   std::set<std::string> counted_;
   std::vector<std::string> faults_;

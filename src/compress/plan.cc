@@ -46,20 +46,13 @@ void check_dtype(const Checkpoint& source, const WeightDesc& weight, const Tenso
   throw Error(fmt::format("dtype is {}, expected F32, F16 or BF16", name_of(view.dtype)), source.place(weight.name));
 }
 
-/// Roles of the tensors that the architecture names. Copies of shared tensors have the role of what they are copies of.
-std::map<std::string, Role> roles_of(const Checkpoint& source, const ModelDesc& desc) {
-  std::map<std::string, Role> roles;
+/// The source is the model that the architecture describes.
+void check_described(const Checkpoint& source, const ModelDesc& desc) {
   check_layer_count(source, desc);
   for (const WeightDesc& weight : desc.weights) {
-    roles.emplace(weight.name, weight.role);
-    for (const SharedPrefix& shared : desc.shared_prefixes) {
-      if (!weight.name.starts_with(shared.stored)) continue;
-      roles.emplace(shared.prefix + weight.name.substr(shared.stored.size()), weight.role);
-    }
     find_described(source, weight);
     if (const TensorView* view = source.find(weight.name)) check_dtype(source, weight, *view);
   }
-  return roles;
 }
 
 /// Compressing what another method has quantized would lose twice, and its configuration.
@@ -195,6 +188,18 @@ std::vector<std::string> codec_names() {
   return names;
 }
 
+std::map<std::string, Role> roles_of(const ModelDesc& model) {
+  std::map<std::string, Role> roles;
+  for (const WeightDesc& weight : model.weights) {
+    roles.emplace(weight.name, weight.role);
+    for (const SharedPrefix& shared : model.shared_prefixes) {
+      if (!weight.name.starts_with(shared.stored)) continue;
+      roles.emplace(shared.prefix + weight.name.substr(shared.stored.size()), weight.role);
+    }
+  }
+  return roles;
+}
+
 EncodingChoice choice_of(const CompressOptions& options) {
   return {.codec = options.codec, .profile = options.profile, .bits = options.bits, .group = options.group};
 }
@@ -210,7 +215,8 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
   check_not_quantized(source);
   folder.check_dtypes();
   const ModelDesc* model = runnable_model(folder, options);
-  const std::map<std::string, Role> roles = model ? roles_of(source, *model) : std::map<std::string, Role>();
+  if (model) check_described(source, *model);
+  const std::map<std::string, Role> roles = model ? roles_of(*model) : std::map<std::string, Role>();
   std::vector<PlanEntry> plan;
   for (const StoredTensor& tensor : tensors) {
     PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,6 +26,9 @@ struct PlanEntry {
 inline std::string_view role_name(const std::optional<Role>& role) noexcept {
   return role ? name_of(*role) : std::string_view("unlisted");
 }
+
+/// Roles of the tensors that the architecture names. Copies of shared tensors have the role of what they are copies of.
+std::map<std::string, Role> roles_of(const ModelDesc& model);
 
 /// What the options say of how matrices are stored.
 EncodingChoice choice_of(const CompressOptions& options);

@@ -229,7 +229,9 @@ class Verifier {
     }
     const Fidelity fidelity = measure(matrix, source);
     ++result_.fidelities_checked;
-    if (!std::isnan(fidelity.snr_db())) measured_.emplace_back(fidelity.snr_db(), tensor.name);
+    if (!std::isnan(fidelity.snr_db())) {
+      result_.fidelities.push_back({tensor.name, fidelity.snr_db()});
+    }
     if (!receipt) {
       if (!(fidelity.snr_db() >= kLeastSnrDb)) {
         source_differs(tensor.name, fmt::format("is {:.2f} dB from the source, expected at least {} dB",
@@ -271,11 +273,13 @@ class Verifier {
                         {.file = options_.source.string()});
       result_.problems.insert(result_.problems.begin(), {fault.what()});
     }
-    if (measured_.empty()) return;
-    std::ranges::sort(measured_);
-    std::tie(result_.worst_snr_db, result_.worst_tensor) = measured_.front();
-    const size_t count = measured_.size();
-    result_.median_snr_db = (measured_[(count - 1) / 2].first + measured_[count / 2].first) / 2;
+    if (result_.fidelities.empty()) return;
+    std::vector<MeasuredTensor> sorted = result_.fidelities;
+    std::ranges::sort(sorted, {}, [](const MeasuredTensor& t) { return std::tie(t.snr_db, t.name); });
+    result_.worst_snr_db = sorted.front().snr_db;
+    result_.worst_tensor = sorted.front().name;
+    const size_t count = sorted.size();
+    result_.median_snr_db = (sorted[(count - 1) / 2].snr_db + sorted[count / 2].snr_db) / 2;
   }
 
   const VerifyOptions& options_;
@@ -283,9 +287,8 @@ class Verifier {
   const Checkpoint& checkpoint_ = folder_.checkpoint;
   std::optional<Checkpoint> source_;
   std::optional<Receipt> receipt_;
-  std::set<std::string> messages_;                        // of the problems so far: no line comes twice
-  std::set<std::string, std::less<>> differing_;          // tensors that are not the source's
-  std::vector<std::pair<double, std::string>> measured_;  // SNR in dB, tensor
+  std::set<std::string> messages_;                // of the problems so far: no line comes twice
+  std::set<std::string, std::less<>> differing_;  // tensors that are not the source's
   VerifyResult result_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
 #include "kernels/team.h"
@@ -217,7 +218,10 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
       throw Error(fmt::format("tokens {} to {}: the model's logits are not finite", window.begin, window.end));
     }
     window.nll = scores->nll;
-    if (options.against) window.against_nll = scores->reference_nll;
+    if (options.against) {
+      window.against_nll = scores->reference_nll;
+      window.kl = scores->kl;
+    }
     total += *scores;
     result.tokens_scored += window.scored;
     ++done;
@@ -234,6 +238,26 @@ PerplexityResult perplexity(const Model& model, std::span<const int32_t> tokens,
     result.same_top = static_cast<double>(total.same_top) / scored;
   }
   return result;
+}
+
+std::string to_json(const PerplexityResult& result) {
+  nlohmann::ordered_json windows = nlohmann::ordered_json::array();
+  for (const WindowScore& window : result.windows) {
+    windows.push_back({{"begin", window.begin}, {"end", window.end}, {"scored", window.scored}, {"nll", window.nll}});
+    if (window.against_nll) windows.back()["against_nll"] = *window.against_nll;
+    if (window.kl) windows.back()["kl"] = *window.kl;
+  }
+  nlohmann::ordered_json json = {
+      {"perplexity", result.perplexity}, {"nll", result.nll}, {"tokens_scored", result.tokens_scored}};
+  if (result.against_perplexity) {
+    json["against_perplexity"] = *result.against_perplexity;
+    json["delta_percent"] = delta_percent(result);
+    json["mean_kl"] = *result.mean_kl;
+    json["same_top"] = *result.same_top;
+  }
+  json["interrupted"] = result.interrupted;
+  json["windows"] = std::move(windows);
+  return json.dump(2) + "\n";
 }
 
 }  // namespace hxq

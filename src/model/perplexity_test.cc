@@ -90,6 +90,7 @@ TEST(Perplexity, IsThatOfTheFinishedWindowsWhenInterrupted) {
   EXPECT_EQ(ended.tokens_scored, two.tokens_scored);
   EXPECT_EQ(ended.perplexity, two.perplexity);
   EXPECT_EQ(ended.mean_kl, two.mean_kl);
+  EXPECT_DOUBLE_EQ(*two.mean_kl * static_cast<double>(two.tokens_scored), *two.windows[0].kl + *two.windows[1].kl);
   options.interrupted = [] { return true; };
   const PerplexityResult none = perplexity(tiny_model(), tokens, options);
   EXPECT_TRUE(none.interrupted && none.windows.empty() && none.tokens_scored == 0);

@@ -7,8 +7,11 @@ namespace hxq {
 namespace {
 
 nlohmann::ordered_json json_of(const InspectedTensor& tensor) {
-  nlohmann::ordered_json json = {
-      {"name", tensor.name}, {"shape", tensor.shape}, {"codec", tensor.codec}, {"dtype", tensor.dtype}};
+  nlohmann::ordered_json json = {{"name", tensor.name},
+                                 {"shape", tensor.shape},
+                                 {"role", tensor.role},
+                                 {"codec", tensor.codec},
+                                 {"dtype", tensor.dtype}};
   for (const auto& [name, value] : tensor.facts) json[name] = value;
   json["outliers"] = tensor.outliers;
   json["stored_bytes"] = tensor.stored_bytes;
@@ -37,6 +40,10 @@ std::string to_json(const Inspection& inspection) {
 std::string to_json(const VerifyResult& result) {
   nlohmann::ordered_json problems = nlohmann::ordered_json::array();
   for (const Problem& problem : result.problems) problems.push_back(problem.message);
+  nlohmann::ordered_json fidelities = nlohmann::ordered_json::array();
+  for (const MeasuredTensor& tensor : result.fidelities) {
+    fidelities.push_back({{"name", tensor.name}, {"snr_db", finite_or_null(tensor.snr_db)}});
+  }
   const nlohmann::ordered_json json = {{"ok", result.ok()},
                                        {"tensors", result.tensors},
                                        {"compressed", result.compressed},
@@ -49,6 +56,7 @@ std::string to_json(const VerifyResult& result) {
                                        {"worst_snr_db", finite_or_null(result.worst_snr_db)},
                                        {"worst_tensor", result.worst_tensor},
                                        {"median_snr_db", finite_or_null(result.median_snr_db)},
+                                       {"fidelities", std::move(fidelities)},
                                        {"problems", std::move(problems)}};
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }

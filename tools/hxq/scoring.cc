@@ -1,0 +1,81 @@
+#include "scoring.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "hxq/error.h"
+#include "hxq/tokenizer.h"
+#include "usage.h"
+
+namespace hxq::tools {
+namespace {
+
+/// Refuses what the library would, by the names of options and files.
+void check(const ScoringArguments& arguments, const Model& model, const std::optional<Model>& against, size_t tokens) {
+  const PerplexityOptions& options = arguments.options;
+  for (const auto& [dir, info] : {std::pair{arguments.dir, model.info()},
+                                  std::pair{arguments.against, against ? against->info() : ModelInfo()}}) {
+    if (info.context_length > 0 && options.window > info.context_length) {
+      throw UsageError(
+          fmt::format("--window {}: the context of {} holds {}", options.window, dir, info.context_length));
+    }
+  }
+  if (against && against->info().vocab_size != model.info().vocab_size) {
+    throw Error(fmt::format("has a vocabulary of {} tokens, {} one of {}", against->info().vocab_size, arguments.dir,
+                            model.info().vocab_size),
+                {.file = arguments.against});
+  }
+  if (tokens < 2) {
+    throw Error(fmt::format("has {} token{}, perplexity needs at least 2", tokens, tokens == 1 ? "" : "s"),
+                {.file = name_of_text(arguments.text)});
+  }
+}
+
+PerplexityResult measure(ScoringArguments& arguments, const Model& model, const std::vector<int32_t>& tokens) {
+  ProgressBar bar("scoring");
+  arguments.options.progress = [&](int64_t done, int64_t total) {
+    bar.draw(done, total, fmt::format("window {} of {}", done, total));
+  };
+  arguments.options.interrupted = is_interrupted;
+  try {
+    return perplexity(model, tokens, arguments.options);
+  } catch (const Error& error) {
+    throw Error(error.what(), {.file = arguments.dir});
+  }
+}
+
+}  // namespace
+
+void ScoringArguments::add_to(CLI::App& app) {
+  app.add_option("--window", options.window, "Tokens a window holds (default: 2048, or the models' context if less)")
+      ->check(whole_number(2));
+  app.add_option("--stride", options.stride,
+                 "Tokens from one window's start to the next (default: a quarter of the window)")
+      ->check(whole_number(1));
+  app.add_option("--windows", options.max_windows, "Score only the first N windows (0: all)")
+      ->capture_default_str()
+      ->check(whole_number(0));
+  model.add_to(app);
+  app.final_callback([this] {
+    if (options.window > 0 && options.stride > options.window) {
+      throw CLI::ValidationError("--stride", fmt::format("expected a whole number from 1 to the window's {}, found {}",
+                                                         options.window, options.stride));
+    }
+  });
+}
+
+PerplexityResult ScoringArguments::run() {
+  const Model opened = Model::open(dir, model.options());
+  std::optional<Model> other;
+  if (!against.empty()) other.emplace(Model::open(against, model.options()));
+  const std::vector<int32_t> tokens = Tokenizer::load(dir).encode(read_text(text));
+  check(*this, opened, other, tokens.size());
+  options.against = other ? &*other : nullptr;
+  return measure(*this, opened, tokens);
+}
+
+}  // namespace hxq::tools
