@@ -42,6 +42,7 @@ void decode_module(const Checkpoint& checkpoint, const std::string& module) {
   if (matrix->rows == 0 || matrix->cols > kMaxCols) return;
   std::vector<float> row(static_cast<size_t>(matrix->cols));
   for (const int64_t r : {int64_t{0}, matrix->rows / 2, matrix->rows - 1}) decode_dense_rows(*matrix, r, r + 1, row);
+  matrix->weight_levels();
 }
 
 void read_tensors(std::span<const std::byte> bytes) {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "hxq/tensor.h"
 
@@ -34,6 +35,10 @@ struct StoredMatrix {
 
   /// Weights that are stored exactly beside the others.
   virtual int64_t outliers() const noexcept { return 0; }
+
+  /// The values that weights were rounded to, ascending, before a low-rank term is added; empty where there are none or
+  /// every column has others. Those that groups scale are given at the median scale.
+  virtual std::vector<float> weight_levels() const { return {}; }
 
   /// Bytes that one product with a vector reads.
   virtual int64_t bytes_read() const noexcept = 0;

@@ -37,5 +37,5 @@ def test_readme_commands(hxq, tmp_path):
 
 def test_readme_shows_every_verb():
     text = " ".join(commands())
-    for verb in ("compress", "verify", "inspect", "generate", "chat", "serve", "perplexity", "bench", "decompress"):
+    for verb in ("compress", "verify", "inspect", "report", "generate", "chat", "serve", "perplexity", "bench", "decompress"):
         assert f"build/hxq {verb} " in text

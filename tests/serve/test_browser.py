@@ -1,75 +1,22 @@
-"""The page in a real browser, where one is installed (Debian: chromium chromium-driver)."""
+"""The page in a real browser, where one is installed."""
 
-import contextlib
 import functools
-import http.client
 import http.server
 import json
-import re
-import shutil
-import subprocess
+import sys
 import threading
-import time
 
 import pytest
-from conftest import MAMBA, TEMPLATE
+from conftest import MAMBA, ROOT, TEMPLATE
 
-
-class Browser:
-    """Chromium without a screen, by the WebDriver protocol."""
-
-    def __init__(self, port):
-        self.port = port
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]}
-        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
-        self.session = ""
-        self.session = "/" + self.ask("POST", "", {"capabilities": wanted})["sessionId"]
-
-    def ask(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request(method, f"/session{self.session}{path}", None if body is None else json.dumps(body))
-        answer = json.loads(connection.getresponse().read())["value"]
-        assert not (isinstance(answer, dict) and "error" in answer), answer
-        return answer
-
-    def run(self, script):
-        return self.ask("POST", "/execute/sync", {"script": script, "args": []})
-
-    def element(self, selector):
-        found = self.ask("POST", "/element", {"using": "css selector", "value": selector})
-        return next(iter(found.values()))
-
-    def type(self, selector, text):
-        self.ask("POST", f"/element/{self.element(selector)}/value", {"text": text})
-
-    def click(self, selector):
-        self.ask("POST", f"/element/{self.element(selector)}/click", {})
-
-    def wait_for(self, condition):
-        """Until a JavaScript expression is true."""
-        end = time.monotonic() + 60
-        while not self.run(f"return {condition}"):
-            assert time.monotonic() < end, (condition, self.run("return document.body.innerText"))
-            time.sleep(0.05)
+sys.path.insert(0, str(ROOT / "tests"))
+from browser import open_browser  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def browser():
-    driver = shutil.which("chromedriver")
-    if not driver:
-        pytest.skip("no chromedriver")
-    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
-    try:
-        for line in process.stdout:
-            if found := re.search(r"started successfully on port (\d+)", line):
-                break
-        opened = Browser(int(found[1]))
+    with open_browser() as opened:
         yield opened
-        with contextlib.suppress(OSError):
-            opened.ask("DELETE", "")
-    finally:
-        process.kill()
-        process.wait()
 
 
 def lines(browser, kind):
@@ -92,8 +39,7 @@ def test_a_conversation(browser, mamba):
     assert lines(browser, "user") == [message["content"] for message in said[::2]], "text, not markup"
     assert lines(browser, "assistant") == [message["content"] for message in said[1::2]]
     assert lines(browser, "fault") == []
-    log = browser.ask("POST", "/se/log", {"type": "browser"})
-    errors = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+    errors = [entry["message"] for entry in browser.log("browser") if entry["level"] == "SEVERE"]
     assert [error for error in errors if "favicon" not in error] == []
 
 

@@ -69,6 +69,7 @@ int run(int argc, char** argv) {
   add("chat", "Talk with a model", hxq::tools::add_chat);
   add("serve", "Serve a model over HTTP, as OpenAI's API", hxq::tools::add_serve);
   add("perplexity", "Measure how well a model predicts a text", hxq::tools::add_perplexity);
+  add("report", "Write a page that shows a model's size, distance from the source and weights", hxq::tools::add_report);
   add("bench", "Measure speed against what this machine's memory allows", hxq::tools::add_bench);
 
   std::vector<std::string> arguments = arguments_of(argc, argv);

@@ -17,6 +17,7 @@ RunVerb add_decompress(CLI::App& app);
 RunVerb add_generate(CLI::App& app);
 RunVerb add_chat(CLI::App& app);
 RunVerb add_perplexity(CLI::App& app);
+RunVerb add_report(CLI::App& app);
 RunVerb add_serve(CLI::App& app);
 RunVerb add_bench(CLI::App& app);
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "codec/codebook/index_packing.h"
 #include "codec/codebook/matrix.h"
 
@@ -31,6 +33,13 @@ void CodebookMatrix::decode_rows(int64_t begin, int64_t end, std::span<float> ou
   for (int64_t row = begin; row < end; ++row) {
     decode_row(*this, row, out.subspan(static_cast<size_t>((row - begin) * cols), static_cast<size_t>(cols)));
   }
+}
+
+std::vector<float> CodebookMatrix::weight_levels() const {
+  if (d != 1 || !channel_scales.empty()) return {};
+  std::vector<float> sorted = codebook;
+  std::ranges::sort(sorted);
+  return sorted;
 }
 
 int64_t CodebookMatrix::bytes_read() const noexcept {

@@ -48,6 +48,7 @@ struct CodebookMatrix final : StoredMatrix {
   void decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept override;
   InputTransform transform() const noexcept override { return {.scales = channel_scales}; }
   int64_t outliers() const noexcept override { return static_cast<int64_t>(sidecar.value.size()); }
+  std::vector<float> weight_levels() const override;
   int64_t bytes_read() const noexcept override;
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "codec/grouped/matrix.h"
 #include "codec/module_parts.h"
@@ -139,6 +140,22 @@ void GroupedMatrix::decode_rows(int64_t begin, int64_t end, std::span<float> out
       out[static_cast<size_t>((r - begin) * cols + c)] = scale_levels[scale] * levels[index];
     }
   }
+}
+
+std::vector<float> GroupedMatrix::weight_levels() const {
+  std::vector<size_t> uses(scale_levels.size());
+  for (const std::byte scale : scales) ++uses[static_cast<size_t>(scale)];
+  std::vector<std::pair<float, size_t>> sizes;  // magnitude, groups
+  for (size_t i = 0; i < uses.size(); ++i) sizes.emplace_back(std::fabs(scale_levels[i]), uses[i]);
+  std::ranges::sort(sizes);
+  size_t below = 0, median = 0;
+  while (median + 1 < sizes.size() && 2 * (below + sizes[median].second) < scales.size()) {
+    below += sizes[median++].second;
+  }
+  std::vector<float> scaled = levels;
+  for (float& level : scaled) level *= sizes[median].first;
+  std::ranges::sort(scaled);
+  return scaled;
 }
 
 int64_t GroupedMatrix::bytes_read() const noexcept {

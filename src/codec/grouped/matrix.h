@@ -31,6 +31,7 @@ struct GroupedMatrix final : StoredMatrix {
   int64_t groups() const noexcept { return groups_of(cols, group); }
 
   void decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept override;
+  std::vector<float> weight_levels() const override;
   int64_t bytes_read() const noexcept override;
 
   /// Bytes that `count` indices of `bits` take.
