@@ -51,8 +51,8 @@ struct Report {
   std::string text = {};  ///< the name of the text that was scored
 };
 
-/// Throws `Error` unless a page may be written to `file`: nothing is there, or with `replace` a page that
-/// `write_report` has written.
+/// Throws `Error` unless a page may be written to `file`: its folder takes one, and nothing is there, or with `replace`
+/// a page that `write_report` has written.
 void check_report_file(const std::filesystem::path& file, bool replace = false);
 
 /// Writes the report as one HTML page that needs no other file and no network. It holds its figures as JSON, in the

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -57,6 +58,8 @@ bool is_report(const std::filesystem::path& file) {
 }  // namespace
 
 void check_report_file(const std::filesystem::path& file, bool replace) {
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) throw_system_error(file, "create");
   if (!is_there(file)) return;
   if (!replace) throw Error("exists already, and is left as it is", {.file = file.string()});
   const bool is_plain = std::filesystem::symlink_status(file).type() == std::filesystem::file_type::regular;

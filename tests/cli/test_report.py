@@ -230,7 +230,7 @@ def test_what_is_there_is_left_as_it_is(hxq, compressed, page, tmp_path):
 def test_bad_input_leaves_nothing(hxq, compressed, compressed_copy, model_copy, tmp_path):
     out = tmp_path / "page.html"
     hxq("report", tmp_path / "none", "-o", out).fails_with(tmp_path / "none")
-    hxq("report", compressed, "-o", tmp_path / "none" / "page.html").fails_with(tmp_path / "none" / "page.html")
+    hxq("report", compressed, "-o", tmp_path / "none" / "a", *SCORING).fails_with(f"{tmp_path}/none/a: cannot create: No")
     hxq("report", compressed, "-o", out, "--source", compressed).fails_with(compressed, "is itself compressed")
     hxq("report", compressed, "-o", out, "--text", tmp_path / "none").fails_with(tmp_path / "none")
     for option in (["--windows", 1], ["--window", 9], ["--stride", 9], ["--precision", "exact"], ["--device", "cpu"]):
