@@ -1,4 +1,4 @@
-"""Models of transformers as GGUF files with Q8_0 weights, for llama.cpp. Needs gguf, numpy, safetensors and torch."""
+"""Models of transformers as GGUF files, for llama.cpp. Needs gguf, numpy, safetensors and torch."""
 
 import json
 import re
@@ -30,6 +30,10 @@ MAMBA_NAMES = {
 }
 
 
+def names_of(config: dict) -> dict[str, str]:
+    return MAMBA_NAMES if config["model_type"] == "mamba" else LLAMA_NAMES
+
+
 def rename(name: str, names: dict[str, str]) -> str:
     for pattern, replacement in names.items():
         if re.fullmatch(pattern, name):
@@ -45,6 +49,25 @@ def for_ggml(name: str, value: np.ndarray, config: dict) -> np.ndarray:
     if name.endswith("ssm_a"):
         return -np.exp(value)
     return value.squeeze(1) if value.ndim == 3 else value
+
+
+def from_ggml(name: str, value: np.ndarray, config: dict) -> np.ndarray:
+    """A matrix as transformers has it: `for_ggml` undone."""
+    if match := re.search(r"attn_([qk])\.weight", name):
+        heads = config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
+        return value.reshape(heads, -1, 2, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+    return value
+
+
+def read_matrices(path: Path, names: list[str], config: dict) -> dict[str, tuple[np.ndarray, int]]:
+    """Matrices of a GGUF file, decoded to float32, and their bytes there, by the names that transformers has."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    found = {}
+    for name in names:
+        tensor = stored[rename(name, names_of(config))]
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        found[name] = (from_ggml(tensor.name, value, config), int(tensor.n_bytes))
+    return found
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, file: Path, vocab_size: int) -> None:
@@ -64,8 +87,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, file: Path, vocab_size: int) -> None:
     writer.add_eos_token_id(spec["added_tokens"][0]["id"])
 
 
-def write_gguf(dense: Path, path: Path, tokenizer: Path | None = None) -> None:
-    """The bfloat16 folder as Q8_0, with a tokenizer.json where texts are wanted."""
+def write_gguf(
+    dense: Path,
+    path: Path,
+    tokenizer: Path | None = None,
+    dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
+) -> None:
+    """A dense folder with matrices of that type (Q8_0 or F32), with a tokenizer.json where texts are wanted."""
     config = json.loads((dense / "config.json").read_text())
     mamba = config["model_type"] == "mamba"
     writer = gguf.GGUFWriter(path, config["model_type"])
@@ -78,7 +106,8 @@ def write_gguf(dense: Path, path: Path, tokenizer: Path | None = None) -> None:
         add_tokenizer(writer, tokenizer, config["vocab_size"])
     else:
         writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    is_q8 = dtype == gguf.GGMLQuantizationType.Q8_0
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if is_q8 else gguf.LlamaFileType.ALL_F32)
     if mamba:
         writer.add_feed_forward_length(0)
         writer.add_head_count(0)
@@ -91,16 +120,16 @@ def write_gguf(dense: Path, path: Path, tokenizer: Path | None = None) -> None:
         writer.add_head_count(config["num_attention_heads"])
         writer.add_head_count_kv(config["num_key_value_heads"])
         writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-        writer.add_rope_freq_base(config["rope_theta"])
-    names = MAMBA_NAMES if mamba else LLAMA_NAMES
-    q8 = gguf.GGMLQuantizationType.Q8_0
+        # transformers 5 has it among others.
+        writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
+    names = names_of(config)
     with safe_open(dense / "model.safetensors", "pt") as file:
         for key in file.keys():
             name = rename(key, names)
             value = for_ggml(name, file.get_tensor(key).float().numpy(), config)
-            quantized = value.ndim == 2 and value.shape[1] % 32 == 0 and value.shape[1] > 32
+            quantized = is_q8 and value.ndim == 2 and value.shape[1] % 32 == 0 and value.shape[1] > 32
             if quantized:
-                writer.add_tensor(name, gguf.quants.quantize(value, q8), raw_dtype=q8)
+                writer.add_tensor(name, gguf.quants.quantize(value, dtype), raw_dtype=dtype)
             else:
                 writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()

@@ -10,7 +10,6 @@ medians, ratios are medians of the rounds' ratios. All use all cores.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -20,10 +19,10 @@ import time
 from pathlib import Path
 
 import helix_substrate
-import llama_cpp
 import numpy as np
 import torch
 from gguf_file import write_gguf
+from llama_cpp_model import LlamaCpp
 from transformers import AutoModelForCausalLM
 
 PROMPT, DECODE = 512, 32
@@ -31,29 +30,7 @@ THREADS = len(os.sched_getaffinity(0))
 TOKENS = [(i * 7919 + 13) % 30000 for i in range(PROMPT)]
 
 
-class LlamaCpp:
-    def __init__(self, path: Path) -> None:
-        self.log = llama_cpp.llama_log_callback(lambda level, text, user: None)
-        llama_cpp.llama_log_set(self.log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1024, PROMPT, PROMPT
-        parameters.n_threads = parameters.n_threads_batch = THREADS
-        self.context = llama_cpp.llama_init_from_model(self.model, parameters)
-        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-
-    def feed(self, tokens: list[int]) -> None:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens))) != 0:
-            raise RuntimeError("llama_decode failed")
-
-    def reset(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-
-    def logits(self) -> np.ndarray:
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocab,)).copy()
-
+class LlamaRunner(LlamaCpp):
     def measure(self) -> tuple[float, float]:
         self.reset()
         start = time.perf_counter()
@@ -119,7 +96,7 @@ def compare(shape: str, build: Path, rounds: int) -> bool:
         subprocess.run([build / "hxq", "decompress", hxq_folder, dense, "--dtype", "bf16"], check=True)
     if not quantized.exists():
         write_gguf(dense, quantized)
-    runners = {"hxq": Hxq(build / "hxq", hxq_folder), "llama.cpp Q8_0": LlamaCpp(quantized)}
+    runners = {"hxq": Hxq(build / "hxq", hxq_folder), "llama.cpp Q8_0": LlamaRunner(quantized, 1024, PROMPT, THREADS)}
     dtypes = [torch.float32] if shape.startswith("mamba") else [torch.bfloat16]
     for dtype in dtypes:
         runners[f"transformers {str(dtype).removeprefix('torch.')}"] = Transformers(dense, dtype)
