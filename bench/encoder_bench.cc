@@ -1,8 +1,8 @@
-// The encoder of the scalar codebook: how fast, and how much better than the recipe it replaces.
+// The encoders: how fast, and how much better that of the scalar codebook is than the recipe it replaces.
 //
 //   encoder_bench [MODEL_DIR]
 //
-// Without a model: the encode rate. With one: SNR of every linear matrix and embedding against the baseline.
+// Without a model: the encode rates. With one: SNR of every linear matrix and embedding against the baseline.
 
 #include <fmt/format.h>
 
@@ -13,9 +13,11 @@
 #include <cstring>
 #include <exception>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "codec/codebook/encode.h"
+#include "codec/grouped/encode.h"
 #include "compress/plan.h"
 #include "decoded_snr.h"
 #include "hxq/error.h"
@@ -30,30 +32,58 @@ double median(std::vector<double> values) {
   return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-void measure_rate(DType dtype, const char* name) {
-  constexpr int64_t kRows = 4096, kCols = 4096;
-  std::vector<std::byte> bytes(kRows * kCols * size_of(dtype));
-  std::mt19937_64 random(1);
-  std::normal_distribution<float> normal(0, 0.02f);
-  for (int64_t i = 0; i < kRows * kCols; ++i) {
-    const auto bits = std::bit_cast<uint32_t>(normal(random));
-    const uint32_t stored = dtype == DType::bf16 ? bits >> 16 : bits;
-    std::memcpy(bytes.data() + i * size_of(dtype), &stored, size_of(dtype));
-  }
-  const TensorView source{dtype, {kRows, kCols}, bytes};
-  for (int threads : {1, 2}) {
-    std::vector<double> seconds;
-    EncodedTensor encoded;
-    for (int run = 0; run < 9; ++run) {
-      const auto start = std::chrono::steady_clock::now();
-      encoded = encode_codebook(source, {.threads = threads});
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+/// Normal weights.
+struct Source {
+  static constexpr int64_t kRows = 4096, kCols = 4096;
+  DType dtype;
+  std::vector<std::byte> bytes;
+
+  explicit Source(DType of) : dtype(of), bytes(kRows * kCols * size_of(of)) {
+    std::mt19937_64 random(1);
+    std::normal_distribution<float> normal(0, 0.02f);
+    for (int64_t i = 0; i < kRows * kCols; ++i) {
+      const auto bits = std::bit_cast<uint32_t>(normal(random));
+      const uint32_t stored = dtype == DType::bf16 ? bits >> 16 : bits;
+      std::memcpy(bytes.data() + i * size_of(dtype), &stored, size_of(dtype));
     }
-    const double reported = encoded.fidelity.snr_db();
-    const double counted = testing::decoded_snr_db(source, encoded);
-    fmt::print("{} [{}, {}], {} thread(s): {:.0f} M weights/s, SNR {:.3f} dB, decoded and compared {:.3f} dB: {}\n",
-               name, kRows, kCols, threads, kRows * kCols / median(seconds) / 1e6, reported, counted,
-               std::abs(reported - counted) < 1e-6 ? "equal" : "NOT EQUAL");
+  }
+
+  TensorView view() const { return {dtype, {kRows, kCols}, bytes}; }
+};
+
+template <class Encode>
+EncodedTensor measure_rate(const std::string& what, int runs, Encode encode) {
+  std::vector<double> seconds;
+  EncodedTensor encoded;
+  for (int run = 0; run < runs; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    encoded = encode();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  fmt::print("{} [{}, {}]: {:.0f} M weights/s, SNR {:.3f} dB", what, Source::kRows, Source::kCols,
+             Source::kRows * Source::kCols / median(seconds) / 1e6, encoded.fidelity.snr_db());
+  return encoded;
+}
+
+void measure_codebook(DType dtype, const char* name) {
+  const Source source(dtype);
+  for (const int threads : {1, 2}) {
+    const EncodedTensor encoded = measure_rate(fmt::format("{}, {} thread(s)", name, threads), 9,
+                                               [&] { return encode_codebook(source.view(), {.threads = threads}); });
+    const double counted = testing::decoded_snr_db(source.view(), encoded);
+    fmt::print(", decoded and compared {:.3f} dB: {}\n", counted,
+               std::abs(encoded.fidelity.snr_db() - counted) < 1e-6 ? "equal" : "NOT EQUAL");
+  }
+}
+
+void measure_grouped() {
+  const Source source(DType::f32);
+  for (const Profile& profile : kGroupedEncoder.profiles) {
+    measure_rate(fmt::format("f32, 1 thread, {}", profile.name), 5, [&] {
+      return kGroupedEncoder.encode(
+          source.view(), {.bits = profile.bits, .group = profile.group, .levels = profile.levels, .threads = 1});
+    });
+    fmt::print("\n");
   }
 }
 
@@ -89,8 +119,9 @@ int main(int argc, char** argv) {
     if (argc > 1) {
       hxq::compare_with_baseline(argv[1]);
     } else {
-      hxq::measure_rate(hxq::DType::bf16, "bf16");
-      hxq::measure_rate(hxq::DType::f32, "f32");
+      hxq::measure_codebook(hxq::DType::bf16, "bf16");
+      hxq::measure_codebook(hxq::DType::f32, "f32");
+      hxq::measure_grouped();
     }
   } catch (const std::exception& error) {
     fmt::print(stderr, "encoder_bench: {}\n", error.what());

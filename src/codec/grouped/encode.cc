@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -27,7 +26,7 @@ constexpr Profile kProfiles[] = {{"g8", 8, 64},
                                  {"g3", 3, 32},
                                  {"g8-uniform", 8, 32, Levels::uniform}};
 
-constexpr int64_t kChunk = int64_t{1} << 15;  // weights that a thread takes at a time, in whole rows
+constexpr int64_t kChunk = int64_t{1} << 14;  // weights that a thread takes at a time, in whole rows
 /// Weights in the sample that levels are fitted to. With a thousand for each level, what the sample's levels lose
 /// against the whole matrix's is a thousandth of the error, 0.004 dB.
 constexpr int64_t sample_weights(int bits) { return std::max<int64_t>(int64_t{1} << 16, int64_t{1024} << bits); }
@@ -124,8 +123,9 @@ GroupSample take_sample(const TensorView& source, const Cut& cut, std::span<cons
   return sample;
 }
 
-/// Sums of a row in lanes, so that a processor may take several columns at once.
-Fidelity compare_row(std::span<const float> weights, std::span<const float> decoded) {
+/// Weights times `factor` against what they decode to. Sums are in lanes, so that a processor may take several columns
+/// at once.
+Fidelity compare_row(std::span<const float> weights, float factor, std::span<const float> decoded) {
   constexpr size_t kLanes = 4;
   struct Sums {
     std::array<double, kLanes> signal = {}, decoded = {}, error = {};
@@ -140,9 +140,9 @@ Fidelity compare_row(std::span<const float> weights, std::span<const float> deco
   };
   size_t i = 0;
   for (; i + kLanes <= weights.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) add(lane, weights[i + lane], decoded[i + lane]);
+    for (size_t lane = 0; lane < kLanes; ++lane) add(lane, weights[i + lane] * factor, decoded[i + lane]);
   }
-  for (; i < weights.size(); ++i) add(0, weights[i], decoded[i]);
+  for (; i < weights.size(); ++i) add(0, weights[i] * factor, decoded[i]);
   const auto total = [](const std::array<double, kLanes>& of) { return (of[0] + of[1]) + (of[2] + of[3]); };
   Fidelity row{.count = static_cast<int64_t>(weights.size()),
                .signal = total(sums.signal),
@@ -242,23 +242,20 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   const ScaleSearch search(fit.levels, fit.scales());
   for_rows(source, cut, factor, threads, [&](int64_t r, std::span<const float> row) {
     std::vector<uint8_t> index(row.size());
-    std::vector<float> decoded(row.size()), weights(row.begin(), row.end()), room(row.size());
+    std::vector<float> decoded(row.size()), turned(static_cast<size_t>(std::min(cut.group, cut.cols)));
     for (int64_t i = 0; i < cut.groups(); ++i) {
       const auto at = static_cast<size_t>(r * cut.groups() + i), begin = static_cast<size_t>(i * cut.group);
       if (peaks[at] == 0) continue;
       const std::span<const float> group = cut.columns(row, i);
-      const std::span<float> turned(room);
-      const GroupScale found = find_scale(fit, search, group, turned);
+      const GroupScale found = find_scale(fit, search, group, turned, false);
       const size_t number = 1 + static_cast<size_t>(found.scale) + (found.is_negative ? fit.grid.size() : 0);
       scales.bytes[at] = static_cast<std::byte>(number);
-      if (found.is_negative) std::ranges::transform(group, turned.begin(), std::negate());
-      search.quantize(found.is_negative ? turned.first(group.size()) : group, found.scale,
+      search.quantize(found.is_negative ? std::span<const float>(turned).first(group.size()) : group, found.scale,
                       std::span(index).subspan(begin, group.size()));
       const float unit = scale_levels[number];
       for (size_t c = begin; c < begin + group.size(); ++c) decoded[c] = unit * fit.levels[index[c]];
     }
-    for (float& w : weights) w /= factor;
-    of_rows[static_cast<size_t>(r)] = compare_row(weights, decoded);
+    of_rows[static_cast<size_t>(r)] = compare_row(row, 1 / factor, decoded);
     pack(index, cut.bits,
          std::span(packed.bytes)
              .subspan(static_cast<size_t>(r * cut.row_bytes()), static_cast<size_t>(cut.row_bytes())));

@@ -237,10 +237,47 @@ TEST(ScaleSearch, FindsTheBestScaleOfTheGrid) {
         }
         least = std::min(least, sum);
       }
-      const auto [scale, error] =
-          search.best(sample.group(i), extremes_of(sample.group(i)), {0, static_cast<int>(scales.size())});
+      const auto [scale, error] = search.best(sample.group(i), {0, static_cast<int>(scales.size())}, true);
       ASSERT_LE(error, least * (1 + 1e-5)) << bits << " bits, group " << i;
       ASSERT_EQ(error, search.error(sample.group(i), scale));
+    }
+  }
+}
+
+/// Groups of all lengths, weights beyond all levels, and levels of every kind that has a way of its own.
+TEST(ScaleSteps, AreTheSameOnEveryInstructionSet) {
+  const ScaleSteps& steps = scale_steps();
+  for (int bits = 3; bits <= 8; ++bits) {
+    std::vector<float> levels = draw("laplace", 1 << bits, 31);
+    for (size_t i = 0; i < levels.size(); ++i) {
+      levels[i] = std::nearbyint(levels[i] * 1000);
+      if (bits < 6 && bits % 2 == 1) levels[i] = static_cast<float>(5 * i + i % 3) - 20;  // few, well apart
+      if (bits == 7) levels[i] = static_cast<float>(i) - 64;
+    }
+    if (bits == 6) levels[1] = levels[0];
+    std::ranges::sort(levels);
+    const std::vector<float> scales = {1e-3f}, inverses = {900, 1000, 1100, 20, 3000, 5e4f, 1e6f};
+    const ScaleSearch search(levels, scales);
+    const LevelCells cells = search.cells();
+    ASSERT_TRUE(bits == 4 || (cells.few != nullptr) == (bits < 6));
+    ASSERT_EQ(cells.is_whole, bits == 7);
+    for (size_t count = 1; count <= 150; ++count) {
+      SCOPED_TRACE(fmt::format("{} bits, {} weights", bits, count));
+      const std::vector<float> weights = draw("cauchy", static_cast<int>(count), static_cast<unsigned>(100 + count));
+      for (size_t n = 1; n <= inverses.size(); ++n) {
+        std::vector<float> expected(n), found(n);
+        kScalarScaleSteps.estimate(cells, weights.data(), count, inverses.data(), n, expected.data());
+        steps.estimate(cells, weights.data(), count, inverses.data(), n, found.data());
+        ASSERT_EQ(found, expected);
+      }
+      for (const float inverse : inverses) {
+        ASSERT_EQ(steps.error(cells, weights.data(), count, 1 / inverse, inverse),
+                  kScalarScaleSteps.error(cells, weights.data(), count, 1 / inverse, inverse));
+        std::vector<uint8_t> expected(count), found(count);
+        kScalarScaleSteps.quantize(cells, weights.data(), count, inverse, expected.data());
+        steps.quantize(cells, weights.data(), count, inverse, found.data());
+        ASSERT_EQ(found, expected);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 #include "codec/grouped/fit.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -26,6 +27,32 @@ constexpr size_t kProbes = 128;     // groups
 constexpr double kStride = 0.3;     // distance of the scales first tried, as a share of the mean distance of levels
 constexpr int kUnits = 400;         // in which few levels are tried
 constexpr double kLeastUnit = 0.7;  // the least of them, as a share of the largest
+
+/// The least and the largest of some weights.
+struct Extremes {
+  float least = 0;
+  float largest = 0;
+};
+
+/// `weights`: at least one.
+Extremes extremes_of(std::span<const float> weights) noexcept {
+  constexpr size_t kLanes = 8;  // that a processor may take at once
+  std::array<float, kLanes> least, largest;
+  least.fill(weights[0]);
+  largest.fill(weights[0]);
+  size_t i = 0;
+  for (; i + kLanes <= weights.size(); i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      least[j] = std::min(least[j], weights[i + j]);
+      largest[j] = std::max(largest[j], weights[i + j]);
+    }
+  }
+  for (; i < weights.size(); ++i) {
+    least[0] = std::min(least[0], weights[i]);
+    largest[0] = std::max(largest[0], weights[i]);
+  }
+  return {std::ranges::min(least), std::ranges::max(largest)};
+}
 
 /// Ascending scales, each the same multiple of the one before, around those at which the largest level is a peak.
 std::vector<float> scale_grid(float least_peak, float largest_peak, int count) {
@@ -129,7 +156,7 @@ class GroupFitter {
       const size_t n = sample_.size(), c = static_cast<size_t>(chunk), all = static_cast<size_t>(chunks);
       std::vector<float> turned(largest_);
       for (size_t i = n * c / all; i < n * (c + 1) / all; ++i) {
-        scale_[i] = find_scale(fit_, search, sample_.group(i), turned);
+        scale_[i] = find_scale(fit_, search, sample_.group(i), turned, true);
       }
     });
     double error = 0;
@@ -162,7 +189,7 @@ class GroupFitter {
     parallel_for(threads_, static_cast<int>(probes), [&](int probe) {
       const size_t i = static_cast<size_t>(probe) * sample_.size() / probes;
       std::vector<float> turned(largest_);
-      const int scale = find_scale(everywhere, search, sample_.group(i), turned).scale;
+      const int scale = find_scale(everywhere, search, sample_.group(i), turned, false).scale;
       fit_.distances[static_cast<size_t>(probe)] = scale - nearest_scale(fit_.grid, peaks_[i]);
     });
     std::ranges::sort(fit_.distances);
@@ -209,14 +236,14 @@ std::vector<float> GroupedFit::scales() const {
 }
 
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
-                      std::span<float> turned) noexcept {
-  const Extremes extremes = extremes_of(weights), opposite{-extremes.largest, -extremes.least};
+                      std::span<float> turned, bool wants_error) noexcept {
+  const Extremes extremes = extremes_of(weights);
   const bool is_negative = fit.has_signs && -extremes.least > extremes.largest;
   const ScaleRange range = range_of(fit, std::max(extremes.largest, -extremes.least));
   const std::span<const float> other = turned.first(weights.size());
   if (is_negative || fit.tries_both) std::ranges::transform(weights, turned.begin(), std::negate());
   const auto search_as = [&](bool negative) {
-    const auto [scale, error] = search.best(negative ? other : weights, negative ? opposite : extremes, range);
+    const auto [scale, error] = search.best(negative ? other : weights, range, wants_error || fit.tries_both);
     return GroupScale{scale, negative, error};
   };
   const GroupScale best = search_as(is_negative);

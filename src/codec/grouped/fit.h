@@ -42,14 +42,15 @@ struct GroupedFit {
 struct GroupScale {
   int scale = 0;
   bool is_negative = false;
-  double error = 0;  ///< sum of squares
+  double error = 0;  ///< sum of squares, if it was asked for
 };
 
 /// The best scale of those that are to be searched for the group, which is not of zeros. Levels of unlike reach on
 /// either side fit a group better when its scale has the sign of the weight that is largest in magnitude.
-/// `search`: of the fit's levels and scales. `turned`: room for as many numbers as there are weights.
+/// `search`: of the fit's levels and scales. `turned`: room for as many numbers as there are weights; the weights times
+/// -1 where the scale is negative.
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
-                      std::span<float> turned) noexcept;
+                      std::span<float> turned, bool wants_error) noexcept;
 
 /// What levels there are to be.
 struct LevelForm {

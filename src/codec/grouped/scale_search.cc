@@ -24,29 +24,14 @@ float squared(float x) { return x * x; }
 
 }  // namespace
 
-Extremes extremes_of(std::span<const float> weights) noexcept {
-  constexpr size_t kLanes = 8;  // that a processor may take at once
-  std::array<float, kLanes> least, largest;
-  least.fill(weights[0]);
-  largest.fill(weights[0]);
-  size_t i = 0;
-  for (; i + kLanes <= weights.size(); i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      least[j] = std::min(least[j], weights[i + j]);
-      largest[j] = std::max(largest[j], weights[i + j]);
-    }
-  }
-  for (; i < weights.size(); ++i) {
-    least[0] = std::min(least[0], weights[i]);
-    largest[0] = std::max(largest[0], weights[i]);
-  }
-  return {std::ranges::min(least), std::ranges::max(largest)};
-}
-
 ScaleSearch::ScaleSearch(std::span<const float> levels, std::span<const float> scales)
     : levels_(levels.begin(), levels.end()), scales_(scales.begin(), scales.end()) {
+  for (const float scale : scales_) inverses_.push_back(1 / scale);
   for (size_t i = 0; i + 1 < levels_.size(); ++i) ends_.push_back((levels_[i] + levels_[i + 1]) / 2);
   ends_.push_back(kInfinity);
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    is_whole_ = is_whole_ && levels_[i] == std::nearbyint(levels_[0]) + static_cast<float>(i);
+  }
   const float margin = (levels_.back() - levels_.front()) / 8;
   low_ = levels_.front() - margin;
   high_ = levels_.back() + margin;
@@ -54,93 +39,107 @@ ScaleSearch::ScaleSearch(std::span<const float> levels, std::span<const float> s
   const double width = (static_cast<double>(high_) - low_) / (cells - 2);  // one cell to spare on either side
   cells_per_unit_ = static_cast<float>(1 / width);
   origin_ = 1 - low_ * cells_per_unit_;
+  std::vector<uint8_t> middles;
   size_t first = 0, middle = 0;
   for (int cell = 0; cell < cells; ++cell) {
     const double begin = low_ + width * (cell - 1);
     while (begin - kCellSlack * width > ends_[first]) ++first;
     while (begin + width / 2 > ends_[middle]) ++middle;
+    if (first + 1 < ends_.size() && begin + (1 + kCellSlack) * width > ends_[first + 1]) has_single_ends_ = false;
     first_.push_back(static_cast<uint8_t>(first));
-    level_.push_back(levels_[middle]);
+    middle_.push_back(levels_[middle]);
+    middles.push_back(static_cast<uint8_t>(middle));
   }
+  first_.insert(first_.end(), 3, 0);
+  is_few_ = find_few(middles);
 }
 
-inline size_t ScaleSearch::nearest(float x) const noexcept {
-  const float inside = std::min(std::max(x, low_), high_);
-  size_t level = first_[static_cast<size_t>(static_cast<int>(inside * cells_per_unit_ + origin_))];
-  while (x > ends_[level]) ++level;
-  return level;
+/// Fills few_, if it can hold the levels of the cells' middles.
+bool ScaleSearch::find_few(std::span<const uint8_t> middle) noexcept {
+  constexpr size_t kParts = std::size(FewLevels{}.changes), kLevels = std::size(FewLevels{}.levels);
+  if (levels_.size() > kLevels) return false;
+  std::ranges::copy(levels_, few_.levels);
+  const size_t width = middle.size() / kParts;
+  for (size_t part = 0; part < kParts; ++part) {
+    size_t change = (part + 1) * width;
+    for (size_t cell = part * width + 1; cell < (part + 1) * width; ++cell) {
+      if (middle[cell] == middle[cell - 1]) continue;
+      if (change < cell || middle[cell] != middle[cell - 1] + 1) return false;
+      change = cell;
+    }
+    few_.changes[part] = static_cast<int32_t>(change * 256 + middle[part * width]);
+  }
+  return true;
 }
 
-/// The error by the table. Where that does not reach, the error itself, or at least as much as `enough`.
-float ScaleSearch::estimate(std::span<const float> weights, Extremes extremes, int scale, float enough) const noexcept {
-  const auto [least, largest] = extremes;
-  const float unit = scales_[static_cast<size_t>(scale)], inverse = 1 / unit;
-  if (least * inverse < low_ || largest * inverse > high_) {
-    const float furthest = squared(std::max(largest - unit * levels_.back(), unit * levels_.front() - least));
-    return furthest >= enough ? furthest : static_cast<float>(error(weights, scale));
+LevelCells ScaleSearch::cells() const noexcept {
+  return {.levels = levels_.data(),
+          .ends = ends_.data(),
+          .first = first_.data(),
+          .middle = middle_.data(),
+          .cells_per_unit = cells_per_unit_,
+          .origin = origin_,
+          .low = low_,
+          .high = high_,
+          .has_single_ends = has_single_ends_,
+          .is_whole = is_whole_,
+          .least = levels_.front(),
+          .largest = levels_.back(),
+          .few = is_few_ ? &few_ : nullptr};
+}
+
+/// estimates[scale] of the scales of the range that have none, the error by the table; returns the least of the range.
+float ScaleSearch::estimate(std::span<const float> weights, ScaleRange range,
+                            std::span<float> estimates) const noexcept {
+  const auto begin = static_cast<size_t>(range.begin), end = static_cast<size_t>(range.end);
+  const auto stride = static_cast<size_t>(range.stride);
+  std::array<float, kMaxScales> inverses, sums;
+  size_t count = 0;
+  for (size_t scale = begin; scale < end; scale += stride) {
+    if (estimates[scale] == kInfinity) inverses[count++] = inverses_[scale];
   }
-  constexpr size_t kBlock = 128;
-  std::array<int32_t, kBlock> cell;
-  std::array<float, kBlock> x;
-  std::array<float, 4> sums = {};
-  for (size_t begin = 0; begin < weights.size(); begin += kBlock) {
-    const size_t count = std::min(kBlock, weights.size() - begin);
-    const float* block = weights.data() + begin;
-    for (size_t i = 0; i < count; ++i) {
-      x[i] = block[i] * inverse;
-      cell[i] = static_cast<int32_t>(x[i] * cells_per_unit_ + origin_);
-    }
-    size_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      for (size_t j = 0; j < 4; ++j) sums[j] += squared(x[i + j] - level_[static_cast<size_t>(cell[i + j])]);
-    }
-    for (; i < count; ++i) sums[0] += squared(x[i] - level_[static_cast<size_t>(cell[i])]);
+  scale_steps().estimate(cells(), weights.data(), weights.size(), inverses.data(), count, sums.data());
+  count = 0;
+  float least = kInfinity;
+  for (size_t scale = begin; scale < end; scale += stride) {
+    if (estimates[scale] == kInfinity) estimates[scale] = squared(scales_[scale]) * sums[count++];
+    least = std::min(least, estimates[scale]);
   }
-  return squared(unit) * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return least;
 }
 
 double ScaleSearch::error(std::span<const float> weights, int scale) const noexcept {
-  const float unit = scales_[static_cast<size_t>(scale)], inverse = 1 / unit;
-  std::array<double, 4> sums = {};
-  const auto squared_error = [&](float w) {
-    const double distance = w - unit * levels_[nearest(w * inverse)];
-    return distance * distance;
-  };
-  size_t i = 0;
-  for (; i + 4 <= weights.size(); i += 4) {
-    for (size_t j = 0; j < 4; ++j) sums[j] += squared_error(weights[i + j]);
-  }
-  for (; i < weights.size(); ++i) sums[0] += squared_error(weights[i]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  const float unit = scales_[static_cast<size_t>(scale)];
+  return scale_steps().error(cells(), weights.data(), weights.size(), unit, inverses_[static_cast<size_t>(scale)]);
 }
 
-ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, Extremes extremes,
-                                      ScaleRange range) const noexcept {
+ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, ScaleRange range,
+                                      bool wants_error) const noexcept {
   std::array<float, kMaxScales> estimates;
-  float least = kInfinity;  // estimate
-  int at = range.begin;
-  const auto look = [&](int scale) {
-    const float found = estimates[static_cast<size_t>(scale)] = estimate(weights, extremes, scale, least * 2);
-    if (found < least) least = found, at = scale;
-  };
-  std::fill(estimates.begin() + range.begin, estimates.begin() + range.end, kInfinity);
-  for (int scale = range.begin; scale < range.end; scale += range.stride) look(scale);
-  const int last = std::min(range.end, at + range.stride);
-  for (int scale = std::max(range.begin, at - range.stride + 1); scale < last; ++scale) {
-    if (estimates[static_cast<size_t>(scale)] == kInfinity) look(scale);
+  const auto begin = estimates.begin() + range.begin, end = estimates.begin() + range.end;
+  std::fill(begin, end, kInfinity);
+  float least = estimate(weights, range, estimates);
+  auto at = static_cast<int>(std::find(begin, end, least) - estimates.begin());
+  if (range.stride > 1) {
+    const int first = std::max(range.begin, at - range.stride + 1), last = std::min(range.end, at + range.stride);
+    const float around = estimate(weights, {first, last, 1}, estimates);
+    if (around < least) at = static_cast<int>(std::find(begin, end, around) - estimates.begin()), least = around;
   }
-  Choice choice{at, error(weights, at)};
   const float limit = least * (1 + precision_for(levels_.size()));
+  Choice choice{.scale = at};
+  bool is_known = false;
   for (int scale = range.begin; scale < range.end; ++scale) {
     if (estimates[static_cast<size_t>(scale)] > limit || scale == at) continue;
+    if (!is_known) choice.error = error(weights, at), is_known = true;
     if (const double found = error(weights, scale); found < choice.error) choice = {scale, found};
   }
+  if (wants_error && !is_known) choice.error = error(weights, at);
   return choice;
 }
 
 void ScaleSearch::quantize(std::span<const float> weights, int scale, std::span<uint8_t> index) const noexcept {
-  const float inverse = 1 / scales_[static_cast<size_t>(scale)];
-  for (size_t i = 0; i < weights.size(); ++i) index[i] = static_cast<uint8_t>(nearest(weights[i] * inverse));
+  const float inverse = inverses_[static_cast<size_t>(scale)];
+  scale_steps().quantize(cells(), weights.data(), weights.size(), inverse, index.data());
 }
 
 }  // namespace hxq
