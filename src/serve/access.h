@@ -9,18 +9,17 @@ namespace hxq::serve {
 /// Who may use the server.
 class Access {
  public:
-  /// keys: none: anybody. origins: "*": all. host: the name or address that the server was told to listen on;
-  /// on_loopback: no other machine reaches that.
-  Access(std::vector<std::string> keys, std::vector<std::string> origins, std::string host = "localhost",
-         bool on_loopback = true);
+  /// keys: none: anybody. origins: "*": all. host: the name or address that the server was told to listen on.
+  Access(std::vector<std::string> keys, std::vector<std::string> origins, std::string host = "localhost");
 
   /// Whether the header Authorization has one of the keys. How long that takes does not depend on where a key that was
   /// sent differs from one that is right.
   bool has_key(std::string_view authorization) const;
 
   /// Whether a request with that header Host may be meant for this server. A page can have its own name resolved to
-  /// this machine (DNS rebinding) and then is, for browsers, a page of this server's: where neither a key nor the
-  /// network keeps it out, its name has to.
+  /// this machine (DNS rebinding) and then is, for browsers, a page of this server's: where no key keeps it out, its
+  /// name has to. Let in are addresses, which no name server resolves, localhost, what the server was told to listen
+  /// on, and hosts of listed origins.
   bool serves(std::string_view host) const;
 
   /// Whether pages of another origin are to be let in: then answers say so to browsers.
@@ -31,10 +30,7 @@ class Access {
   bool admits(std::string_view origin, std::string_view host) const;
 
  private:
-  bool is_own(std::string_view host) const;
-
   std::vector<std::string> keys_, origins_, names_;
-  bool on_loopback_;
 };
 
 }  // namespace hxq::serve

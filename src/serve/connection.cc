@@ -118,12 +118,13 @@ const Route& Connection::check(const Request& request, std::string_view& path) c
   const std::string_view host = text_of(request[http::field::host]);
   if (request.count(http::field::host) > 1) throw bad_request("the request has several headers Host");
   if (!hub_.access.serves(host)) {
-    throw ApiError(
-        403, "invalid_request_error",
-        fmt::format("expected localhost, 127.0.0.1 or [::1] as the Host, found '{}': other names need an API "
-                    "key (--api-key-file) or --host",
-                    host.substr(0, 100)),
-        "", "host_not_allowed");
+    const std::string_view found = host.substr(0, 100);
+    throw ApiError(403, "invalid_request_error",
+                   fmt::format("the Host is '{0}', expected an IP address, localhost or what --host says: to be asked "
+                               "by this name, start the server with --host {1}, --cors-origin http://{0} or API keys "
+                               "(--api-key-file FILE)",
+                               found, found.substr(0, found.rfind(':'))),
+                   "", "host_not_allowed");
   }
   const Route* route = find_route(path);
   if (!route) {
@@ -132,8 +133,9 @@ const Route& Connection::check(const Request& request, std::string_view& path) c
   }
   if (!hub_.access.admits(origin_, host)) {
     throw ApiError(403, "invalid_request_error",
-                   "pages of this origin are not let in (--cors-origin lists those that are)", "",
-                   "origin_not_allowed");
+                   fmt::format("pages of {0} are not let in: start the server with --cors-origin {0} to let them in",
+                               origin_.substr(0, 100)),
+                   "", "origin_not_allowed");
   }
   const http::verb verb = request.method();
   const bool fits = route->post ? verb == http::verb::post : verb == http::verb::get || verb == http::verb::head;

@@ -8,10 +8,10 @@
 
 namespace hxq::serve {
 
-Hub::Hub(const ServedModel& model, const ServeOptions& with, bool on_loopback)
+Hub::Hub(const ServedModel& model, const ServeOptions& with)
     : served(model),
       options(with),
-      access(with.api_keys, with.cors_origins, with.host, on_loopback),
+      access(with.api_keys, with.cors_origins, with.host),
       last_id_(uint64_t{std::random_device()()} << 32) {
   const Scheduler::Limits limits = {.sequences = options.parallel,
                                     .prefill_tokens_beside_decode = options.prompt_budget,

@@ -64,8 +64,7 @@ class Share {
 /// What all connections share. Everything but `work` is used on the I/O thread alone.
 class Hub {
  public:
-  /// on_loopback: only this machine reaches what the server listens on.
-  Hub(const ServedModel& model, const ServeOptions& with, bool on_loopback);
+  Hub(const ServedModel& model, const ServeOptions& with);
 
   /// Room for a body, of which nothing was read yet. Throws `ApiError` if too many are being read and looked at.
   Share admit_body(int64_t bytes);

@@ -50,27 +50,31 @@ TEST(Access, OriginsOfPages) {
 }
 
 TEST(Access, NamesOfTheServer) {
-  const Access alone({}, {}, "Box.example", true);
-  for (const char* own : {"", "localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "box.example:80"}) {
+  const Access alone({}, {"https://proxy.example", "http://box.lan:8080"}, "Box.example");
+  for (const char* own : {"", "localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "box.example:80",
+                          "10.0.0.1", "[fe80::1]:80", "proxy.example", "Box.lan:8080"}) {
     EXPECT_TRUE(alone.serves(own)) << own;
   }
   for (const char* other : {"evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example",
-                            "localhost:8080@evil", "[::1", "[::1]x", "[::2]", "::1", "10.0.0.1", "localhost."}) {
+                            "localhost:8080@evil", "[::1", "[::1]x", "::1", "10.0.0.1.evil:80", "10.1", "0x7f000001",
+                            "localhost.", ":80", "box.lan", "box.lan:81", "proxy.example:443", "[]", "["}) {
     EXPECT_FALSE(alone.serves(other)) << other;
   }
   for (const char* other : {"evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost."}) {
     EXPECT_FALSE(alone.admits(std::string("http://") + other, other)) << "they agree, which a page can bring about";
   }
-  const Access with_key({"key"}, {}, "localhost", true);
+  const Access with_key({"key"}, {}, "localhost");
   EXPECT_TRUE(with_key.serves("box.example"));
   EXPECT_TRUE(with_key.admits("https://box.example", "box.example"));
   EXPECT_FALSE(with_key.admits("https://evil.example", "box.example"));
-  const Access open({}, {}, "0.0.0.0", false);
-  EXPECT_TRUE(open.serves("box.example"));
-  EXPECT_FALSE(open.admits("http://box.example:80", "box.example:80"));
-  EXPECT_TRUE(open.admits("http://10.0.0.1:80", "10.0.0.1:80"));
-  EXPECT_TRUE(open.admits("http://[fe80::1]:80", "[fe80::1]:80"));
-  EXPECT_TRUE(Access({}, {}, "::1", true).serves("[::1]:80"));
+  for (const char* everywhere : {"0.0.0.0", "::"}) {
+    const Access open({}, {}, everywhere);
+    EXPECT_FALSE(open.serves("box.example")) << everywhere;
+    EXPECT_FALSE(open.admits("http://box.example:80", "box.example:80"));
+    EXPECT_TRUE(open.admits("http://10.0.0.1:80", "10.0.0.1:80"));
+    EXPECT_TRUE(open.admits("http://[fe80::1]:80", "[fe80::1]:80"));
+  }
+  EXPECT_TRUE(Access({}, {"*"}).serves("box.example")) << "any page may read everything then";
 }
 
 TEST(Parameters, WhatNobodyTakesIsRefused) {

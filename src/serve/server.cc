@@ -119,7 +119,7 @@ struct Server::Impl {
                context_of(model, options.context),
                options.queued_tokens},
         endpoint(endpoint_of(options)),
-        hub(served, options, endpoint.address().is_loopback()),
+        hub(served, options),
         acceptor(listening(hub.io, endpoint, options)),
         address(address_of(acceptor.local_endpoint())) {}
 

@@ -208,6 +208,7 @@ def test_pages_of_other_origins(start_server, tiny_folder, mamba):
     for origin in ("https://evil.example", "null", "http://127.0.0.1", mamba.url + "0"):
         status, headers, answer = mamba.request("POST", "/tokenize", {"content": "a"}, {"Origin": origin})
         assert (status, answer["error"]["code"]) == (403, "origin_not_allowed")
+        assert f"--cors-origin {origin}" in answer["error"]["message"]
         assert "Access-Control-Allow-Origin" not in headers
         assert mamba.request("OPTIONS", "/tokenize", headers={"Origin": origin})[0] == 403
     listed = "https://page.example"
@@ -267,21 +268,27 @@ def test_names_of_other_machines(start_server, tiny_folder, mamba, tmp_path):
     def ask(server, host, path="/health", **headers):
         return server.request("GET", path, headers={"Host": host, **headers})
 
-    for host in ("evil.example", f"evil.example:{mamba.port}", "127.0.0.1.evil.example", "10.0.0.1"):
+    for host in ("evil.example", f"evil.example:{mamba.port}", "127.0.0.1.evil.example"):
         for path in ("/health", "/", "/v1/models", "/nothing"):
             for headers in ({}, {"Origin": f"http://{host}"}):
                 status, _, answer = ask(mamba, host, path, **headers)
                 assert (status, answer["error"]["code"]) == (403, "host_not_allowed")
-    for host in (f"localhost:{mamba.port}", "LOCALHOST", f"127.0.0.1:{mamba.port}", "[::1]:80"):
+    for host in (f"localhost:{mamba.port}", "LOCALHOST", f"127.0.0.1:{mamba.port}", "[::1]:80", "10.0.0.1"):
         assert ask(mamba, host)[0] == ask(mamba, host, Origin=f"http://{host}")[0] == 200
     (tmp_path / "keys").write_text("secret")
     with start_server(tiny_folder("llama-bias"), "--api-key-file", tmp_path / "keys") as server:
         # Behind a proxy: the key keeps others out.
         assert ask(server, "box.example", Origin="https://box.example")[0] == 200
-    with start_server(tiny_folder("llama-bias"), "--host", "0.0.0.0") as server:
-        assert ask(server, "box.example")[0] == 200
-        assert ask(server, "box.example", Origin="http://box.example")[2]["error"]["code"] == "origin_not_allowed"
-        assert ask(server, "10.0.0.1:80", Origin="http://10.0.0.1:80")[0] == 200
+    listed = "http://box.lan:8080"
+    with start_server(tiny_folder("llama-bias"), "--host", "0.0.0.0", "--cors-origin", listed) as server:
+        for host in ("box.example", "box.lan"):
+            for headers in ({}, {"Origin": f"http://{host}"}):
+                status, _, answer = ask(server, host, "/v1/models", **headers)
+                assert (status, answer["error"]["code"]) == (403, "host_not_allowed")
+                for remedy in (f"--host {host}", f"--cors-origin http://{host}", "--api-key-file"):
+                    assert remedy in answer["error"]["message"]
+        for host in ("10.0.0.1:80", f"localhost:{server.port}", "box.lan:8080"):
+            assert ask(server, host)[0] == ask(server, host, Origin=f"http://{host}")[0] == 200
 
 
 def test_large_bodies_at_once(mamba):
