@@ -7,6 +7,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <tuple>
 
 #include "hxq/version.h"
 
@@ -24,6 +25,8 @@ constexpr uint32_t kHeadBytes = 16 << 10;
 constexpr size_t kAheadBytes = 64 << 10;
 /// For what a client still sends after an answer that ends the connection, so that it gets to read the answer.
 constexpr std::chrono::seconds kLinger{2};
+/// Of what is not looked at: so many bodies' bytes are taken from a client, then the connection ends.
+constexpr int64_t kDroppedBodies = 4;
 
 constexpr auto kNoThrow = as_tuple(asio::use_awaitable);
 
@@ -71,12 +74,14 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
   void note_head(const Request& request);
   template <class Message>
   void put_common(Message& message) const;
+  bool may_drop(size_t bytes) noexcept;
   static asio::awaitable<void> watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox);
 
   Hub& hub_;
   beast::tcp_stream stream_;
   beast::flat_buffer buffer_{kAheadBytes};
   bool idle_ = true;
+  int64_t dropped_ = 0;  ///< bytes that came and were not looked at
 
   // Of the request at hand.
   Share body_share_;
@@ -91,7 +96,7 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
 
 /// Sees a client go away while its answer is being made: the end of what it sends is behind all that it has sent, which
 /// therefore is read. It is the next request's beginning; of one that is too long for the buffer the rest is dropped,
-/// and the answer is the connection's last.
+/// and the answer is the connection's last. A client that goes on and on with it is taken for gone.
 asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox) {
   asio::ip::tcp::socket& socket = self->stream_.socket();
   while (true) {
@@ -105,10 +110,18 @@ asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::s
     const size_t kept = std::min(static_cast<size_t>(size), kAheadBytes - self->buffer_.size());
     self->buffer_.commit(
         asio::buffer_copy(self->buffer_.prepare(kept), asio::buffer(bytes.data(), static_cast<size_t>(size)), kept));
-    if (kept < static_cast<size_t>(size)) self->keep_alive_ = false;
+    if (kept == static_cast<size_t>(size)) continue;
+    self->keep_alive_ = false;
+    if (!self->may_drop(static_cast<size_t>(size) - kept)) break;
   }
   mailbox->client_is_gone = true;
   mailbox->wake.cancel();
+}
+
+/// Whether the client may send more after these bytes, which are dropped.
+bool Connection::may_drop(size_t bytes) noexcept {
+  dropped_ += static_cast<int64_t>(bytes);
+  return dropped_ <= kDroppedBodies * hub_.options.body_bytes;
 }
 
 /// The route of a request that may be served. Throws `ApiError`.
@@ -383,19 +396,28 @@ asio::awaitable<bool> Connection::read_body(Parser& parser) {
     co_await http::async_write(stream_, go_on, asio::use_awaitable);
   }
   stream_.expires_after(duration(hub_.options.body_seconds));
-  const auto [error, size] = co_await http::async_read(stream_, buffer_, parser, kNoThrow);
-  if (!error) co_return true;
+  error_code error;
+  std::optional<Reply> refusal;
+  while (!error && !refusal && !parser.is_done()) {
+    std::tie(error, std::ignore) = co_await http::async_read_some(stream_, buffer_, parser, kNoThrow);
+    try {
+      if (!error && !parser.content_length()) hub_.charge_body(body_share_, std::ssize(parser.get().body()));
+    } catch (const ApiError& fault) {
+      refusal = error_reply(fault);
+    }
+  }
+  if (!error && !refusal) co_return true;
   keep_alive_ = false;
   if (error == http::error::body_limit) {
-    Reply refusal =
+    refusal =
         error_reply(ApiError(413, "invalid_request_error",
                              fmt::format("a body may have {} bytes", hub_.options.body_bytes), "", "body_too_large"));
-    co_await write(std::move(refusal));
-    co_await linger();
   } else if (error.category() == make_error_code(http::error::bad_method).category() &&
              error != http::error::end_of_stream && error != http::error::partial_message) {
-    Reply refusal = error_reply(bad_request("the body is not as HTTP has it: " + error.message()));
-    co_await write(std::move(refusal));
+    refusal = error_reply(bad_request("the body is not as HTTP has it: " + error.message()));
+  }
+  if (refusal) {
+    co_await write(std::move(*refusal));
     co_await linger();
   }
   co_return false;
@@ -409,7 +431,7 @@ asio::awaitable<void> Connection::linger() {
   std::array<char, 4096> dropped;
   while (true) {
     const auto [error, size] = co_await stream_.async_read_some(asio::buffer(dropped), kNoThrow);
-    if (error) co_return;
+    if (error || !may_drop(size)) co_return;
   }
 }
 
@@ -441,9 +463,8 @@ asio::awaitable<void> Connection::run() {
         route_ = find_route(text_of(parser.get().target()).substr(0, text_of(parser.get().target()).find('?')));
         check(parser.get(), path);
         if (preflight_) refusal = Reply{.status = 204};
-        if (!refusal && !parser.is_done()) {
-          const auto most = static_cast<uint64_t>(hub_.options.body_bytes);
-          body_share_ = hub_.admit_body(static_cast<int64_t>(parser.content_length().value_or(most)));
+        if (!refusal && parser.content_length()) {
+          hub_.charge_body(body_share_, static_cast<int64_t>(*parser.content_length()));
         }
       } catch (const ApiError& fault) {
         refusal = error_reply(fault);

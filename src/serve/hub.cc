@@ -23,12 +23,15 @@ Hub::Hub(const ServedModel& model, const ServeOptions& with)
 
 std::string Hub::new_id(std::string_view prefix) { return fmt::format("{}{:016x}", prefix, ++last_id_); }
 
-Share Hub::admit_body(int64_t bytes) {
+void Hub::charge_body(Share& share, int64_t bytes) {
   constexpr int64_t kSmall = 64 << 10;  // so that small requests are served whatever others send
   constexpr int64_t kLargeBodies = 32;
-  if (bytes <= kSmall) return {};
-  if (bytes > kLargeBodies * options.body_bytes - body_bytes_) throw unavailable("too many large bodies are coming");
-  return {body_bytes_, bytes};
+  if (bytes <= kSmall) return;
+  if (bytes - share.amount() > kLargeBodies * options.body_bytes - body_bytes_) {
+    throw unavailable("too many large bodies are coming");
+  }
+  share = {};
+  share = {body_bytes_, bytes};
 }
 
 Hub::Admission Hub::admit(const CompletionRequest& request) {

@@ -55,6 +55,7 @@ class Share {
   ~Share() {
     if (taken_) *taken_ -= amount_;
   }
+  int64_t amount() const noexcept { return amount_; }
 
  private:
   int64_t* taken_ = nullptr;
@@ -66,8 +67,9 @@ class Hub {
  public:
   Hub(const ServedModel& model, const ServeOptions& with);
 
-  /// Room for a body, of which nothing was read yet. Throws `ApiError` if too many are being read and looked at.
-  Share admit_body(int64_t bytes);
+  /// Makes `share` that of a body of so many bytes, as far as is known. Throws `ApiError` if too many that are large
+  /// are being read and looked at.
+  void charge_body(Share& share, int64_t bytes);
 
   /// Room for a request's choices, for as long as they wait and run.
   struct Admission {

@@ -164,6 +164,22 @@ def test_what_comes_too_early_is_not_kept(mamba):
     assert answer.count(b"HTTP/1.1 ") == 1 and status_of(answer) == 200
 
 
+@pytest.mark.parametrize("first", ["refused", "running"])
+def test_who_sends_without_end_is_cut_off(mamba, first):
+    """After an error, and while an answer is being made."""
+    body = json.dumps({"prompt": "The", "max_tokens": 60_000}).encode()
+    if first == "refused":
+        body = b"{" * (5 << 20)
+    with socket.create_connection(("127.0.0.1", mamba.port), timeout=300) as connection:
+        connection.sendall(post("/v1/completions", body)[: 1 << 20])
+        sent = 0
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while sent < 100 << 20:
+                sent += connection.send(b"x" * (1 << 16))
+        assert sent < 100 << 20
+    mamba.becomes_idle()
+
+
 def test_keys(start_server, tiny_folder, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("one-key \t\r\n \n\n\tanother\n")
@@ -292,16 +308,22 @@ def test_names_of_other_machines(start_server, tiny_folder, mamba, tmp_path):
 
 
 def test_large_bodies_at_once(mamba):
-    """Those that do not come take no more than there is for all; small ones are served."""
+    """Those that do not come take no more than there is for all; small ones are served. Of chunks counts what came."""
     head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     announced = [socket.create_connection(("127.0.0.1", mamba.port), timeout=300) for _ in range(32)]
+    announced += [socket.create_connection(("127.0.0.1", mamba.port), timeout=300) for _ in range(32)]
     for i, connection in enumerate(announced):
         length = b"Transfer-Encoding: chunked" if i % 2 else b"Content-Length: 4194304"
         connection.sendall(head + b"Expect: 100-continue\r\n" + length + b"\r\n\r\n")
     for connection in announced:
         assert status_of(connection.recv(100)) == 100
-    for length in (b"Content-Length: 70000", b"Transfer-Encoding: chunked"):
-        assert status_of(exchange(mamba, head + length + b"\r\n\r\n")) == 503
+    chunks = head + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    small, large = ({"content": "a" * size} for size in (60_000, 70_000))
+    for body, status in ((small, 200), (large, 503)):
+        text = json.dumps(body).encode()
+        sent = [b"%x\r\n%s\r\n" % (len(part), part) for part in (text[:40_000], text[40_000:])]
+        assert status_of(exchange(mamba, chunks + b"".join(sent) + b"0\r\n\r\n")) == status
+        assert mamba.request("POST", "/tokenize", body)[0] == status
     assert mamba.request("POST", "/tokenize", {"content": "a" * 50_000})[0] == 200
     for connection in announced:
         connection.close()
