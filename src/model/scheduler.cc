@@ -6,6 +6,7 @@
 #include <chrono>
 #include <deque>
 #include <exception>
+#include <new>
 
 #include "hxq/error.h"
 #include "model/prefix_cache.h"
@@ -127,15 +128,18 @@ bool Scheduler::Impl::reuse(Task& task) {
   const std::span<const int32_t> prompt = task.generation.tokens();
   const PrefixCache::Entry* entry = prefixes.find(prompt);
   if (!entry) return false;
+  std::vector<float> logits;
   try {
+    logits = entry->logits;
     task.sequence->copy_from(entry->sequence);
   } catch (const OutOfMemory&) {
     return false;  // it is run from its start
+  } catch (const std::bad_alloc&) {
+    return false;
   }
   task.generation.result().reused_tokens = task.sequence->position();
   if (entry->tokens.size() < prompt.size()) return false;
   task.began = Clock::now();
-  std::vector<float> logits = entry->logits;
   advance(task, logits, *task.began);
   return true;
 }
@@ -159,6 +163,7 @@ bool Scheduler::Impl::admit() {
     if (waits_for_another(task)) continue;
     if (free.empty()) {
       try {
+        free.reserve(taken.size() + 1);  // so that all can be given back at any time
         free.push_back(std::make_unique<Sequence>(model.new_sequence()));
       } catch (const OutOfMemory&) {
         if (taken.empty()) throw;

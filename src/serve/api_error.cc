@@ -1,5 +1,6 @@
 #include "serve/api_error.h"
 
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
@@ -22,10 +23,18 @@ ApiError bad_request(const std::string& message, std::string param, std::string 
 ApiError unavailable(const std::string& message) { return {503, "server_error", message, "", "unavailable"}; }
 
 std::string without_file(const std::exception& error) {
-  const auto* own = dynamic_cast<const Error*>(&error);
-  return own != nullptr ? own->without_file() : error.what();
+  if (const auto* own = dynamic_cast<const Error*>(&error)) return own->without_file();
+  return is_for_want_of_memory(error) ? "out of memory" : error.what();
+}
+
+bool is_for_want_of_memory(const std::exception& error) noexcept {
+  return dynamic_cast<const std::bad_alloc*>(&error) != nullptr || dynamic_cast<const OutOfMemory*>(&error) != nullptr;
 }
 
 ApiError server_fault(const std::string& message) { return {500, "server_error", message}; }
+
+ApiError fault_of(const std::exception& error) {
+  return is_for_want_of_memory(error) ? unavailable(without_file(error)) : server_fault(without_file(error));
+}
 
 }  // namespace hxq::serve

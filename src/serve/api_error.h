@@ -37,4 +37,10 @@ ApiError server_fault(const std::string& message);
 /// What an error says, but for the file that it names: clients need not know where a model lies.
 std::string without_file(const std::exception& error);
 
+/// Whether there was not enough memory: another time there may be.
+bool is_for_want_of_memory(const std::exception& error) noexcept;
+
+/// An error that is not the request's, as the client is told: 503 for want of memory, or else 500.
+ApiError fault_of(const std::exception& error);
+
 }  // namespace hxq::serve

@@ -274,7 +274,7 @@ asio::awaitable<void> Connection::stream(Completion& completion, const std::shar
   } catch (const boost::system::system_error&) {
     throw;  // the client is gone
   } catch (const std::exception& error) {
-    fault = server_fault(without_file(error));
+    fault = fault_of(error);
   }
   if (fault) {  // after the head there is no other way to tell
     keep_alive_ = false;
@@ -379,10 +379,8 @@ asio::awaitable<bool> Connection::answer(Request& request) {
     refusal = error_reply(error);
   } catch (const boost::system::system_error&) {
     throw;  // the client is gone, or does not take what is written
-  } catch (const std::bad_alloc&) {
-    refusal = error_reply(unavailable("there is no memory for it"));
   } catch (const std::exception& error) {
-    refusal = error_reply(server_fault(without_file(error)));
+    refusal = error_reply(fault_of(error));
   }
   if (refusal && answering_) co_return false;
   if (refusal) co_await write(std::move(*refusal));

@@ -16,7 +16,17 @@ struct Engine::Job {
   Scheduler::Id id;
   size_t sent_text = 0;    ///< bytes
   size_t sent_tokens = 0;  ///< whose log probabilities were sent
+  bool has_ended = false;
 };
+
+namespace {
+
+Ending ending_by(const std::exception& error) {
+  return {
+      .reason = StopReason::interrupted, .fault = without_file(error), .is_temporary = is_for_want_of_memory(error)};
+}
+
+}  // namespace
 
 Engine::Engine(const Model& model, const Scheduler::Limits& limits, Deliver deliver)
     : deliver_(std::move(deliver)), scheduler_(model, limits) {
@@ -35,15 +45,22 @@ Engine::~Engine() {
 Engine::Ticket Engine::submit(Generation generation, int64_t shared_tokens) {
   const std::lock_guard lock(mutex_);
   const Ticket ticket = ++last_ticket_;
-  submitted_.push_back({ticket, std::move(generation), shared_tokens});
-  ++status_.open;
+  const auto [entry, is_new] = open_.emplace(ticket, false);
+  try {
+    submitted_.push_back({ticket, std::move(generation), shared_tokens});
+  } catch (...) {
+    open_.erase(entry);
+    throw;
+  }
   wake_.notify_one();
   return ticket;
 }
 
 void Engine::cancel(Ticket ticket) {
   const std::lock_guard lock(mutex_);
-  cancelled_.push_back(ticket);
+  const auto entry = open_.find(ticket);
+  if (entry == open_.end()) return;
+  entry->second = any_cancelled_ = true;
   wake_.notify_one();
 }
 
@@ -55,51 +72,93 @@ void Engine::end_all(const std::string& fault) {
 
 Engine::Status Engine::status() const {
   const std::lock_guard lock(mutex_);
-  return status_;
+  Status status = status_;
+  status.open = std::ssize(open_);
+  return status;
 }
 
 void Engine::run() {
   for (bool busy = false;;) {
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock,
-                 [&] { return busy || stop_ || !submitted_.empty() || !cancelled_.empty() || !end_all_.empty(); });
+      wake_.wait(lock, [&] { return busy || stop_ || !submitted_.empty() || any_cancelled_ || !end_all_.empty(); });
       if (stop_) return;
     }
-    apply_commands();
-    const auto start = std::chrono::steady_clock::now();
-    busy = step();
-    std::vector<Delivery> deliveries = collect();
-    publish(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), busy);
-    if (!deliveries.empty()) deliver_(std::move(deliveries));
+    try {
+      busy = turn();
+    } catch (const std::exception&) {
+      lose_all();
+      busy = false;
+    }
   }
+}
+
+/// What others asked for, a step, and what it has brought. Whether there may be more to run. A failure that is that of
+/// one generation ends it alone; what is thrown is not to be told of for want of memory.
+bool Engine::turn() {
+  apply_commands();
+  const auto start = std::chrono::steady_clock::now();
+  const bool stepped = step();
+  std::vector<Delivery> deliveries = collect();
+  publish(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), stepped);
+  if (!deliveries.empty()) deliver_(std::move(deliveries));
+  return stepped;
+}
+
+/// Ends everything without taking memory.
+void Engine::lose_all() noexcept {
+  for (const auto& job : jobs_) scheduler_.cancel(job->id);
+  jobs_.clear();
+  outbox_.clear();
+  const std::lock_guard lock(mutex_);
+  const auto behind = open_.upper_bound(taken_);
+  count_.failed += std::distance(open_.begin(), behind);
+  open_.erase(open_.begin(), behind);
+  status_.failed = count_.failed;
+  status_.generations.clear();
+  lost_ = taken_;
 }
 
 void Engine::apply_commands() {
   std::vector<Submitted> submitted;
-  std::vector<Ticket> cancelled;
   std::string fault;
+  bool any_cancelled = false;
   {
     const std::lock_guard lock(mutex_);
     submitted.swap(submitted_);
-    cancelled.swap(cancelled_);
     fault.swap(end_all_);
+    any_cancelled = std::exchange(any_cancelled_, false);
+    if (!submitted.empty()) taken_ = submitted.back().ticket;
   }
+  jobs_.reserve(jobs_.size() + submitted.size());
   for (auto& [ticket, generation, shared_tokens] : submitted) {
-    const Scheduler::Id id = scheduler_.add(std::move(generation), shared_tokens);
-    jobs_.push_back(std::make_unique<Job>(Job{.ticket = ticket, .id = id}));
+    try {
+      auto job = std::make_unique<Job>(Job{.ticket = ticket, .id = 0});
+      job->id = scheduler_.add(std::move(generation), shared_tokens);
+      jobs_.push_back(std::move(job));
+    } catch (const std::exception& error) {
+      tell_of_end(ticket, ending_by(error));
+    }
   }
-  for (const Ticket ticket : cancelled) {
+  if (any_cancelled) {
     std::erase_if(jobs_, [&](const auto& job) {
-      if (job->ticket != ticket) return false;
+      if (!is_cancelled(job->ticket)) return false;
       scheduler_.cancel(job->id);
       ++count_.cancelled;
       return true;
     });
   }
   if (fault.empty()) return;
-  for (const auto& job : jobs_) fail(*job, fault, true);
+  for (const auto& job : jobs_) {
+    scheduler_.cancel(job->id);
+    tell_of_end(job->ticket, {.reason = StopReason::interrupted, .fault = fault, .is_temporary = true});
+  }
   jobs_.clear();
+}
+
+bool Engine::is_cancelled(Ticket ticket) const {
+  const std::lock_guard lock(mutex_);
+  return open_.at(ticket);
 }
 
 /// A step of the scheduler; false if there is nothing to run. A step that fails has changed nothing: of those that run,
@@ -115,7 +174,8 @@ bool Engine::step() {
         return progress.stage == Stage::prefill || progress.stage == Stage::decode;
       });
       const auto job = last == all.rend() ? jobs_.begin() : find_job(last->id);
-      fail(**job, without_file(error), dynamic_cast<const OutOfMemory*>(&error) != nullptr);
+      scheduler_.cancel((*job)->id);
+      tell_of_end((*job)->ticket, ending_by(error));
       jobs_.erase(job);
     }
   }
@@ -126,26 +186,19 @@ std::vector<std::unique_ptr<Engine::Job>>::iterator Engine::find_job(Scheduler::
   return std::ranges::lower_bound(jobs_, id, {}, [](const auto& job) { return job->id; });
 }
 
-void Engine::fail(Job& job, const std::string& fault, bool is_temporary) {
-  scheduler_.cancel(job.id);
+void Engine::tell_of_end(Ticket ticket, Ending fault) {
+  outbox_.push_back({ticket, {.ending = std::move(fault)}});
   ++count_.failed;
-  outbox_.push_back(
-      {job.ticket,
-       {.ending = Ending{.reason = StopReason::interrupted, .fault = fault, .is_temporary = is_temporary}}});
 }
 
-/// What came since the last call: text that is certain, and the tokens that begin in it.
+/// What came since the last call: text that is certain, and the tokens that begin in it. Throws what has ended the
+/// generation.
 Update Engine::update_of(Job& job) {
   Update update;
   std::optional<GenerateResult> final_result;
   const GenerateResult* result = scheduler_.result_so_far(job.id);
   if (!result) {
-    try {
-      final_result = scheduler_.take(job.id);
-    } catch (const std::exception& error) {
-      update.ending = Ending{.reason = StopReason::interrupted, .fault = without_file(error)};
-      return update;
-    }
+    final_result = scheduler_.take(job.id);
     result = &*final_result;
   }
   update.text = result->text.substr(job.sent_text);
@@ -171,20 +224,29 @@ Update Engine::update_of(Job& job) {
 }
 
 std::vector<Engine::Delivery> Engine::collect() {
-  std::erase_if(jobs_, [&](const auto& job) {
-    Update update = update_of(*job);
-    const bool ended = update.ending.has_value();
-    if (ended && update.ending->fault.empty()) {
+  outbox_.reserve(outbox_.size() + jobs_.size());
+  for (const auto& job : jobs_) {
+    Update update;
+    try {
+      update = update_of(*job);
+    } catch (const std::exception& error) {
+      scheduler_.cancel(job->id);
+      update = {.ending = ending_by(error)};
+    }
+    job->has_ended = update.ending.has_value();
+    if (job->has_ended && update.ending->fault.empty()) {
       ++count_.completed;
       count_.prompt_tokens += update.ending->prompt_tokens;
       count_.reused_tokens += update.ending->reused_tokens;
       count_.new_tokens += update.ending->new_tokens;
-    } else if (ended) {
+    } else if (job->has_ended) {
       ++count_.failed;
     }
-    if (ended || !update.text.empty() || !update.tokens.empty()) outbox_.push_back({job->ticket, std::move(update)});
-    return ended;
-  });
+    if (job->has_ended || !update.text.empty() || !update.tokens.empty()) {
+      outbox_.push_back({job->ticket, std::move(update)});
+    }
+  }
+  std::erase_if(jobs_, [](const auto& job) { return job->has_ended; });
   return std::exchange(outbox_, {});
 }
 
@@ -199,8 +261,12 @@ void Engine::publish(double seconds, bool stepped) {
     progress.id = (*find_job(progress.id))->ticket;
   }
   const std::lock_guard lock(mutex_);
-  count_.open = std::ssize(jobs_) + std::ssize(submitted_);
   status_ = count_;
+  if (open_.size() == jobs_.size() + submitted_.size()) return;
+  const auto by_ticket = [](const auto& job) { return job->ticket; };
+  std::erase_if(open_, [&](const auto& entry) {
+    return entry.first <= taken_ && !std::ranges::binary_search(jobs_, entry.first, {}, by_ticket);
+  });
 }
 
 }  // namespace hxq::serve

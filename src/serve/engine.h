@@ -1,8 +1,10 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -22,7 +24,7 @@ class Engine {
     Ticket ticket;
     Update update;
   };
-  /// Gets what a step has brought, on the compute thread.
+  /// Gets what a step has brought, on the compute thread. May throw for want of memory.
   using Deliver = std::function<void(std::vector<Delivery>)>;
 
   /// Upper bounds of the durations that steps are counted by, in seconds.
@@ -53,15 +55,22 @@ class Engine {
 
   Status status() const;
 
+  /// Generations up to this ticket that have not ended by now have failed: there was no memory to tell of them. To be
+  /// asked now and then; 0: none.
+  Ticket lost() const noexcept { return lost_; }
+
  private:
   struct Job;
   void run();
+  bool turn();
+  void lose_all() noexcept;
   void apply_commands();
+  bool is_cancelled(Ticket ticket) const;
   bool step();
   std::vector<std::unique_ptr<Job>>::iterator find_job(Scheduler::Id id);
   std::vector<Delivery> collect();
   Update update_of(Job& job);
-  void fail(Job& job, const std::string& fault, bool is_temporary);
+  void tell_of_end(Ticket ticket, Ending ending);
   void publish(double seconds, bool stepped);
 
   Deliver deliver_;
@@ -76,13 +85,16 @@ class Engine {
     int64_t shared_tokens;
   };
   std::vector<Submitted> submitted_;
-  std::vector<Ticket> cancelled_;
+  std::map<Ticket, bool> open_;  // generations that have not ended: whether they are cancelled
+  bool any_cancelled_ = false;
   std::string end_all_;
   bool stop_ = false;
   Status status_;
 
+  std::atomic<Ticket> lost_ = 0;
   // Of the compute thread alone.
   Scheduler scheduler_;
+  Ticket taken_ = 0;                        // the last that was submitted and is seen here
   std::vector<std::unique_ptr<Job>> jobs_;  // in the order in which they came
   std::vector<Delivery> outbox_;
   Status count_;

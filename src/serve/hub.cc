@@ -89,6 +89,18 @@ void Hub::end(const std::vector<Engine::Ticket>& tickets) {
   }
 }
 
+void Hub::end_lost() {
+  const Engine::Ticket lost = engine->lost();
+  if (lost == std::exchange(lost_, lost)) return;
+  std::erase_if(addresses_, [&](const auto& entry) {
+    const auto& [ticket, address] = entry;
+    if (ticket > lost) return false;
+    address.mailbox->lost_some = true;
+    address.mailbox->wake.cancel();
+    return true;
+  });
+}
+
 void Hub::deliver(std::vector<Engine::Delivery> deliveries) {
   for (Engine::Delivery& delivery : deliveries) {
     const auto at = addresses_.find(delivery.ticket);

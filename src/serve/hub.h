@@ -87,6 +87,9 @@ class Hub {
   /// Forgets choices; those that have not ended are cancelled.
   void end(const std::vector<Engine::Ticket>& tickets);
 
+  /// Tells those who wait for what the engine has lost. To be called now and then.
+  void end_lost();
+
   std::string new_id(std::string_view prefix);
 
   /// Runs `function` on the thread for work on texts, so that other requests need not wait for it.
@@ -116,6 +119,7 @@ class Hub {
     size_t choice;
   };
   std::unordered_map<Engine::Ticket, Address> addresses_;
+  Engine::Ticket lost_ = 0;
   int64_t body_bytes_ = 0, texts_ = 0, tokens_ = 0;  // that `Share`s have
   uint64_t last_id_;
   asio::thread_pool workers_{1};

@@ -17,7 +17,7 @@ using asio::ip::tcp;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kNoThrow = asio::as_tuple(asio::use_awaitable);
-/// How often it is asked whether the server is to end.
+/// How often it is asked whether the server is to end, and whether something was lost.
 constexpr std::chrono::milliseconds kPoll{50};
 /// For the last answers to be written after the time to complete texts.
 constexpr std::chrono::seconds kLastWords{2};
@@ -164,9 +164,10 @@ asio::awaitable<void> Server::Impl::accept() {
 
 asio::awaitable<void> Server::Impl::wait_for_the_end() {
   asio::steady_timer timer(hub.io);
-  const auto pause = [&] {
+  const auto pause = [&]() -> asio::awaitable<void> {
     timer.expires_after(kPoll);
-    return timer.async_wait(kNoThrow);
+    co_await timer.async_wait(kNoThrow);
+    hub.end_lost();
   };
   while (!options.interrupted || !options.interrupted()) co_await pause();
   hub.draining = true;
