@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 
 #include "hxq/error.h"
 #include "serve/access.h"
@@ -146,7 +148,8 @@ class Inbox {
   }
   Update wait_for_the_end_of(Engine::Ticket ticket) {
     std::unique_lock lock(mutex_);
-    came_.wait(lock, [&] { return updates_[ticket].ending.has_value(); });
+    const auto has_ended = [&] { return updates_[ticket].ending.has_value(); };
+    if (!came_.wait_for(lock, std::chrono::minutes(5), has_ended)) throw std::runtime_error("no end has come");
     return updates_[ticket];
   }
   bool has_any(Engine::Ticket ticket) {

@@ -7,6 +7,7 @@ import shutil
 import string
 import subprocess
 import tempfile
+import time
 
 import pytest
 
@@ -38,6 +39,15 @@ class Result:
         assert len(lines) == 1, lines
         for part in parts:
             assert str(part) in lines[0], (part, lines[0])
+
+
+def while_it_runs(process, condition, seconds=300):
+    """Waits until the condition holds or the process has ended; kills it if that takes too long."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and not condition():
+        if time.monotonic() > end:
+            process.kill()
+        time.sleep(0.0005)
 
 
 @pytest.fixture(scope="session")

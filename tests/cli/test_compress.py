@@ -6,11 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy
 import pytest
-from conftest import MODEL, PEAK_MEMORY
+from conftest import MODEL, PEAK_MEMORY, while_it_runs
 from safetensors import safe_open
 from safetensors_file import SafetensorsFile
 
@@ -220,8 +219,7 @@ def test_killed_run_leaves_no_half_model(hxq, tmp_path, kind):
     out = tmp_path / "out"
     process = subprocess.Popen([hxq.command, "compress", MODEL, out, "--threads", "1"], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.iterdir()):
-        time.sleep(0.001)
+    while_it_runs(process, lambda: list(tmp_path.iterdir()))
     process.send_signal(kind)
     code = process.wait()
     if out.exists():

@@ -11,7 +11,7 @@ import time
 
 import numpy
 import pytest
-from conftest import MODEL
+from conftest import MODEL, while_it_runs
 from safetensors_file import SafetensorsFile
 from test_compress import leftovers, tree
 
@@ -216,8 +216,7 @@ def partial_of(hxq, out, *arguments):
     partial = out.with_name(out.name + ".partial")
     process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(out), *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     journal = partial / ".hxq-journal"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 2):
-        time.sleep(0.001)
+    while_it_runs(process, lambda: journal.exists() and journal.read_text().count("\n") > 2)
     process.kill()
     process.wait()
     assert partial.is_dir()
@@ -301,8 +300,7 @@ def test_a_source_that_gets_shorter_is_an_error(hxq, model_copy, tmp_path):
         size = (model_copy / "model.safetensors").stat().st_size
         process = subprocess.Popen([hxq.command, "compress", str(model_copy), str(tmp_path / "out")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         partial = tmp_path / "out.partial"
-        while process.poll() is None and not partial.exists():
-            time.sleep(0.0005)
+        while_it_runs(process, partial.exists)
         os.truncate(model_copy / "model.safetensors", int(size * cut))
         message = process.communicate()[1].decode()
         assert process.returncode == 1, (process.returncode, message)

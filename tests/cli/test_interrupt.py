@@ -4,10 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
-from conftest import TEXT
+from conftest import TEXT, while_it_runs
 
 PROMPT = "The city of London is"
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -23,8 +22,7 @@ def interrupted(hxq, signal_number, *arguments, after=1.0):
     """Runs the command, and sends the signal once it has worked for some time."""
     process = subprocess.Popen([hxq.command, *map(str, arguments), "--threads", "1"], stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and cpu_seconds(process) < after:
-        time.sleep(0.02)
+    while_it_runs(process, lambda: cpu_seconds(process) >= after)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == CODES[signal_number], (process.returncode, err)

@@ -22,6 +22,14 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=800, help="clients that go away in test_leaving.py")
 
 
+def wait_until(condition, seconds=300, state=lambda: None):
+    """Until it holds; fails with `state()` if that takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, state()
+        time.sleep(0.005)
+
+
 class Server:
     """A server that runs. `port`, `name`: where it listens, and what it calls the model."""
 
@@ -78,11 +86,12 @@ class Server:
         metrics = self.metrics()
         return tuple(int(metrics[f'hxq_generations{{stage="{stage}"}}']) for stage in ("waiting", "prefill", "decode"))
 
-    def becomes_idle(self, seconds=300):
-        end = time.monotonic() + seconds
-        while self.generations() != (0, 0, 0):
-            assert time.monotonic() < end, self.request("GET", "/slots")[2]
-            time.sleep(0.01)
+    def comes_to(self, *generations, seconds=300):
+        """Waits until so many wait, are in prefill and in decode."""
+        wait_until(lambda: self.generations() == generations, seconds, lambda: self.request("GET", "/slots")[2])
+
+    def becomes_idle(self):
+        self.comes_to(0, 0, 0)
 
 
 @pytest.fixture(scope="session")

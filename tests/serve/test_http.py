@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import MAMBA, TEMPLATE
+from conftest import MAMBA, TEMPLATE, wait_until
 
 
 def exchange(server, data, seconds=300):
@@ -327,8 +327,7 @@ def test_large_bodies_at_once(mamba):
     assert mamba.request("POST", "/tokenize", {"content": "a" * 50_000})[0] == 200
     for connection in announced:
         connection.close()
-    while mamba.metrics()["hxq_connections"] > 1:
-        time.sleep(0.01)
+    wait_until(lambda: mamba.metrics()["hxq_connections"] == 1)
     assert mamba.request("POST", "/tokenize", {"content": "a" * 100_000})[0] == 200
 
 

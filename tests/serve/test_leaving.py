@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from conftest import MAMBA, TEMPLATE
+from conftest import MAMBA, TEMPLATE, wait_until
 from test_http import exchange, post, status_of
 
 
@@ -82,15 +82,11 @@ def test_a_slot_is_free_soon(start_server):
         for body, expected in [(stream, (0, 0, 1)), (long, (0, 1, 1)), (stream, (1, 1, 1))]:
             connections.append(socket.create_connection(("127.0.0.1", server.port), timeout=300))
             connections[-1].sendall(post("/v1/completions", json.dumps(body).encode()))
-            end = time.monotonic() + 300
-            while server.generations() != expected:
-                assert time.monotonic() < end, server.generations()
+            server.comes_to(*expected)
         for i, expected in [(2, (0, 1, 1)), (1, (0, 0, 1)), (0, (0, 0, 0))]:
             steps = server.metrics()["hxq_step_seconds_count"]
             connections[i].close()
-            left = time.monotonic()
-            while server.generations() != expected:
-                assert time.monotonic() < left + 100
+            server.comes_to(*expected, seconds=100)
             # A step ends it; others are made until the close is seen and the answers above are there.
             assert server.metrics()["hxq_step_seconds_count"] - steps < 100
 
@@ -101,8 +97,7 @@ def test_who_has_sent_much_ahead_is_seen_to_go(start_server):
         body = json.dumps({"prompt": "The", "max_tokens": 60_000}).encode()
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=300)
         connection.sendall(post("/v1/completions", body) + b"x" * 500_000)
-        while server.generations() != (0, 0, 1):
-            time.sleep(0.005)
+        server.comes_to(0, 0, 1)
         steps = server.metrics()["hxq_step_seconds_count"]
         connection.close()
         server.becomes_idle()
@@ -116,8 +111,7 @@ def test_ending_completes_what_runs(start_server):
         idle = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         thread = threading.Thread(target=lambda: answers.append(exchange(server, post("/v1/completions", body))))
         thread.start()
-        while server.generations()[2] == 0:
-            time.sleep(0.005)
+        server.comes_to(0, 0, 1)
         server.process.send_signal(signal.SIGTERM)
         assert idle.recv(10) == b"", "who is idle is let go at once"
         try:
@@ -140,12 +134,10 @@ def test_ending_in_time(start_server):
             threading.Thread(
                 target=lambda body=body: answers.append(exchange(server, post("/v1/completions", body)))
             ).start()
-        while server.generations()[2] < 2:
-            time.sleep(0.005)
+        server.comes_to(0, 0, 2)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(100) == 130
-        while len(answers) < 2:
-            time.sleep(0.005)
+        wait_until(lambda: len(answers) == 2)
         whole, stream = sorted(answers, key=len)
         assert status_of(whole) == 503 and b"the server is ending" in whole
         assert b"the server is ending" in stream and stream.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")

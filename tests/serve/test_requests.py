@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import time
 
 import pytest
 from conftest import MAMBA, TEMPLATE
@@ -195,8 +194,7 @@ def test_all_prompts_are_bounded(start_server):
     with start_server(MAMBA, "--queued-tokens", 70_000, "--context", 70_000) as server:
         first = socket.create_connection(("127.0.0.1", server.port), timeout=300)
         first.sendall(post("/v1/completions", json.dumps({"prompt": [7] * 60_000, "max_tokens": 1}).encode()))
-        while server.generations() != (0, 1, 0):
-            time.sleep(0.005)
+        server.comes_to(0, 1, 0)
         more = {"prompt": [7] * 500, "n": 20, "max_tokens": 1}
         message = server.refuses("/v1/completions", more | {"prompt": [7] * 501}, status=503, code="unavailable")
         assert "prompts" in message
