@@ -238,7 +238,7 @@ std::string to_json(const Receipt& receipt) {
 std::optional<Receipt> read_receipt(const std::filesystem::path& dir) {
   const std::filesystem::path path = dir / kReceiptFile;
   if (!is_there(path)) return std::nullopt;
-  const nlohmann::json json = load_json(path);
+  const nlohmann::json json = load_json(path, nullptr, kMaxJsonList);
   try {
     return receipt_from(Part(json, ""));
   } catch (const Error& error) {

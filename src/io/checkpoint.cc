@@ -37,7 +37,7 @@ void add_file(SafetensorsFile file, CheckpointContents& contents) {
 
 /// Tensor name -> shard, from the index. A shard is a plain name of a file in the same folder.
 std::map<std::string, std::string> read_weight_map(const fs::path& index) {
-  const nlohmann::json json = load_json(index);
+  const nlohmann::json json = load_json(index, nullptr, kMaxJsonList);
   const ErrorPlace place{.file = index.string()};
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     throw Error("has no object 'weight_map'", place);

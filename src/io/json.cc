@@ -14,8 +14,9 @@
 namespace hxq {
 namespace {
 
-constexpr size_t kMaxBytes = size_t{256} << 20;
 constexpr int kMaxDepth = 128;
+/// A value of a few bytes of text becomes up to some 90 bytes of memory.
+constexpr int64_t kMaxValues = 10'000'000;
 /// Members of a document whose order is kept: looking a key up in such an object takes as many steps as it has keys.
 constexpr ptrdiff_t kMaxOrdered = 10'000;
 
@@ -32,10 +33,16 @@ std::string_view literal_at(std::string_view text) {
   return {};
 }
 
-/// Finds the bare literals and bounds the nesting, so that parsing cannot take memory out of proportion.
+/// Finds the bare literals and bounds nesting and values, so that parsing cannot take memory out of proportion.
 std::vector<Literal> scan(std::string_view text, const std::string& file) {
   std::vector<Literal> literals;
   int depth = 0;
+  int64_t values = 1;
+  const auto count_value = [&](size_t offset) {
+    if (++values > kMaxValues) {
+      throw Error(fmt::format("JSON has more than {} values", kMaxValues), {.file = file, .offset = offset});
+    }
+  };
   for (size_t i = 0; i < text.size(); ++i) {
     switch (text[i]) {
       case '"':
@@ -43,8 +50,12 @@ std::vector<Literal> scan(std::string_view text, const std::string& file) {
           if (text[i] == '\\') ++i;
         }
         break;
+      case ',':
+        count_value(i);
+        break;
       case '[':
       case '{':
+        count_value(i);
         if (++depth > kMaxDepth) {
           throw Error(fmt::format("JSON is nested deeper than {}", kMaxDepth), {.file = file, .offset = i});
         }
@@ -193,12 +204,14 @@ struct EventSink {
   }
 };
 
+void check_size(size_t bytes, size_t most, const std::string& file) {
+  if (bytes > most) throw Error(fmt::format("JSON of {} bytes, expected at most {}", bytes, most), {.file = file});
+}
+
 /// `parse_text(text)` parses the text that has no bare literals any more.
 template <class Parse>
 auto parse_with_literals(std::string_view text, const std::string& file, const Parse& parse_text) {
-  if (text.size() > kMaxBytes) {
-    throw Error(fmt::format("JSON of {} bytes, expected at most {}", text.size(), kMaxBytes), {.file = file});
-  }
+  check_size(text.size(), kMaxJsonList, file);
   const std::vector<Literal> literals = scan(text, file);
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
@@ -246,13 +259,15 @@ std::string json_text(const nlohmann::ordered_json& json) {
   return text;
 }
 
-nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter) {
+nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter, size_t max_bytes) {
   const MappedFile file = MappedFile::open(path);
+  check_size(file.bytes().size(), max_bytes, path.string());
   return parse_json(text_of(file), path.string(), filter);
 }
 
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path) {
   const MappedFile file = MappedFile::open(path);
+  check_size(file.bytes().size(), kMaxJson, path.string());
   return parse_ordered_json(text_of(file), path.string());
 }
 

@@ -37,7 +37,12 @@ class JsonEvents {
 /// is that of the text within its file.
 void read_json(std::string_view text, const std::string& file, JsonEvents& events, uint64_t base_offset = 0);
 
-/// Parses one JSON document of at most 256 MiB, nested at most 128 deep.
+/// Of a file that describes a model, at most, in bytes.
+inline constexpr size_t kMaxJson = size_t{16} << 20;
+/// Of one that lists tokens or tensors, and of any document.
+inline constexpr size_t kMaxJsonList = size_t{256} << 20;
+
+/// Parses one JSON document of at most 256 MiB and 10,000,000 values, nested at most 128 deep.
 ///
 /// Python's bare Infinity, -Infinity and NaN are accepted as values and become numbers that are not finite. Everything
 /// else is strict. Throws `Error` naming `file` and the byte offset.
@@ -51,8 +56,8 @@ nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::stri
 std::string json_text(const nlohmann::json& json);
 std::string json_text(const nlohmann::ordered_json& json);
 
-/// Parses the file. Throws `Error` also if it cannot be read.
-nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr);
+/// Parses the file. Throws `Error` also if it cannot be read, and for one of more than `max_bytes`, unread.
+nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr, size_t max_bytes = kMaxJson);
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path);
 
 }  // namespace hxq

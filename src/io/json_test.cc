@@ -82,6 +82,13 @@ TEST(Json, BoundsTheNesting) {
   EXPECT_EQ(fault_offset(std::string(1 << 24, '[')), 128u);
 }
 
+TEST(Json, BoundsTheValues) {
+  std::string text = "[";
+  for (int i = 0; i < 5'000'000; ++i) text += "[],";
+  EXPECT_THROW(parse_json(text + "0]", "a.json"), Error);
+  EXPECT_EQ(parse_json("[\"" + text + "\"]", "a.json").size(), 1) << "in a text they are none";
+}
+
 TEST(Json, OrderedKeepsTheOrderOfTheText) {
   EXPECT_EQ(json_text(parse_ordered_json(R"({"b":1,"a":{"d":NaN,"c":-Infinity},"b":2})", "x")),
             "{\n  \"b\": 2,\n  \"a\": {\n    \"d\": NaN,\n    \"c\": -Infinity\n  }\n}");

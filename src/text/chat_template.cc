@@ -92,6 +92,16 @@ class Marked {
   std::vector<std::string> taken_;
 };
 
+jinja::Template parsed_template(std::string_view source, const std::string& file) {
+  constexpr size_t kMaxBytes = 1 << 20;
+  if (source.size() > kMaxBytes) {
+    throw Error(fmt::format("chat template of {} bytes, expected at most {}", source.size(), kMaxBytes),
+                {.file = file});
+  }
+  if (!is_valid_utf8(source)) throw Error("is not UTF-8 text", {.file = file});
+  return {source, file};
+}
+
 }  // namespace
 
 struct ChatTemplate::Impl {
@@ -112,14 +122,13 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir)
   if (!config.has("chat_template")) return std::nullopt;
   const bool several = config.child("chat_template").value().is_array();
   const std::string source = several ? default_template(config) : config.string("chat_template");
-  return ChatTemplate(std::unique_ptr<const Impl>(new Impl{jinja::Template(source, path.string())}));
+  return ChatTemplate(std::unique_ptr<const Impl>(new Impl{parsed_template(source, path.string())}));
 }
 
 ChatTemplate ChatTemplate::read(const std::filesystem::path& file) {
   const MappedFile mapped = MappedFile::open(file);
   const std::string_view source(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size());
-  if (!is_valid_utf8(source)) throw Error("is not UTF-8 text", {.file = file.string()});
-  return ChatTemplate(std::unique_ptr<const Impl>(new Impl{jinja::Template(source, file.string())}));
+  return ChatTemplate(std::unique_ptr<const Impl>(new Impl{parsed_template(source, file.string())}));
 }
 
 std::string ChatTemplate::rendered(std::span<const ChatMessage> messages, const Tokenizer& tokenizer,

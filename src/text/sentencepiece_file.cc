@@ -262,7 +262,12 @@ json post_processor_of(const TokenizerFile& file, const JsonPart& config) {
 }  // namespace
 
 TokenizerFile read_sentencepiece_file(const std::filesystem::path& path) {
+  constexpr size_t kMaxBytes = size_t{256} << 20;
   const MappedFile mapped = MappedFile::open(path);
+  if (mapped.bytes().size() > kMaxBytes) {
+    throw Error(fmt::format("{} bytes, expected at most {}", mapped.bytes().size(), kMaxBytes),
+                {.file = path.string()});
+  }
   const std::string_view bytes(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size());
   ProtobufReader reader(bytes, path.string());
   const Model model = read_model(reader);

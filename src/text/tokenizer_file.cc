@@ -99,7 +99,7 @@ TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
   TokenizerFile file;
   file.name = path.string();
   ListTaker taker(file);
-  file.json = load_json(path, &taker);
+  file.json = load_json(path, &taker, kMaxJsonList);
   return file;
 }
 

@@ -48,3 +48,20 @@ def test_what_files_claim_takes_no_memory(hxq, model_copy, tmp_path, fault):
         assert failed == 1
         code, claimed = peak_memory(hxq, *verb)
         assert code == 1 and claimed <= peak + text + 2**20, (verb, claimed, peak)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "hxq_receipt.json"],
+)  # fmt: skip
+def test_texts_of_gigabytes_are_refused_unread(hxq, compressed_copy, name):
+    """Ten, of which nothing is stored."""
+    if name == "tokenizer.model":
+        (compressed_copy / "tokenizer.json").unlink()
+    if name == "model.safetensors.index.json":
+        (compressed_copy / "model.safetensors").rename(compressed_copy / "model-00001-of-00001.safetensors")
+    with open(compressed_copy / name, "wb") as file:
+        file.truncate(10**10)
+    verb = {"chat_template.jinja": ["chat"], "hxq_receipt.json": ["verify"]}.get(name, ["generate", "-p", "x"])
+    hxq(verb[0], compressed_copy, *verb[1:]).fails_with(name, "10000000000 bytes, expected at most")
