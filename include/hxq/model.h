@@ -113,7 +113,7 @@ class Workspace {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Which logits of a segment a forward pass is to compute.
+/// Which logits (or hidden states) of a segment a forward pass is to compute.
 enum class Logits : uint8_t { none, last, all };
 
 /// Consecutive tokens of one sequence.
@@ -176,9 +176,17 @@ class Model {
   void forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted, Workspace& workspace,
                std::span<float> logits) const;
 
+  /// The same, but what is computed of the tokens that `Segment::logits` names are their hidden states after the final
+  /// norm, [hidden_size] each, of which logits are products with the head.
+  void hidden_states(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+                     std::span<float> states) const;
+
   struct Parts;
 
  private:
+  void run(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+           std::span<float> outputs, bool hidden) const;
+
   explicit Model(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };

@@ -19,8 +19,8 @@ struct Piece {
   Phase phase;
   int64_t token;         ///< of the call: its first
   int64_t tokens;        ///< how many
-  int64_t logits;        ///< rows whose logits are asked for, the last ones of the piece
-  int64_t first_logits;  ///< of the call's logits: the row of the first of these
+  int64_t wanted;        ///< rows whose outputs are asked for, the last ones of the piece
+  int64_t first_wanted;  ///< of the call's outputs: the row of the first of these
 };
 
 struct Step {
@@ -28,7 +28,7 @@ struct Step {
   std::vector<Piece> pieces = {};
 };
 
-int64_t logit_rows(const Segment& segment) noexcept {
+int64_t wanted_rows(const Segment& segment) noexcept {
   if (segment.logits == Logits::none) return 0;
   return segment.logits == Logits::last ? std::min<int64_t>(segment.tokens, 1) : segment.tokens;
 }
@@ -38,37 +38,37 @@ void add(Step& step, const Piece& piece) {
   step.shape.rows += piece.tokens;
   step.shape.decode_rows += decode ? piece.tokens : 0;
   step.shape.segments += 1;
-  step.shape.wanted += piece.logits;
-  step.shape.wanted_decode += decode ? piece.logits : 0;
+  step.shape.wanted += piece.wanted;
+  step.shape.wanted_decode += decode ? piece.wanted : 0;
   step.pieces.push_back(piece);
 }
 
 /// Cuts the pieces, those to decode first, into steps of at most `step_rows`.
-std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows) {
+std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows, bool hidden) {
   std::vector<Step> steps;
   for (const Piece& all : pieces) {
-    const int64_t first_wanted = all.tokens - all.logits;
+    const int64_t first_wanted = all.tokens - all.wanted;
     for (int64_t done = 0; done < all.tokens;) {
-      if (steps.empty() || steps.back().shape.rows == step_rows) steps.emplace_back();
+      if (steps.empty() || steps.back().shape.rows == step_rows) steps.push_back({.shape = {.hidden = hidden}});
       Piece piece = all;
       piece.token += done;
       piece.tokens = std::min(all.tokens - done, step_rows - steps.back().shape.rows);
       done += piece.tokens;
-      piece.logits = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
-      piece.first_logits += std::max<int64_t>(done - piece.logits - first_wanted, 0);
+      piece.wanted = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
+      piece.first_wanted += std::max<int64_t>(done - piece.wanted - first_wanted, 0);
       add(steps.back(), piece);
     }
   }
   return steps;
 }
 
-/// Whether the wanted logits of the step are consecutive rows of the call's.
+/// Whether the wanted outputs of the step are consecutive rows of the call's.
 bool in_order(const Step& step) noexcept {
   int64_t next = -1;
   for (const Piece& piece : step.pieces) {
-    if (piece.logits == 0) continue;
-    if (next >= 0 && piece.first_logits != next) return false;
-    next = piece.first_logits + piece.logits;
+    if (piece.wanted == 0) continue;
+    if (next >= 0 && piece.first_wanted != next) return false;
+    next = piece.first_wanted + piece.wanted;
   }
   return true;
 }
@@ -83,34 +83,34 @@ void fill(const Step& step, std::span<const int32_t> tokens, const StepInputs& i
     for (int64_t t = 0; t < piece.tokens; ++t, ++row) {
       inputs.token[row] = tokens[static_cast<size_t>(piece.token + t)];
       inputs.position[row] = static_cast<int32_t>(piece.sequence->position + t);
-      if (t >= piece.tokens - piece.logits) inputs.wanted[wanted++] = static_cast<int32_t>(row);
+      if (t >= piece.tokens - piece.wanted) inputs.wanted[wanted++] = static_cast<int32_t>(row);
     }
   }
 }
 
-std::vector<float> logits_on_host(size_t count) {
+std::vector<float> outputs_on_host(size_t count) {
   try {
     return std::vector<float>(count);
   } catch (const std::bad_alloc&) {
-    throw OutOfMemory("logits", count * sizeof(float));
+    throw OutOfMemory("the outputs of a step", count * sizeof(float));
   }
 }
 
-/// Runs a step that memory was reserved for, and advances its sequences. staging: as many logits as the step has, where
-/// they lie apart in the call's.
-void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, std::span<float> logits,
+/// Runs a step that memory was reserved for, and advances its sequences. staging: as many outputs as the step has,
+/// where they lie apart in the call's.
+void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, std::span<float> outputs,
          std::span<float> staging) {
   fill(step, tokens, workspace.inputs_on_host(step.shape));
-  const auto vocab = static_cast<size_t>(workspace.model->desc.vocab_size);
+  const auto width = static_cast<size_t>(workspace.model->output_size(step.shape.hidden));
   const auto place = [&](const Piece& piece) {
-    return logits.data() + static_cast<size_t>(piece.first_logits) * vocab;
+    return outputs.data() + static_cast<size_t>(piece.first_wanted) * width;
   };
-  const auto begin = std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.logits > 0; });
+  const auto begin = std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.wanted > 0; });
   const bool direct = begin != step.pieces.end() && in_order(step);
   float* to = direct ? place(*begin) : staging.data();
   workspace.run(step.shape, to);
   for (const Piece& piece : step.pieces) {
-    const auto size = static_cast<size_t>(piece.logits) * vocab;
+    const auto size = static_cast<size_t>(piece.wanted) * width;
     if (!direct) std::copy_n(to, size, place(piece));
     to += size;
     piece.sequence->position += piece.tokens;
@@ -150,11 +150,12 @@ void check_sequences(std::span<const Segment> segments, const ModelInfo& info) {
   if (std::ranges::adjacent_find(sequences) != sequences.end()) throw Error("a sequence comes twice in one call");
 }
 
-void check_logits(std::span<const Segment> segments, int64_t vocab, std::span<float> logits) {
+void check_outputs(std::span<const Segment> segments, int64_t width, bool hidden, std::span<float> outputs) {
   int64_t rows = 0;
-  for (const Segment& segment : segments) rows += logit_rows(segment);
-  if (std::ssize(logits) != rows * vocab) {
-    throw Error(fmt::format("room for {} logits, expected {} x {}", logits.size(), rows, vocab));
+  for (const Segment& segment : segments) rows += wanted_rows(segment);
+  if (std::ssize(outputs) != rows * width) {
+    throw Error(fmt::format("room for {} {}, expected {} x {}", outputs.size(),
+                            hidden ? "numbers of hidden states" : "logits", rows, width));
   }
 }
 
@@ -259,8 +260,10 @@ void Workspace::Parts::reserve(const StepShape& shape) {
   grow(host_inputs, kernels::cpu_device(), static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(inputs, device, static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
-  const int64_t vocab = model->desc.vocab_size;
-  if (!device.is_host()) grow(logits, device, shape.wanted * vocab, fmt::format("logits of {} tokens", shape.wanted));
+  if (!device.is_host()) {
+    grow(outputs, device, shape.wanted * model->output_size(shape.hidden),
+         fmt::format("the outputs of {} tokens", shape.wanted));
+  }
   constexpr size_t kMostReserved = 32;
   if (reserved.size() == kMostReserved) reserved.erase(reserved.begin());
   reserved.push_back({.shape = shape, .input_bytes = input_bytes, .key = next_key++});
@@ -283,16 +286,16 @@ void Workspace::Parts::run(const StepShape& shape, float* to) {
   const auto start = std::chrono::steady_clock::now();
   executor->run(adapts ? step_threads.threads() : model->info.threads,
                 kernels::DeviceCode::of([&](const kernels::Context& context) {
-                  model->run(shape, on_device, WorkMemory(work.data()), is_host ? to : logits.data(), context);
+                  model->run(shape, on_device, WorkMemory(work.data()), is_host ? to : outputs.data(), context);
                 }),
-                is_host ? 0 : known.key);  // on the host the logits may go elsewhere each time
+                is_host ? 0 : known.key);  // on the host the outputs may go elsewhere each time
   if (adapts) {
     step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  if (!is_host) logits.download({to, static_cast<size_t>(shape.wanted * model->desc.vocab_size)});
+  if (!is_host) outputs.download({to, static_cast<size_t>(shape.wanted * model->output_size(shape.hidden))});
 }
 
-void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* logits,
+void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* outputs,
                        const kernels::Context& context) const noexcept {
   const kernels::Batch batch{.rows = shape.rows,
                              .decode_rows = shape.decode_rows,
@@ -326,9 +329,13 @@ void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMem
                         .cols = hidden},
                        context);
   }
+  if (shape.hidden) {
+    kernels::rms_norm((*final_norm)(last, outputs, shape.wanted), context);
+    return;
+  }
   const kernels::Batch of_logits{.rows = shape.wanted, .decode_rows = shape.wanted_decode};
   JointProjections to_logits((*final_norm)(last, last, shape.wanted), last, hidden);
-  to_logits.add({.weight = &matrix(head), .args = {.y = logits, .y_stride = desc.vocab_size}});
+  to_logits.add({.weight = &matrix(head), .args = {.y = outputs, .y_stride = desc.vocab_size}});
   to_logits.run(of_logits, context);
 }
 
@@ -336,8 +343,8 @@ Sequence Model::new_sequence() const { return Sequence(std::make_unique<Sequence
 
 Workspace Model::new_workspace() const { return Workspace(std::make_unique<Workspace::Parts>(*parts_)); }
 
-void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
-                    std::span<float> logits) const {
+void Model::run(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+                std::span<float> outputs, bool hidden) const {
   if (!workspace.parts_ || workspace.parts_->model != parts_.get()) {
     throw Error("the workspace is not one of this model's");
   }
@@ -345,10 +352,10 @@ void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> se
     const bool own = segment.sequence && segment.sequence->parts_ && segment.sequence->parts_->model == parts_.get();
     if (!own) throw Error("a sequence is not one of this model's");
   }
-  const int64_t vocab = info().vocab_size;
-  check_tokens(tokens, segments, vocab);
+  const int64_t width = parts_->output_size(hidden);
+  check_tokens(tokens, segments, info().vocab_size);
   check_sequences(segments, info());
-  check_logits(segments, vocab, logits);
+  check_outputs(segments, width, hidden, outputs);
 
   std::vector<Piece> pieces;
   for (const Phase phase : {Phase::decode, Phase::prefill}) {
@@ -357,28 +364,38 @@ void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> se
       piece.sequence = segment.sequence->parts_.get();
       piece.phase = phase;
       piece.tokens = segment.tokens;
-      piece.logits = logit_rows(segment);
+      piece.wanted = wanted_rows(segment);
       if (segment.phase == phase) pieces.push_back(piece);
       piece.token += piece.tokens;
-      piece.first_logits += piece.logits;
+      piece.first_wanted += piece.wanted;
     }
   }
-  const std::vector<Step> steps = plan_steps(pieces, info().step_tokens);
+  const std::vector<Step> steps = plan_steps(pieces, info().step_tokens, hidden);
   for (const Segment& segment : segments) {
     const int64_t end = segment.sequence->position() + segment.tokens;
     for (const auto& state : segment.sequence->parts_->blocks)
       state->reserve(end, segment.end == 0 ? end : segment.end);
   }
-  size_t apart = 0;  // logits of a step that lie apart in the call's
+  size_t apart = 0;  // numbers of a step's outputs that lie apart in the call's
   for (const Step& step : steps) {
     workspace.parts_->reserve(step.shape);
-    if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.shape.wanted * vocab));
+    if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.shape.wanted * width));
   }
-  std::vector<float> staging = logits_on_host(apart);
+  std::vector<float> staging = outputs_on_host(apart);
   for (const Step& step : steps) {
     workspace.parts_->reserve(step.shape);  // nothing more is taken: the largest step has been asked for
-    run(step, tokens, *workspace.parts_, logits, staging);
+    hxq::run(step, tokens, *workspace.parts_, outputs, staging);
   }
+}
+
+void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+                    std::span<float> logits) const {
+  run(tokens, segments, workspace, logits, false);
+}
+
+void Model::hidden_states(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
+                          std::span<float> states) const {
+  run(tokens, segments, workspace, states, true);
 }
 
 void Model::forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted,

@@ -16,8 +16,9 @@ struct StepShape {
   int64_t rows = 0;
   int64_t decode_rows = 0;  ///< these come first
   int64_t segments = 0;
-  int64_t wanted = 0;         ///< rows whose logits are asked for
+  int64_t wanted = 0;         ///< rows whose outputs are asked for
   int64_t wanted_decode = 0;  ///< of these, decode rows, which come first
+  bool hidden = false;        ///< outputs are hidden states after the final norm, not logits
 
   bool operator==(const StepShape&) const = default;
 };
@@ -56,8 +57,10 @@ struct Model::Parts {
   /// Reads the description and the weights of the checkpoint. config_file: for messages.
   void load(const std::string& config_file, const ModelOptions& options);
   void load_weights();
-  /// A step on the device; see Block::forward. logits: [shape.wanted, vocab].
-  void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* logits,
+  /// Of an output: a row of logits, or a hidden state.
+  int64_t output_size(bool hidden) const noexcept { return hidden ? desc.hidden_size : desc.vocab_size; }
+  /// A step on the device; see Block::forward. outputs: [shape.wanted, output_size].
+  void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* outputs,
            const kernels::Context& context) const noexcept;
 };
 
@@ -84,7 +87,7 @@ struct Workspace::Parts {
   void reserve(const StepShape& shape);
   /// Where a step's inputs are to be written before it is run.
   StepInputs inputs_on_host(const StepShape& shape) noexcept;
-  /// Runs a step that memory was reserved for. to: [wanted, vocab], on the host.
+  /// Runs a step that memory was reserved for. to: [wanted, output_size], on the host.
   void run(const StepShape& shape, float* to);
   const Reserved* find_reserved(const StepShape& shape) const noexcept;
 
@@ -97,7 +100,7 @@ struct Workspace::Parts {
   kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
   kernels::DeviceArray<std::byte> inputs;
   kernels::DeviceArray<std::byte> work;
-  kernels::DeviceArray<float> logits;           // where the device cannot write to the host's
+  kernels::DeviceArray<float> outputs;          // where the device cannot write to the host's
   kernels::HostArray<float> logits_of_callers;  // what Workspace::logits gives
 };
 

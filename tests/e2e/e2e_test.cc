@@ -22,7 +22,9 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
   EndToEnd()
       : dir_(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / GetParam()),
         expected_(Checkpoint::open(dir_ / "expected.safetensors")),
-        logits_(to_float(*expected_.find("logits"))) {
+        logits_(to_float(*expected_.find("logits"))),
+        hidden_(to_float(*expected_.find("hidden"))),
+        hidden_mean_(to_float(*expected_.find("hidden_mean"))) {
     const TensorView& ids = *expected_.find("ids");
     ids_.resize(static_cast<size_t>(ids.size()));
     std::copy_n(ids.bytes.data(), ids.bytes.size(), reinterpret_cast<std::byte*>(ids_.data()));
@@ -44,9 +46,31 @@ class EndToEnd : public ::testing::TestWithParam<const char*> {
     return largest;
   }
 
+  /// Largest difference of the last hidden states, and of the mean of all.
+  float hidden_difference(const Model& model) const {
+    Sequence sequence = model.new_sequence();
+    Workspace workspace = model.new_workspace();
+    const auto hidden = static_cast<size_t>(model.info().hidden_size);
+    std::vector<float> states(ids_.size() * hidden);
+    const Segment segment{.sequence = &sequence, .tokens = std::ssize(ids_), .logits = Logits::all};
+    model.hidden_states(ids_, {&segment, 1}, workspace, states);
+    const float* last = states.data() + states.size() - hidden_.size();
+    float largest = 0;
+    for (size_t i = 0; i < hidden_.size(); ++i) largest = std::max(largest, std::abs(last[i] - hidden_[i]));
+    for (size_t i = 0; i < hidden; ++i) {
+      double sum = 0;
+      for (size_t t = 0; t < ids_.size(); ++t) sum += static_cast<double>(states[t * hidden + i]);
+      const auto mean = static_cast<float>(sum / static_cast<double>(ids_.size()));
+      largest = std::max(largest, std::abs(mean - hidden_mean_[i]));
+    }
+    return largest;
+  }
+
   std::filesystem::path dir_;
   Checkpoint expected_;
-  std::vector<float> logits_;  // [4, vocab]
+  std::vector<float> logits_;       // [4, vocab]
+  std::vector<float> hidden_;       // [4, hidden]
+  std::vector<float> hidden_mean_;  // [hidden]: of all tokens
   std::vector<int32_t> ids_;
 };
 
@@ -59,6 +83,13 @@ TEST_P(EndToEnd, LogitsAreThoseOfTransformers) {
       SCOPED_TRACE(::testing::Message() << name_of(target) << ", " << piece << " tokens at once");
       EXPECT_LE(difference(model, piece), 5e-5f);
     }
+  }
+}
+
+TEST_P(EndToEnd, HiddenStatesAreThoseOfTransformers) {
+  for (const Target target : kernels::supported_targets()) {
+    SCOPED_TRACE(name_of(target));
+    EXPECT_LE(hidden_difference(Model::open(dir_, {.threads = 2, .target = target})), 5e-5f);
   }
 }
 

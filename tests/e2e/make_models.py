@@ -2,7 +2,8 @@
 
     python make_models.py [FOLDER]        needs torch and transformers 5
 
-Each has a config.json, a model.safetensors and an expected.safetensors: `ids`, and the `logits` of the last ones.
+Each has a config.json, a model.safetensors and an expected.safetensors: `ids`, the `logits` and the `hidden` states after the
+final norm of the last ones, and the mean of all hidden states, `hidden_mean`.
 """
 
 import json
@@ -81,8 +82,11 @@ def main(target: pathlib.Path) -> None:
         ids = torch.randint(VOCABULARY, (TOKENS,))
         with torch.no_grad():
             logits = model(ids[None]).logits[0, -KEPT_LOGITS:].contiguous()
+            hidden = model.base_model(ids[None]).last_hidden_state[0]
         model.bfloat16().save_pretrained(folder)
-        save_file({"ids": ids.int(), "logits": logits.float()}, folder / "expected.safetensors")
+        last = hidden[-KEPT_LOGITS:].contiguous()
+        expected = {"ids": ids.int(), "logits": logits, "hidden": last, "hidden_mean": hidden.mean(0)}
+        save_file(expected, folder / "expected.safetensors")
         (folder / "generation_config.json").unlink(missing_ok=True)
         if name in ("zamba2-adapters", "llama-llama3"):
             file = folder / "config.json"
