@@ -81,6 +81,9 @@ class Scheduler {
   /// Forgets a generation, done or not.
   void cancel(Id id);
 
+  /// What steps are computed in. Other calls may be, too, between steps.
+  Workspace& workspace() noexcept;
+
   /// A generation and how far it is.
   struct Progress {
     enum class Stage : uint8_t { waiting, prefill, decode, done };

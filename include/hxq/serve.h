@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hxq/chat.h"
+#include "hxq/embedder.h"
 
 namespace hxq {
 
@@ -24,6 +25,7 @@ struct ServeOptions {
   /// in all its prompts and texts together (400), where texts that are not streamed count once more for each of the
   /// likeliest tokens that are to be told with theirs.
   int64_t queued_tokens = 1 << 20;
+  Pooling pooling = Pooling::mean;        ///< of embeddings
   int64_t prompt_budget = 128;            ///< tokens of prompts in a step that also continues texts
   int64_t prefix_bytes = 256'000'000;     ///< for states after beginnings of prompts, to be used again; 0: none
   int64_t body_bytes = int64_t{4} << 20;  ///< of a request, at most; 32 times that of all that are large

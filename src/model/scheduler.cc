@@ -290,6 +290,8 @@ bool Scheduler::step() {
 
 void Scheduler::cancel(Id id) { impl_->forget(id); }
 
+Workspace& Scheduler::workspace() noexcept { return impl_->workspace; }
+
 std::vector<Scheduler::Progress> Scheduler::progress() const {
   std::vector<Progress> all;
   for (const Task& task : impl_->tasks) all.push_back(task.progress());

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
+#include "serve/update.h"
 
 namespace hxq::serve {
 
@@ -35,6 +36,10 @@ ApiError server_fault(const std::string& message) { return {500, "server_error",
 
 ApiError fault_of(const std::exception& error) {
   return is_for_want_of_memory(error) ? unavailable(without_file(error)) : server_fault(without_file(error));
+}
+
+ApiError fault_of(const Ending& ending) {
+  return ending.is_temporary ? unavailable(ending.fault) : server_fault(ending.fault);
 }
 
 }  // namespace hxq::serve

@@ -40,7 +40,9 @@ std::string without_file(const std::exception& error);
 /// Whether there was not enough memory: another time there may be.
 bool is_for_want_of_memory(const std::exception& error) noexcept;
 
-/// An error that is not the request's, as the client is told: 503 for want of memory, or else 500.
+/// An error that is not the request's, as the client is told: 503 for want of memory and what is temporary, or else
+/// 500.
 ApiError fault_of(const std::exception& error);
+ApiError fault_of(const struct Ending& ending);
 
 }  // namespace hxq::serve

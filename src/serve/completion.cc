@@ -186,7 +186,7 @@ void Completion::add(size_t number, Update update) {
   choice.ending = std::move(update.ending);
   --open_;
   const std::string& fault = choice.ending->fault;
-  if (!fault_ && !fault.empty()) fault_ = choice.ending->is_temporary ? unavailable(fault) : server_fault(fault);
+  if (!fault_ && !fault.empty()) fault_ = fault_of(*choice.ending);
   if (!request_.stream) return;
   if (fault.empty()) put_end_of_choice(number);
   if (done()) put_end();

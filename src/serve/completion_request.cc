@@ -85,32 +85,14 @@ void check_choices(const CompletionRequest& request) {
                     "invalid_value");
 }
 
-std::vector<int32_t> tokens_of_prompt(const std::string& prompt, const ServedModel& served) {
+std::vector<int32_t> tokens_of(const std::string& text, std::string_view name, const ServedModel& served) {
   try {
-    return prompt_tokens(served.model, served.tokenizer, prompt);
+    return prompt_tokens(served.model, served.tokenizer, text);
   } catch (const ContextError& error) {
-    throw bad_request(without_file(error), "prompt", "context_length_exceeded");
+    throw bad_request(without_file(error), std::string(name), "context_length_exceeded");
   } catch (const Error& error) {
-    throw bad_request(without_file(error), "prompt", "invalid_value");
+    throw bad_request(without_file(error), std::string(name), "invalid_value");
   }
-}
-
-/// A text, a list of texts, a list of tokens, or a list of such lists.
-std::vector<std::vector<int32_t>> read_prompts(Parameters& parameters, const ServedModel& served) {
-  const json* prompt = parameters.find("prompt");
-  if (!prompt) throw bad_request("prompt is missing", "prompt", "missing_required_parameter");
-  if (prompt->is_string()) return {tokens_of_prompt(prompt->get<std::string>(), served)};
-  const std::string expected = fmt::format("a text, a list of tokens, or a list of 1 to {} of these", kMostChoices);
-  if (!prompt->is_array() || prompt->empty()) refuse_value("prompt", expected, *prompt);
-  if (prompt->front().is_number()) return {read_tokens("prompt", *prompt, served)};
-  if (std::ssize(*prompt) > kMostChoices) refuse_value("prompt", expected, *prompt);
-  std::vector<std::vector<int32_t>> prompts;
-  for (const json& item : *prompt) {
-    if (!item.is_string() && !item.is_array()) refuse_value("prompt", expected, item);
-    prompts.push_back(item.is_string() ? tokens_of_prompt(item.get<std::string>(), served)
-                                       : read_tokens("prompt", item, served));
-  }
-  return prompts;
 }
 
 /// A text, or a list of parts that are texts.
@@ -213,6 +195,24 @@ std::vector<int32_t> read_tokens(std::string_view name, const json& ids, const S
   return ids.get<std::vector<int32_t>>();
 }
 
+std::vector<std::vector<int32_t>> read_texts(Parameters& parameters, std::string_view name, int64_t most,
+                                             const ServedModel& served) {
+  const json* all = parameters.find(name);
+  if (!all) throw bad_request(fmt::format("{} is missing", name), std::string(name), "missing_required_parameter");
+  if (all->is_string()) return {tokens_of(all->get<std::string>(), name, served)};
+  const std::string expected = fmt::format("a text, a list of tokens, or a list of 1 to {} of these", most);
+  if (!all->is_array() || all->empty()) refuse_value(name, expected, *all);
+  if (all->front().is_number()) return {read_tokens(name, *all, served)};
+  if (std::ssize(*all) > most) refuse_value(name, expected, *all);
+  std::vector<std::vector<int32_t>> texts;
+  for (const json& item : *all) {
+    if (!item.is_string() && !item.is_array()) refuse_value(name, expected, item);
+    texts.push_back(item.is_string() ? tokens_of(item.get<std::string>(), name, served)
+                                     : read_tokens(name, item, served));
+  }
+  return texts;
+}
+
 CompletionRequest read_completion_request(std::string_view body, const ServedModel& served) {
   Parameters parameters(body);
   check_model(parameters, served);
@@ -226,7 +226,7 @@ CompletionRequest read_completion_request(std::string_view body, const ServedMod
   parameters.only("prompt_logprobs", {});
   parameters.label("prompt");
   parameters.finish();  // before any work
-  request.prompts = read_prompts(parameters, served);
+  request.prompts = read_texts(parameters, "prompt", kMostChoices, served);
   check_choices(request);
   request.options.max_tokens = max_tokens.value_or(std::min(kCompletionTokens, room(request, served)));
   check_context(request, served);

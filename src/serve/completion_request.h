@@ -42,6 +42,11 @@ CompletionRequest read_chat_request(std::string_view body, const ServedModel& se
 /// Takes "model" and throws `ApiError` (404) for another than the one that is served.
 void check_model(Parameters& parameters, const ServedModel& served);
 
+/// The parameter `name`: a text, a list of tokens, or a list of at most `most` of these. Texts become tokens. Throws
+/// `ApiError`.
+std::vector<std::vector<int32_t>> read_texts(Parameters& parameters, std::string_view name, int64_t most,
+                                             const ServedModel& served);
+
 /// `ids` as tokens of the model. Throws `ApiError` that names the parameter.
 std::vector<int32_t> read_tokens(std::string_view name, const nlohmann::json& ids, const ServedModel& served);
 

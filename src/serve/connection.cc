@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "hxq/version.h"
+#include "serve/check_request.h"
 
 namespace hxq::serve {
 namespace {
@@ -18,7 +19,6 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using asio::as_tuple;
 using boost::system::error_code;
-using Request = http::request<http::string_body>;
 
 constexpr uint32_t kHeadBytes = 16 << 10;
 /// Of a next request, that a client may send before it has the answer to this one.
@@ -33,8 +33,6 @@ constexpr auto kNoThrow = as_tuple(asio::use_awaitable);
 std::chrono::nanoseconds duration(double seconds) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(seconds));
 }
-
-std::string_view text_of(beast::string_view view) { return {view.data(), view.size()}; }
 
 class Connection : public Client, public std::enable_shared_from_this<Connection> {
  public:
@@ -62,20 +60,24 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
 
   asio::awaitable<bool> read_body(Parser& parser);
   asio::awaitable<bool> answer(Request& request);
-  asio::awaitable<Reply> reply_of(const Route& route, std::string_view path, const Request& request);
+  asio::awaitable<Reply> reply_of(const Route& route, const Request& request);
   asio::awaitable<void> complete(Request& request, bool chat);
+  asio::awaitable<void> embed(Request& request);
   asio::awaitable<void> stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox);
   asio::awaitable<void> write(Reply reply);
   asio::awaitable<void> write_text(std::string_view text);
   asio::awaitable<void> linger();
-  asio::awaitable<bool> next_updates(Completion& completion, Mailbox& mailbox);
+  template <class Answer>
+  asio::awaitable<bool> next_updates(Answer& answer, Mailbox& mailbox);
+  template <class Answer>
+  asio::awaitable<void> write_when_done(Answer& answer, Mailbox& mailbox);
 
-  const Route& check(const Request& request, std::string_view& path) const;
   void note_head(const Request& request);
   template <class Message>
   void put_common(Message& message) const;
   bool may_drop(size_t bytes) noexcept;
   static asio::awaitable<void> watch(std::shared_ptr<Connection> self, std::shared_ptr<Mailbox> mailbox);
+  class Watched;
 
   Hub& hub_;
   beast::tcp_stream stream_;
@@ -122,58 +124,6 @@ asio::awaitable<void> Connection::watch(std::shared_ptr<Connection> self, std::s
 bool Connection::may_drop(size_t bytes) noexcept {
   dropped_ += static_cast<int64_t>(bytes);
   return dropped_ <= kDroppedBodies * hub_.options.body_bytes;
-}
-
-/// The route of a request that may be served. Throws `ApiError`.
-const Route& Connection::check(const Request& request, std::string_view& path) const {
-  const std::string_view target = text_of(request.target());
-  path = target.substr(0, target.find('?'));
-  const std::string_view host = text_of(request[http::field::host]);
-  if (request.count(http::field::host) > 1) throw bad_request("the request has several headers Host");
-  if (!hub_.access.serves(host)) {
-    const std::string_view found = host.substr(0, 100);
-    throw ApiError(403, "invalid_request_error",
-                   fmt::format("the Host is '{0}', expected an IP address, localhost or what --host says: to be asked "
-                               "by this name, start the server with --host {1}, --cors-origin http://{0} or API keys "
-                               "(--api-key-file FILE)",
-                               found, found.substr(0, found.rfind(':'))),
-                   "", "host_not_allowed");
-  }
-  const Route* route = find_route(path);
-  if (!route) {
-    throw ApiError(404, "invalid_request_error", fmt::format("there is nothing at {}", path.substr(0, 100)), "",
-                   "not_found");
-  }
-  if (!hub_.access.admits(origin_, host)) {
-    throw ApiError(403, "invalid_request_error",
-                   fmt::format("pages of {0} are not let in: start the server with --cors-origin {0} to let them in",
-                               origin_.substr(0, 100)),
-                   "", "origin_not_allowed");
-  }
-  const http::verb verb = request.method();
-  const bool fits = route->post ? verb == http::verb::post : verb == http::verb::get || verb == http::verb::head;
-  if (!fits && !preflight_) {
-    throw ApiError(405, "invalid_request_error", fmt::format("{} takes {}", route->path, route->post ? "POST" : "GET"),
-                   "", "method_not_allowed");
-  }
-  if (preflight_) return *route;
-  if (!route->is_public && !hub_.access.has_key(text_of(request[http::field::authorization]))) {
-    throw ApiError(401, "invalid_request_error", "a right API key is needed: Authorization: Bearer KEY", "",
-                   "invalid_api_key");
-  }
-  if (path.size() < target.size() && route->endpoint != Endpoint::page) {
-    throw bad_request("the address has a query, and none is taken", "", "unknown_parameter");
-  }
-  if (route->post) {
-    const std::string_view type = text_of(request[http::field::content_type]);
-    if (!beast::iequals(beast::string_view(type.data(), std::min(type.find(';'), type.size())), "application/json")) {
-      throw ApiError(415, "invalid_request_error", "expected Content-Type: application/json", "", "unsupported_media");
-    }
-    if (!request[http::field::content_encoding].empty()) {
-      throw ApiError(415, "invalid_request_error", "Content-Encoding is not supported", "", "unsupported_media");
-    }
-  }
-  return *route;
 }
 
 void Connection::note_head(const Request& request) {
@@ -238,7 +188,8 @@ asio::awaitable<void> Connection::write_text(std::string_view text) {
 }
 
 /// Waits for updates and adds them. False if none came for long.
-asio::awaitable<bool> Connection::next_updates(Completion& completion, Mailbox& mailbox) {
+template <class Answer>
+asio::awaitable<bool> Connection::next_updates(Answer& answer, Mailbox& mailbox) {
   if (mailbox.updates.empty() && !mailbox.client_is_gone) {
     mailbox.wake.expires_after(duration(hub_.options.silence_seconds));
     co_await mailbox.wake.async_wait(kNoThrow);
@@ -247,8 +198,17 @@ asio::awaitable<bool> Connection::next_updates(Completion& completion, Mailbox& 
   if (mailbox.lost_some) throw std::bad_alloc();
   std::vector<std::pair<size_t, Update>> updates;
   updates.swap(mailbox.updates);
-  for (auto& [choice, update] : updates) completion.add(choice, std::move(update));
+  for (auto& [choice, update] : updates) answer.add(choice, std::move(update));
   co_return !updates.empty();
+}
+
+template <class Answer>
+asio::awaitable<void> Connection::write_when_done(Answer& answer, Mailbox& mailbox) {
+  while (!answer.done()) co_await next_updates(answer, mailbox);
+  if (answer.fault()) throw *answer.fault();
+  Reply reply;
+  reply.body = co_await hub_.work([&] { return dumped(answer.body()); });
+  co_await write(std::move(reply));
 }
 
 asio::awaitable<void> Connection::stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox) {
@@ -283,6 +243,35 @@ asio::awaitable<void> Connection::stream(Completion& completion, const std::shar
   if (version_ >= 11) co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
 }
 
+/// Looks out for the client while its texts run; ends both.
+class Connection::Watched {
+ public:
+  Watched(Connection& connection, const std::shared_ptr<Mailbox>& mailbox, std::vector<Engine::Ticket> tickets)
+      : hub_(connection.hub_), mailbox_(*mailbox), tickets_(std::move(tickets)) {
+    try {
+      // The signal lives as long as the coroutine, which ends some time after it is told to.
+      asio::co_spawn(connection.stream_.get_executor(), watch(connection.shared_from_this(), mailbox),
+                     asio::bind_cancellation_slot(mailbox->end_watch.slot(), [mailbox](const std::exception_ptr&) {}));
+    } catch (...) {
+      hub_.end(tickets_);
+      throw;
+    }
+    connection.stream_.expires_never();
+  }
+  Watched(const Watched&) = delete;
+  Watched& operator=(const Watched&) = delete;
+  ~Watched() {
+    hub_.end(tickets_);
+    mailbox_.is_over = true;
+    mailbox_.end_watch.emit(asio::cancellation_type::terminal);
+  }
+
+ private:
+  Hub& hub_;
+  Mailbox& mailbox_;
+  std::vector<Engine::Ticket> tickets_;
+};
+
 /// Answers a request for a text; it is cancelled if the client goes away.
 asio::awaitable<void> Connection::complete(Request& request, bool chat) {
   CompletionRequest wanted = co_await hub_.work([&] {
@@ -294,39 +283,29 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
   const auto mailbox = std::make_shared<Mailbox>(stream_.get_executor());
   Completion completion(std::move(wanted), hub_.served, hub_.new_id(chat ? "chatcmpl-" : "cmpl-"));
   std::vector<Generation> generations = co_await hub_.work([&] { return hub_.make_generations(completion.request()); });
-  const std::vector<Engine::Ticket> tickets =
-      hub_.begin(std::move(generations), completion.request().shared_tokens, mailbox);
-
-  // The signal lives as long as the coroutine, which ends some time after it is told to.
-  asio::co_spawn(stream_.get_executor(), watch(shared_from_this(), mailbox),
-                 asio::bind_cancellation_slot(mailbox->end_watch.slot(), [mailbox](const std::exception_ptr&) {}));
-  struct Ending {
-    Hub& hub;
-    const std::vector<Engine::Ticket>& tickets;
-    Mailbox& mailbox;
-    bool counted;
-    ~Ending() {
-      hub.counts.streams -= counted;
-      hub.end(tickets);
-      mailbox.is_over = true;
-      mailbox.end_watch.emit(asio::cancellation_type::terminal);
-    }
-  } ending{hub_, tickets, *mailbox, completion.request().stream};
-  hub_.counts.streams += completion.request().stream;
-
-  stream_.expires_never();
+  const Watched watched(*this, mailbox,
+                        hub_.begin(std::move(generations), completion.request().shared_tokens, mailbox));
   if (completion.request().stream) {
+    const Share streams(hub_.counts.streams, 1);
     co_await stream(completion, mailbox);
-    co_return;
+  } else {
+    co_await write_when_done(completion, *mailbox);
   }
-  while (!completion.done()) co_await next_updates(completion, *mailbox);
-  if (completion.fault()) throw *completion.fault();
-  Reply reply;
-  reply.body = co_await hub_.work([&] { return dumped(completion.body()); });
-  co_await write(std::move(reply));
 }
 
-asio::awaitable<Reply> Connection::reply_of(const Route& route, std::string_view path, const Request& request) {
+/// Answers a request for embeddings; likewise.
+asio::awaitable<void> Connection::embed(Request& request) {
+  EmbeddingRequest wanted = co_await hub_.work([&] { return read_embedding_request(request.body(), hub_.served); });
+  request.body() = {};
+  body_share_ = {};
+  const Hub::Admission admission = hub_.admit(wanted);
+  const auto mailbox = std::make_shared<Mailbox>(stream_.get_executor());
+  EmbeddingAnswer answer(std::move(wanted), hub_.served);
+  const Watched watched(*this, mailbox, hub_.begin(answer.request().texts, mailbox));
+  co_await write_when_done(answer, *mailbox);
+}
+
+asio::awaitable<Reply> Connection::reply_of(const Route& route, const Request& request) {
   Reply reply;
   switch (route.endpoint) {
     case Endpoint::page:
@@ -341,7 +320,7 @@ asio::awaitable<Reply> Connection::reply_of(const Route& route, std::string_view
       reply.body = hub_.draining ? R"({"status":"ending"})" : R"({"status":"ok"})";
       break;
     case Endpoint::models:
-      reply = models_reply(path, hub_.served);
+      reply = models_reply(path_of(request), hub_.served);
       break;
     case Endpoint::metrics:
       reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
@@ -357,8 +336,7 @@ asio::awaitable<Reply> Connection::reply_of(const Route& route, std::string_view
       reply = co_await hub_.work([&] { return detokenize_reply(request.body(), hub_.served); });
       break;
     default:
-      throw ApiError(501, "invalid_request_error",
-                     "the model continues texts; it was not trained to make embeddings of them", "", "not_supported");
+      throw std::logic_error("a route without a reply");
   }
   co_return reply;
 }
@@ -367,12 +345,12 @@ asio::awaitable<Reply> Connection::reply_of(const Route& route, std::string_view
 asio::awaitable<bool> Connection::answer(Request& request) {
   std::optional<Reply> refusal;
   try {
-    const std::string_view target = text_of(request.target());
-    const std::string path(target.substr(0, target.find('?')));
     if (route_->endpoint == Endpoint::completions || route_->endpoint == Endpoint::chat_completions) {
       co_await complete(request, route_->endpoint == Endpoint::chat_completions);
+    } else if (route_->endpoint == Endpoint::embeddings) {
+      co_await embed(request);
     } else {
-      Reply reply = co_await reply_of(*route_, path, request);
+      Reply reply = co_await reply_of(*route_, request);
       co_await write(std::move(reply));
     }
   } catch (const ApiError& error) {
@@ -457,9 +435,8 @@ asio::awaitable<void> Connection::run() {
     } else {
       note_head(parser.get());
       try {
-        std::string_view path;
-        route_ = find_route(text_of(parser.get().target()).substr(0, text_of(parser.get().target()).find('?')));
-        check(parser.get(), path);
+        route_ = find_route(path_of(parser.get()));
+        check_request(parser.get(), route_, hub_.access, preflight_);
         if (preflight_) refusal = Reply{.status = 204};
         if (!refusal && parser.content_length()) {
           hub_.charge_body(body_share_, static_cast<int64_t>(*parser.content_length()));

@@ -13,7 +13,8 @@ using Stage = Scheduler::Progress::Stage;
 
 struct Engine::Job {
   Ticket ticket;
-  Scheduler::Id id;
+  bool embeds;
+  uint64_t id = 0;         ///< of the scheduler's or the embedder's
   size_t sent_text = 0;    ///< bytes
   size_t sent_tokens = 0;  ///< whose log probabilities were sent
   bool has_ended = false;
@@ -28,8 +29,13 @@ Ending ending_by(const std::exception& error) {
 
 }  // namespace
 
-Engine::Engine(const Model& model, const Scheduler::Limits& limits, Deliver deliver)
-    : deliver_(std::move(deliver)), scheduler_(model, limits) {
+Engine::Engine(const Model& model, const Scheduler::Limits& limits, Pooling pooling, Deliver deliver)
+    : deliver_(std::move(deliver)),
+      scheduler_(model, limits),
+      embedder_(model, pooling, limits.sequences),
+      embedded_tokens_(limits.prefill_tokens > 0 ? limits.prefill_tokens : model.info().step_tokens),
+      embedded_beside_texts_(limits.prefill_tokens_beside_decode > 0 ? limits.prefill_tokens_beside_decode
+                                                                     : embedded_tokens_) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -43,11 +49,20 @@ Engine::~Engine() {
 }
 
 Engine::Ticket Engine::submit(Generation generation, int64_t shared_tokens) {
+  return put(Submitted{.generation = std::move(generation), .shared_tokens = shared_tokens});
+}
+
+Engine::Ticket Engine::submit(std::vector<int32_t> text) {
+  return put(Submitted{.generation = std::nullopt, .text = std::move(text)});
+}
+
+Engine::Ticket Engine::put(Submitted submitted) {
   const std::lock_guard lock(mutex_);
   const Ticket ticket = ++last_ticket_;
   const auto [entry, is_new] = open_.emplace(ticket, false);
   try {
-    submitted_.push_back({ticket, std::move(generation), shared_tokens});
+    submitted.ticket = ticket;
+    submitted_.push_back(std::move(submitted));
   } catch (...) {
     open_.erase(entry);
     throw;
@@ -93,12 +108,13 @@ void Engine::run() {
   }
 }
 
-/// What others asked for, a step, and what it has brought. Whether there may be more to run. A failure that is that of
-/// one generation ends it alone; what is thrown is not to be told of for want of memory.
+/// What others asked for, a step, and what it has brought. Whether there may be more to run. A failure of one text ends
+/// it alone; what is thrown is not to be told of for want of memory.
 bool Engine::turn() {
   apply_commands();
   const auto start = std::chrono::steady_clock::now();
-  const bool stepped = step();
+  const bool has_texts = step();
+  const bool stepped = embed(has_texts) || has_texts;
   std::vector<Delivery> deliveries = collect();
   publish(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), stepped);
   if (!deliveries.empty()) deliver_(std::move(deliveries));
@@ -107,7 +123,7 @@ bool Engine::turn() {
 
 /// Ends everything without taking memory.
 void Engine::lose_all() noexcept {
-  for (const auto& job : jobs_) scheduler_.cancel(job->id);
+  for (const auto& job : jobs_) forget(*job);
   jobs_.clear();
   outbox_.clear();
   const std::lock_guard lock(mutex_);
@@ -117,6 +133,14 @@ void Engine::lose_all() noexcept {
   status_.failed = count_.failed;
   status_.generations.clear();
   lost_ = taken_;
+}
+
+void Engine::forget(const Job& job) noexcept {
+  if (job.embeds) {
+    embedder_.cancel(job.id);
+  } else {
+    scheduler_.cancel(job.id);
+  }
 }
 
 void Engine::apply_commands() {
@@ -131,10 +155,10 @@ void Engine::apply_commands() {
     if (!submitted.empty()) taken_ = submitted.back().ticket;
   }
   jobs_.reserve(jobs_.size() + submitted.size());
-  for (auto& [ticket, generation, shared_tokens] : submitted) {
+  for (auto& [generation, shared_tokens, text, ticket] : submitted) {
     try {
-      auto job = std::make_unique<Job>(Job{.ticket = ticket, .id = 0});
-      job->id = scheduler_.add(std::move(generation), shared_tokens);
+      auto job = std::make_unique<Job>(Job{.ticket = ticket, .embeds = !generation});
+      job->id = generation ? scheduler_.add(std::move(*generation), shared_tokens) : embedder_.add(std::move(text));
       jobs_.push_back(std::move(job));
     } catch (const std::exception& error) {
       tell_of_end(ticket, ending_by(error));
@@ -143,14 +167,14 @@ void Engine::apply_commands() {
   if (any_cancelled) {
     std::erase_if(jobs_, [&](const auto& job) {
       if (!is_cancelled(job->ticket)) return false;
-      scheduler_.cancel(job->id);
+      forget(*job);
       ++count_.cancelled;
       return true;
     });
   }
   if (fault.empty()) return;
   for (const auto& job : jobs_) {
-    scheduler_.cancel(job->id);
+    forget(*job);
     tell_of_end(job->ticket, {.reason = StopReason::interrupted, .fault = fault, .is_temporary = true});
   }
   jobs_.clear();
@@ -168,22 +192,36 @@ bool Engine::step() {
     try {
       return scheduler_.step();
     } catch (const std::exception& error) {
-      if (jobs_.empty()) return false;
+      const auto is_text = [](const auto& job) { return !job->embeds; };
+      const auto first = std::ranges::find_if(jobs_, is_text);
+      if (first == jobs_.end()) return false;
       const std::vector<Scheduler::Progress> all = scheduler_.progress();
       const auto last = std::find_if(all.rbegin(), all.rend(), [](const Scheduler::Progress& progress) {
         return progress.stage == Stage::prefill || progress.stage == Stage::decode;
       });
-      const auto job = last == all.rend() ? jobs_.begin() : find_job(last->id);
-      scheduler_.cancel((*job)->id);
-      tell_of_end((*job)->ticket, ending_by(error));
-      jobs_.erase(job);
+      const auto is_last = [&](const auto& job) { return is_text(job) && job->id == last->id; };
+      end(last == all.rend() ? first : std::ranges::find_if(jobs_, is_last), error);
     }
   }
 }
 
-/// Ids ascend, as jobs came.
-std::vector<std::unique_ptr<Engine::Job>>::iterator Engine::find_job(Scheduler::Id id) {
-  return std::ranges::lower_bound(jobs_, id, {}, [](const auto& job) { return job->id; });
+/// A step of the embedder; false if there is nothing to run. Where it fails, the text that came first is given up.
+bool Engine::embed(bool beside_texts) {
+  while (true) {
+    const auto first = std::ranges::find_if(jobs_, &Job::embeds, [](const auto& job) -> const Job& { return *job; });
+    if (first == jobs_.end()) return false;
+    try {
+      return embedder_.step(beside_texts ? embedded_beside_texts_ : embedded_tokens_, scheduler_.workspace());
+    } catch (const std::exception& error) {
+      end(first, error);
+    }
+  }
+}
+
+void Engine::end(std::vector<std::unique_ptr<Job>>::iterator job, const std::exception& error) {
+  forget(**job);
+  tell_of_end((*job)->ticket, ending_by(error));
+  jobs_.erase(job);
 }
 
 void Engine::tell_of_end(Ticket ticket, Ending fault) {
@@ -223,14 +261,25 @@ Update Engine::update_of(Job& job) {
   return update;
 }
 
+/// The embedding, once the text was run. Throws what has ended it.
+Update Engine::embedding_of(const Job& job) {
+  Update update;
+  const int64_t tokens = embedder_.tokens(job.id);
+  if (std::optional<std::vector<float>> vector = embedder_.take(job.id)) {
+    update.embedding = std::move(*vector);
+    update.ending = Ending{.prompt_tokens = tokens};
+  }
+  return update;
+}
+
 std::vector<Engine::Delivery> Engine::collect() {
   outbox_.reserve(outbox_.size() + jobs_.size());
   for (const auto& job : jobs_) {
     Update update;
     try {
-      update = update_of(*job);
+      update = job->embeds ? embedding_of(*job) : update_of(*job);
     } catch (const std::exception& error) {
-      scheduler_.cancel(job->id);
+      forget(*job);
       update = {.ending = ending_by(error)};
     }
     job->has_ended = update.ending.has_value();
@@ -257,8 +306,10 @@ void Engine::publish(double seconds, bool stepped) {
     for (size_t i = 0; i < kStepSeconds.size(); ++i) count_.steps_within[i] += seconds <= kStepSeconds[i];
   }
   count_.generations = scheduler_.progress();
+  auto job = jobs_.begin();  // of the same order
   for (Scheduler::Progress& progress : count_.generations) {
-    progress.id = (*find_job(progress.id))->ticket;
+    while ((*job)->embeds || (*job)->id != progress.id) ++job;
+    progress.id = (*job)->ticket;
   }
   const std::lock_guard lock(mutex_);
   status_ = count_;

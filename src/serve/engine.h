@@ -7,19 +7,21 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "hxq/embedder.h"
 #include "hxq/scheduler.h"
 #include "serve/update.h"
 
 namespace hxq::serve {
 
-/// The compute thread: it owns the scheduler and runs its steps while there is anything to run. All functions may be
-/// called from any thread, and none waits for a step.
+/// The compute thread: it owns the scheduler and the embedder and runs their steps while there is anything to run. All
+/// functions may be called from any thread, and none waits for a step.
 class Engine {
  public:
-  using Ticket = uint64_t;  ///< of a generation
+  using Ticket = uint64_t;  ///< of a generation, or of a text whose embedding is wanted
   struct Delivery {
     Ticket ticket;
     Update update;
@@ -33,7 +35,7 @@ class Engine {
   /// What the compute thread has done since it began, and has before it.
   struct Status {
     std::vector<Scheduler::Progress> generations;  ///< running and waiting, `id` being the ticket
-    int64_t open = 0;                              ///< generations that were submitted and have not ended
+    int64_t open = 0;                              ///< what was submitted and has not ended
     int64_t completed = 0, cancelled = 0, failed = 0;
     int64_t prompt_tokens = 0, reused_tokens = 0, new_tokens = 0;
     int64_t steps = 0;
@@ -42,34 +44,46 @@ class Engine {
   };
 
   /// The model must outlive it. Throws `Error` for limits out of range, `OutOfMemory`.
-  Engine(const Model& model, const Scheduler::Limits& limits, Deliver deliver);
+  Engine(const Model& model, const Scheduler::Limits& limits, Pooling pooling, Deliver deliver);
   /// Forgets what is running; nothing is delivered any more.
   ~Engine();
 
   /// Begins a generation; see `Scheduler::add`.
   Ticket submit(Generation generation, int64_t shared_tokens = 0);
-  /// Forgets a generation before the next step; nothing more of it comes.
+  /// The same for a text's embedding; see `Embedder::add`.
+  Ticket submit(std::vector<int32_t> text);
+  /// Forgets what was submitted before the next step; nothing more of it comes.
   void cancel(Ticket ticket);
-  /// Ends all generations with a fault.
+  /// Ends everything with a fault.
   void end_all(const std::string& fault);
 
   Status status() const;
 
-  /// Generations up to this ticket that have not ended by now have failed: there was no memory to tell of them. To be
-  /// asked now and then; 0: none.
+  /// What was submitted up to this ticket and has not ended by now has failed: there was no memory to tell of it. To be
+  /// asked now and then; 0: nothing.
   Ticket lost() const noexcept { return lost_; }
 
  private:
   struct Job;
+  struct Submitted {
+    std::optional<Generation> generation;  ///< empty: an embedding is wanted
+    int64_t shared_tokens = 0;
+    std::vector<int32_t> text = {};
+    Ticket ticket = 0;
+  };
+  Ticket put(Submitted submitted);
   void run();
   bool turn();
   void lose_all() noexcept;
+  void forget(const Job& job) noexcept;
   void apply_commands();
   bool is_cancelled(Ticket ticket) const;
   bool step();
-  std::vector<std::unique_ptr<Job>>::iterator find_job(Scheduler::Id id);
+  bool embed(bool beside_texts);
+  void end(std::vector<std::unique_ptr<Job>>::iterator job, const std::exception& error);
   std::vector<Delivery> collect();
   Update update_of(Job& job);
+  Update embedding_of(const Job& job);
   void tell_of_end(Ticket ticket, Ending ending);
   void publish(double seconds, bool stepped);
 
@@ -79,13 +93,8 @@ class Engine {
   std::condition_variable wake_;
   // Behind the mutex: what others ask for, and what they see.
   Ticket last_ticket_ = 0;
-  struct Submitted {
-    Ticket ticket;
-    Generation generation;
-    int64_t shared_tokens;
-  };
   std::vector<Submitted> submitted_;
-  std::map<Ticket, bool> open_;  // generations that have not ended: whether they are cancelled
+  std::map<Ticket, bool> open_;  // what has not ended: whether it is cancelled
   bool any_cancelled_ = false;
   std::string end_all_;
   bool stop_ = false;
@@ -94,8 +103,10 @@ class Engine {
   std::atomic<Ticket> lost_ = 0;
   // Of the compute thread alone.
   Scheduler scheduler_;
-  Ticket taken_ = 0;                        // the last that was submitted and is seen here
-  std::vector<std::unique_ptr<Job>> jobs_;  // in the order in which they came
+  Embedder embedder_;
+  int64_t embedded_tokens_, embedded_beside_texts_;  // of a step, at most
+  Ticket taken_ = 0;                                 // the last that was submitted and is seen here
+  std::vector<std::unique_ptr<Job>> jobs_;           // in the order in which they came
   std::vector<Delivery> outbox_;
   Status count_;
   std::thread thread_;

@@ -169,7 +169,7 @@ TEST(FailingEngine, GoesOnAfterAnyAllocationHasFailed) {
   std::mutex mutex;
   std::condition_variable came;
   std::map<Engine::Ticket, Update> updates;
-  Engine engine(model, {.sequences = 2, .prefill_tokens = 8, .prefix_bytes = 1 << 20},
+  Engine engine(model, {.sequences = 2, .prefill_tokens = 8, .prefix_bytes = 1 << 20}, Pooling::mean,
                 [&](const std::vector<Engine::Delivery>& deliveries) {
                   delete new char;  // what passes it on takes memory too
                   kind = Kind::test;
@@ -177,6 +177,9 @@ TEST(FailingEngine, GoesOnAfterAnyAllocationHasFailed) {
                     const std::lock_guard lock(mutex);
                     for (const Engine::Delivery& delivery : deliveries) {
                       updates[delivery.ticket].text += delivery.update.text;
+                      for (const float number : delivery.update.embedding) {
+                        updates[delivery.ticket].text += std::to_string(number) + " ";
+                      }
                       if (delivery.update.ending) updates[delivery.ticket].ending = delivery.update.ending;
                     }
                   }
@@ -186,7 +189,7 @@ TEST(FailingEngine, GoesOnAfterAnyAllocationHasFailed) {
   const auto submit = [&](std::vector<int32_t> prompt) {
     return engine.submit({model.info(), tokenizer, std::move(prompt), {.max_tokens = 6, .logprobs = 3}});
   };
-  /// The text; nothing if it has failed.
+  /// The text, or the numbers of the embedding; nothing if it has failed.
   const auto result_of = [&](Engine::Ticket ticket) -> std::optional<std::string> {
     std::unique_lock lock(mutex);
     const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(1);
@@ -202,13 +205,15 @@ TEST(FailingEngine, GoesOnAfterAnyAllocationHasFailed) {
     return std::nullopt;
   };
   const std::vector<int32_t> first(20, 7), second(3, 9);
-  const std::optional<std::string> of_first = result_of(submit(first)), of_second = result_of(submit(second));
-  ASSERT_TRUE(of_first && of_second);
+  const std::optional<std::string> of_first = result_of(submit(first)), of_second = result_of(submit(second)),
+                                   embedding = result_of(engine.submit(first));
+  ASSERT_TRUE(of_first && of_second && embedding);
   int failures = 0, told = 0;
   for (int64_t before = 0; others_until_failure < 0; ++before) {
     others_until_failure = before;
-    const Engine::Ticket one = submit(first), other = submit(second);
-    for (const auto& [ticket, expected] : {std::pair(one, of_first), std::pair(other, of_second)}) {
+    const Engine::Ticket one = submit(first), embeds = engine.submit(first), other = submit(second);
+    for (const auto& [ticket, expected] :
+         {std::pair(one, of_first), std::pair(other, of_second), std::pair(embeds, embedding)}) {
       const std::optional<std::string> found = result_of(ticket);
       if (found) {
         EXPECT_EQ(found, expected) << before;

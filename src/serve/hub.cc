@@ -16,9 +16,10 @@ Hub::Hub(const ServedModel& model, const ServeOptions& with)
   const Scheduler::Limits limits = {.sequences = options.parallel,
                                     .prefill_tokens_beside_decode = options.prompt_budget,
                                     .prefix_bytes = options.prefix_bytes};
-  engine = std::make_unique<Engine>(served.model, limits, [this](std::vector<Engine::Delivery> deliveries) {
-    asio::post(io, [this, all = std::move(deliveries)]() mutable { deliver(std::move(all)); });
-  });
+  engine =
+      std::make_unique<Engine>(served.model, limits, options.pooling, [this](std::vector<Engine::Delivery> deliveries) {
+        asio::post(io, [this, all = std::move(deliveries)]() mutable { deliver(std::move(all)); });
+      });
 }
 
 std::string Hub::new_id(std::string_view prefix) { return fmt::format("{}{:016x}", prefix, ++last_id_); }
@@ -46,9 +47,22 @@ Hub::Admission Hub::admit(const CompletionRequest& request) {
                         : ", and for each the likeliest (which streams may ask for)"),
         "max_tokens", "invalid_value");
   }
-  if (choices > options.parallel + options.waiting - texts_) throw unavailable("too many texts are waiting");
+  return admit(choices, tokens);
+}
+
+Hub::Admission Hub::admit(const EmbeddingRequest& request) {
+  const int64_t tokens = request.tokens();
+  if (tokens > served.queued_tokens) {
+    throw bad_request(fmt::format("the texts have {} tokens in all, expected at most {}", tokens, served.queued_tokens),
+                      "input", "invalid_value");
+  }
+  return admit(std::ssize(request.texts), tokens);
+}
+
+Hub::Admission Hub::admit(int64_t texts, int64_t tokens) {
+  if (texts > options.parallel + options.waiting - texts_) throw unavailable("too many texts are waiting");
   if (tokens > served.queued_tokens - tokens_) throw unavailable("the prompts that are waiting are too long");
-  return {{texts_, choices}, {tokens_, tokens}};
+  return {{texts_, texts}, {tokens_, tokens}};
 }
 
 std::vector<Generation> Hub::make_generations(const CompletionRequest& request) const {
@@ -63,15 +77,15 @@ std::vector<Generation> Hub::make_generations(const CompletionRequest& request) 
   return generations;
 }
 
-std::vector<Engine::Ticket> Hub::begin(std::vector<Generation> generations, int64_t shared_tokens,
-                                       const std::shared_ptr<Mailbox>& mailbox) {
+template <class Submit>
+std::vector<Engine::Ticket> Hub::begin(size_t count, const std::shared_ptr<Mailbox>& mailbox, const Submit& submit) {
   if (draining) throw unavailable("the server is ending");
   std::vector<Engine::Ticket> tickets;
-  tickets.reserve(generations.size());
+  tickets.reserve(count);
   try {
-    for (Generation& generation : generations) {
-      tickets.push_back(engine->submit(std::move(generation), shared_tokens));
-      addresses_[tickets.back()] = {mailbox, tickets.size() - 1};
+    for (size_t i = 0; i < count; ++i) {
+      tickets.push_back(submit(i));
+      addresses_[tickets.back()] = {mailbox, i};
     }
   } catch (...) {
     for (const Engine::Ticket ticket : tickets) {
@@ -81,6 +95,17 @@ std::vector<Engine::Ticket> Hub::begin(std::vector<Generation> generations, int6
     throw;
   }
   return tickets;
+}
+
+std::vector<Engine::Ticket> Hub::begin(std::vector<Generation> generations, int64_t shared_tokens,
+                                       const std::shared_ptr<Mailbox>& mailbox) {
+  return begin(generations.size(), mailbox,
+               [&](size_t i) { return engine->submit(std::move(generations[i]), shared_tokens); });
+}
+
+std::vector<Engine::Ticket> Hub::begin(const std::vector<std::vector<int32_t>>& texts,
+                                       const std::shared_ptr<Mailbox>& mailbox) {
+  return begin(texts.size(), mailbox, [&](size_t i) { return engine->submit(texts[i]); });
 }
 
 void Hub::end(const std::vector<Engine::Ticket>& tickets) {

@@ -12,6 +12,7 @@
 #include "serve/access.h"
 #include "serve/api.h"
 #include "serve/api_error.h"
+#include "serve/embeddings.h"
 #include "serve/engine.h"
 #include "serve/metrics.h"
 
@@ -77,12 +78,16 @@ class Hub {
   };
   /// Throws `ApiError`: the request asks for too much, or too much is waiting.
   Admission admit(const CompletionRequest& request);
+  Admission admit(const EmbeddingRequest& request);
 
   /// The generations of a request's choices. On any thread. Throws `ApiError`.
   std::vector<Generation> make_generations(const CompletionRequest& request) const;
 
   /// Begins a request's choices, whose updates come to the mailbox. Throws `ApiError` if the server is ending.
   std::vector<Engine::Ticket> begin(std::vector<Generation> generations, int64_t shared_tokens,
+                                    const std::shared_ptr<Mailbox>& mailbox);
+  /// The same for the texts of a request for embeddings.
+  std::vector<Engine::Ticket> begin(const std::vector<std::vector<int32_t>>& texts,
                                     const std::shared_ptr<Mailbox>& mailbox);
   /// Forgets choices; those that have not ended are cancelled.
   void end(const std::vector<Engine::Ticket>& tickets);
@@ -113,6 +118,9 @@ class Hub {
 
  private:
   void deliver(std::vector<Engine::Delivery> deliveries);
+  Admission admit(int64_t texts, int64_t tokens);
+  template <class Submit>
+  std::vector<Engine::Ticket> begin(size_t count, const std::shared_ptr<Mailbox>& mailbox, const Submit& submit);
 
   struct Address {
     std::shared_ptr<Mailbox> mailbox;

@@ -175,7 +175,7 @@ class Engines : public ::testing::Test {
 
 TEST_F(Engines, GiveWhatGenerateGives) {
   Inbox inbox;
-  Engine engine(model_, {.sequences = 2}, inbox.deliver());
+  Engine engine(model_, {.sequences = 2}, Pooling::mean, inbox.deliver());
   std::vector<std::pair<Engine::Ticket, GenerateOptions>> running;
   for (uint64_t seed = 0; seed < 5; ++seed) {
     const GenerateOptions options = {
@@ -201,7 +201,7 @@ TEST_F(Engines, GiveWhatGenerateGives) {
 
 TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
   Inbox inbox;
-  Engine engine(model_, {.sequences = 1}, inbox.deliver());
+  Engine engine(model_, {.sequences = 1}, Pooling::mean, inbox.deliver());
   const Engine::Ticket runs = engine.submit(generation({.max_tokens = 1'000'000}));
   const Engine::Ticket waits = engine.submit(generation({.max_tokens = 1'000'000}));
   const Engine::Ticket last = engine.submit(generation({.max_tokens = 2}));
@@ -215,7 +215,7 @@ TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
 
 TEST_F(Engines, EndAllWithAFault) {
   Inbox inbox;
-  Engine engine(model_, {.sequences = 1}, inbox.deliver());
+  Engine engine(model_, {.sequences = 1}, Pooling::mean, inbox.deliver());
   const Engine::Ticket runs = engine.submit(generation({.max_tokens = 1'000'000}));
   const Engine::Ticket waits = engine.submit(generation({.max_tokens = 1'000'000}));
   engine.end_all("enough");

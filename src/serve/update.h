@@ -16,7 +16,7 @@ struct TokenUpdate {
   TokenLogprobs logprobs = {};
 };
 
-/// How a generation ended.
+/// How a generation, or an embedding, ended.
 struct Ending {
   StopReason reason = StopReason::length;
   std::string fault = {};     ///< not empty: why it could not be completed
@@ -26,9 +26,10 @@ struct Ending {
   int64_t new_tokens = 0;
 };
 
-/// What came of a generation since the last update.
+/// What came of a generation since the last update, or a text's embedding.
 struct Update {
   std::string text = {};
+  std::vector<float> embedding = {};  ///< [hidden_size]
   std::vector<TokenUpdate> tokens = {};
   std::optional<Ending> ending = {};  ///< of the last update
 };

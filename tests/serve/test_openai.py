@@ -1,9 +1,11 @@
 """The API by OpenAI's own client."""
 
 import asyncio
+import base64
 import math
 import subprocess
 
+import numpy
 import openai
 import pytest
 from conftest import MAMBA
@@ -201,8 +203,24 @@ def test_errors(client, model):
             messages=[{"role": "user", "content": "Hi"}],
             tools=[{"type": "function", "function": {"name": "f"}}],
         )
-    with pytest.raises(openai.APIStatusError, match="embeddings"):
-        client.embeddings.create(model=model, input="text")
+    with pytest.raises(openai.BadRequestError) as found:
+        client.embeddings.create(model=model, input="text", dimensions=7)
+    assert found.value.param == "dimensions"
+
+
+@pytest.mark.parametrize("format", [openai.NOT_GIVEN, "float", "base64"])
+def test_embeddings(client, mamba, model, format):
+    """The client asks for base64 where nothing is said; both forms are the same numbers."""
+    answer = client.embeddings.create(model=model, input=[PROMPT, "A river"], encoding_format=format)
+    assert [item.index for item in answer.data] == [0, 1] and answer.model == model
+    tokens = sum(len(mamba.post("/tokenize", content=text)["tokens"]) for text in (PROMPT, "A river"))
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == tokens
+    plain = mamba.post("/v1/embeddings", input="A river")["data"][0]["embedding"]
+    found = answer.data[1].embedding
+    if isinstance(found, str):
+        found = numpy.frombuffer(base64.b64decode(found), "<f4")
+    assert numpy.array_equal(numpy.float32(found), numpy.float32(plain)) and len(plain) == 256
+    assert abs(numpy.linalg.norm(plain) - 1) < 1e-6
 
 
 def test_closing_a_stream_cancels_it(client, mamba, model):

@@ -21,6 +21,7 @@ struct Arguments {
   std::string dir;
   std::string api_key_file;
   std::string template_file;
+  std::string pooling = "mean";
   ServeOptions options;
   ModelArguments model;
 };
@@ -51,6 +52,7 @@ std::string name_of_model(const std::string& dir) {
 int run(Arguments& arguments) {
   ServeOptions& options = arguments.options;
   options.interrupted = is_interrupted;
+  options.pooling = arguments.pooling == "last" ? Pooling::last : Pooling::mean;
   options.model_name = name_of_model(arguments.dir);
   if (!arguments.api_key_file.empty()) options.api_keys = keys_of(arguments.api_key_file);
   const Model model = Model::open(arguments.dir, arguments.model.options());
@@ -81,6 +83,10 @@ RunVerb add_serve(CLI::App& app) {
          "--context", options.context,
          "Tokens that a text may have with its prompt (what the model's context holds; 65536 where it has no end)")
       ->check(whole_number(1));
+  app.add_option("--pooling", arguments->pooling,
+                 "What an embedding is made of: the mean of a text's hidden states, or the last")
+      ->capture_default_str()
+      ->transform(CLI::IsMember({"mean", "last"}, CLI::ignore_case));
   app.add_option("--prompt-budget", options.prompt_budget,
                  "Tokens of prompts in a step that also continues texts: fewer keep streams steadier, more are faster")
       ->capture_default_str()
@@ -114,7 +120,8 @@ RunVerb add_serve(CLI::App& app) {
   add_seconds("--silence-seconds", options.silence_seconds, "After which a stream with nothing to say gets a comment");
   arguments->model.add_to(app);
   app.footer(
-      "OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models; besides /tokenize, /detokenize, /health,\n"
+      "OpenAI's API: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models; besides /tokenize, "
+      "/detokenize, /health,\n"
       "/metrics (Prometheus) and /slots. The address itself, opened in a browser, is a page to chat with. Ends on ^C,\n"
       "SIGTERM or SIGHUP: no more requests are taken, texts are completed, as far as --drain goes; a second one ends "
       "it\n"
