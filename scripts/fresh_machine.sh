@@ -1,9 +1,9 @@
 #!/bin/sh
 # Tries every front door on a bare Debian 12, as README and docs/python.md say it: makes one with debootstrap in a
-# folder, copies what is committed into it, and runs the doors in it by chroot. Needs root and debootstrap; apt's and
-# pip's settings of this machine are used in there.
+# folder, once, copies it and what is committed for each run, and runs the doors in the copy by chroot, one after the
+# other. Needs root and debootstrap; apt's and pip's settings of this machine are used in there.
 # Usage: scripts/fresh_machine.sh FOLDER [DOOR...]     doors: demo test fuzz bench python wheel (default: all)
-# DEBIAN_MIRROR: where packages come from; FUZZ_SECONDS: for each fuzz target.
+# DEBIAN_MIRROR: where packages come from; FUZZ_SECONDS: for each fuzz target (30).
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 machine=$1
@@ -11,10 +11,9 @@ shift
 [ $# -gt 0 ] || set -- demo test fuzz bench python wheel
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
-# Two of them: what the doors install in one must not help the wheel in the other.
 if [ ! -f "$machine/ready" ]; then
-  debootstrap --variant=minbase --include=ca-certificates bookworm "$machine/worked" "$mirror"
-  cp -a "$machine/worked" "$machine/bare"
+  rm -rf "$machine/base"
+  debootstrap --variant=minbase --include=ca-certificates bookworm "$machine/base" "$mirror"
   touch "$machine/ready"
 fi
 machine=$(cd "$machine" && pwd)
@@ -29,6 +28,12 @@ close() {
   done
 }
 trap close EXIT
+# Two of them: what the doors install in one must not help the wheel in the other.
+close
+for inner in worked bare; do
+  rm -rf --one-file-system "${machine:?}/$inner"
+  cp -a "$machine/base" "$machine/$inner"
+done
 for inner in "$machine/worked" "$machine/bare"; do
   cp -L /etc/resolv.conf "$inner/etc/resolv.conf"
   for path in /etc/apt/apt.conf.d /etc/apt/sources.list.d /etc/apt/sources.list /etc/apt/auth.conf.d \
@@ -45,7 +50,6 @@ done
 
 inside() { chroot "$machine/$1" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$2"; }
 
-rm -rf "$machine/worked/root/hxq"
 mkdir -p "$machine/worked/root/hxq"
 git -C "$root" archive HEAD | tar -x -C "$machine/worked/root/hxq"
 inside worked "apt-get update -qq && apt-get install -y -qq --no-install-recommends git make >/dev/null"
