@@ -32,11 +32,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from llama_types import LLAMA_TYPES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 PROFILES = ["hxq", "g8", "g8-uniform", "hxq-segments", "g6", "g5", "g4", "g3"]
-LLAMA_TYPES = {"Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q3_K_M": 12}  # enum llama_ftype
 THREADS = len(os.sched_getaffinity(0))
 DECODE = 32  # tokens a round of --speed
 #: Where names stand beside their points in the picture, in points to the right and up; others to the upper right.

@@ -1,12 +1,14 @@
-"""hxq beside llama.cpp (Q8_0) and transformers (bfloat16, float32), the same random weights, in one run.
+"""hxq beside llama.cpp and transformers (bfloat16, float32), the same random weights, in one run.
 
-    python bench/peer_bench.py [--build build] [--rounds 5] [mamba-130m] [tinyllama-1.1b]
+    python bench/peer_bench.py [--build build] [--rounds 5] [--grouped BITS GROUP] [--type Q8_0]
+                               [mamba-130m] [tinyllama-1.1b]
 
 Needs helix_substrate[hf], gguf and llama-cpp-python (`pip install ./python[hf] gguf llama-cpp-python`), and
 `make bench` before, for the command and bench/make_model. A model of random weights is written as an HXQ folder,
 decompressed to bfloat16 for transformers (which computes in float32 for Mamba, in bfloat16 for Llama), and that is
-converted to Q8_0 for llama.cpp. All three must give nearly the same logits. Rounds are interleaved; figures are
-medians, ratios are medians of the rounds' ratios. All use all cores.
+converted to --type for llama.cpp. --grouped: matrices with groups in place of the published format, as bench/make_model
+takes them (`8u 32`: g8-uniform, `4 32`: g4). All three must give nearly the same logits. Rounds are interleaved;
+figures are medians, ratios are medians of the rounds' ratios. All use all cores.
 """
 
 import argparse
@@ -21,8 +23,10 @@ from pathlib import Path
 import helix_substrate
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from gguf_file import write_gguf
-from llama_cpp_model import LlamaCpp
+from llama_cpp_model import LlamaCpp, quantize
+from llama_types import LLAMA_TYPES
 from transformers import AutoModelForCausalLM
 
 PROMPT, DECODE = 512, 32
@@ -86,29 +90,42 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
 
 
-def compare(shape: str, build: Path, rounds: int) -> bool:
+def write_llama(dense: Path, path: Path, type_name: str) -> None:
+    """A dense folder as a GGUF file of that type, made by llama.cpp's own quantization."""
+    if type_name == "Q8_0":
+        return write_gguf(dense, path)
+    whole = path.with_suffix(".f32.gguf")
+    write_gguf(dense, whole, dtype=GGMLQuantizationType.F32)
+    quantize(whole, path, LLAMA_TYPES[type_name], THREADS)
+    whole.unlink()
+
+
+def compare(shape: str, arguments: argparse.Namespace) -> bool:
+    build, rounds, peer = arguments.build, arguments.rounds, f"llama.cpp {arguments.type}"
     models = build / "bench-models"
     models.mkdir(exist_ok=True)
-    hxq_folder, dense, quantized = models / shape, models / f"{shape}-dense", models / f"{shape}.gguf"
+    name = "-".join([shape, *arguments.grouped])
+    hxq_folder, dense, quantized = models / name, models / f"{name}-dense", models / f"{name}-{arguments.type}.gguf"
     if not hxq_folder.exists():
-        subprocess.run([build / "bench" / "make_model", "--shape", shape, hxq_folder], check=True)
+        grouped = ["--grouped", *arguments.grouped] if arguments.grouped else []
+        subprocess.run([build / "bench" / "make_model", "--shape", shape, *grouped, hxq_folder], check=True)
     if not dense.exists():
         subprocess.run([build / "hxq", "decompress", hxq_folder, dense, "--dtype", "bf16"], check=True)
     if not quantized.exists():
-        write_gguf(dense, quantized)
-    runners = {"hxq": Hxq(build / "hxq", hxq_folder), "llama.cpp Q8_0": LlamaRunner(quantized, 1024, PROMPT, THREADS)}
+        write_llama(dense, quantized, arguments.type)
+    runners = {"hxq": Hxq(build / "hxq", hxq_folder), peer: LlamaRunner(quantized, 1024, PROMPT, THREADS)}
     dtypes = [torch.float32] if shape.startswith("mamba") else [torch.bfloat16]
     for dtype in dtypes:
         runners[f"transformers {str(dtype).removeprefix('torch.')}"] = Transformers(dense, dtype)
-    runners["llama.cpp Q8_0"].feed(TOKENS)
+    runners[peer].feed(TOKENS)
 
-    print(f"{shape}, {THREADS} threads, prompt of {PROMPT} tokens; medians of {rounds} interleaved rounds")
+    print(f"{name}, {THREADS} threads, prompt of {PROMPT} tokens; medians of {rounds} interleaved rounds")
     reference = runners["hxq"].logits()
     good = True
-    for name, runner in list(runners.items())[1:]:
+    for other, runner in list(runners.items())[1:]:
         found = correlation(runner.logits(), reference)
         good &= found > 0.99
-        print(f"  logits of {name} and hxq: correlation {found:.5f}{'' if found > 0.99 else '  WRONG'}")
+        print(f"  logits of {other} and hxq: correlation {found:.5f}{'' if found > 0.99 else '  WRONG'}")
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
@@ -126,10 +143,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--grouped", nargs=2, default=[], metavar=("BITS", "GROUP"))
+    parser.add_argument("--type", choices=LLAMA_TYPES, default="Q8_0")
     parser.add_argument("shapes", nargs="*", default=["mamba-130m", "tinyllama-1.1b"])
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    results = [compare(shape, arguments.build, arguments.rounds) for shape in arguments.shapes]
+    results = [compare(shape, arguments) for shape in arguments.shapes]
     return 0 if all(results) else 1
 
 
