@@ -6,11 +6,11 @@ Needs the command (`make build`), and `pip install gguf llama-cpp-python bitsand
 safetensors torch`. What does not run here, or of these others is not installed, is a line of the output that says why.
 
 Every method stores the same matrices: those that `hxq compress` does, which are all linear weights and the embedding.
-`hxq perplexity` gives mean KL from the dense model, and how much the perplexity changes: of our profiles as they run, of
-others with their weights decoded, in float32. llama.cpp also rounds activations while it runs; its own logits are
-compared in the same way, with those of the model as F32 ("KL as llama.cpp runs it"). Bits are those of the matrices with
-scales and all else that decoding needs; the whole file, with what is stored exactly, is beside. Writes the table as CSV
-and a picture, and prints it as Markdown.
+`hxq perplexity` gives mean KL from the dense model, and how much the perplexity changes: of our profiles as they run,
+of others with their weights decoded, in float32. llama.cpp also rounds activations while it runs; its own logits are
+compared in the same way, with those of the model as F32 ("KL as llama.cpp runs it"). Bits are those of the matrices
+with scales and all else that decoding needs; the whole file, with what is stored exactly, is beside. Writes the table
+as CSV and a picture, and prints it as Markdown.
 
 Scores are kept in --keep and not made again. --speed decodes with hxq and llama.cpp in interleaved rounds: only on a
 machine that does nothing else.
