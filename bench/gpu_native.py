@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-SHAPES = ["mamba-130m", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
+SHAPES = ["mamba-130m", "mamba-1.4b", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
 BATCHED = ["mamba-130m", "tinyllama-1.1b"]
 PROMPTS = ["mamba-130m", "tinyllama-1.1b"]
 PROMPT = "The city of London is"

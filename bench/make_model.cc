@@ -1,6 +1,6 @@
 // Writes a random HXQ model folder of a well-known shape: config.json and model.safetensors, no tokenizer.
 //
-//     make_model --shape tinyllama-1.1b|llama-7b|qwen2-0.5b|mamba-130m|mamba2-130m|mamba2-1.3b|zamba2-1.2b
+//     make_model --shape tinyllama-1.1b|llama-7b|qwen2-0.5b|mamba-130m|mamba-1.4b|mamba2-130m|mamba2-1.3b|zamba2-1.2b
 //                [--grouped BITS GROUP] DST
 //
 // --grouped: matrices with indices of BITS, 3 to 8, and a scale for every GROUP columns, instead of the published
@@ -83,6 +83,15 @@ const std::map<std::string, nlohmann::ordered_json>& shapes() {
         {"state_size", 16},
         {"intermediate_size", 1536},
         {"time_step_rank", 48},
+        {"conv_kernel", 4}}},
+      {"mamba-1.4b",
+       {{"model_type", "mamba"},
+        {"vocab_size", 50280},
+        {"hidden_size", 2048},
+        {"num_hidden_layers", 48},
+        {"state_size", 16},
+        {"intermediate_size", 4096},
+        {"time_step_rank", 128},
         {"conv_kernel", 4}}},
       {"mamba2-130m",
        {{"model_type", "mamba2"},

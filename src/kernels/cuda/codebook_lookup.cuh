@@ -70,6 +70,16 @@ class SmallTable {
     return entry;
   }
 
+  /// Levels of 16 indices, all of which are asked for before the first is used: for few warps, which wait for each.
+  __device__ void look_up_all(const uint4& bytes, float (&entry)[16]) const {
+    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t shifted = i % 4 == 0 ? words[i / 4] << 7 : words[i / 4] >> (8 * (i % 4) - 7);
+      asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(entry[i]) : "r"((shifted & 0x7f80u) | lane_), "n"(kStart));
+    }
+  }
+
  private:
   /// Where dynamic shared memory starts: what the system keeps lies before it. As a constant it costs no addition.
 #if __CUDA_ARCH__ >= 900

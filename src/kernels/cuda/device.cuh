@@ -229,6 +229,8 @@ struct LaunchShape {
   dim3 block;
   size_t shared_bytes = 0;
   int cluster = 1;  ///< adjacent blocks that run side by side and see each other's shared memory
+  bool cooperative =
+      false;  ///< all blocks run side by side; then nothing of the kernel begins before its predecessor ends
 };
 
 /// Lets launches of the kernel on the current device ask for that much dynamic shared memory. The limit is the
@@ -250,8 +252,13 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
   }
   if (error != cudaSuccess) return status_of(error);
   cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  if (shape.cooperative) {
+    attributes[0].id = cudaLaunchAttributeCooperative;
+    attributes[0].val.cooperative = 1;
+  } else {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  }
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;

@@ -11,6 +11,7 @@
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
 #include "kernels/cuda/sequence_gradients.h"
+#include "kernels/cuda/step.h"
 #include "kernels/cuda/uniform_batch.h"
 
 namespace hxq::cuda {
@@ -18,7 +19,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 4;
+  static constexpr int kVersion = 5;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -61,6 +62,11 @@ struct Kernels {
   Status (*attention)(const AttentionArgs&, Stream) noexcept;
   bool (*supports_attention_step)(const AttentionStepArgs&) noexcept;
   Status (*attention_step)(const AttentionStepArgs&, Stream) noexcept;
+  bool (*supports_step)(const StepOperation&) noexcept;
+  StepSize (*step_size)(const StepOperation*, int64_t count) noexcept;
+  Status (*write_step)(const StepOperation*, int64_t count, void* memory, void* image, Step&) noexcept;
+  Status (*lay_out_step)(const Step&, Stream) noexcept;
+  Status (*run_step)(const Step&, Stream) noexcept;
   Status (*gated_activation)(const GatedActivationArgs&, Stream) noexcept;
   Status (*top_k)(const TopKArgs&, Stream) noexcept;
   Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;

@@ -55,8 +55,8 @@ template <class T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t count) : count_(count) {
-    // Index arrays may be read up to the end of their last word.
-    const size_t bytes = std::max<size_t>((count * sizeof(T) + 3) / 4 * 4, 4);
+    // Arrays of matrices may be read up to the next multiple of 16 bytes.
+    const size_t bytes = std::max<size_t>((count * sizeof(T) + 15) / 16 * 16, 16);
     EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
     EXPECT_EQ(cudaMemset(data_, 0xff, bytes), cudaSuccess);
   }

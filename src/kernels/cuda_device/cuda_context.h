@@ -1,19 +1,25 @@
 #pragma once
 
 #include <algorithm>
+#include <exception>
+#include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/context.h"
 #include "kernels/cuda/table.h"
+#include "kernels/cuda_device/cuda_steps.h"
 
 namespace hxq::kernels {
 
 /// What comes of the operations of one piece of code.
 struct CudaLaunches {
-  cuda::Status status = cuda::Status::ok;  ///< of the first launch that failed; none is tried after it
-  const char* failed = "";                 ///< what that one was to do
-  size_t scratch_bytes = 0;                ///< measured: the largest workspace of an operation
-  RotaryTableArgs rotary = {};             ///< the angles that were asked for last
+  cuda::Status status = cuda::Status::ok;           ///< of the first launch that failed; none is tried after it
+  const char* failed = "";                          ///< what that one was to do
+  size_t scratch_bytes = 0;                         ///< measured: the largest workspace of an operation
+  RotaryTableArgs rotary = {};                      ///< the angles that were asked for last
+  CudaSteps* steps = nullptr;                       ///< where operations are collected to run as steps, or null
+  std::vector<cuda::StepOperation> collected = {};  ///< and not launched yet
+  std::exception_ptr failure = {};                  ///< of a step
 };
 
 const Operations& cuda_operations() noexcept;
@@ -39,16 +45,32 @@ struct CudaContext : Context {
   template <class Launch>
   void run(const char* what, const Launch& launch, size_t workspace_bytes = 0) const noexcept {
     launches.scratch_bytes = std::max(launches.scratch_bytes, workspace_bytes);
-    if (measures || launches.status != cuda::Status::ok) return;
-    launches.status = launch();
-    launches.failed = what;
+    if (measures) return;
+    launch_collected();
+    try_launch(what, launch);
   }
+
+  /// Keeps an operation for a step; false where there are none, or none that takes it. Products have `fused_linear`;
+  /// arguments of Mamba name the memory of its parts, too.
+  bool collect(const cuda::StepOperation& operation) const noexcept;
+  /// Launches what was collected.
+  void launch_collected() const noexcept;
 
   const cuda::Kernels& kernels;
   cuda::Stream stream;
   cuda::Workspace workspace;
   CudaLaunches& launches;
   bool measures = false;
+
+ private:
+  template <class Launch>
+  void try_launch(const char* what, const Launch& launch) const noexcept {
+    if (launches.status != cuda::Status::ok || launches.failure) return;
+    launches.status = launch();
+    launches.failed = what;
+  }
+  void launch_one(const cuda::StepProducts& step) const noexcept;
+  void launch_one(const cuda::MambaStepArgs& args) const noexcept;
 };
 
 }  // namespace hxq::kernels

@@ -43,19 +43,23 @@ void CudaExecutor::reserve(const DeviceCode& code) {
   scratch_ = {device_, static_cast<int64_t>(measured.scratch_bytes), "the work memory of operations"};
 }
 
-void CudaExecutor::launch(const DeviceCode& code, cuda::Stream stream) const {
-  CudaLaunches launches;
-  code(CudaContext(device_.kernels(), stream, {.data = scratch_.data(), .bytes = scratch_.bytes()}, precision_,
-                   launches));
+void CudaExecutor::launch(const DeviceCode& code, cuda::Stream stream, CudaSteps* steps) const {
+  CudaLaunches launches{.steps = steps};
+  if (steps != nullptr) steps->rewind();
+  const CudaContext context(device_.kernels(), stream, {.data = scratch_.data(), .bytes = scratch_.bytes()}, precision_,
+                            launches);
+  code(context);
+  context.launch_collected();
+  if (launches.failure) std::rethrow_exception(launches.failure);
   if (launches.status != cuda::Status::ok) device_.check(launches.status, launches.failed);
 }
 
-cuda::Graph CudaExecutor::record(const DeviceCode& code) const {
+cuda::Graph CudaExecutor::record(const DeviceCode& code, CudaSteps* steps) const {
   const cuda::Kernels& kernels = device_.kernels();
   device_.check(kernels.begin_recording(recording_), "recording a step");
   cuda::Graph graph = nullptr;
   try {
-    launch(code, recording_);
+    launch(code, recording_, steps);
   } catch (...) {
     if (kernels.end_recording(recording_, graph) == cuda::Status::ok) kernels.destroy_graph(graph);
     throw;
@@ -66,20 +70,21 @@ cuda::Graph CudaExecutor::record(const DeviceCode& code) const {
 
 void CudaExecutor::run(int, const DeviceCode& code, uint64_t key) {
   const CudaDevice::Use use(device_);
-  if (key == 0) return launch(code, device_.stream());
+  if (key == 0) return launch(code, device_.stream(), nullptr);
   const auto found = std::ranges::find(known_, key, &Known::key);
   if (found == known_.end()) {
-    launch(code, device_.stream());
+    auto steps = std::make_unique<CudaSteps>(device_);
+    launch(code, device_.stream(), steps.get());
     if (known_.size() == kMostKnown) {
       if (known_.back().graph != nullptr) device_.kernels().destroy_graph(known_.back().graph);
       known_.pop_back();
     }
-    known_.insert(known_.begin(), Known{.key = key});
+    known_.insert(known_.begin(), Known{.key = key, .steps = std::move(steps)});
     return;
   }
   std::rotate(known_.begin(), found, found + 1);
   Known& known = known_.front();
-  if (known.graph == nullptr) known.graph = record(code);
+  if (known.graph == nullptr) known.graph = record(code, known.steps.get());
   device_.check(device_.kernels().launch_graph(known.graph, device_.stream()), "running a step");
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda_device/cuda_context.h"
 #include "kernels/cuda_device/cuda_device.h"
+#include "kernels/cuda_device/cuda_steps.h"
 
 namespace hxq::kernels {
 
@@ -22,11 +23,12 @@ class CudaExecutor final : public Executor {
   /// Code that was run under a key.
   struct Known {
     uint64_t key;
+    std::unique_ptr<CudaSteps> steps;
     cuda::Graph graph = nullptr;  // of the second run
   };
 
-  void launch(const DeviceCode& code, cuda::Stream stream) const;
-  cuda::Graph record(const DeviceCode& code) const;
+  void launch(const DeviceCode& code, cuda::Stream stream, CudaSteps* steps) const;
+  cuda::Graph record(const DeviceCode& code, CudaSteps* steps) const;
   void forget() noexcept;
 
   const CudaDevice& device_;

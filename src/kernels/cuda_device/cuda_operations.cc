@@ -90,6 +90,11 @@ struct Cuda {
                                  .accumulate = args.accumulate,
                                  .precision = exact ? cuda::Precision::exact : cuda::Precision::fast,
                                  .workspace = on.workspace};
+    if (const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(weight)); codebook && args.tokens == 1) {
+      cuda::StepProducts one{.input = {.x = there.x}, .count = 1};
+      one.products[0] = {.weight = *codebook, .y = there.y, .bias = args.bias, .accumulate = args.accumulate};
+      if (on.kernels.supports_fused_linear(one.input, *codebook) && on.collect(one)) return;
+    }
     std::visit(
         [&](const auto& matrix) {
           on.run(
@@ -108,14 +113,15 @@ struct Cuda {
       if (norm->groups != 1) return false;
       in = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
     }
-    cuda::FusedProduct products[cuda::kMaxFusedProducts];
+    cuda::StepProducts step{.input = in, .count = count};
     for (int64_t i = 0; i < count; ++i) {
       const auto& [weight, one] = args.products[static_cast<size_t>(i)];
       const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
       if (codebook == nullptr || !on.kernels.supports_fused_linear(in, *codebook)) return false;
-      products[i] = {.weight = *codebook, .y = output(one.y, 0), .bias = one.bias, .accumulate = one.accumulate};
+      step.products[i] = {.weight = *codebook, .y = output(one.y, 0), .bias = one.bias, .accumulate = one.accumulate};
     }
-    on.run("products", [&] { return on.kernels.fused_linear(in, products, count, on.stream); });
+    if (on.collect(step)) return true;
+    on.run("products", [&] { return on.kernels.fused_linear(in, step.products, count, on.stream); });
     return true;
   }
 
@@ -177,6 +183,7 @@ struct Cuda {
                                    .x_proj = *x_proj,
                                    .dt_proj = *dt_proj,
                                    .scan = there(args.scan)};
+    if (on.collect(step)) return true;
     if (!on.kernels.supports_mamba_step(step)) return false;
     on.run("a step of Mamba", [&] { return on.kernels.mamba_step(step, on.stream); });
     return true;

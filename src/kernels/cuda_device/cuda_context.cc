@@ -1,0 +1,56 @@
+#include "kernels/cuda_device/cuda_context.h"
+
+namespace hxq::kernels {
+
+bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
+  if (measures || launches.steps == nullptr || !kernels.supports_step(operation)) return false;
+  launches.collected.push_back(operation);
+  return true;
+}
+
+void CudaContext::launch_collected() const noexcept {
+  const std::vector<cuda::StepOperation> collected = std::exchange(launches.collected, {});
+  if (launches.status != cuda::Status::ok || launches.failure) return;
+  try {
+    if (collected.size() >= CudaSteps::kFewestOperations && launches.steps->run(collected, stream)) return;
+  } catch (...) {
+    launches.failure = std::current_exception();
+    return;
+  }
+  for (const cuda::StepOperation& operation : collected) {
+    std::visit([this](const auto& one) { launch_one(one); }, operation);
+  }
+}
+
+void CudaContext::launch_one(const cuda::StepProducts& step) const noexcept {
+  try_launch("products", [&] { return kernels.fused_linear(step.input, step.products, step.count, stream); });
+}
+
+void CudaContext::launch_one(const cuda::MambaStepArgs& args) const noexcept {
+  if (kernels.supports_mamba_step(args)) {
+    try_launch("a step of Mamba", [&] { return kernels.mamba_step(args, stream); });
+    return;
+  }
+  const auto input = [](const cuda::Output& y) {
+    return cuda::Input{.data = y.data, .stride = y.stride, .dtype = y.dtype};
+  };
+  const auto output = [](const cuda::Input& x) {
+    return cuda::Output{.data = const_cast<void*>(x.data), .stride = x.stride, .dtype = x.dtype};
+  };
+  cuda::Input dbc = args.scan.b;  // behind dt
+  dbc.data = static_cast<const float*>(dbc.data) - args.dt_proj.cols;
+  cuda::ScanArgs scan = args.scan;
+  scan.workspace = workspace;
+  try_launch("a convolution", [&] { return kernels.causal_conv1d_silu(args.conv, stream); });
+  try_launch("a product", [&] {
+    return kernels.codebook_linear(
+        args.x_proj, {.x = input(args.conv.y), .y = output(dbc), .tokens = 1, .workspace = workspace}, stream);
+  });
+  try_launch("a product", [&] {
+    return kernels.codebook_linear(args.dt_proj, {.x = dbc, .y = output(scan.dt), .tokens = 1, .workspace = workspace},
+                                   stream);
+  });
+  try_launch("a scan", [&] { return kernels.selective_scan(scan, stream); });
+}
+
+}  // namespace hxq::kernels

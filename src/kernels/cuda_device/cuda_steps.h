@@ -1,0 +1,35 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/cuda_device/cuda_device.h"
+
+namespace hxq::kernels {
+
+/// The steps (kernels/cuda/step.h) of a piece of code, in the order in which it launches them: laid out when it runs
+/// for the first time, and then run again.
+class CudaSteps {
+ public:
+  /// Fewer operations are faster as kernels of their own, which begin before their predecessors end.
+  static constexpr size_t kFewestOperations = 8;
+
+  explicit CudaSteps(const CudaDevice& device) : device_(device) {}
+
+  /// The code begins.
+  void rewind() noexcept { next_ = 0; }
+  /// False, and nothing is launched, where the operations cannot be one step. Throws `Error`.
+  bool run(std::span<const cuda::StepOperation> operations, cuda::Stream stream);
+
+ private:
+  struct Known {
+    DeviceArray<std::byte> memory;  ///< empty: these operations cannot be a step
+    cuda::Step step;
+  };
+
+  const CudaDevice& device_;
+  std::vector<Known> known_ = {};
+  size_t next_ = 0;
+};
+
+}  // namespace hxq::kernels
