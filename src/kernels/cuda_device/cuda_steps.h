@@ -12,7 +12,7 @@ namespace hxq::kernels {
 class CudaSteps {
  public:
   /// Fewer operations are faster as kernels of their own, which begin before their predecessors end.
-  static constexpr size_t kFewestOperations = 8;
+  static constexpr size_t kFewestOperations = 6;
 
   explicit CudaSteps(const CudaDevice& device) : device_(device) {}
 
