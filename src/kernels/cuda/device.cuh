@@ -229,8 +229,8 @@ struct LaunchShape {
   dim3 block;
   size_t shared_bytes = 0;
   int cluster = 1;  ///< adjacent blocks that run side by side and see each other's shared memory
-  bool cooperative =
-      false;  ///< all blocks run side by side; then nothing of the kernel begins before its predecessor ends
+  /// All blocks run side by side. Then nothing of the kernel begins before its predecessor ends.
+  bool cooperative = false;
 };
 
 /// Lets launches of the kernel on the current device ask for that much dynamic shared memory. The limit is the
@@ -238,7 +238,7 @@ struct LaunchShape {
 cudaError_t raise_shared_limit(const void* kernel, size_t bytes) noexcept;
 
 /// Launches so that the kernel may begin before its predecessor ends (programmatic dependent launch): every kernel
-/// calls wait_for_predecessors.
+/// calls wait_for_predecessors. Cooperative ones begin after it.
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Arguments&&... arguments) {
   // One division of a multiprocessor's memory for all kernels: to change it, a multiprocessor must run empty.

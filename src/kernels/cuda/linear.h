@@ -7,7 +7,8 @@ namespace hxq::cuda {
 
 inline constexpr float kLargestTileWeight = 65504.0f * 256;
 
-/// A codebook matrix (codec/codebook.h) in device memory: its indices as they are on disk, everything else small.
+/// A codebook matrix (codec/codebook.h) in device memory: its indices as they are on disk, everything else small. For
+/// steps (step.h) the codebook and what belongs to outliers is readable up to the next multiple of 16 bytes.
 struct CodebookWeight {
   int64_t rows = 0;
   int64_t cols = 0;

@@ -2,6 +2,8 @@
 // operation. One warp of a block walks ahead through the operations and brings the bytes of the weights (a ring that is
 // filled by bulk copies, also while the block waits for elements of others), so that memory is read without a pause.
 
+#include <new>
+
 #include "kernels/cuda/step_products.cuh"
 #include "kernels/cuda/step_scan.cuh"
 
@@ -14,12 +16,15 @@ struct Parameters {
   uint32_t ring_bytes;
 };
 
+/// Of shared memory, what lies before the ring: x is the last of it.
+HXQ_HOST_DEVICE inline size_t bytes_before_ring(const Step& step) {
+  return sizeof(Shared) + (static_cast<size_t>(step.x_floats) * sizeof(float) + 127) / 128 * 128;
+}
+
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
 
 __device__ inline SharedX x_of(int cols) { return {reinterpret_cast<float*>(dynamic_shared + sizeof(Shared)), cols}; }
-__device__ inline unsigned char* ring_of(const Parameters& p) {
-  return dynamic_shared + sizeof(Shared) + (p.step.x_floats * sizeof(float) + 127) / 128 * 128;
-}
+__device__ inline unsigned char* ring_of(const Parameters& p) { return dynamic_shared + bytes_before_ring(p.step); }
 
 /// The warp that brings what the others need. All its lanes keep the same state.
 class Bringer {
@@ -264,17 +269,26 @@ bool supports_step(const StepOperation& operation) noexcept {
 }
 
 StepSize step_size(const StepOperation* operations, int64_t count) noexcept {
-  Step step;
-  return plan_step({operations, static_cast<size_t>(count)}, current_device().multiprocessors, nullptr, nullptr, step);
+  try {
+    Step step;
+    return plan_step({operations, static_cast<size_t>(count)}, current_device().multiprocessors, nullptr, nullptr,
+                     step);
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
 }
 
 Status write_step(const StepOperation* operations, int64_t count, void* memory, void* image, Step& step) noexcept {
   for (int64_t i = 0; i < count; ++i) {
     if (!supports_step(operations[i])) return Status::invalid_value;
   }
-  const StepSize size =
-      plan_step({operations, static_cast<size_t>(count)}, current_device().multiprocessors, memory, image, step);
-  return size.bytes > 0 ? Status::ok : Status::invalid_value;
+  try {
+    const std::span all(operations, static_cast<size_t>(count));
+    const StepSize size = plan_step(all, current_device().multiprocessors, memory, image, step);
+    return size.bytes > 0 ? Status::ok : Status::invalid_value;
+  } catch (const std::bad_alloc&) {
+    return Status::out_of_memory;
+  }
 }
 
 Status lay_out_step(const Step& step, Stream stream) noexcept {
@@ -284,7 +298,7 @@ Status lay_out_step(const Step& step, Stream stream) noexcept {
 
 Status run_step(const Step& step, Stream stream) noexcept {
   constexpr size_t kMostShared = 226 * 1024;
-  const size_t before = sizeof(step::Shared) + (static_cast<size_t>(step.x_floats) * sizeof(float) + 127) / 128 * 128;
+  const size_t before = step::bytes_before_ring(step);
   const step::Parameters parameters{.step = step,
                                     .ring_bytes = static_cast<uint32_t>(kMostShared - before) / 128 * 128};
   return launch(step::step_kernel,

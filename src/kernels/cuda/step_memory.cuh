@@ -15,7 +15,8 @@ constexpr int kReadyOutliers = 512;              ///< of a block, found in share
 constexpr int kRowBegins = 512;                  ///< rows of a block, likewise
 constexpr int kBaseRows = 1024;                  ///< rows that are finished together, at most
 constexpr int kHeaders = 4;                      ///< operations on their way, at most
-constexpr int kChunks = 8;                       ///< on their way, at most
+static_assert(kStepDbc <= kPartials, "the scan keeps dt, B and C there");
+constexpr int kChunks = 8;  ///< on their way, at most
 
 /// An element of memory that is shared by blocks, once the operation `flag` has written it.
 __device__ inline uint64_t load_shared(const uint64_t* from) {
@@ -146,6 +147,11 @@ __device__ inline void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(kTh
 /// Rows that the threads of a block multiply in one go.
 __device__ inline int rows_of_turn(const GemvPlan& plan) {
   return plan.row_slots() * GemvPlan::rows_at_once(plan.units);
+}
+
+/// Rows of a block that are finished together where warps share them: whole turns.
+__device__ inline int rows_of_round(const GemvPlan& plan) {
+  return min(kPartials / plan.warps(), kBaseRows) / rows_of_turn(plan) * rows_of_turn(plan);
 }
 
 /// x in shared memory: the four quarters of all units apart, so that lanes that read units of their own find them in

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <set>
 #include <utility>
@@ -10,7 +11,8 @@
 namespace hxq::cuda {
 namespace {
 
-constexpr int64_t kMostCols = 16384;  ///< x lies in shared memory
+constexpr int64_t kMostCols =
+    2 * 32 * GemvPlan::kWarps * GemvPlan::kUnitCols;  ///< two units of a lane; x in shared memory
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,78 +63,132 @@ class Planner {
   int64_t x_floats() const { return x_floats_; }
 
  private:
-  /// An array of the step's memory, and where the same elements lie outside.
-  struct Shared {
+  /// What an operation wrote: elements outside, or of the step alone (`data` is null).
+  struct Written {
     const float* data;
     int64_t size;
-    uint64_t* elements;
-    uint32_t operation = 0;              ///< that wrote it last
-    std::vector<uint32_t> readers = {};  ///< since
+    uint64_t* shared;  ///< the same elements for other blocks, or null: no operation reads them
+    uint32_t operation;
+  };
+  /// What an operation read. `own`: each block only what it writes itself.
+  struct Reading {
+    const float* data;
+    int64_t size;
+    uint32_t operation;
+    bool own;
+    size_t written = SIZE_MAX;  ///< which of written_ it comes from, if one
   };
 
   uint32_t number() const { return static_cast<uint32_t>(plans_.size()) + 1; }
 
-  /// The operation numbered `number()` is complete.
-  void push(const StepPlan& plan) {
-    plans_.push_back(plan);
-    needs_.push_back(std::exchange(needed_, {}));
+  static bool overlap(const float* a, int64_t a_size, const float* b, int64_t b_size) {
+    return a != nullptr && b != nullptr ? a < b + b_size && b < a + a_size : a == b && a_size == b_size;
   }
 
   /// Where the elements from `data` on come from; the next operation reads them.
-  StepVector read(const void* data, int64_t size) {
+  StepVector read(const void* data, int64_t size, bool own = false) {
     const auto* first = static_cast<const float*>(data);
-    Shared* last = nullptr;
-    for (Shared& shared : shared_) {
-      if (first < shared.data || first + size > shared.data + shared.size) continue;
-      if (last == nullptr || shared.operation > last->operation) last = &shared;
-    }
-    if (last == nullptr) return {.data = first};
-    return read(*last, first - last->data);
-  }
-  StepVector read(Shared& shared, int64_t offset) {
-    shared.readers.push_back(number());
-    needed_.insert(shared.operation);
-    const std::set<uint32_t>& before = needs_[shared.operation - 1];
-    needed_.insert(before.begin(), before.end());
-    return {.data = shared.data + offset, .shared = shared.elements + offset, .operation = shared.operation};
-  }
-
-  bool is_read(const float* data, int64_t size) const {
-    const auto inside = [&](const void* from) {
-      const auto* first = static_cast<const float*>(from);
-      return first >= data && first < data + size;
-    };
-    return std::ranges::any_of(operations_, [&](const StepOperation& operation) {
-      if (const auto* step = std::get_if<StepProducts>(&operation)) {
-        return inside(step->input.x.data) ||
-               std::any_of(step->products, step->products + step->count,
-                           [&](const FusedProduct& product) { return product.accumulate && inside(product.y.data); });
+    readings_.push_back({first, size, number(), own});
+    for (size_t i = written_.size(); i-- > 0;) {
+      const Written& last = written_[i];
+      if (!overlap(first, size, last.data, last.size)) continue;
+      const int64_t offset = first - last.data;
+      if (offset < 0 || offset + size > last.size || offset % 2 != 0 || last.shared == nullptr) {
+        fits_ = false;  // pairs of elements are read from one array
+        return {};
       }
-      const auto* step = std::get_if<MambaStepArgs>(&operation);
-      return step != nullptr && (inside(step->conv.x.data) || inside(step->scan.z.data));
-    });
+      readings_.back().written = i;
+      return {.data = first, .shared = last.shared + offset, .operation = last.operation};
+    }
+    return {.data = first};
   }
 
-  /// The array with these elements, which the next operation writes: one that was written before only if that and
-  /// all that read it since are done by then.
-  Shared& write(const float* data, int64_t size) {
-    const auto known = std::ranges::find_if(shared_, [&](const Shared& shared) {
-      return shared.data == data && shared.size == size && needed_.contains(shared.operation) &&
-             std::ranges::all_of(shared.readers,
-                                 [&](uint32_t reader) { return reader == number() || needed_.contains(reader); });
-    });
-    if (known != shared_.end()) {
-      known->operation = number();
-      known->readers.clear();
-      return *known;
+  /// Whether the next operation reads all that the operation wrote: then all of its blocks are done by the time that a
+  /// block of the next one writes.
+  bool reads_all_of(uint32_t operation) const {
+    for (size_t i = 0; i < written_.size(); ++i) {
+      if (written_[i].operation != operation) continue;
+      std::vector<std::pair<int64_t, int64_t>> ranges;
+      for (const Reading& reading : readings_) {
+        if (reading.operation != number() || reading.own || reading.written != i) continue;
+        const int64_t offset = reading.data - written_[i].data;
+        ranges.emplace_back(offset, offset + reading.size);
+      }
+      std::ranges::sort(ranges);
+      int64_t covered = 0;
+      for (const auto& [begin, end] : ranges) {
+        if (begin <= covered) covered = std::max(covered, end);
+      }
+      if (covered < written_[i].size) return false;
     }
-    auto* elements = reinterpret_cast<uint64_t*>(memory_ + bytes_);
-    bytes_ += (static_cast<size_t>(size) * sizeof(uint64_t) + 15) / 16 * 16;
-    return shared_.emplace_back(Shared{data, size, elements, number()});
+    return true;
+  }
+
+  /// All that the next operation reads has been said.
+  void end_reading() {
+    needed_.clear();
+    for (const Reading& reading : readings_) {
+      if (reading.operation != number() || reading.written == SIZE_MAX) continue;
+      const uint32_t from = written_[reading.written].operation;
+      if (needed_.contains(from) || !reads_all_of(from)) continue;
+      needed_.insert(from);
+      needed_.insert(needs_[from - 1].begin(), needs_[from - 1].end());
+    }
+  }
+
+  bool is_done(const Reading& reading) const {
+    return needed_.contains(reading.operation) || (reading.operation == number() && reading.own);
+  }
+
+  /// The next operation writes these elements: nothing that it does not need may still read or write them. Of those
+  /// that other blocks read it takes the array that they had before, where all its readers are done.
+  uint64_t* write(const float* data, int64_t size, bool is_read) {
+    uint64_t* shared = nullptr;
+    for (size_t i = written_.size(); i-- > 0;) {
+      const Written& before = written_[i];
+      if (!overlap(data, size, before.data, before.size)) continue;
+      const bool done = needed_.contains(before.operation) &&
+                        std::ranges::all_of(readings_, [&](const Reading& r) { return r.written != i || is_done(r); });
+      if (!done && data != nullptr) fits_ = false;
+      if (done && before.data == data && before.size == size && shared == nullptr) shared = before.shared;
+      break;
+    }
+    for (const Reading& reading : readings_) {
+      if (data != nullptr && overlap(data, size, reading.data, reading.size) && !is_done(reading)) fits_ = false;
+    }
+    if (!is_read) shared = nullptr;
+    if (is_read && shared == nullptr) {
+      shared = reinterpret_cast<uint64_t*>(memory_ + bytes_);
+      bytes_ += (static_cast<size_t>(size) * sizeof(uint64_t) + 15) / 16 * 16;
+    }
+    written_.push_back({data, size, shared, number()});
+    return shared;
   }
   StepOutput write(const Output& y, int64_t size) {
     auto* data = static_cast<float*>(y.data);
-    return {.data = data, .shared = is_read(data, size) ? write(data, size).elements : nullptr};
+    return {.data = data, .shared = write(data, size, is_read(data, size))};
+  }
+
+  bool is_read(const float* data, int64_t size) const {
+    return std::ranges::any_of(operations_, [&](const StepOperation& operation) {
+      const auto reads = [&](const void* from, int64_t count) {
+        return overlap(static_cast<const float*>(from), count, data, size);
+      };
+      if (const auto* step = std::get_if<StepProducts>(&operation)) {
+        return reads(step->input.x.data, step->products[0].weight.cols) ||
+               std::any_of(step->products, step->products + step->count, [&](const FusedProduct& product) {
+                 return product.accumulate && reads(product.y.data, product.weight.rows);
+               });
+      }
+      const auto& step = std::get<MambaStepArgs>(operation);
+      return reads(step.conv.x.data, step.conv.channels) || reads(step.scan.z.data, step.conv.channels);
+    });
+  }
+
+  /// The operation numbered `number()` is complete.
+  void push(const StepPlan& plan) {
+    plans_.push_back(plan);
+    needs_.push_back(needed_);
   }
 
   /// Products but for their x and y.
@@ -180,8 +236,9 @@ class Planner {
     input.eps = step.input.eps;
     for (size_t i = 0; i < products.size(); ++i) {
       StepPart& part = plan.part[i];
-      if (products[i].accumulate) part.residual = read(products[i].y.data, products[i].weight.rows);
+      if (products[i].accumulate) part.residual = read(products[i].y.data, products[i].weight.rows, true);
     }
+    end_reading();
     for (size_t i = 0; i < products.size(); ++i) {
       plan.part[i].y = write(products[i].y, products[i].weight.rows);
     }
@@ -218,13 +275,16 @@ class Planner {
     // a time.
     const int64_t idle = blocks_ - product.part[0].blocks;
     const int64_t scan_blocks = idle * (GemvPlan::kWarps * 32 / kStepLanes) >= channels ? idle : blocks_;
-    const Shared& dbc = write(nullptr, step.x_proj.rows);
-    product.part[0].y.shared = dbc.elements;
+    end_reading();
+    product.part[0].y.shared = write(nullptr, step.x_proj.rows, true);
     push(product);
     StepPlan scan{.common = {.kind = StepKind::scan}};
-    scan.scan = {.u = read(step.conv.x.data, channels),
-                 .z = read(step.scan.z.data, channels),
-                 .dbc = read(nullptr, step.x_proj.rows),
+    const StepVector u = read(step.conv.x.data, channels), z = read(step.scan.z.data, channels),
+                     dbc = read(nullptr, step.x_proj.rows);
+    end_reading();
+    scan.scan = {.u = u,
+                 .z = z,
+                 .dbc = dbc,
                  .dt_proj = step.dt_proj,
                  .dt_bias = step.scan.dt_bias,
                  .a = step.scan.a,
@@ -242,9 +302,10 @@ class Planner {
   const int blocks_;
   const uintptr_t memory_;
   std::vector<StepPlan> plans_ = {};
-  std::vector<std::set<uint32_t>> needs_ = {};  ///< operations that those are after, by plan
-  std::set<uint32_t> needed_ = {};              ///< by the next operation
-  std::vector<Shared> shared_ = {};
+  std::vector<Written> written_ = {};
+  std::vector<Reading> readings_ = {};
+  std::vector<std::set<uint32_t>> needs_ = {};  ///< operations that those are after with all their blocks, by plan
+  std::set<uint32_t> needed_ = {};              ///< likewise by the next operation
   size_t bytes_ = 0;
   int64_t x_floats_ = 0;
   bool fits_ = true;

@@ -275,7 +275,7 @@ __device__ inline void multiply_large(const Header& header, const RowEnd& row_en
                                       const unsigned char* bytes, Ring& ring, uint32_t done, uint32_t flag) {
   constexpr int kLanes = 4;  ///< that finish a row together
   const GemvPlan plan = header.common.plan;
-  const int step = rows_of_turn(plan), round = min(kPartials / plan.warps(), kBaseRows) / step * step;
+  const int round = rows_of_round(plan);
   const int lane = thread() % kLanes;
   const float factor = row_end.factor();
 #pragma unroll 1
@@ -338,7 +338,8 @@ __device__ inline void multiply(const Header& header, const SharedX& x, const un
     *reinterpret_cast<float4*>(shared().table + entry * 128 + thread() % 8 * 16) =
         make_float4(level, level, level, level);
   }
-  read_base(header, 0, min(header.work.rows, kBaseRows), done);
+  const int first_round = header.common.has_few_rows ? header.work.rows : rows_of_round(header.common.plan);
+  read_base(header, 0, min(header.work.rows, first_round), done);
   const RowEnd row_end(header);
   FewRows rows;
   if (header.common.has_few_rows) rows.prepare(header, x);

@@ -8,7 +8,7 @@
 /// Blocks hand vectors to each other through device memory, element by element: a word of 64 bits has the value and, in
 /// its upper half, a flag that says which operation of which run wrote it. Whoever needs an element reads it until the
 /// flag is right, so that one passage of memory is all that lies between an operation and the next. An array is written
-/// again only by operations that need, directly or not, something of all operations that read it before.
+/// again only by operations that need, directly or not, all that those wrote which read it before.
 namespace hxq::cuda {
 
 /// Elements that a kernel before has written (`data`), or an operation of this step (`shared`).
@@ -86,11 +86,11 @@ struct alignas(16) StepCommon {
   int32_t parts = 0;
   StepInput input = {};
   GemvPlan plan = {};  ///< of all parts, but for their blocks
-  /// Rows are so few that whole ones are a warp's, and what they take of weights fits its registers: it is read before
-  /// x is there, as one chunk. Otherwise as `plan` says.
+  /// Rows are so few that a warp has whole ones: at most kStepUnits rows, and as many units a lane; they come as one
+  /// chunk. Otherwise as `plan` says.
   bool has_few_rows = false;
 };
-inline constexpr int kStepUnits = 4;  ///< of a lane, and rows of a warp, at most, for that
+inline constexpr int kStepUnits = 4;  ///< of a lane, and rows of a warp, where a block has few rows
 
 struct StepPlan {
   StepCommon common = {};

@@ -127,75 +127,106 @@ void copy(float* to, const std::vector<float>& from) {
   ASSERT_EQ(cudaMemcpy(to, from.data(), from.size() * sizeof(float), cudaMemcpyHostToDevice), cudaSuccess);
 }
 
+/// Runs the operations apart and as a step, for each token, and expects the same in `outputs` and the states.
+void expect_same(const std::vector<StepOperation>& operations, const std::vector<std::vector<float>>& tokens, float* x,
+                 const std::vector<MambaLayer>& layers, const std::vector<const DeviceArray<float>*>& outputs) {
+  for (const StepOperation& operation : operations) ASSERT_TRUE(supports_step(operation));
+  const RunStep run(operations);
+  std::vector<std::vector<float>> expected, got;
+  std::vector<std::vector<float>> start;
+  for (const DeviceArray<float>* output : outputs) start.push_back(output->values());
+  for (const bool as_step : {false, true}) {
+    for (const MambaLayer& layer : layers) {
+      copy(layer.conv.state[0].data(), layer.conv.start[0]);
+      copy(layer.scan.state[0].data(), layer.scan.start[0]);
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) copy(outputs[i]->data(), start[i]);
+    auto& results = as_step ? got : expected;
+    for (const auto& token : tokens) {
+      copy(x, token);
+      if (as_step) {
+        run();
+      } else {
+        for (const StepOperation& operation : operations) run_apart(operation);
+      }
+      expect_finished();
+      for (const DeviceArray<float>* output : outputs) results.push_back(output->values());
+    }
+    for (const MambaLayer& layer : layers) {
+      if (layer.kept > 0) results.push_back(layer.conv.state[0].values());
+      results.push_back(layer.scan.state[0].values());
+    }
+  }
+  for (size_t i = 0; i < expected.size(); ++i) expect_near(got[i], expected[i], "result " + std::to_string(i));
+}
+
 TEST(CudaStep, IsWhatItsOperationsAre) {
   HXQ_NEEDS_GPU();
   if (!has_steps()) GTEST_SKIP() << "no steps on this GPU";
   struct Case {
     int64_t hidden, inner, rank, states, width, kept, vocab;
     int32_t low_rank;
+    int layers = 3;
   };
-  for (const Case& test : {Case{768, 1536, 48, 16, 4, 3, 5000, 0},
-                           {64, 128, 4, 16, 4, 3, 300, 2},
-                           {1024, 2048, 64, 16, 3, 5, 260, 0},
-                           {48, 112, 4, 3, 1, 0, 1, 1}}) {
+  // Rows that a warp has for itself and rows that warps share, in one round and in two (the last).
+  for (const Case& test : {Case{768, 1536, 48, 16, 4, 3, 5000, 0}, Case{64, 128, 4, 16, 4, 3, 300, 2},
+                           Case{1024, 2048, 64, 16, 3, 5, 260, 0}, Case{48, 112, 4, 3, 1, 0, 1, 1},
+                           Case{1536, 3072, 96, 16, 4, 3, 100, 1, 2}, Case{4112, 4240, 16, 16, 4, 4, 64, 0, 1}}) {
     SCOPED_TRACE(std::to_string(test.inner) + " channels");
     Random random(static_cast<uint32_t>(test.inner));
     std::vector<MambaLayer> layers;
-    layers.reserve(3);
-    for (int i = 0; i < 3; ++i) {
+    layers.reserve(static_cast<size_t>(test.layers));
+    for (int i = 0; i < test.layers; ++i) {
       layers.emplace_back(test.hidden, test.inner, test.rank, test.states, test.width, test.kept, test.low_rank,
                           random);
     }
     const DeviceMatrix head(make_matrix({.rows = test.vocab, .cols = test.hidden, .outliers = 0.01})),
-        gate(make_matrix({.rows = test.inner, .cols = test.hidden})),
-        down(make_matrix({.rows = test.hidden, .cols = test.inner, .outliers = 0.001}));
-    const DeviceArray<float> x(static_cast<size_t>(test.hidden)), logits(static_cast<size_t>(test.vocab)),
-        g(static_cast<size_t>(test.inner)), up(static_cast<size_t>(test.inner));
+        other(make_matrix({.rows = 40, .cols = test.hidden})),
+        square(make_matrix({.rows = test.hidden, .cols = test.hidden, .outliers = 0.001, .size = 0.02f}));
+    const DeviceArray<float> x(static_cast<size_t>(test.hidden)), logits(static_cast<size_t>(test.vocab)), more(40),
+        between(static_cast<size_t>(test.hidden));
     std::vector<StepOperation> operations;
     for (const MambaLayer& layer : layers) {
       layer.add_to(operations, x.data());
-      StepProducts in{.input = {.x = {.data = x.data()}, .norm_weight = layer.norm.data(), .eps = 1e-5f}, .count = 2};
-      in.products[0] = {.weight = gate.weight(), .y = {.data = g.data()}};
-      in.products[1] = {.weight = gate.weight(), .y = {.data = up.data()}, .bias = layer.d.data()};
-      StepProducts out{.input = {.x = {.data = g.data()}}, .count = 1};
-      out.products[0] = {.weight = down.weight(), .y = {.data = x.data()}, .accumulate = true};
+      StepProducts in{.input = {.x = {.data = x.data()}, .norm_weight = layer.norm.data(), .eps = 1e-5f}, .count = 1};
+      in.products[0] = {.weight = square.weight(), .y = {.data = between.data()}};
+      StepProducts out{.input = {.x = {.data = between.data()}}, .count = 1};
+      out.products[0] = {.weight = square.weight(), .y = {.data = x.data()}, .accumulate = true};
       operations.emplace_back(in);
       operations.emplace_back(out);
     }
     StepProducts last{.input = {.x = {.data = x.data()}, .norm_weight = layers[0].norm.data(), .eps = 1e-5f},
-                      .count = 1};
+                      .count = 2};
     last.products[0] = {.weight = head.weight(), .y = {.data = logits.data()}};
+    last.products[1] = {.weight = other.weight(), .y = {.data = more.data()}};
     operations.emplace_back(last);
-    for (const StepOperation& operation : operations) ASSERT_TRUE(supports_step(operation));
-    const RunStep run(operations);
-    constexpr int kTokens = 5;
-    std::vector<std::vector<float>> tokens, expected, got;
-    for (int t = 0; t < kTokens; ++t) tokens.push_back(random.normals(static_cast<size_t>(test.hidden)));
-    for (const bool as_step : {false, true}) {
-      for (const MambaLayer& layer : layers) {
-        copy(layer.conv.state[0].data(), layer.conv.start[0]);
-        copy(layer.scan.state[0].data(), layer.scan.start[0]);
-      }
-      auto& results = as_step ? got : expected;
-      for (const auto& token : tokens) {
-        copy(x.data(), token);
-        if (as_step) {
-          run();
-        } else {
-          for (const StepOperation& operation : operations) run_apart(operation);
-        }
-        expect_finished();
-        results.push_back(logits.values());
-        results.push_back(x.values());
-      }
-      for (const MambaLayer& layer : layers) {
-        if (test.kept > 0) results.push_back(layer.conv.state[0].values());
-        results.push_back(layer.scan.state[0].values());
-      }
-    }
-    for (size_t i = 0; i < expected.size(); ++i) {
-      expect_near(got[i], expected[i], std::to_string(test.inner) + " channels, result " + std::to_string(i));
-    }
+    std::vector<std::vector<float>> tokens;
+    for (int t = 0; t < 5; ++t) tokens.push_back(random.normals(static_cast<size_t>(test.hidden)));
+    expect_same(operations, tokens, x.data(), layers, {&logits, &more, &x});
+  }
+}
+
+TEST(CudaStep, TakesMatricesOfAnyShape) {
+  HXQ_NEEDS_GPU();
+  if (!has_steps()) GTEST_SKIP() << "no steps on this GPU";
+  // More rows and more outliers than lie in shared memory, lanes that share a warp, two units of a lane, few outliers
+  // in few rows and many.
+  for (const MatrixOptions& options :
+       {MatrixOptions{.rows = 70000, .cols = 48, .outliers = 0.03, .rank = 2},
+        MatrixOptions{.rows = 300, .cols = 8208, .rank = 1},
+        MatrixOptions{.rows = 2500, .cols = 2048, .k = 200, .outliers = 0.002}, MatrixOptions{.rows = 1, .cols = 16384},
+        MatrixOptions{.rows = 130, .cols = 768, .outliers = 0.2},
+        MatrixOptions{.rows = 133, .cols = 1536, .outliers = 0.5}}) {
+    SCOPED_TRACE(std::to_string(options.rows) + " x " + std::to_string(options.cols));
+    Random random(static_cast<uint32_t>(options.rows));
+    const DeviceMatrix matrix(make_matrix(options));
+    const DeviceArray<float> x(static_cast<size_t>(options.cols)), y(random.normals(static_cast<size_t>(options.rows))),
+        bias(random.normals(static_cast<size_t>(options.rows)));
+    StepProducts one{.input = {.x = {.data = x.data()}}, .count = 1};
+    one.products[0] = {.weight = matrix.weight(), .y = {.data = y.data()}, .bias = bias.data(), .accumulate = true};
+    std::vector<std::vector<float>> tokens;
+    for (int t = 0; t < 3; ++t) tokens.push_back(random.normals(static_cast<size_t>(options.cols)));
+    expect_same({one}, tokens, x.data(), {}, {&y});
   }
 }
 

@@ -1,11 +1,18 @@
 #include "kernels/cuda_device/cuda_context.h"
 
+#include <new>
+#include <utility>
+
 namespace hxq::kernels {
 
 bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
   if (measures || launches.steps == nullptr || !kernels.supports_step(operation)) return false;
-  launches.collected.push_back(operation);
-  return true;
+  try {
+    launches.collected.push_back(operation);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 void CudaContext::launch_collected() const noexcept {

@@ -50,8 +50,9 @@ struct CudaContext : Context {
     try_launch(what, launch);
   }
 
-  /// Keeps an operation for a step; false where there are none, or none that takes it. Products have `fused_linear`;
-  /// arguments of Mamba name the memory of its parts, too.
+  /// Keeps an operation for a step; false where there are none, or none that takes it. `fused_linear` must take
+  /// products. Of Mamba conv.y and scan.u, dt, b and c are set, too: its parts use them where it runs as kernels of
+  /// their own.
   bool collect(const cuda::StepOperation& operation) const noexcept;
   /// Launches what was collected.
   void launch_collected() const noexcept;

@@ -16,16 +16,19 @@ class CudaSteps {
 
   explicit CudaSteps(const CudaDevice& device) : device_(device) {}
 
-  /// The code begins.
+  /// The code begins again, which asks for the same operations each time.
   void rewind() noexcept { next_ = 0; }
-  /// False, and nothing is launched, where the operations cannot be one step. Throws `Error`.
+  /// False, and nothing is launched, where the operations cannot be one step or there is no memory for it. Throws
+  /// `Error`.
   bool run(std::span<const cuda::StepOperation> operations, cuda::Stream stream);
 
  private:
   struct Known {
-    DeviceArray<std::byte> memory;  ///< empty: these operations cannot be a step
-    cuda::Step step;
+    DeviceArray<std::byte> memory = {};  ///< empty: these operations cannot be a step
+    cuda::Step step = {};
   };
+
+  Known laid_out(std::span<const cuda::StepOperation> operations) const;
 
   const CudaDevice& device_;
   std::vector<Known> known_ = {};
