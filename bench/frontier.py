@@ -2,8 +2,9 @@
 
     python bench/frontier.py models/wiki-mamba-7m --text models/wikitext2-excerpt.txt [--windows 80] [--speed 5]
 
-Needs the command (`make build`), and `pip install gguf llama-cpp-python bitsandbytes hqq matplotlib tokenizers
-safetensors torch`. What does not run here, or of these others is not installed, is a line of the output that says why.
+A model has its weights in one model.safetensors; llama.cpp's types need a Llama or a Mamba. Needs the command
+(`make build`), and `pip install gguf llama-cpp-python bitsandbytes hqq matplotlib tokenizers safetensors torch`. What
+does not run here, or of these others is not installed, is a line of the output that says why.
 
 Every method stores the same matrices: those that `hxq compress` does, which are all linear weights and the embedding.
 `hxq perplexity` gives mean KL from the dense model, and how much the perplexity changes: of our profiles as they run,
@@ -12,12 +13,14 @@ compared in the same way, with those of the model as F32 ("KL as llama.cpp runs 
 with scales and all else that decoding needs; the whole file, with what is stored exactly, is beside. Writes the table
 as CSV and a picture, and prints it as Markdown.
 
-Scores are kept in --keep and not made again. --speed decodes with hxq and llama.cpp in interleaved rounds: only on a
+Scores are kept in --keep, by the text, the dense folder and the command, and not made again; those of another version
+of a package are: remove the folder. --speed decodes with hxq and llama.cpp in interleaved rounds: only on a
 machine that does nothing else.
 """
 
 import argparse
 import csv
+import hashlib
 import importlib.util
 import json
 import math
@@ -36,11 +39,12 @@ from llama_types import LLAMA_TYPES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-PROFILES = ["hxq", "g8", "g8-uniform", "hxq-segments", "g6", "g5", "g4", "g3"]
+GROUPS = ["g8", "g6", "g5", "g4", "g3"]
+PROFILES = ["hxq", "g8-uniform", "hxq-segments", *GROUPS]
 THREADS = len(os.sched_getaffinity(0))
 DECODE = 32  # tokens a round of --speed
 #: Where names stand beside their points in the picture, in points to the right and up; others to the upper right.
-PLACES = {name: (-5, -8, "right") for name in ("g8", "g6", "g5", "g4", "g3")} | {
+PLACES = {name: (-5, -8, "right") for name in GROUPS} | {
     "hxq": (-6, 4, "right"),
     "hxq-segments": (-6, -4, "right"),
     "g8-uniform": (10, -10, "center"),
@@ -53,13 +57,21 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+def key_of(arguments: argparse.Namespace, dense: Path) -> str:
+    """What scores depend on, as a name: the text, the files of the dense folder, and the command."""
+    text = hashlib.sha256(arguments.text.read_bytes()).hexdigest()
+    files = [path.resolve() for path in (arguments.hxq, *sorted(dense.iterdir()))]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((text, str(dense.resolve()), states)).encode()).hexdigest()[:16]
+
+
 class Bench:
     """One model: its folder, what is measured with it, and where files of it are kept."""
 
     def __init__(self, arguments: argparse.Namespace, dense: Path) -> None:
         self.hxq, self.text, self.windows = arguments.hxq, arguments.text, arguments.windows
         self.dense, self.name = dense, dense.resolve().name
-        self.keep = arguments.keep / self.name
+        self.keep = arguments.keep / f"{self.name}-{key_of(arguments, dense)}"
         self.keep.mkdir(parents=True, exist_ok=True)
         self.config = json.loads((dense / "config.json").read_text())
 
@@ -106,7 +118,7 @@ class Bench:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         for name, value in matrices.items():
             replaced = torch.as_tensor(value, dtype=torch.float32).contiguous()
-            assert replaced.shape == tensors[name].shape and name in tensors
+            assert name in tensors and replaced.shape == tensors[name].shape
             tensors[name] = replaced
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         score = self.score(method, folder)
@@ -144,13 +156,14 @@ def gguf_of(bench: Bench, method: str) -> Path:
     path = bench.keep / f"{method}.gguf"
     if path.exists():
         return path
+    part = path.with_suffix(".part")  # what a killed run leaves is not taken for a model
     if method == "F32":
-        write_gguf(bench.dense, path, dtype=gguf.GGMLQuantizationType.F32)
-        return path
-    from llama_cpp_model import quantize
+        write_gguf(bench.dense, part, dtype=gguf.GGMLQuantizationType.F32)
+    else:
+        from llama_cpp_model import quantize
 
-    quantize(gguf_of(bench, "F32"), path, LLAMA_TYPES[method], THREADS)
-    return path
+        quantize(gguf_of(bench, "F32"), part, LLAMA_TYPES[method], THREADS)
+    return part.rename(path)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -205,7 +218,7 @@ def measure_llama(bench: Bench, method: str) -> dict:
 
 
 def measure_nf4(bench: Bench) -> dict:
-    """Blocks of 64, each with a float32 scale."""
+    """Blocks of 64 weights in the order of rows, over their ends as HQQ's groups; each with a float32 scale."""
     from bitsandbytes import functional
 
     decoded, size = {}, 0
@@ -217,7 +230,8 @@ def measure_nf4(bench: Bench) -> dict:
 
 
 def measure_hqq(bench: Bench) -> dict:
-    """Groups of 64 along the input, each with a scale and a zero point of 16 bits, as HQQ's layers keep them."""
+    """Groups of 64 weights in the order of rows, over their ends where 64 does not divide the columns; each with a
+    scale and a zero point of 16 bits, as HQQ's layers keep them."""
     from hqq.core.quantize import Quantizer
 
     decoded, size = {}, 0
@@ -326,8 +340,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for axis, name in zip(axes[0], names):
         of_model = [row for row in measured if row["model"] == name]
         groups = {
-            "hxq, groups": [row for row in of_model if row["method"] in ("g8", "g6", "g5", "g4", "g3")],
-            "hxq, other profiles": [row for row in of_model if row["method"] in ("hxq", "hxq-segments", "g8-uniform")],
+            "hxq, groups": [row for row in of_model if row["method"] in GROUPS],
+            "hxq, other profiles": [row for row in of_model if row["method"] in set(PROFILES) - set(GROUPS)],
             "llama.cpp": [row for row in of_model if row["method"].startswith("llama.cpp")],
             "NF4, HQQ": [row for row in of_model if row["method"].startswith(("NF4", "HQQ"))],
         }
@@ -363,6 +377,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the picture needs matplotlib")
+    for file in (arguments.text, *(dense / "config.json" for dense in arguments.models)):
+        if not file.is_file():
+            parser.error(f"{file}: no such file")
+    command = shutil.which(arguments.hxq)
+    if command is None:
+        parser.error(f"--hxq {arguments.hxq}: no such command")
+    arguments.hxq = Path(command)
     arguments.keep.mkdir(parents=True, exist_ok=True)
     rows = []
     for dense in arguments.models:

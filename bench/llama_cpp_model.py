@@ -22,12 +22,17 @@ def quantize(source: Path, target: Path, file_type: int, threads: int) -> None:
 
 class LlamaCpp:
     def __init__(self, path: Path, context: int, batch: int, threads: int) -> None:
-        """`context`: tokens a text may have; `batch`: those of one call."""
+        """`context`: tokens a text may have; `batch`: those of one call. Raises RuntimeError if llama.cpp cannot."""
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"{path}: llama.cpp cannot load it")
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = context, batch, min(batch, 512)
         parameters.n_threads = parameters.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, parameters)
+        if not self.context:
+            llama_cpp.llama_model_free(self.model)
+            raise RuntimeError(f"{path}: llama.cpp has no context of {context} tokens for it")
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def close(self) -> None:
