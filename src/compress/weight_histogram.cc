@@ -22,12 +22,12 @@ constexpr double kDeviations = 6;
 /// Weights decoded at a time.
 constexpr int64_t kBlockWeights = int64_t{1} << 18;
 
-/// Sums over the finite weights of a block.
+/// What is known of the finite weights of a block.
 struct Moments {
   int64_t count = 0;
   int64_t not_finite = 0;
-  double sum = 0;
-  double squares = 0;
+  double mean = 0;
+  double squares = 0;  ///< sum of squared distances from the mean
   double least = std::numeric_limits<double>::infinity();
   double largest = -std::numeric_limits<double>::infinity();
 };
@@ -44,40 +44,50 @@ void for_each_block(const StoredMatrix& matrix, int64_t block_rows, int blocks, 
   });
 }
 
+/// Sums are of distances from the first finite weight: those of weights that hardly differ would cancel.
 Moments moments_of(const std::vector<float>& weights) {
   Moments moments;
+  double first = 0, sum = 0, squares = 0;
   for (const float weight : weights) {
     if (!std::isfinite(weight)) {
       ++moments.not_finite;
       continue;
     }
     const double w = weight;
-    ++moments.count;
-    moments.sum += w;
-    moments.squares += w * w;
+    if (moments.count++ == 0) first = w;
+    const double distance = w - first;
+    sum += distance;
+    squares += distance * distance;
     moments.least = std::min(moments.least, w);
     moments.largest = std::max(moments.largest, w);
   }
+  if (moments.count == 0) return moments;
+  const double mean = sum / static_cast<double>(moments.count);
+  moments.mean = first + mean;
+  moments.squares = squares - sum * mean;
   return moments;
 }
 
-/// Sums up blocks in their order, so that the ends of the bins do not depend on threads.
+/// Joins blocks in their order, so that the ends of the bins do not depend on threads.
 void set_range(const std::vector<Moments>& blocks, WeightHistogram& histogram) {
   Moments all;
   for (const Moments& block : blocks) {
+    histogram.not_finite += block.not_finite;
+    if (block.count == 0) continue;
+    const auto before = static_cast<double>(all.count);
     all.count += block.count;
-    all.sum += block.sum;
-    all.squares += block.squares;
+    const double share = static_cast<double>(block.count) / static_cast<double>(all.count);
+    const double distance = block.mean - all.mean;
+    all.mean += share * distance;
+    all.squares += block.squares + before * share * distance * distance;
     all.least = std::min(all.least, block.least);
     all.largest = std::max(all.largest, block.largest);
-    histogram.not_finite += block.not_finite;
   }
   if (all.count == 0) return;
-  const double mean = all.sum / static_cast<double>(all.count);
-  const double variance = all.squares / static_cast<double>(all.count) - mean * mean;
-  const double reach = kDeviations * std::sqrt(std::max(variance, 0.0));
-  histogram.low = std::max(all.least, mean - reach);
-  histogram.high = std::min(all.largest, mean + reach);
+  const double variance = all.squares / static_cast<double>(all.count);
+  const double reach = variance > 0 ? kDeviations * std::sqrt(variance) : std::numeric_limits<double>::infinity();
+  histogram.low = std::max(all.least, all.mean - reach);
+  histogram.high = std::min(all.largest, all.mean + reach);
 }
 
 /// Adds weights to the counts, whose ends are set.

@@ -79,7 +79,7 @@ def page(hxq, compressed, tmp_path_factory):
 
 def test_it_says_what_the_other_verbs_say(hxq, compressed, page):
     data = figures(page)
-    assert data["name"] == "<i>model" and data["text"] == str(TEXT)
+    assert data["name"] == "<i>model" and data["text"] == TEXT.name
     assert data["inspection"] == hxq("inspect", compressed, "--json").json()
     assert data["verification"] == hxq("verify", compressed, "--source", MODEL, "--json").json()
     assert data["scores"] == hxq("perplexity", compressed, *SCORING, "--against", MODEL, "--json").json()
@@ -135,13 +135,18 @@ def test_without_a_source_the_stored_weights_are_shown(hxq, tmp_path):
 
 def test_weights_that_are_not_finite_and_all_alike(hxq, tmp_path):
     odd = numpy.array([numpy.nan, numpy.inf, 1, 2, 3], numpy.float32)
-    save_file({"odd": odd, "same": numpy.full((2, 3), 7, numpy.float16), "none": numpy.zeros((0, 4), numpy.float32),
-               "whole": numpy.arange(3)}, tmp_path / "a.safetensors")  # fmt: skip
+    nearly = numpy.ones(1000, numpy.float32)
+    nearly[500] = numpy.nextafter(numpy.float32(1), numpy.float32(2))
+    save_file({"odd": odd, "nearly": nearly, "same": numpy.full((2, 3), 7, numpy.float16),
+               "none": numpy.zeros((0, 4), numpy.float32), "whole": numpy.arange(3)},
+              tmp_path / "a.safetensors")  # fmt: skip
     assert hxq("report", tmp_path / "a.safetensors").code == 0
     found = {histogram.pop("tensor"): histogram for histogram in figures(tmp_path / "a.safetensors.html")["histograms"]}
-    assert set(found) == {"odd", "same", "none"}
+    assert set(found) == {"odd", "nearly", "same", "none"}
     assert (found["odd"]["not_finite"], found["odd"]["low"], found["odd"]["high"]) == (2, 1, 3)
     assert [i for i, count in enumerate(found["odd"]["counts"]) if count] == [0, 60, 119]
+    check_histogram(found["nearly"], nearly)
+    assert found["nearly"]["counts"] == [999] + [0] * (BINS - 1) and found["nearly"]["above"] == 1
     assert found["same"]["counts"] == [6] + [0] * (BINS - 1) and sum(found["none"]["counts"]) == 0
 
 
@@ -213,6 +218,24 @@ def test_the_page_in_a_browser(page):
         assert "Content Security Policy" in str(browser.log("browser"))
 
 
+def test_a_tensor_that_is_reproduced_exactly_is_said_to_be(hxq, tmp_path):
+    """And comes after all that have an SNR."""
+    dense, random = tmp_path / "dense", numpy.random.default_rng(1)
+    dense.mkdir()
+    few = numpy.arange(64 * 64, dtype=numpy.float32).reshape(64, 64) % 4
+    many = random.standard_normal((64, 64), numpy.float32)
+    save_file({"few.weight": few, "many.weight": many}, dense / "model.safetensors")
+    assert hxq("compress", dense, tmp_path / "small").code == 0
+    assert hxq("report", tmp_path / "small", "--source", dense).code == 0
+    page = tmp_path / "small.html"
+    measured = {tensor["name"]: tensor["snr_db"] for tensor in figures(page)["verification"]["fidelities"]}
+    assert measured["few.weight"] is None
+    with open_browser() as browser:
+        browser.ask("POST", "/url", {"url": page.as_uri()})
+        click_title(browser, "SNR dB")
+        assert column(browser, "SNR dB") == [f"{measured['many.weight']:.2f}", "exact"]
+
+
 def test_what_is_there_is_left_as_it_is(hxq, compressed, page, tmp_path):
     target = tmp_path / "page.html"
     target.write_text("mine")
@@ -237,6 +260,9 @@ def test_bad_input_leaves_nothing(hxq, compressed, compressed_copy, model_copy, 
         hxq("report", compressed, "-o", out, *option).fails_with(option[0], "--text", code=2)
     damage(model_copy, WEIGHT, put(0, b"\x00\x00\x80\x3f"))
     hxq("report", compressed, "-o", out, "--source", model_copy).fails_with(WEIGHT, "SHA-256")
+    # The text is looked at first: verification takes long.
+    text = tmp_path / "none"
+    hxq("report", compressed, "-o", out, "--source", model_copy, "--text", text).fails_with(text, "cannot read")
     damage(compressed_copy, MODULE + ".codebook", put(8, NAN))
     hxq("report", compressed_copy, "-o", out).fails_with(MODULE + ".codebook", "expected a finite number")
     assert not out.exists() and not list(tmp_path.glob("page*"))

@@ -31,7 +31,7 @@ std::string report_text(const PerplexityResult& result, const std::string& again
 
 int run(Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
-  const PerplexityResult result = arguments.scoring.run();
+  const PerplexityResult result = arguments.scoring.measure(arguments.scoring.open());
   if (result.windows.empty()) check_interrupt();
   print(arguments.json ? to_json(result) : report_text(result, arguments.scoring.against));
   if (result.interrupted) check_interrupt();

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "console.h"
 #include "hxq/error.h"
@@ -62,13 +63,17 @@ int run(Arguments& arguments) {
   const fs::path output = arguments.output.empty() ? default_output(dir) : fs::path(arguments.output);
   Report report{.name = name_of(dir), .inspection = inspect(dir)};
   check_report_file(output, arguments.force);
-  if (!arguments.source.empty()) report.verification = verified(arguments);
-  report.histograms = counted(arguments, report.inspection);
+  std::optional<ScoredText> text;  // what is wrong with it is said before long work
   if (!arguments.scoring.text.empty()) {
     arguments.scoring.against = arguments.source;
-    report.scores = arguments.scoring.run();
+    text.emplace(arguments.scoring.open());
+  }
+  if (!arguments.source.empty()) report.verification = verified(arguments);
+  report.histograms = counted(arguments, report.inspection);
+  if (text) {
+    report.scores = arguments.scoring.measure(*text);
     if (report.scores->interrupted) check_interrupt();
-    report.text = name_of_text(arguments.scoring.text);
+    report.text = fs::path(name_of_text(arguments.scoring.text)).filename().string();
   }
   write_report(report, output, arguments.force);
   print(fmt::format("{}: {} tensors, {}\n", output.string(), report.inspection.tensors.size(),

@@ -15,7 +15,8 @@ namespace hxq::tools {
 namespace {
 
 /// Refuses what the library would, by the names of options and files.
-void check(const ScoringArguments& arguments, const Model& model, const std::optional<Model>& against, size_t tokens) {
+void check(const ScoringArguments& arguments, const ScoredText& opened) {
+  const auto& [model, against, tokens] = opened;
   const PerplexityOptions& options = arguments.options;
   for (const auto& [dir, info] : {std::pair{arguments.dir, model.info()},
                                   std::pair{arguments.against, against ? against->info() : ModelInfo()}}) {
@@ -29,22 +30,10 @@ void check(const ScoringArguments& arguments, const Model& model, const std::opt
                             model.info().vocab_size),
                 {.file = arguments.against});
   }
-  if (tokens < 2) {
-    throw Error(fmt::format("has {} token{}, perplexity needs at least 2", tokens, tokens == 1 ? "" : "s"),
-                {.file = name_of_text(arguments.text)});
-  }
-}
-
-PerplexityResult measure(ScoringArguments& arguments, const Model& model, const std::vector<int32_t>& tokens) {
-  ProgressBar bar("scoring");
-  arguments.options.progress = [&](int64_t done, int64_t total) {
-    bar.draw(done, total, fmt::format("window {} of {}", done, total));
-  };
-  arguments.options.interrupted = is_interrupted;
-  try {
-    return perplexity(model, tokens, arguments.options);
-  } catch (const Error& error) {
-    throw Error(error.what(), {.file = arguments.dir});
+  if (tokens.size() < 2) {
+    throw Error(
+        fmt::format("has {} token{}, perplexity needs at least 2", tokens.size(), tokens.size() == 1 ? "" : "s"),
+        {.file = name_of_text(arguments.text)});
   }
 }
 
@@ -68,14 +57,27 @@ void ScoringArguments::add_to(CLI::App& app) {
   });
 }
 
-PerplexityResult ScoringArguments::run() {
-  const Model opened = Model::open(dir, model.options());
-  std::optional<Model> other;
-  if (!against.empty()) other.emplace(Model::open(against, model.options()));
-  const std::vector<int32_t> tokens = Tokenizer::load(dir).encode(read_text(text));
-  check(*this, opened, other, tokens.size());
-  options.against = other ? &*other : nullptr;
-  return measure(*this, opened, tokens);
+ScoredText ScoringArguments::open() const {
+  ScoredText opened{.model = Model::open(dir, model.options())};
+  if (!against.empty()) opened.against.emplace(Model::open(against, model.options()));
+  opened.tokens = Tokenizer::load(dir).encode(read_text(text));
+  check(*this, opened);
+  return opened;
+}
+
+PerplexityResult ScoringArguments::measure(const ScoredText& opened) const {
+  PerplexityOptions with = options;
+  ProgressBar bar("scoring");
+  with.against = opened.against ? &*opened.against : nullptr;
+  with.progress = [&](int64_t done, int64_t total) {
+    bar.draw(done, total, fmt::format("window {} of {}", done, total));
+  };
+  with.interrupted = is_interrupted;
+  try {
+    return perplexity(opened.model, opened.tokens, with);
+  } catch (const Error& error) {
+    throw Error(error.what(), {.file = dir});
+  }
 }
 
 }  // namespace hxq::tools
