@@ -327,17 +327,28 @@ __device__ inline void multiply_low_rank(const Header& header, const SharedX& x)
   sync_workers();
 }
 
+/// The table of the part's levels: 8 threads write the 32 copies of an entry, 16 bytes each.
+__device__ inline void fill_table(const Header& header) {
+  constexpr int kEntries = 256 * 8 / kThreads;  ///< of a thread
+  const int first = thread() / 8, k = header.part.k;
+  float level[kEntries];
+#pragma unroll
+  for (int i = 0; i < kEntries; ++i) {
+    const int entry = first + i * (kThreads / 8);
+    level[i] = entry < k ? header.codebook[entry] : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kEntries; ++i) {
+    *reinterpret_cast<float4*>(shared().table + (first + i * (kThreads / 8)) * 128 + thread() % 8 * 16) =
+        make_float4(level[i], level[i], level[i], level[i]);
+  }
+}
+
 /// The block's share of an operation.
 __device__ inline void multiply(const Header& header, const SharedX& x, const unsigned char* bytes, Ring& ring,
                                 uint32_t done, uint32_t flag) {
   sync_workers();  // the table, x and sums of the operation before are used up
-#pragma unroll
-  for (int i = 0; i < 256 * 8 / kThreads; ++i) {  // 8 threads write the 32 copies of an entry, 16 bytes each
-    const int entry = thread() / 8 + i * (kThreads / 8);
-    const float level = entry < header.part.k ? header.codebook[entry] : 0.0f;
-    *reinterpret_cast<float4*>(shared().table + entry * 128 + thread() % 8 * 16) =
-        make_float4(level, level, level, level);
-  }
+  fill_table(header);
   const int first_round = header.common.has_few_rows ? header.work.rows : rows_of_round(header.common.plan);
   read_base(header, 0, min(header.work.rows, first_round), done);
   const RowEnd row_end(header);

@@ -4,6 +4,17 @@
 #include <utility>
 
 namespace hxq::kernels {
+namespace {
+
+/// Whether the last operation is a product, the head as a rule, of so many weights that its own kernel reads them
+/// faster than a step does.
+bool ends_with_much(std::span<const cuda::StepOperation> operations) noexcept {
+  constexpr int64_t kMuch = int64_t{16} << 20;
+  const auto* last = operations.empty() ? nullptr : std::get_if<cuda::StepProducts>(&operations.back());
+  return last != nullptr && last->products[0].weight.rows * last->products[0].weight.cols >= kMuch;
+}
+
+}  // namespace
 
 bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
   if (measures || launches.steps == nullptr || !kernels.supports_step(operation)) return false;
@@ -18,13 +29,17 @@ bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
 void CudaContext::launch_collected() const noexcept {
   const std::vector<cuda::StepOperation> collected = std::exchange(launches.collected, {});
   if (launches.status != cuda::Status::ok || launches.failure) return;
+  std::span<const cuda::StepOperation> apart = collected;
+  const size_t in_step = collected.size() - (ends_with_much(collected) ? 1 : 0);
   try {
-    if (collected.size() >= CudaSteps::kFewestOperations && launches.steps->run(collected, stream)) return;
+    if (in_step >= CudaSteps::kFewestOperations && launches.steps->run(apart.first(in_step), stream)) {
+      apart = apart.subspan(in_step);
+    }
   } catch (...) {
     launches.failure = std::current_exception();
     return;
   }
-  for (const cuda::StepOperation& operation : collected) {
+  for (const cuda::StepOperation& operation : apart) {
     std::visit([this](const auto& one) { launch_one(one); }, operation);
   }
 }
