@@ -34,6 +34,15 @@ class Embedder {
   /// How many tokens a text that is not forgotten has.
   int64_t tokens(Id id) const noexcept;
 
+  /// How far a text is.
+  struct Progress {
+    Id id = 0;
+    int64_t tokens = 0;
+    int64_t run_tokens = 0;  ///< of these
+  };
+  /// Those that have begun and are not done, in the order in which they came.
+  std::vector<Progress> running() const;
+
   /// Runs at most so many tokens of the texts that came first; false if there is nothing to run. Throws what
   /// `Model::hidden_states` throws: nothing has changed then.
   bool step(int64_t tokens, Workspace& workspace);

@@ -65,6 +65,9 @@ bool Embedder::Impl::admit(Task& task) {
   } catch (const OutOfMemory&) {
     if (segments.empty()) throw;
     return false;
+  } catch (const std::bad_alloc&) {
+    if (segments.empty()) throw;
+    return false;
   }
   task.sequence = std::move(free.back());
   free.pop_back();
@@ -118,6 +121,14 @@ Embedder::Id Embedder::add(std::vector<int32_t> tokens) {
 }
 
 int64_t Embedder::tokens(Id id) const noexcept { return std::ssize(impl_->find(id)->tokens); }
+
+std::vector<Embedder::Progress> Embedder::running() const {
+  std::vector<Progress> all;
+  for (const Task& task : impl_->tasks) {
+    if (task.sequence) all.push_back({.id = task.id, .tokens = std::ssize(task.tokens), .run_tokens = task.run});
+  }
+  return all;
+}
 
 bool Embedder::step(int64_t tokens, Workspace& workspace) {
   Impl& my = *impl_;

@@ -61,6 +61,23 @@ TEST_P(Embedders, VectorsAreThoseOfTheirTextsAlone) {
 INSTANTIATE_TEST_SUITE_P(Tiny, Embedders,
                          ::testing::Values("llama-bias", "llama-dynamic", "mamba2-limit", "zamba2-plain"));
 
+TEST(Embedder, TellsHowFarTextsAre) {
+  const Model model = Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "llama-bias");
+  Embedder embedder(model, Pooling::mean, 2);
+  Workspace workspace = model.new_workspace();
+  embedder.add({1, 2, 3});
+  const Embedder::Id second = embedder.add({4, 5, 6, 7});
+  EXPECT_TRUE(embedder.running().empty()) << "they wait";
+  embedder.step(5, workspace);
+  const std::vector<Embedder::Progress> running = embedder.running();
+  ASSERT_EQ(running.size(), 1) << "the first is done";
+  EXPECT_EQ(running[0].id, second);
+  EXPECT_EQ(running[0].tokens, 4);
+  EXPECT_EQ(running[0].run_tokens, 2);
+  embedder.step(5, workspace);
+  EXPECT_TRUE(embedder.running().empty());
+}
+
 TEST(Embedder, RefusesWhatIsNoText) {
   const Model model = Model::open(std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / "llama-bias");
   EXPECT_THROW(Embedder(model, Pooling::mean, 0), Error);

@@ -132,6 +132,7 @@ void Engine::lose_all() noexcept {
   open_.erase(open_.begin(), behind);
   status_.failed = count_.failed;
   status_.generations.clear();
+  status_.embeddings.clear();
   lost_ = taken_;
 }
 
@@ -306,11 +307,16 @@ void Engine::publish(double seconds, bool stepped) {
     for (size_t i = 0; i < kStepSeconds.size(); ++i) count_.steps_within[i] += seconds <= kStepSeconds[i];
   }
   count_.generations = scheduler_.progress();
-  auto job = jobs_.begin();  // of the same order
-  for (Scheduler::Progress& progress : count_.generations) {
-    while ((*job)->embeds || (*job)->id != progress.id) ++job;
-    progress.id = (*job)->ticket;
-  }
+  count_.embeddings = embedder_.running();
+  const auto put_tickets = [&](auto& all, bool embeds) {
+    auto job = jobs_.begin();  // of the same order
+    for (auto& progress : all) {
+      while ((*job)->embeds != embeds || (*job)->id != progress.id) ++job;
+      progress.id = (*job)->ticket;
+    }
+  };
+  put_tickets(count_.generations, false);
+  put_tickets(count_.embeddings, true);
   const std::lock_guard lock(mutex_);
   status_ = count_;
   if (open_.size() == jobs_.size() + submitted_.size()) return;

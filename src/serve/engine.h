@@ -35,6 +35,7 @@ class Engine {
   /// What the compute thread has done since it began, and has before it.
   struct Status {
     std::vector<Scheduler::Progress> generations;  ///< running and waiting, `id` being the ticket
+    std::vector<Embedder::Progress> embeddings;    ///< running; `id` as above
     int64_t open = 0;                              ///< what was submitted and has not ended
     int64_t completed = 0, cancelled = 0, failed = 0;
     int64_t prompt_tokens = 0, reused_tokens = 0, new_tokens = 0;

@@ -51,11 +51,13 @@ class Writer {
 std::string metrics_text(const Engine::Status& status, const HttpCounts& counts, int64_t slots) {
   Writer out;
   const int64_t prefill = count_of(status, Stage::prefill), decode = count_of(status, Stage::decode);
-  out.single("hxq_slots", "gauge", "Texts that are run at once, at most.", slots);
+  const int64_t embed = std::ssize(status.embeddings);
+  out.single("hxq_slots", "gauge", "Generations that are run at once, at most.", slots);
   out.family("hxq_generations", "gauge", "Texts by what they do now.");
-  out.value(R"(hxq_generations{stage="waiting"})", status.open - prefill - decode);
+  out.value(R"(hxq_generations{stage="waiting"})", status.open - prefill - decode - embed);
   out.value(R"(hxq_generations{stage="prefill"})", prefill);
   out.value(R"(hxq_generations{stage="decode"})", decode);
+  out.value(R"(hxq_generations{stage="embed"})", embed);
   out.family("hxq_generations_total", "counter", "Texts that have ended, by how.");
   out.value(R"(hxq_generations_total{end="completed"})", status.completed);
   out.value(R"(hxq_generations_total{end="cancelled"})", status.cancelled);
@@ -91,9 +93,18 @@ std::string slots_text(const Engine::Status& status, int64_t slots) {
                        {"run_tokens", progress.run_tokens},
                        {"new_tokens", progress.new_tokens}});
   }
-  const int64_t busy = std::ssize(running);
+  const int64_t idle = slots - std::ssize(running);
+  for (const Embedder::Progress& progress : status.embeddings) {
+    running.push_back({{"id", progress.id},
+                       {"stage", "embed"},
+                       {"prompt_tokens", progress.tokens},
+                       {"reused_tokens", 0},
+                       {"run_tokens", progress.run_tokens},
+                       {"new_tokens", 0}});
+  }
+  const int64_t waiting = status.open - std::ssize(running);
   const nlohmann::ordered_json json = {
-      {"slots", slots}, {"idle", slots - busy}, {"waiting", status.open - busy}, {"running", std::move(running)}};
+      {"slots", slots}, {"idle", idle}, {"waiting", waiting}, {"running", std::move(running)}};
   return json.dump();
 }
 

@@ -15,7 +15,7 @@ struct HttpCounts {
   int64_t streams = 0;                                           ///< that are open
 };
 
-/// /metrics, in Prometheus' text format. slots: texts that are run at once.
+/// /metrics, in Prometheus' text format. slots: generations that are run at once; embeddings take none.
 std::string metrics_text(const Engine::Status& status, const HttpCounts& counts, int64_t slots);
 
 /// /slots: what runs and what waits. Texts are not shown.

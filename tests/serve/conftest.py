@@ -82,13 +82,15 @@ class Server:
         }
 
     def generations(self):
-        """How many wait, are in prefill and in decode."""
+        """How many wait, are in prefill and in decode, and how many embeddings run."""
         metrics = self.metrics()
-        return tuple(int(metrics[f'hxq_generations{{stage="{stage}"}}']) for stage in ("waiting", "prefill", "decode"))
+        stages = ("waiting", "prefill", "decode", "embed")
+        return tuple(int(metrics[f'hxq_generations{{stage="{stage}"}}']) for stage in stages)
 
-    def comes_to(self, *generations, seconds=300):
-        """Waits until so many wait, are in prefill and in decode."""
-        wait_until(lambda: self.generations() == generations, seconds, lambda: self.request("GET", "/slots")[2])
+    def comes_to(self, waiting, prefill, decode, embed=0, seconds=300):
+        """Waits until so many wait, are in prefill and in decode, and so many embeddings run."""
+        wanted = (waiting, prefill, decode, embed)
+        wait_until(lambda: self.generations() == wanted, seconds, lambda: self.request("GET", "/slots")[2])
 
     def becomes_idle(self):
         self.comes_to(0, 0, 0)

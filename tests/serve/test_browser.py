@@ -49,7 +49,7 @@ def test_stopping_an_answer(browser, mamba):
     browser.run("document.querySelector('#tokens').value = 60000")
     browser.type("#text", "Tell me all\ue007")  # and the enter key
     browser.wait_for("document.querySelector('#log .assistant')?.textContent.length > 20")
-    assert mamba.generations() == (0, 0, 1)
+    assert mamba.generations() == (0, 0, 1, 0)
     browser.click("#send")
     browser.wait_for("document.querySelector('#send').textContent === 'Send'")
     mamba.becomes_idle()

@@ -52,7 +52,11 @@ def test_a_client_that_goes_away_ends_its_texts(start_server):
     with start_server(MAMBA, "--context", 70_000) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=300) as connection:
             connection.sendall(post("/v1/embeddings", json.dumps({"input": [[7] * 60_000] * 9}).encode()))
-            server.comes_to(9, 0, 0)
+            server.comes_to(8, 0, 0, 1)
+            slots = server.request("GET", "/slots")[2]
+            assert (slots["idle"], slots["waiting"]) == (8, 8), "embeddings take no slot"
+            assert [(text["stage"], text["prompt_tokens"]) for text in slots["running"]] == [("embed", 60_000)]
+            assert 0 < slots["running"][0]["run_tokens"] < 60_000
         server.becomes_idle()
         metrics = server.metrics()
         assert metrics['hxq_generations_total{end="cancelled"}'] == 9

@@ -186,7 +186,7 @@ def test_one_request_is_bounded(mamba):
         {"prompt": "The", "max_tokens": 60_000, "logprobs": 20},
     ]:
         assert "1048576" in mamba.refuses("/v1/completions", body, param="max_tokens")
-    assert mamba.generations() == (0, 0, 0)
+    assert mamba.generations() == (0, 0, 0, 0)
 
 
 def test_all_prompts_are_bounded(start_server):
