@@ -17,7 +17,7 @@ struct ServeOptions {
   std::string model_name = "hxq";              ///< as clients call the model
   std::vector<std::string> api_keys = {};      ///< clients must have one of these; none: anybody is served
   std::vector<std::string> cors_origins = {};  ///< whose pages a browser may let in, besides the server's own; "*": all
-  int64_t parallel = 8;                        ///< texts that are run at once; more wait
+  int64_t parallel = 8;                        ///< generations run at once, and as many embeddings
   int64_t waiting = 4096;                      ///< texts that may wait; more are refused (503)
   /// Tokens that a text may have with its prompt; 0: what the model's context holds, 65,536 where it has no end.
   int64_t context = 0;

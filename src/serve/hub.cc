@@ -47,7 +47,7 @@ Hub::Admission Hub::admit(const CompletionRequest& request) {
                         : ", and for each the likeliest (which streams may ask for)"),
         "max_tokens", "invalid_value");
   }
-  return admit(choices, tokens);
+  return admit(choices, tokens, "n");
 }
 
 Hub::Admission Hub::admit(const EmbeddingRequest& request) {
@@ -56,11 +56,18 @@ Hub::Admission Hub::admit(const EmbeddingRequest& request) {
     throw bad_request(fmt::format("the texts have {} tokens in all, expected at most {}", tokens, served.queued_tokens),
                       "input", "invalid_value");
   }
-  return admit(std::ssize(request.texts), tokens);
+  return admit(std::ssize(request.texts), tokens, "input");
 }
 
-Hub::Admission Hub::admit(int64_t texts, int64_t tokens) {
-  if (texts > options.parallel + options.waiting - texts_) throw unavailable("too many texts are waiting");
+Hub::Admission Hub::admit(int64_t texts, int64_t tokens, const char* param) {
+  const int64_t most = options.parallel + options.waiting;
+  if (texts > most) {
+    throw bad_request(fmt::format("the request has {} texts, expected at most {}: so many run and wait (--parallel, "
+                                  "--waiting)",
+                                  texts, most),
+                      param, "invalid_value");
+  }
+  if (texts > most - texts_) throw unavailable("too many texts are waiting");
   if (tokens > served.queued_tokens - tokens_) throw unavailable("the prompts that are waiting are too long");
   return {{texts_, texts}, {tokens_, tokens}};
 }

@@ -118,7 +118,7 @@ class Hub {
 
  private:
   void deliver(std::vector<Engine::Delivery> deliveries);
-  Admission admit(int64_t texts, int64_t tokens);
+  Admission admit(int64_t texts, int64_t tokens, const char* param);
   template <class Submit>
   std::vector<Engine::Ticket> begin(size_t count, const std::shared_ptr<Mailbox>& mailbox, const Submit& submit);
 

@@ -218,6 +218,19 @@ def test_prompts_of_one_request_are_bounded(mamba):
     mamba.refuses("/v1/completions", COMPLETION | {"prompt": ["a"] * 65, "n": 2}, param="n")
 
 
+def test_what_never_fits_is_refused_for_good(start_server):
+    """More texts than may run and wait."""
+    with start_server(MAMBA, "--parallel", 2, "--waiting", 1) as server:
+        for path, body, param in [
+            ("/v1/embeddings", {"input": ["a"] * 4}, "input"),
+            ("/v1/completions", {"prompt": ["a"] * 4, "max_tokens": 1}, "n"),
+            ("/v1/completions", {"prompt": "a", "n": 4, "max_tokens": 1}, "n"),
+        ]:
+            assert "at most 3" in server.refuses(path, body, param=param, code="invalid_value")
+        assert len(server.post("/v1/embeddings", input=["a"] * 3)["data"]) == 3
+        assert len(server.post("/v1/completions", prompt="a", n=3, max_tokens=1)["choices"]) == 3
+
+
 def test_tokens_there_and_back(mamba):
     text = "The città of Łódź \N{GRINNING FACE}"
     tokens = mamba.post("/tokenize", content=text)["tokens"]
