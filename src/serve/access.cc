@@ -24,16 +24,6 @@ std::string in_small_letters(std::string_view text) {
   return lower;
 }
 
-/// Of a header Host, without the port; nothing if it is none.
-std::string name_of_host(const std::string& host) {
-  const size_t bracket = host.starts_with('[') ? host.find(']') : 0;
-  if (bracket == host.npos) return {};
-  const size_t colon = std::min(host.find(':', bracket), host.size());
-  const std::string_view port = std::string_view(host).substr(std::min(colon + 1, host.size()));
-  const bool has_port = std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; });
-  return has_port ? host.substr(0, colon) : std::string();
-}
-
 /// Of IP: no name server decides where it leads.
 bool is_address(const std::string& name) {
   std::array<unsigned char, sizeof(in6_addr)> bytes;
@@ -44,6 +34,16 @@ bool is_address(const std::string& name) {
 }
 
 }  // namespace
+
+std::string name_of_host(std::string_view host) {
+  const size_t bracket = host.starts_with('[') ? host.find(']') : 0;
+  if (bracket == host.npos) return {};
+  const size_t colon = std::min(host.find(':', bracket), host.size());
+  const std::string_view port = host.substr(std::min(colon + 1, host.size()));
+  if (!std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; })) return {};
+  std::string name(host.substr(0, colon));
+  return name.starts_with('[') && !is_address(name) ? std::string() : name;
+}
 
 Access::Access(std::vector<std::string> keys, std::vector<std::string> origins, std::string host)
     : keys_(std::move(keys)), origins_(std::move(origins)), names_{"localhost", in_small_letters(host)} {}
@@ -66,6 +66,7 @@ bool Access::serves(std::string_view host) const {
   if (!keys_.empty() || host.empty()) return true;  // browsers always send a Host
   const std::string asked = in_small_letters(host);
   const std::string name = name_of_host(asked);
+  if (name.empty()) return false;
   return std::ranges::count(names_, name) > 0 || is_address(name) || lists("http://" + asked) ||
          lists("https://" + asked);
 }

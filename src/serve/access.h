@@ -6,6 +6,9 @@
 
 namespace hxq::serve {
 
+/// The name or address in a header Host, without the port; empty if it has none or is malformed.
+std::string name_of_host(std::string_view host);
+
 /// Who may use the server.
 class Access {
  public:

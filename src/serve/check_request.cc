@@ -21,12 +21,17 @@ void check_request(const Request& request, const Route* route, const Access& acc
   if (request.count(http::field::host) > 1) throw bad_request("the request has several headers Host");
   if (!access.serves(host)) {
     const std::string_view found = host.substr(0, 100);
-    throw ApiError(403, "invalid_request_error",
-                   fmt::format("the Host is '{0}', expected an IP address, localhost or what --host says: to be asked "
-                               "by this name, start the server with --host {1}, --cors-origin http://{0} or API keys "
-                               "(--api-key-file FILE)",
-                               found, found.substr(0, found.rfind(':'))),
-                   "", "host_not_allowed");
+    const std::string name = name_of_host(found);
+    const std::string remedy = name.empty()
+                                   ? ""
+                                   : fmt::format(
+                                         ": to be asked by this name, start the server with --host {}, --cors-origin "
+                                         "http://{} or API keys (--api-key-file FILE)",
+                                         name, found);
+    throw ApiError(
+        403, "invalid_request_error",
+        fmt::format("the Host is '{}', expected an IP address, localhost or what --host says{}", found, remedy), "",
+        "host_not_allowed");
   }
   if (!route) {
     throw ApiError(404, "invalid_request_error", fmt::format("there is nothing at {}", path.substr(0, 100)), "",

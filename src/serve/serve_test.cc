@@ -76,6 +76,10 @@ TEST(Access, NamesOfTheServer) {
     EXPECT_TRUE(open.admits("http://10.0.0.1:80", "10.0.0.1:80"));
     EXPECT_TRUE(open.admits("http://[fe80::1]:80", "[fe80::1]:80"));
   }
+  for (const char* malformed : {"x:8y", ":80", "[", "[:", "[]", "[::1]x"}) {
+    EXPECT_FALSE(Access({}, {}, "").serves(malformed)) << malformed;
+    EXPECT_FALSE(Access({}, {"*"}).serves(malformed)) << malformed;
+  }
   EXPECT_TRUE(Access({}, {"*"}).serves("box.example")) << "any page may read everything then";
 }
 

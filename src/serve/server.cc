@@ -65,6 +65,8 @@ void check_origin(const std::string& origin) {
 }
 
 void check(const ServeOptions& options) {
+  // An empty one would be every address of the machine.
+  if (options.host.empty()) throw Error("--host: expected an address or a name");
   const auto refuse_below = [](std::string_view what, auto value, auto least) {
     if (!(value >= least)) throw Error(fmt::format("{} {}: expected at least {}", what, value, least));
   };

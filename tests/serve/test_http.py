@@ -289,6 +289,11 @@ def test_names_of_other_machines(start_server, tiny_folder, mamba, tmp_path):
             for headers in ({}, {"Origin": f"http://{host}"}):
                 status, _, answer = ask(mamba, host, path, **headers)
                 assert (status, answer["error"]["code"]) == (403, "host_not_allowed")
+    for host in ("x:8y", ":80", "[", "[:", "[]", "[::1]x"):
+        status, _, answer = ask(mamba, host)
+        assert (status, answer["error"]["code"]) == (403, "host_not_allowed")
+        assert "start the server" not in answer["error"]["message"], "no name that it could be given"
+    assert "--host evil.example," in ask(mamba, "evil.example:80")[2]["error"]["message"]
     for host in (f"localhost:{mamba.port}", "LOCALHOST", f"127.0.0.1:{mamba.port}", "[::1]:80", "10.0.0.1"):
         assert ask(mamba, host)[0] == ask(mamba, host, Origin=f"http://{host}")[0] == 200
     (tmp_path / "keys").write_text("secret")

@@ -163,6 +163,7 @@ def test_addresses_that_are_not_to_be_had(start_server, mamba):
         (("--port", mamba.port), "cannot listen on 127.0.0.1 port"),
         (("--port", 0, "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
         (("--port", 0, "--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
+        (("--port", 0, "--host", ""), "--host: expected an address or a name"),
     ]:
         done = subprocess.run(
             [start_server.command, "serve", MAMBA, *map(str, options)], capture_output=True, text=True
