@@ -78,8 +78,7 @@ void StagedFolder::claim(Leftovers leftovers) {
     if (!taken_up_) clear();
     write(kMark, "");
   } catch (...) {
-    std::error_code ignored;
-    if (is_ours) fs::remove_all(staging_, ignored);
+    if (is_ours) remove();
     if (lock_ >= 0) close(lock_);
     throw;
   }
@@ -109,9 +108,19 @@ void StagedFolder::check_is_ours() const {
 }
 
 StagedFolder::~StagedFolder() {
-  std::error_code ignored;
-  if (!staging_.empty()) fs::remove_all(staging_, ignored);
+  if (!staging_.empty()) remove();
   if (lock_ >= 0) close(lock_);
+}
+
+/// Its mark goes last: what a process that is killed meanwhile leaves behind, the next one knows to be its own.
+void StagedFolder::remove() const noexcept {
+  std::error_code ignored;
+  for (fs::directory_iterator entry(staging_, ignored), end; !ignored && entry != end; entry.increment(ignored)) {
+    std::error_code kept;
+    if (entry->path().filename() != kMark) fs::remove_all(entry->path(), kept);
+  }
+  fs::remove(staging_ / kMark, ignored);
+  fs::remove(staging_, ignored);
 }
 
 void StagedFolder::clear(const std::function<bool(const std::string& name)>& is_kept) const {
@@ -162,6 +171,8 @@ void StagedFolder::commit() {
     throw Error("exists already, and is left as it is", {.file = destination_.string()});
   } else if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
     throw_system_error(destination_, "exchange it with the finished folder");
+  } else {
+    std::ofstream(staging_ / kMark);  // what lies there now goes, even if not all at once
   }
   sync(destination_.parent_path());
 }

@@ -54,6 +54,7 @@ class StagedFolder {
   void claim(Leftovers leftovers);
   bool try_to_claim();
   void check_is_ours() const;
+  void remove() const noexcept;
 
   std::filesystem::path destination_;
   Check check_replaceable_;

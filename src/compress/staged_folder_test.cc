@@ -52,6 +52,9 @@ TEST(StagedFolder, ReplacesOnlyWhatTheCheckAllows) {
     StagedFolder folder(dir.path() / "old", has_marker);
     folder.write("marker", "new");
     folder.commit();
+    // A process that is killed while it removes the old one leaves what the next knows for its own.
+    EXPECT_EQ(text_of(dir.path() / "old.partial/marker"), "old");
+    EXPECT_TRUE(fs::exists(dir.path() / "old.partial" / StagedFolder::kMark));
   }
   EXPECT_EQ(text_of(dir.path() / "old/marker"), "new");
   EXPECT_EQ(entries_of(dir.path()), 3u);
