@@ -8,6 +8,7 @@
 
 #include "hxq/error.h"
 #include "hxq/generate.h"
+#include "model/memory_reaches.h"
 
 namespace hxq {
 namespace {
@@ -58,15 +59,14 @@ struct Embedder::Impl {
 /// Gives the task a sequence; false if there is no memory for one and the step has others.
 bool Embedder::Impl::admit(Task& task) {
   if (task.sequence) return true;
-  try {
+  const auto take_memory = [&] {
     free.reserve(static_cast<size_t>(sequences));  // so that all can be given back at any time
     if (free.empty()) free.push_back(std::make_unique<Sequence>(model.new_sequence()));
     task.sum.assign(static_cast<size_t>(model.info().hidden_size), 0);
-  } catch (const OutOfMemory&) {
-    if (segments.empty()) throw;
-    return false;
-  } catch (const std::bad_alloc&) {
-    if (segments.empty()) throw;
+  };
+  if (segments.empty()) {
+    take_memory();
+  } else if (!memory_reaches(take_memory)) {
     return false;
   }
   task.sequence = std::move(free.back());

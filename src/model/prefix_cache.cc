@@ -1,9 +1,8 @@
 #include "model/prefix_cache.h"
 
 #include <algorithm>
-#include <new>
 
-#include "hxq/error.h"
+#include "model/memory_reaches.h"
 
 namespace hxq {
 
@@ -40,7 +39,7 @@ void PrefixCache::make_room(int64_t bytes) {
 
 void PrefixCache::keep(std::span<const int32_t> prompt, const Sequence& sequence, std::span<const float> logits) {
   const std::span<const int32_t> tokens = prompt.first(static_cast<size_t>(sequence.position()));
-  try {
+  const bool reached = memory_reaches([&] {
     if (Entry* same = find_same(tokens, std::ssize(prompt))) {
       const auto more = static_cast<int64_t>(logits.size_bytes());
       if (!same->logits.empty() || logits.empty() || same->bytes + more > most_bytes_) return;
@@ -60,11 +59,8 @@ void PrefixCache::keep(std::span<const int32_t> prompt, const Sequence& sequence
     make_room(entry.bytes);
     entries_.push_front(std::move(entry));
     bytes_ += entries_.front().bytes;
-  } catch (const OutOfMemory&) {
-    make_room(most_bytes_);
-  } catch (const std::bad_alloc&) {
-    make_room(most_bytes_);
-  }
+  });
+  if (!reached) make_room(most_bytes_);
 }
 
 }  // namespace hxq

@@ -85,9 +85,9 @@ TEST_P(Copies, GoOnEachByItself) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Copies,
                          ::testing::Combine(::testing::ValuesIn(kFolders), ::testing::Values("cpu", "guarded")),
-                         [](const auto& info) {
-                           std::string name = std::get<1>(info.param);
-                           name += "_" + folder(std::get<0>(info.param)).filename().string();
+                         [](const auto& test) {
+                           std::string name = std::get<1>(test.param);
+                           name += "_" + folder(std::get<0>(test.param)).filename().string();
                            std::ranges::replace(name, '-', '_');
                            return name;
                          });
@@ -146,7 +146,9 @@ TEST_P(Prefixes, GiveTheSameTexts) {
         EXPECT_LE(found[i].reused_tokens, std::ssize(prompts[i]));
         reused += found[i].reused_tokens;
       }
-      if (bytes == 1) EXPECT_EQ(reused, 0);
+      if (bytes == 1) {
+        EXPECT_EQ(reused, 0);
+      }
       if (bytes == int64_t{1} << 30 && !model.info().positions_scale) {
         EXPECT_GT(reused, (is_long ? 2 : 6) * std::ssize(shared));
       }
@@ -154,8 +156,8 @@ TEST_P(Prefixes, GiveTheSameTexts) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Prefixes, ::testing::ValuesIn(kFolders), [](const auto& info) {
-  std::string name = folder(info.param).filename().string();
+INSTANTIATE_TEST_SUITE_P(Models, Prefixes, ::testing::ValuesIn(kFolders), [](const auto& test) {
+  std::string name = folder(test.param).filename().string();
   std::ranges::replace(name, '-', '_');
   return name;
 });

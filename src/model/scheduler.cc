@@ -6,9 +6,9 @@
 #include <chrono>
 #include <deque>
 #include <exception>
-#include <new>
 
 #include "hxq/error.h"
+#include "model/memory_reaches.h"
 #include "model/prefix_cache.h"
 
 namespace hxq {
@@ -129,14 +129,11 @@ bool Scheduler::Impl::reuse(Task& task) {
   const PrefixCache::Entry* entry = prefixes.find(prompt);
   if (!entry) return false;
   std::vector<float> logits;
-  try {
+  const bool is_copied = memory_reaches([&] {
     logits = entry->logits;
     task.sequence->copy_from(entry->sequence);
-  } catch (const OutOfMemory&) {
-    return false;  // it is run from its start
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
+  });
+  if (!is_copied) return false;  // it is run from its start
   task.generation.result().reused_tokens = task.sequence->position();
   if (entry->tokens.size() < prompt.size()) return false;
   task.began = Clock::now();
@@ -162,11 +159,13 @@ bool Scheduler::Impl::admit() {
     if (!goes_on(task) || task.sequence || std::ssize(taken) >= limits.sequences) continue;
     if (waits_for_another(task)) continue;
     if (free.empty()) {
-      try {
+      const auto take_memory = [&] {
         free.reserve(taken.size() + 1);  // so that all can be given back at any time
         free.push_back(std::make_unique<Sequence>(model.new_sequence()));
-      } catch (const OutOfMemory&) {
-        if (taken.empty()) throw;
+      };
+      if (taken.empty()) {
+        take_memory();
+      } else if (!memory_reaches(take_memory)) {
         return brought_on;  // the others go on, and leave theirs to it
       }
     }
