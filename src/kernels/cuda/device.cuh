@@ -18,11 +18,6 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr bool is_activation(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
 constexpr int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-template <class T>
-HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
-
 /// Element i of an array of F32, BF16 or F16.
 __device__ inline float load_element(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::f32) return static_cast<const float*>(data)[i];

@@ -472,8 +472,7 @@ Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> prod
   }
   p.plan = plan_gemv(all_rows, products[0].weight.cols, current_device().multiprocessors);
   p.row_slots = p.plan.row_slots();
-  const int step = p.row_slots * GemvPlan::rows_at_once(p.plan.units);
-  p.round = kPartials / p.plan.warps() / step * step;
+  p.round = kPartials / p.plan.warps() / p.plan.turn_rows() * p.plan.turn_rows();
   share_blocks({rows, products.size()}, p.plan.blocks, blocks);
   int all_blocks = 0;
   for (int i = 0; i < p.parts; ++i) {

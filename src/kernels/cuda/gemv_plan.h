@@ -27,6 +27,8 @@ struct GemvPlan {
   HXQ_HOST_DEVICE int row_slots() const { return kWarps >> warps_log2 << (5 - lanes_log2); }
   /// Rows of a thread whose sums over lanes are taken together.
   HXQ_HOST_DEVICE static constexpr int rows_at_once(int units) { return 4 / units; }
+  /// Rows that the threads of a block multiply in one go.
+  HXQ_HOST_DEVICE int turn_rows() const { return row_slots() * rows_at_once(units); }
 
   HXQ_HOST_DEVICE int slot_of(int thread) const {
     return (thread / 32 >> warps_log2 << (5 - lanes_log2)) + (thread % 32 >> lanes_log2);
@@ -68,8 +70,7 @@ inline GemvPlan plan_gemv(int64_t rows, int64_t cols, int64_t blocks) {
     plan.lanes_log2 = lanes_log2;
     plan.warps_log2 = warps_log2;
     if (int64_t{plan.units} * plan.lanes() * plan.warps() < row_units) return;
-    const int step = plan.row_slots() * GemvPlan::rows_at_once(plan.units);
-    const int64_t steps = (plan.max_block_rows(rows) + step - 1) / step;
+    const int64_t steps = ceil_div(plan.max_block_rows(rows), plan.turn_rows());
     if (best_steps >= 0 && steps >= best_steps) return;
     best = plan;
     best_steps = steps;

@@ -6,3 +6,12 @@
 #else
 #define HXQ_HOST_DEVICE
 #endif
+
+namespace hxq::cuda {
+
+template <class T>
+HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace hxq::cuda

@@ -228,8 +228,8 @@ __global__ void __launch_bounds__(kThreads + 32, 1) step_kernel(const __grid_con
 }
 
 /// What each block works on, which is found once.
-__global__ void lay_out_kernel(const __grid_constant__ Parameters p, int blocks) {
-  const StepPlan& plan = StepLayout::plans(p.step.memory)[blockIdx.x];
+__global__ void lay_out_kernel(const Step step, int blocks) {
+  const StepPlan& plan = StepLayout::plans(step.memory)[blockIdx.x];
   wait_for_predecessors();
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += static_cast<int>(blockDim.x)) {
     StepWork work;
@@ -242,19 +242,19 @@ __global__ void lay_out_kernel(const __grid_constant__ Parameters p, int blocks)
       work.rows = part.share.count(own);
       work.cols = plan.common.input.cols;
       work.weights = part.indices + int64_t{work.first_row} * work.cols;
-      work.chunk_rows = plan.common.has_few_rows ? work.rows : rows_of_turn(plan.common.plan);
+      work.chunk_rows = plan.common.has_few_rows ? work.rows : plan.common.plan.turn_rows();
       if (part.outlier_row_begin) {
         work.first_outlier = part.outlier_row_begin[work.first_row];
         work.outliers = part.outlier_row_begin[work.first_row + work.rows] - work.first_outlier;
       }
     }
-    StepLayout::works(p.step.memory, p.step.operations)[int64_t{blockIdx.x} * blocks + block] = work;
+    StepLayout::works(step.memory, step.operations)[int64_t{blockIdx.x} * blocks + block] = work;
   }
 }
 
 #else
 
-__global__ void lay_out_kernel(const __grid_constant__ Parameters, int) {}
+__global__ void lay_out_kernel(const Step, int) {}
 __global__ void step_kernel(const __grid_constant__ Parameters) {}
 
 #endif
@@ -293,7 +293,7 @@ Status write_step(const StepOperation* operations, int64_t count, void* memory, 
 
 Status lay_out_step(const Step& step, Stream stream) noexcept {
   return launch(step::lay_out_kernel, {.grid = dim3(static_cast<unsigned>(step.operations)), .block = dim3(128)},
-                stream, step::Parameters{.step = step}, current_device().multiprocessors);
+                stream, step, current_device().multiprocessors);
 }
 
 Status run_step(const Step& step, Stream stream) noexcept {

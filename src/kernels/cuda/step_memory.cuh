@@ -99,61 +99,6 @@ __device__ inline void store(const StepOutput& y, int64_t i, float value, uint32
   }
 }
 
-/// An operation as the block has it: what is read beside the weights.
-struct alignas(16) Header {
-  StepCommon common;
-  StepPart part;
-  StepScan scan;
-  StepWork work;
-  float* state;  ///< of the convolution or the scan
-  alignas(16) float codebook[256];
-  uint32_t begins[kRowBegins + 8];    ///< where the outliers of the block's first rows begin, in the matrix
-  uint32_t cols[kReadyOutliers + 8];  ///< of the block's first outliers
-  float changes[kReadyOutliers + 8];
-
-  /// Copies begin at a multiple of four elements.
-  __device__ uint32_t begin_of(int row) const {
-    return row <= kRowBegins ? begins[work.first_row % 4 + row] : __ldg(part.outlier_row_begin + work.first_row + row);
-  }
-  /// Outlier i of the matrix times x.
-  template <class X>
-  __device__ float outlier_product(uint32_t i, const X& x) const {
-    const uint32_t own = i - work.first_outlier, at = work.first_outlier % 4 + own;
-    return own < kReadyOutliers ? changes[at] * x.at(cols[at])
-                                : __ldg(part.outlier_change + i) * x.at(__ldg(part.outlier_col + i));
-  }
-};
-
-/// What a block keeps in shared memory: then x, then the ring of weights.
-struct Shared {
-  alignas(1024) unsigned char table[SmallTable::kBytes];
-  Header header[kHeaders];
-  float partial[kPartials];
-  float conv_sum[kBaseRows],
-      conv_tap[kBaseRows];  ///< of rows that a convolution takes: it but for its newest element, and that one's tap
-  float base[kBaseRows];    ///< what rows get beside their products: bias and earlier y
-  float extra[kBaseRows];   ///< beside the codebook's weights, of products
-  float squares[GemvPlan::kWarps];  ///< of x, by warps
-  float low_rank[kGemvMaxRank];     ///< x times Vt
-  uint64_t full[kChunks], empty[kChunks];
-  uint64_t header_full[kHeaders], header_empty[kHeaders];
-};
-
-__device__ inline Shared& shared() { return *reinterpret_cast<Shared*>(dynamic_shared); }
-
-/// A barrier of the threads that compute.
-__device__ inline void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
-
-/// Rows that the threads of a block multiply in one go.
-__device__ inline int rows_of_turn(const GemvPlan& plan) {
-  return plan.row_slots() * GemvPlan::rows_at_once(plan.units);
-}
-
-/// Rows of a block that are finished together where warps share them: whole turns.
-__device__ inline int rows_of_round(const GemvPlan& plan) {
-  return min(kPartials / plan.warps(), kBaseRows) / rows_of_turn(plan) * rows_of_turn(plan);
-}
-
 /// x in shared memory: the four quarters of all units apart, so that lanes that read units of their own find them in
 /// different banks.
 class SharedX {
@@ -182,6 +127,55 @@ class SharedX {
   float* data_;
   int quarter_;
 };
+
+/// An operation as the block has it: what is read beside the weights.
+struct alignas(16) Header {
+  StepCommon common;
+  StepPart part;
+  StepScan scan;
+  StepWork work;
+  float* state;  ///< of the convolution or the scan
+  alignas(16) float codebook[256];
+  uint32_t begins[kRowBegins + 8];    ///< where the outliers of the block's first rows begin, in the matrix
+  uint32_t cols[kReadyOutliers + 8];  ///< of the block's first outliers
+  float changes[kReadyOutliers + 8];
+
+  /// Copies begin at a multiple of four elements.
+  __device__ uint32_t begin_of(int row) const {
+    return row <= kRowBegins ? begins[work.first_row % 4 + row] : __ldg(part.outlier_row_begin + work.first_row + row);
+  }
+  /// Outlier i of the matrix times x.
+  __device__ float outlier_product(uint32_t i, const SharedX& x) const {
+    const uint32_t own = i - work.first_outlier, at = work.first_outlier % 4 + own;
+    return own < kReadyOutliers ? changes[at] * x.at(cols[at])
+                                : __ldg(part.outlier_change + i) * x.at(__ldg(part.outlier_col + i));
+  }
+};
+
+/// What a block keeps in shared memory: then x, then the ring of weights.
+struct Shared {
+  alignas(1024) unsigned char table[SmallTable::kBytes];
+  Header header[kHeaders];
+  float partial[kPartials];
+  float conv_sum[kBaseRows];        ///< of rows that a convolution takes: it but for its newest element
+  float conv_tap[kBaseRows];        ///< and that element's tap
+  float base[kBaseRows];            ///< what rows get beside their products: bias and earlier y
+  float extra[kBaseRows];           ///< beside the codebook's weights, of products
+  float squares[GemvPlan::kWarps];  ///< of x, by warps
+  float low_rank[kGemvMaxRank];     ///< x times Vt
+  uint64_t full[kChunks], empty[kChunks];
+  uint64_t header_full[kHeaders], header_empty[kHeaders];
+};
+
+__device__ inline Shared& shared() { return *reinterpret_cast<Shared*>(dynamic_shared); }
+
+/// A barrier of the threads that compute.
+__device__ inline void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+/// Rows of a block that are finished together where warps share them: whole turns.
+__device__ inline int rows_of_round(const GemvPlan& plan) {
+  return min(kPartials / plan.warps(), kBaseRows) / plan.turn_rows() * plan.turn_rows();
+}
 
 /// Bytes of weights on their way, in a ring of shared memory. Both sides walk through the same chunks.
 struct Ring {

@@ -11,10 +11,8 @@
 namespace hxq::cuda {
 namespace {
 
-constexpr int64_t kMostCols =
-    2 * 32 * GemvPlan::kWarps * GemvPlan::kUnitCols;  ///< two units of a lane; x in shared memory
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+/// Two units of a lane; x lies in shared memory.
+constexpr int64_t kMostCols = 2 * 32 * GemvPlan::kWarps * GemvPlan::kUnitCols;
 
 bool is_aligned(const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
 
@@ -143,23 +141,19 @@ class Planner {
   /// The next operation writes these elements: nothing that it does not need may still read or write them. Of those
   /// that other blocks read it takes the array that they had before, where all its readers are done.
   uint64_t* write(const float* data, int64_t size, bool is_read) {
+    const auto meets = [&](const auto& used) { return overlap(data, size, used.data, used.size); };
+    const bool done =
+        std::ranges::all_of(written_, [&](const Written& w) { return !meets(w) || needed_.contains(w.operation); }) &&
+        std::ranges::all_of(readings_, [&](const Reading& r) { return !meets(r) || is_done(r); });
+    if (!done && data != nullptr) fits_ = false;
     uint64_t* shared = nullptr;
-    for (size_t i = written_.size(); i-- > 0;) {
-      const Written& before = written_[i];
-      if (!overlap(data, size, before.data, before.size)) continue;
-      const bool done = needed_.contains(before.operation) &&
-                        std::ranges::all_of(readings_, [&](const Reading& r) { return r.written != i || is_done(r); });
-      if (!done && data != nullptr) fits_ = false;
-      if (done && before.data == data && before.size == size && shared == nullptr) shared = before.shared;
-      break;
-    }
-    for (const Reading& reading : readings_) {
-      if (data != nullptr && overlap(data, size, reading.data, reading.size) && !is_done(reading)) fits_ = false;
-    }
-    if (!is_read) shared = nullptr;
-    if (is_read && shared == nullptr) {
-      shared = reinterpret_cast<uint64_t*>(memory_ + bytes_);
-      bytes_ += (static_cast<size_t>(size) * sizeof(uint64_t) + 15) / 16 * 16;
+    if (is_read) {
+      const auto before = std::find_if(written_.rbegin(), written_.rend(), meets);
+      if (done && before != written_.rend() && before->data == data && before->size == size) shared = before->shared;
+      if (shared == nullptr) {
+        shared = reinterpret_cast<uint64_t*>(memory_ + bytes_);
+        bytes_ += (static_cast<size_t>(size) * sizeof(uint64_t) + 15) / 16 * 16;
+      }
     }
     written_.push_back({data, size, shared, number()});
     return shared;

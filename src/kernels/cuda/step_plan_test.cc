@@ -114,6 +114,18 @@ TEST(StepPlan, ElementsAreWrittenAgainOnlyWhenAllThatUseThemAreDone) {
   EXPECT_FALSE(fits(products(y + 1, 16, {{16, address(40000)}}))) << "pairs";
 }
 
+TEST(StepPlan, AllThatWroteElementsIsDoneBeforeTheyAreWrittenAgain) {
+  float* y = address(10000);
+  const auto fits = [&](const float* x) {
+    return plan({products(address(0), 64, {{32, y}}), products(address(0), 64, {{32, y + 32}}),
+                 products(x, 32, {{64, y}})},
+                8)
+               .size.bytes > 0;
+  };
+  EXPECT_FALSE(fits(y + 32)) << "the first may still write";
+  EXPECT_FALSE(fits(y)) << "the second may still write";
+}
+
 TEST(StepPlan, WhoReadsAPartOfAnOperationDoesNotWaitForAllOfIt) {
   float* x = address(0);
   float* q = address(10000);

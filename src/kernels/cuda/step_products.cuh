@@ -10,43 +10,35 @@ namespace hxq::cuda::step {
 
 __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 
-/// Calls give(i, a, b) for elements 2 * i and 2 * i + 1 of x that are the thread's, several of which are asked for at
-/// once. ahead(i): reads what is there already.
-template <class Ahead, class Give>
-__device__ inline void take_pairs(const Source& x, int pairs, const Ahead& ahead, const Give& give) {
+/// Brings x to shared memory, pairs of elements, of which a thread asks for several at once; the sum of its squares
+/// before a norm's weights, of the thread's elements.
+__device__ inline float bring_x(const StepInput& input, const SharedX& to, uint32_t done) {
   constexpr int kTogether = 2;
+  const Source x(input.x, done);
+  const int pairs = input.cols / 2;
+  float squares = 0;
 #pragma unroll 1
   for (int first = thread(); first < pairs; first += kThreads * kTogether) {
     Pair pair[kTogether];
-    float2 beside[kTogether];
+    float2 weight[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int at = first + i * kThreads;
-      if (at < pairs) {
-        beside[i] = ahead(at);
-        pair[i] = x.ask(at);
-      }
+      if (at >= pairs) continue;
+      weight[i] = input.norm_weight
+                      ? make_float2(__ldg(input.norm_weight + 2 * at), __ldg(input.norm_weight + 2 * at + 1))
+                      : make_float2(1, 1);
+      pair[i] = x.ask(at);
     }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int at = first + i * kThreads;
-      if (at < pairs) give(at, x.take(at, pair[i]), beside[i]);
+      if (at >= pairs) continue;
+      const float2 v = x.take(at, pair[i]);
+      squares = fmaf(v.x, v.x, fmaf(v.y, v.y, squares));
+      to.put_pair(at, v.x * weight[i].x, v.y * weight[i].y);
     }
   }
-}
-
-/// Brings x to shared memory; the sum of its squares before a norm's weights, of the thread's elements.
-__device__ inline float bring_x(const StepInput& input, const SharedX& to, uint32_t done) {
-  const Source x(input.x, done);
-  float squares = 0;
-  const auto weights = [&](int i) {
-    if (!input.norm_weight) return make_float2(1, 1);
-    return make_float2(__ldg(input.norm_weight + 2 * i), __ldg(input.norm_weight + 2 * i + 1));
-  };
-  take_pairs(x, input.cols / 2, weights, [&](int i, float2 v, float2 weight) {
-    squares = fmaf(v.x, v.x, fmaf(v.y, v.y, squares));
-    to.put_pair(i, v.x * weight.x, v.y * weight.y);
-  });
   return squares;
 }
 
