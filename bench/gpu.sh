@@ -8,7 +8,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-build-gpu}" && cd "${1:-build-gpu}" && pwd)
 
 arch=${HXQ_CUDA_ARCH:-90a}
-sources=("$root"/src/kernels/cuda/*.cu "$root"/src/kernels/cuda/{cublas,table,tensor_map}.cc)
+shopt -s extglob
+sources=("$root"/src/kernels/cuda/*.cu "$root"/src/kernels/cuda/!(*_test).cc)
 objects=()
 jobs=()
 for source in "${sources[@]}" "$root/bench/gpu_bench.cu"; do

@@ -16,6 +16,29 @@ namespace {
 
 constexpr int kMaxDevices = 64;
 
+/// To ask whether this build has machine code for a device, and how many clusters have room.
+__global__ void probe_kernel() {}
+
+/// Of blocks with nearly all of a multiprocessor's shared memory.
+void count_clusters(DeviceFacts& facts) {
+  constexpr size_t kSharedBytes = 160 * 1024;
+  cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  for (int size = 2; size <= DeviceFacts::kMostBlocks; ++size) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(size);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(size));
+    config.blockDim = dim3(256);
+    config.dynamicSmemBytes = kSharedBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int count = 0;
+    if (cudaOccupancyMaxActiveClusters(&count, probe_kernel, &config) == cudaSuccess) facts.clusters[size] = count;
+  }
+}
+
 DeviceFacts read_facts(int device) {
   int major = 0, minor = 0;
   DeviceFacts facts;
@@ -23,11 +46,10 @@ DeviceFacts read_facts(int device) {
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   facts.compute_capability = 10 * major + minor;
+  facts.clusters[1] = facts.multiprocessors;
+  if (major >= 9) count_clusters(facts);
   return facts;
 }
-
-/// To ask whether this build has machine code for a device.
-__global__ void probe_kernel() {}
 
 cudaStream_t of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 

@@ -158,9 +158,8 @@ __device__ inline float max_block(float value, float* shared) {
 /// scale.
 __device__ inline float scale_for(float largest) {
   if (!(largest > 0) || isinf(largest)) return 1.0f;
-  int exponent;
-  frexpf(largest, &exponent);
-  return ldexpf(1.0f, max(exponent - 15, -126));
+  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 14;  // of the result, as it is stored
+  return __uint_as_float(static_cast<uint32_t>(max(exponent, 1)) << 23);
 }
 
 /// Starts to copy kBytes (4 or 16, aligned) to shared memory; 16 bytes pass by the first-level cache.
@@ -214,6 +213,10 @@ __device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf
 struct DeviceFacts {
   int multiprocessors = 0;
   int compute_capability = 0;  ///< 90 for 9.0
+  static constexpr int kMostBlocks = 8;
+  /// Clusters of so many blocks that run at once where a block fills a multiprocessor; 0: none. A cluster lies within a
+  /// part of the GPU that may have more or fewer multiprocessors than a multiple of its size.
+  int clusters[kMostBlocks + 1] = {};
 };
 DeviceFacts current_device() noexcept;
 

@@ -1,6 +1,9 @@
 // The codebook product for several tokens on Hopper's tensor cores. Weights are the left operand, straight from their
-// bytes: looked up into registers, never written anywhere. x is packed once (pack_x.cu) and travels through shared
-// memory in a ring. Every block has the same share of the work (gemm_plan.h).
+// bytes: looked up into registers, never written anywhere. A warp brings bytes and packed x (pack_x.cu) to shared
+// memory ahead of the warpgroups that multiply; the blocks that share a tile add up through each other's shared memory
+// (gemm_plan.h).
+
+#include <cooperative_groups.h>
 
 #include <algorithm>
 
@@ -9,6 +12,7 @@
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/pack_x.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace hxq::cuda {
 namespace {
@@ -22,57 +26,301 @@ struct GemmParameters {
   int64_t tokens;
   bool accumulate;
   bool weight_changes;
+  float inverse_level_scale;
   GemmPlan plan;
 };
 
-using Table = LookupTable<true>;
+inline constexpr int kGroup = 128;  ///< threads of a warpgroup
 
-/// The ring of x.
-template <int kN>
-struct GemmShared {
-  static constexpr int kStageBytes = kN * kChunkCols * 2;
-  static constexpr int kStages = kN <= 64 ? 8 : 5;
+inline constexpr int kAdders = 96;  ///< threads that add up outliers
 
-  alignas(1024) unsigned char x[kStages][kStageBytes];
-  uint64_t full[kStages];
-  uint64_t empty[kStages];
-  uint32_t arrived;  ///< blocks that were done with a tile before
+/// What they need of shared memory.
+template <int kPieceBytes>
+struct OutlierMemory {
+  alignas(16) unsigned char x[2][kPieceBytes];
+  float change[2][kAdders];
+  uint32_t row_begin[257];
+  uint64_t full[2];
 };
 
-/// Rows are read a little at a time: what follows is asked for as well, so that memory is read in longer pieces.
-__device__ inline uint4 load_bytes_of_row(const void* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
+/// Where things lie in shared memory, as addresses: the table wants a multiple of its size.
+template <int kN, int kRowGroups>
+struct Layout {
+  static constexpr int kWarpgroups = kGemmWarpgroups;
+  static constexpr int kKGroups = kWarpgroups / kRowGroups;
+  static constexpr int kMultipliers = kWarpgroups * kGroup;
+  static constexpr int kThreads = kMultipliers + kGroup;  ///< the last ones bring what the others multiply
+  /// Registers that a thread starts with. Few tokens leave room on the multiprocessor for the kernel that packs x.
+  static constexpr int kRegisters = kN <= 32 ? 80 : 96;
+  // These are shared anew.
+  static constexpr int kMultiplierRegisters = kN <= 32 ? 88 : kN <= 64 ? 104 : 112;
+  static constexpr int kBringerRegisters = 5 * kRegisters - 4 * kMultiplierRegisters;
+  static constexpr int kBoxBytes = kRowGroups * 64 * kChunkCols;  ///< of one chunk of the tile's rows
+  static constexpr int kXBytes = kN * kChunkCols * 2;             ///< of one chunk of packed x
+  static constexpr int kStageBytes = kKGroups * (kBoxBytes + kXBytes);
+  static constexpr uint32_t kStart = 1024;  ///< of dynamic shared memory
+  static constexpr uint32_t kTable = 131072, kTableBytes = 65536;
+  static constexpr uint32_t kBarriers = kTable + kTableBytes;
+  static constexpr int kSumBytes = kMultipliers * (kN / 2) * 4;  ///< of all warpgroups
+  /// Few tokens: sums have memory of their own, and the next tile may come while they are added up.
+  static constexpr bool kKeepsRing = kN <= 16;
+  static constexpr int kRoom = kTable - kStart;
+  static constexpr int kRingRoom = kKeepsRing ? kRoom - kSumBytes : kRoom;
+  static constexpr int kStages = kRingRoom / kStageBytes < 8 ? kRingRoom / kStageBytes : 8;
+  static_assert(kStages >= 3);
+  static constexpr uint32_t kSums = kKeepsRing ? kTable - kSumBytes : kStart;
+  /// Sums that are added up at once: all, or half of each token tile.
+  static constexpr int kRounds = kSumBytes > kRoom ? 2 : 1;
+  static constexpr uint32_t kOutliers = kBarriers + 2 * 8 * sizeof(uint64_t);
+  static constexpr int kPieceBytes = kN <= 32 ? 4096 : 12288;
+  using Outliers = OutlierMemory<kPieceBytes>;
+  static constexpr size_t kDynamicBytes = kOutliers - kStart + sizeof(Outliers);
+
+  __device__ static unsigned char* at(uint32_t address) { return dynamic_shared + (address - kStart); }
+  __device__ static unsigned char* weights(int stage) { return at(kStart) + stage * kStageBytes; }
+  __device__ static unsigned char* x(int stage) { return weights(stage) + kKGroups * kBoxBytes; }
+  __device__ static uint64_t* full(int stage) { return reinterpret_cast<uint64_t*>(at(kBarriers)) + stage; }
+  __device__ static uint64_t* empty(int stage) { return full(stage) + 8; }
+};
+
+/// 256 words, 32 times, one copy for each bank. Entry i of lane l is at i << 8 | l << 2 from a multiple of the table's
+/// size, which one byte permutation gives: half of the memory is unused.
+struct WideTable {
+  /// What all lookups of a lane have in common. Addresses of a block name its place in the cluster, too.
+  __device__ static uint32_t lane_base(const void* table) {
+    uint32_t base = hopper::shared_address(table) | threadIdx.x % 32 * 4;
+    asm("" : "+r"(base));  // else its computation is repeated with each lookup
+    return base;
+  }
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];"
+        : "=r"(value)
+        : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4)));
+    return value;
+  }
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
+};
+
+/// A place of the ring, and the parity of its use.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ inline uint32_t block_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
 }
 
-/// A lane's bytes of one chunk: 16 of row g and 16 of row g + 8 of its warp's 16 rows.
-struct RawWeights {
-  uint4 upper, lower;
+/// Brings bytes of weights and x, in the order in which they are multiplied. One thread.
+template <int kN, int kRowGroups, bool kAligned>
+class Bringer {
+ public:
+  __device__ Bringer(const GemmParameters& p, const CUtensorMap& map) : p_(p), map_(map), tile_(cluster()) {
+    start_tile();
+  }
+
+  /// Before predecessors have ended: what they do not write.
+  __device__ void bring_first_weights() {
+    Place at = place_;
+    for (; early_ < L::kStages && early_ < last_ - step_; ++early_, at.advance()) {
+      hopper::arrive_and_expect_bytes(L::full(at.stage), kBytes);
+      bring_weights(at.stage, step_ + early_);
+    }
+  }
+
+  /// The rest of a tile, and what the ring can take of the next.
+  __device__ void bring_tile() {
+    while (step_ < last_) bring_step();
+    tile_ += p_.plan.clusters;
+    start_tile();
+    for (int i = 0; L::kKeepsRing && i < L::kStages && step_ < last_; ++i) bring_step();
+  }
+
+ private:
+  using L = Layout<kN, kRowGroups>;
+  using Place = RingPlace<L::kStages>;
+  static constexpr uint32_t kBytes = kAligned ? L::kStageBytes : L::kKGroups * L::kXBytes;
+
+  __device__ int64_t cluster() const { return blockIdx.x / p_.plan.splits; }
+
+  __device__ void start_tile() {
+    const auto split = static_cast<int>(block_in_cluster());
+    step_ = p_.plan.first_step(split);
+    last_ = tile_ < p_.plan.tiles() ? p_.plan.first_step(split + 1) : step_;
+    row_ = static_cast<int>(p_.plan.first_row(tile_));
+  }
+
+  __device__ void bring_step() {
+    if (early_ > 0) {
+      --early_;
+    } else {
+      hopper::wait(L::empty(place_.stage), place_.parity ^ 1);  // passes in the first round
+      hopper::arrive_and_expect_bytes(L::full(place_.stage), kBytes);
+      bring_weights(place_.stage, step_);
+    }
+    const int64_t chunk = p_.plan.token_tile(tile_) * p_.plan.padded_chunks() + step_ * L::kKGroups;
+    hopper::copy_bulk(L::x(place_.stage), static_cast<const char*>(p_.x.packed) + chunk * L::kXBytes,
+                      L::kKGroups * L::kXBytes, L::full(place_.stage));
+    ++step_;
+    place_.advance();
+  }
+
+  __device__ void bring_weights(int stage, int step) const {
+    if constexpr (kAligned) {
+#pragma unroll
+      for (int q = 0; q < L::kKGroups; ++q) {
+        hopper::copy_box(L::weights(stage) + q * L::kBoxBytes, map_, (step * L::kKGroups + q) * kChunkCols, row_,
+                         L::full(stage));
+      }
+    }
+  }
+
+  const GemmParameters& p_;
+  const CUtensorMap& map_;
+  int64_t tile_;
+  int step_, last_, row_;
+  int early_ = 0;  ///< steps whose weights were asked for beforehand
+  Place place_;
+};
+
+/// Where what outliers add to the cluster's tile is, in units of its sums: [rows of the tile, tokens of the tile].
+__device__ inline float* outlier_sums(const GemmParameters& p) {
+  return p.x.outlier_sums + blockIdx.x / p.plan.splits * int64_t{p.plan.tile_rows()} * p.plan.tile_tokens();
+}
+
+/// Works out what outliers add while others multiply: three warps, for a part of the cluster's rows. x of their columns
+/// comes by bulk copies, a piece of the outliers after the other; groups of threads take turns with the rows.
+template <class T, int kTokens, int kPieceBytes>
+class OutlierAdder {
+ public:
+  /// `thread`: of kAdders.
+  __device__ OutlierAdder(const GemmParameters& p, OutlierMemory<kPieceBytes>& memory, int thread)
+      : p_(p), memory_(memory), thread_(thread) {}
+
+  /// Adds up for a tile. `piece`: pieces that went before; returns their number with those of this tile.
+  __device__ uint32_t add(int64_t tile, uint32_t piece) {
+    const int split = static_cast<int>(block_in_cluster()), tile_rows = p_.plan.tile_rows();
+    const int begin = tile_rows * split / p_.plan.splits;
+    rows_ = tile_rows * (split + 1) / p_.plan.splits - begin;
+    for (int i = thread_; i <= rows_; i += kAdders) {
+      memory_.row_begin[i] = p_.weight.outlier_row_begin[min(p_.plan.first_row(tile) + begin + i, p_.weight.rows)];
+    }
+    barrier();
+    first_token_ = static_cast<int>(p_.plan.token_tile(tile)) * kTokens;
+    begin_ = begin;
+    row_ = thread_ / kGroupThreads;
+    const uint32_t last = memory_.row_begin[rows_];
+    uint32_t first = memory_.row_begin[0];
+    if (first < last) {
+      fetch(first, last);
+      bring(first, last, piece);
+    }
+#pragma unroll 1
+    for (; first < last; first += kPiece, ++piece) {
+      if (first + kPiece < last) bring(first + kPiece, last, piece + 1);
+      hopper::wait(&memory_.full[piece % 2], piece / 2 % 2);
+      add_piece(first, min(last, first + kPiece), piece % 2);
+      barrier();
+    }
+    while (row_ < rows_) finish_row();
+    return piece;
+  }
+
+ private:
+  static constexpr int kOwn = kTokens >= 32 ? 4 : kTokens / 8;  ///< tokens of a thread
+  static constexpr int kGroupThreads = kTokens / kOwn;
+  static constexpr int kGroups = kAdders / kGroupThreads;
+  static constexpr int kBytes = kTokens * static_cast<int>(sizeof(T));  ///< of an outlier
+  static constexpr uint32_t kPiece = kPieceBytes / kBytes < kAdders ? kPieceBytes / kBytes : kAdders;  ///< outliers
+
+  __device__ void barrier() const { asm volatile("bar.sync 2, %0;" ::"n"(kAdders) : "memory"); }
+
+  /// The thread's outlier of a piece that will be brought.
+  __device__ void fetch(uint32_t first, uint32_t last) {
+    const uint32_t own = first + static_cast<uint32_t>(thread_);
+    if (static_cast<uint32_t>(thread_) >= kPiece || own >= last) return;
+    col_ = p_.weight.outlier_col[own];
+    change_ = p_.weight.outlier_change[own];
+  }
+
+  __device__ void bring(uint32_t first, uint32_t last, uint32_t piece) {
+    const uint32_t count = min(kPiece, last - first);
+    uint64_t* full = &memory_.full[piece % 2];
+    if (thread_ == 0) hopper::arrive_and_expect_bytes(full, count * kBytes);
+    if (static_cast<uint32_t>(thread_) < count) {
+      memory_.change[piece % 2][thread_] = change_ * p_.inverse_level_scale;
+      const T* x = static_cast<const T*>(p_.x.transposed) + col_ * p_.plan.padded_tokens() + first_token_;
+      hopper::copy_bulk(memory_.x[piece % 2] + thread_ * kBytes, x, kBytes, full);
+    }
+    fetch(first + kPiece, last);
+  }
+
+  __device__ void finish_row() {
+    float* out = outlier_sums(p_) + (begin_ + row_) * kTokens + thread_ % kGroupThreads * kOwn;
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) out[k] = sum_[k], sum_[k] = 0;
+    row_ += kGroups;
+  }
+
+  /// The group's rows, as far as the piece goes.
+  __device__ void add_piece(uint32_t first, uint32_t end, int half) {
+    const T* x = reinterpret_cast<const T*>(memory_.x[half]) + thread_ % kGroupThreads * kOwn;
+#pragma unroll 1
+    while (row_ < rows_ && memory_.row_begin[row_] < end) {
+      const uint32_t row_end = memory_.row_begin[row_ + 1], stop = min(row_end, end);
+#pragma unroll(kTokens >= 64 ? 1 : 4)
+      for (uint32_t i = max(memory_.row_begin[row_], first) - first; i < stop - first; ++i) {
+        const float change = memory_.change[half][i];
+#pragma unroll
+        for (int k = 0; k < kOwn; ++k) sum_[k] = fmaf(change, static_cast<float>(x[i * kTokens + k]), sum_[k]);
+      }
+      if (row_end > end) return;
+      finish_row();
+    }
+  }
+
+  const GemmParameters& p_;
+  OutlierMemory<kPieceBytes>& memory_;
+  const int thread_;
+  int first_token_ = 0, begin_ = 0, rows_ = 0, row_ = 0;
+  uint32_t col_ = 0;
+  float change_ = 0;
+  float sum_[kOwn] = {};
 };
 
 __device__ inline uint32_t pair_of(uint32_t first, uint32_t second, bool low_part) {
   return __byte_perm(first, second, low_part ? 0x7632 : 0x5410);
 }
 
-/// The left operands of a chunk's four products.
+/// The left operands of two products: half of a chunk.
 template <bool kTwoLevels>
 struct Fragments {
-  uint32_t high[4][4];
-  uint32_t low[kTwoLevels ? 4 : 1][4];
+  uint32_t high[2][4];
+  uint32_t low[kTwoLevels ? 2 : 1][4];
 
-  __device__ void decode(uint32_t lane_base, const RawWeights& raw) {
-    const uint32_t upper[4] = {raw.upper.x, raw.upper.y, raw.upper.z, raw.upper.w};
-    const uint32_t lower[4] = {raw.lower.x, raw.lower.y, raw.lower.z, raw.lower.w};
+  /// Words of row g and of row g + 8.
+  __device__ void decode(uint32_t lane_base, const uint32_t* upper, const uint32_t* lower) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t word = i % 2 == 0 ? upper[j] : lower[j];
-        const uint32_t first = Table::look_up(lane_base, word, i / 2 * 2);
-        const uint32_t second = Table::look_up(lane_base, word, i / 2 * 2 + 1);
+        const uint32_t first = WideTable::look_up(lane_base, word, i / 2 * 2);
+        const uint32_t second = WideTable::look_up(lane_base, word, i / 2 * 2 + 1);
         high[j][i] = pair_of(first, second, false);
         if constexpr (kTwoLevels) low[j][i] = pair_of(first, second, true);
       }
@@ -80,20 +328,9 @@ struct Fragments {
   }
 };
 
-template <int kN, bool kTwoLevels>
-__device__ inline void multiply_chunk(float (&sum)[kN / 2], const Fragments<kTwoLevels>& weights, const void* x) {
-  uint64_t operand = hopper::operand_of(x);
-  hopper::fence_products();
-#pragma unroll
-  for (int j = 0; j < 4; ++j, operand += hopper::kOperandStep) {
-    hopper::multiply_async<kN>(sum, weights.high[j], operand);
-    if constexpr (kTwoLevels) hopper::multiply_async<kN>(sum, weights.low[j], operand);
-  }
-  hopper::commit_products();
-}
-
 /// One value of y from the sum of its products.
 __device__ inline void finish_value(const GemmParameters& p, int64_t token, int64_t row, float value) {
+  if (token >= p.tokens || row >= p.weight.rows) return;
   value *= p.weight.level_scale * p.x.scales[token];
   for (int n = 0; n < p.weight.rank; ++n) {
     value = fmaf(p.weight.low_rank_u[row * p.weight.rank + n], p.low_rank_product[token * p.weight.rank + n], value);
@@ -103,340 +340,294 @@ __device__ inline void finish_value(const GemmParameters& p, int64_t token, int6
   store_at(p.y, token, row, value);
 }
 
-/// A warp's share of the block's items: 16 rows of every tile. Lane l has rows l / 4 and l / 4 + 8 of them, and of each
-/// eight columns of the right operand those at l % 4 * 2 and one further.
-template <int kN, int kWarpgroups, bool kTwoLevels, bool kAligned>
-class Worker {
+/// A thread of the warpgroups. Of its warp's 16 rows lane l has rows l / 4 and l / 4 + 8, and of each eight columns of
+/// the right operand those at l % 4 * 2 and one further.
+template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
+class Multiplier {
  public:
-  __device__ Worker(const GemmParameters& p, GemmShared<kN>& shared, uint32_t lane_base)
-      : p_(p),
-        shared_(shared),
-        lane_base_(lane_base),
-        begin_(p.plan.block_begin(blockIdx.x)),
-        count_(static_cast<int>(p.plan.block_begin(blockIdx.x + 1) - begin_)) {
-    start_portion(0);
+  __device__ explicit Multiplier(const GemmParameters& p)
+      : p_(p), lane_base_(WideTable::lane_base(L::at(L::kTable))), tile_(blockIdx.x / p.plan.splits) {
+    start_tile();
   }
 
-  __device__ void run() {
-    if (threadIdx.x == 0) start_ring();
-    while (true) {
-      start_sums();
-      multiply_portion();
-      const Portion done = portion_;
-      // The next portion's first weights travel while this one is finished.
-      if (done.end < count_) start_portion(done.end);
-      finish_portion(done);
-      if (done.end == count_) return;
+  /// Multiplies the block's part of a tile, but for its outliers.
+  __device__ void multiply_tile() {
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) sum_[i] = 0;
+    if (step_ < last_) multiply_steps();
+  }
+
+  /// Adds up what blocks and warpgroups have of a tile, and writes it: the blocks share its sums.
+  __device__ void reduce_tile() {
+    // Sums overwrite what others may still multiply.
+    if (!L::kKeepsRing) asm volatile("bar.sync 1, %0;" ::"n"(L::kMultipliers) : "memory");
+#pragma unroll
+    for (int round = 0; round < L::kRounds; ++round) {
+      if (round > 0) hopper::cluster_barrier();
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) {
+        if (round_of(i) == round) partial()[(warpgroup() * kKept + kept_place(i)) * kGroup + thread()] = sum_[i];
+      }
+      hopper::cluster_barrier();
+      add_up(round);
     }
+    hopper::fence_tiles();
+    hopper::cluster_barrier();
+  }
+
+  __device__ void next_tile() {
+    tile_ += p_.plan.clusters;
+    start_tile();
   }
 
  private:
-  using Shared = GemmShared<kN>;
-  static constexpr int kThreads = kWarpgroups * 128;
-  static constexpr int kAhead = kN <= 64 ? 4 : 2;  ///< chunks whose bytes are in flight
-  static constexpr int kLag = 2;                   ///< chunks that warps may be apart before thread 0 waits for them
+  using L = Layout<kN, kRowGroups>;
+  static constexpr int kKept = kN / 2 / L::kRounds;  ///< sums of a thread that a round takes
 
-  static constexpr int kOutliersAhead = kN <= 64 ? 2 : 1;
+  // Recomputed where they are wanted: registers are few.
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) % kGroup; }
+  __device__ static int warpgroup() { return static_cast<int>(threadIdx.x) / kGroup; }
+  __device__ static int k_group() { return warpgroup() / kRowGroups; }
+  /// From the first row of a tile to the first of the lane's.
+  __device__ static int row_in_tile(int row_group) { return row_group * 64 + thread() / 32 * 16 + thread() % 32 / 4; }
+  __device__ int64_t first_row() const { return p_.plan.first_row(tile_) + row_in_tile(warpgroup() % kRowGroups); }
+  __device__ int64_t first_token() const {
+    return p_.plan.token_tile(tile_) * p_.plan.tile_tokens() + thread() % 4 * 2;
+  }
+  /// Sum i is of this token and row from the lane's first ones.
+  __device__ static constexpr int token_step(int i) { return i / 4 * 8 + i % 2; }
+  __device__ static constexpr int row_step(int i) { return i % 4 / 2 * 8; }
 
-  /// Of the lane's two rows: what is loaded, and what comes after it.
-  struct Outliers {
-    uint32_t next[2], end[2], step;
-    float change[2][kOutliersAhead];
-    uint32_t col[2][kOutliersAhead];
-  };
-
-  /// Items [first, end) of the block, all of one tile.
-  struct Portion {
-    int64_t tile;
-    int first, end;
-    bool begins_tile, ends_tile;
-  };
-
-  /// The first of the lane's two rows.
-  __device__ int64_t row_in(int64_t tile) const {
-    return p_.plan.first_row(tile) + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  __device__ void start_tile() {
+    const auto split = static_cast<int>(block_in_cluster());
+    step_ = p_.plan.first_step(split);
+    last_ = tile_ < p_.plan.tiles() ? p_.plan.first_step(split + 1) : step_;
   }
 
-  __device__ void start_portion(int first) {
-    const int64_t item = begin_ + first;
-    const int64_t tile = item / p_.plan.chunks;
-    const auto chunk = static_cast<int>(item - tile * p_.plan.chunks);
-    const int64_t left = p_.plan.chunks - chunk;
-    const int end = left < count_ - first ? first + static_cast<int>(left) : count_;
-    portion_ = {.tile = tile, .first = first, .end = end, .begins_tile = chunk == 0, .ends_tile = left == end - first};
-    const auto* indices = static_cast<const unsigned char*>(p_.weight.indices);
-    const int64_t row = row_in(tile), last_row = p_.weight.rows - 1;
-    upper_ = indices + min(row, last_row) * p_.weight.cols;
-    lower_ = indices + min(row + 8, last_row) * p_.weight.cols;
-    col_ = chunk * kChunkCols + static_cast<int>(threadIdx.x % 4) * 16;
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) load(raw_[i], first + i);
-    if (p_.weight.outlier_row_begin) start_outliers(row);
-  }
-
-  /// The lane's bytes of an item of the portion. Outside of the matrix they stay what they were: x is zero there.
-  __device__ void load(RawWeights& raw, int i) const {
-    const int col = col_ + (i - portion_.first) * kChunkCols;
-    if (i >= portion_.end || col >= static_cast<int>(p_.weight.cols)) return;
+  /// The lane's 16 bytes of a chunk of each of its rows.
+  __device__ void load(uint4& upper, uint4& lower) const {
     if constexpr (kAligned) {
-      raw.upper = load_bytes_of_row(upper_ + col);
-      raw.lower = load_bytes_of_row(lower_ + col);
+      const unsigned char* from = L::weights(place_.stage) + k_group() * L::kBoxBytes +
+                                  row_in_tile(warpgroup() % kRowGroups) * kChunkCols + thread() % 4 * 16;
+      upper = *reinterpret_cast<const uint4*>(from);
+      lower = *reinterpret_cast<const uint4*>(from + 8 * kChunkCols);
     } else {
-      const auto* last = static_cast<const unsigned char*>(p_.weight.indices) + p_.weight.rows * p_.weight.cols - 1;
-      raw.upper = load_bytes_unaligned(upper_ + col, last);
-      raw.lower = load_bytes_unaligned(lower_ + col, last);
+      // Outside of the matrix bytes stay what they were: x is zero there.
+      const int64_t col = (step_ * L::kKGroups + k_group()) * kChunkCols + thread() % 4 * 16;
+      if (col >= p_.weight.cols) return;
+      const auto* indices = static_cast<const unsigned char*>(p_.weight.indices);
+      const unsigned char* last = indices + p_.weight.rows * p_.weight.cols - 1;
+      const int64_t row = first_row(), last_row = p_.weight.rows - 1;
+      upper = load_bytes_unaligned(indices + min(row, last_row) * p_.weight.cols + col, last);
+      lower = load_bytes_unaligned(indices + min(row + 8, last_row) * p_.weight.cols + col, last);
     }
   }
 
-  // Thread 0 keeps the ring of x filled. The chunks that a block's items want follow each other in memory, from the
-  // last back to the first.
-  __device__ const char* x_begin() const { return static_cast<const char*>(p_.x.packed); }
-  __device__ const char* x_end() const {
-    return x_begin() + p_.plan.token_tiles * p_.plan.chunks * Shared::kStageBytes;
-  }
-
-  __device__ void start_ring() {
-    const int64_t tile = begin_ / p_.plan.chunks;
-    next_x_ =
-        x_begin() + (begin_ - tile * p_.plan.chunks + p_.plan.token_tile(tile) * p_.plan.chunks) * Shared::kStageBytes;
-    for (int i = 0; i < Shared::kStages && i < count_; ++i) fetch_x(i);
-  }
-
-  __device__ void fetch_x(int stage) {
-    hopper::arrive_and_expect_bytes(&shared_.full[stage], Shared::kStageBytes);
-    hopper::copy_bulk(shared_.x[stage], next_x_, Shared::kStageBytes, &shared_.full[stage]);
-    next_x_ += Shared::kStageBytes;
-    if (next_x_ == x_end()) next_x_ = x_begin();
-  }
-
-  /// Called for item i: writes over a chunk that all warps have left behind a while ago.
-  __device__ void refill(int i) {
-    if (i < kLag || i - kLag + Shared::kStages >= count_) return;
-    const bool same_round = stage_ >= kLag;
-    const int stage = same_round ? stage_ - kLag : stage_ - kLag + Shared::kStages;
-    hopper::wait(&shared_.empty[stage], same_round ? phase_ : phase_ ^ 1);
-    fetch_x(stage);
-  }
-
-  __device__ void multiply_portion() {
-    Fragments<kTwoLevels> weights[2];
-    weights[0].decode(lane_base_, raw_[0]);
-    for (int first = portion_.first; first < portion_.end; first += kAhead) {
+  __device__ void multiply_half(const Fragments<kTwoLevels>& weights, uint64_t operand) {
+    hopper::fence_products();
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int i = first + j;
-        if (i >= portion_.end) break;
-        if (threadIdx.x == 0) refill(i);
-        __syncwarp();
-        hopper::wait(&shared_.full[stage_], phase_);
-        multiply_chunk<kN>(sum_, weights[j % 2], shared_.x[stage_]);
-        load(raw_[j], i + kAhead);
-        weights[(j + 1) % 2].decode(lane_base_, raw_[(j + 1) % kAhead]);
-        hopper::wait_for_products();
-        if (threadIdx.x % 32 == 0) hopper::arrive(&shared_.empty[stage_]);
-        if (++stage_ == Shared::kStages) {
-          stage_ = 0;
-          phase_ ^= 1;
-        }
-      }
+    for (int j = 0; j < 2; ++j, operand += hopper::kOperandStep) {
+      hopper::multiply_async<kN>(sum_, weights.high[j], operand);
+      if constexpr (kTwoLevels) hopper::multiply_async<kN>(sum_, weights.low[j], operand);
     }
+    hopper::commit_products();
   }
 
-  /// The first token of the lane's columns of eight, and their number of eights.
-  __device__ int64_t first_token(int64_t tile) const {
-    return p_.plan.token_tile(tile) * p_.plan.tile_tokens() + threadIdx.x % 4 * 2;
-  }
-  __device__ int token_eights() const { return kN / 8 / p_.plan.parts; }
-
-  /// The first outliers of the lane's rows. The blocks that share a tile take turns with the outliers of a row.
-  __device__ void start_outliers(int64_t row) {
-    const int64_t first_block = p_.plan.block_of(portion_.tile * p_.plan.chunks);
-    outliers_.step =
-        static_cast<uint32_t>(p_.plan.block_of((portion_.tile + 1) * p_.plan.chunks - 1) - first_block + 1);
-    const auto own = static_cast<uint32_t>(blockIdx.x - first_block);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool exists = row + 8 * half < p_.weight.rows;
-      outliers_.next[half] = exists ? p_.weight.outlier_row_begin[row + 8 * half] + own : 0;
-      outliers_.end[half] = exists ? p_.weight.outlier_row_begin[row + 8 * half + 1] : 0;
-    }
-    load_outliers();
+  __device__ void leave(int stage) const {
+    if (threadIdx.x % 32 == 0) hopper::arrive(L::empty(stage));
   }
 
-  __device__ void load_outliers() {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int k = 0; k < kOutliersAhead; ++k, outliers_.next[half] += outliers_.step) {
-        const bool is_there = outliers_.next[half] < outliers_.end[half];
-        outliers_.change[half][k] = is_there ? p_.weight.outlier_change[outliers_.next[half]] : 0.0f;
-        outliers_.col[half][k] = is_there ? p_.weight.outlier_col[outliers_.next[half]] : 0;
-      }
-    }
-  }
-
-  /// Sums start as what outliers add. In the end they are multiplied by powers of two, which are taken out here.
-  __device__ void start_sums() {
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sum_[i] = 0;
-    if (!p_.weight.outlier_row_begin) return;
-    const float* x = p_.x.transposed + first_token(portion_.tile);
+  /// While one half of a chunk is multiplied the next is looked up.
+  __device__ void multiply_steps() {
+    Fragments<kTwoLevels> first, second;
+    uint4 upper = {}, lower = {};
+    hopper::wait(L::full(place_.stage), place_.parity);
+    load(upper, lower);
+    first.decode(lane_base_, &upper.x, &lower.x);
+    int before = -1;
+#pragma unroll 1
     while (true) {
+      const int stage = place_.stage;
+      const uint64_t operand = hopper::operand_of(L::x(stage) + k_group() * L::kXBytes);
+      multiply_half(first, operand);
+      if (before >= 0) {
+        hopper::wait_for_products_but_last();
+        leave(before);
+      }
+      second.decode(lane_base_, &upper.z, &lower.z);
+      multiply_half(second, operand + 2 * hopper::kOperandStep);
+      place_.advance();
+      before = stage;
+      if (++step_ == last_) break;
+      hopper::wait(L::full(place_.stage), place_.parity);
+      load(upper, lower);
+      hopper::wait_for_products_but_last();
+      first.decode(lane_base_, &upper.x, &lower.x);
+    }
+    hopper::wait_for_products();
+    leave(before);
+  }
+
+  /// Of each half of the sums (the two parts of x, where there are two) a round takes a part.
+  __device__ static constexpr int round_of(int i) { return i % (kN / 4) / (kN / 4 / L::kRounds); }
+  __device__ static constexpr int kept_place(int i) {
+    return i / (kN / 4) * (kKept / 2) + i % (kN / 4) % (kN / 4 / L::kRounds);
+  }
+  /// The sum that lies at a place.
+  __device__ static int kept_sum(int place, int round) {
+    return place / (kKept / 2) * (kN / 4) + round * (kN / 4 / L::kRounds) + place % (kKept / 2);
+  }
+
+  __device__ static float* partial() { return reinterpret_cast<float*>(L::at(L::kSums)); }
+
+  __device__ void add_up(int round) {
+    constexpr int kAtOnce = 4;
+    const auto cluster = cooperative_groups::this_cluster();
+    const int kept = kKept / p_.plan.parts, count = kRowGroups * kept, step = p_.plan.splits * L::kWarpgroups;
+    const int64_t tile_row = p_.plan.first_row(tile_), tile_token = p_.plan.token_tile(tile_) * p_.plan.tile_tokens();
+    const float* outliers = p_.x.outlier_sums ? outlier_sums(p_) : nullptr;
+#pragma unroll 1
+    for (int first = static_cast<int>(block_in_cluster()) * L::kWarpgroups + warpgroup(); first < count;
+         first += kAtOnce * step) {
+      float value[kAtOnce], low[kAtOnce];
+      int row[kAtOnce], token[kAtOnce], from[kAtOnce];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int index = min(first + u * step, count - 1);  // what is too much is not stored
+        const int row_group = index / kept, place = index % kept, i = kept_sum(place, round);
+        row[u] = row_in_tile(row_group) + row_step(i);
+        token[u] = thread() % 4 * 2 + token_step(i);
+        from[u] = (row_group * kKept + place) * kGroup + thread();
+        value[u] = outliers ? outliers[row[u] * p_.plan.tile_tokens() + token[u]] : 0.0f;
+        low[u] = 0;
+      }
+#pragma unroll 1
+      for (int split = 0; split < p_.plan.splits; ++split) {
+        const float* there = cluster.map_shared_rank(partial(), static_cast<unsigned>(split));
 #pragma unroll
-        for (int k = 0; k < kOutliersAhead; ++k) {
-          add_outlier(half, outliers_.change[half][k], x + outliers_.col[half][k] * p_.x.transposed_stride);
+        for (int q = 0; q < L::kKGroups; ++q) {
+#pragma unroll
+          for (int u = 0; u < kAtOnce; ++u) {
+            const float* sums = there + q * kRowGroups * kKept * kGroup + from[u];
+            value[u] += *sums;
+            if (p_.plan.parts == 2) low[u] += sums[kKept / 2 * kGroup];
+          }
         }
       }
-      if (outliers_.next[0] >= outliers_.end[0] && outliers_.next[1] >= outliers_.end[1]) break;
-      load_outliers();
-    }
-    const float* scales = p_.x.scales + first_token(portion_.tile);
 #pragma unroll
-    for (int e = 0; e < kN / 8; ++e) {
-      if (e >= token_eights()) break;
-      const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * e);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        sum_[4 * e + 2 * half] /= p_.weight.level_scale * scale.x;
-        sum_[4 * e + 2 * half + 1] /= p_.weight.level_scale * scale.y;
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (first + u * step >= count) break;
+        finish_value(p_, tile_token + token[u], tile_row + row[u], fmaf(low[u], kLowPartScale, value[u]));
       }
-    }
-  }
-
-  __device__ void add_outlier(int half, float change, const float* x) {
-#pragma unroll
-    for (int e = 0; e < kN / 8; ++e) {
-      if (e >= token_eights()) break;
-      const float2 v = *reinterpret_cast<const float2*>(x + 8 * e);
-      // An outlier that is not there must not make a NaN of an infinite x.
-      sum_[4 * e + 2 * half] += change != 0 ? change * v.x : 0.0f;
-      sum_[4 * e + 2 * half + 1] += change != 0 ? change * v.y : 0.0f;
-    }
-  }
-
-  /// Where a block leaves its sums of a tile that others share: a tile that it begins, or one that began elsewhere.
-  __device__ float* partial_sums(int64_t block, bool begins_tile) const {
-    return p_.x.partial_sums + (block * 2 + begins_tile) * (kN / 2) * kThreads + threadIdx.x;
-  }
-
-  __device__ void finish_portion(const Portion& portion) {
-    if (portion.begins_tile && portion.ends_tile) return write(portion.tile);
-    float* own = partial_sums(blockIdx.x, portion.begins_tile);
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) own[i * kThreads] = sum_[i];
-    const int64_t first_block = p_.plan.block_of(portion.tile * p_.plan.chunks);
-    const int64_t last_block = p_.plan.block_of((portion.tile + 1) * p_.plan.chunks - 1);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) shared_.arrived = atomicAdd(p_.x.counters + portion.tile, 1u);
-    __syncthreads();
-    if (shared_.arrived != last_block - first_block) return;
-    __threadfence();
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sum_[i] = 0;
-    for (int64_t block = first_block; block <= last_block; ++block) {
-      const float* part = partial_sums(block, block == first_block);
-#pragma unroll
-      for (int i = 0; i < kN / 2; ++i) sum_[i] += __ldcg(part + i * kThreads);
-    }
-    write(portion.tile);
-  }
-
-  __device__ void write(int64_t tile) const {
-    const int64_t row = row_in(tile), token = first_token(tile);
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) {
-      const int e = i / 4;
-      if (e >= token_eights()) break;
-      float value = sum_[i];
-      if (e < kN / 16 && p_.plan.parts == 2) value = fmaf(sum_[i + kN / 4], kLowPartScale, value);
-      const int64_t t = token + 8 * e + i % 2, r = row + i % 4 / 2 * 8;
-      if (t < p_.tokens && r < p_.weight.rows) finish_value(p_, t, r, value);
     }
   }
 
   const GemmParameters& p_;
-  Shared& shared_;
   const uint32_t lane_base_;
-  const int64_t begin_;  // of the block's items
-  const int count_;
-  int stage_ = 0;  // of the ring: where the next item's x is
-  uint32_t phase_ = 0;
-  const char* next_x_ = nullptr;  // thread 0: what the ring gets next
-  Portion portion_;
-  const unsigned char* upper_;
-  const unsigned char* lower_;
-  int col_;
-  Outliers outliers_;
-  RawWeights raw_[kAhead] = {};
+  int64_t tile_;
+  int step_, last_;
+  RingPlace<L::kStages> place_;
   float sum_[kN / 2];
 };
 
-template <int kN, int kWarpgroups, bool kTwoLevels, bool kAligned>
-__global__ void __launch_bounds__(kWarpgroups * 128, 1) gemm_kernel(const __grid_constant__ GemmParameters p) {
+template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
+__global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 128 * 128, 1)
+    gemm_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ GemmParameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<GemmShared<kN>*>(Table::end(memory));
-  const uint32_t lane_base = Table::lane_base(memory);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < GemmShared<kN>::kStages; ++i) {
-      hopper::init_barrier(&shared.full[i], 1);
-      hopper::init_barrier(&shared.empty[i], kWarpgroups * 4);
+  using L = Layout<kN, kRowGroups>;
+  if (hopper::shared_address(dynamic_shared) % L::kTableBytes != L::kStart) __trap();
+  const int64_t first_tile = blockIdx.x / p.plan.splits;
+  if (threadIdx.x >= L::kMultipliers) {
+    hopper::shrink_registers<L::kBringerRegisters>();
+    const bool brings = threadIdx.x == L::kMultipliers;
+    Bringer<kN, kRowGroups, kAligned> bringer(p, map);
+    if (brings) {
+      for (int i = 0; i < L::kStages; ++i) {
+        hopper::init_barrier(L::full(i), 1);
+        hopper::init_barrier(L::empty(i), L::kWarpgroups * 4);
+      }
+      auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
+      hopper::init_barrier(&outliers.full[0], 1);
+      hopper::init_barrier(&outliers.full[1], 1);
+      hopper::fence_barriers();
+      if (p.weight_changes) wait_for_predecessors();
+      bringer.bring_first_weights();
     }
-    hopper::fence_barriers();
+    __syncthreads();
+    let_successors_begin();
+    wait_for_predecessors();
+    auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
+    const int thread = static_cast<int>(threadIdx.x) - L::kMultipliers - 32;
+    const bool adds = thread >= 0 && p.weight.outlier_row_begin;
+    uint32_t piece = 0;
+    for (int64_t tile = first_tile; tile < p.plan.tiles(); tile += p.plan.clusters) {
+      if (brings) bringer.bring_tile();
+      if (adds && p.plan.parts == 1) {
+        piece = OutlierAdder<__half, kN, L::kPieceBytes>(p, outliers, thread).add(tile, piece);
+      } else if (adds) {
+        piece = OutlierAdder<float, (kN > 8 ? kN / 2 : 8), L::kPieceBytes>(p, outliers, thread).add(tile, piece);
+      }
+      __syncwarp();
+      for (int i = 0; i < 2 * L::kRounds; ++i) hopper::cluster_barrier();
+    }
+  } else {
+    hopper::grow_registers<L::kMultiplierRegisters>();
+    if (p.weight_changes) wait_for_predecessors();
+    const TableFill<L::kMultipliers> table(p.weight.codebook, p.weight.k);
+    Multiplier<kN, kRowGroups, kTwoLevels, kAligned> multiplier(p);
+    table.template store<WideTable>(WideTable::lane_base(L::at(L::kTable)),
+                                    [&](float level) { return two_halves(level * p.inverse_level_scale); });
+    __syncthreads();
+    wait_for_predecessors();
+    for (int64_t tile = first_tile; tile < p.plan.tiles(); tile += p.plan.clusters) {
+      multiplier.multiply_tile();
+      multiplier.reduce_tile();
+      multiplier.next_tile();
+    }
   }
-  if (p.weight_changes) wait_for_predecessors();
-  const TableFill<kWarpgroups * 128> table(p.weight.codebook, p.weight.k);
-  Worker<kN, kWarpgroups, kTwoLevels, kAligned> worker(p, shared, lane_base);
-  const float inverse_scale = 1.0f / p.weight.level_scale;
-  table.template store<Table>(lane_base, [&](float level) { return two_halves(level * inverse_scale); });
-  __syncthreads();
-  let_successors_begin();
-  wait_for_predecessors();
-  worker.run();
 #endif
 }
 
-template <int kN, int kWarpgroups, bool kTwoLevels>
-Status launch_tile(const GemmParameters& p, Stream stream) {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
-                          .block = dim3(kWarpgroups * 128),
-                          .shared_bytes = Table::kSharedBytes + sizeof(GemmShared<kN>)};
-  const bool aligned = p.weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(p.weight.indices) % 16 == 0;
-  return aligned ? launch(gemm_kernel<kN, kWarpgroups, kTwoLevels, true>, shape, stream, p)
-                 : launch(gemm_kernel<kN, kWarpgroups, kTwoLevels, false>, shape, stream, p);
+template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
+Status launch_kernel(const GemmParameters& p, const CUtensorMap& map, Stream stream) {
+  using L = Layout<kN, kRowGroups>;
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.clusters * p.plan.splits)),
+                          .block = dim3(L::kThreads),
+                          .shared_bytes = L::kDynamicBytes,
+                          .cluster = p.plan.splits};
+  return launch(gemm_kernel<kN, kRowGroups, kTwoLevels, kAligned>, shape, stream, map, p);
 }
 
-template <bool kTwoLevels>
-Status launch_levels(const GemmParameters& p, Stream stream) {
-  switch (p.plan.columns) {
-    case 8:
-      return launch_tile<8, warpgroups_of(8, kTwoLevels), kTwoLevels>(p, stream);
-    case 16:
-      return launch_tile<16, warpgroups_of(16, kTwoLevels), kTwoLevels>(p, stream);
-    case 32:
-      return launch_tile<32, warpgroups_of(32, kTwoLevels), kTwoLevels>(p, stream);
-    case 64:
-      return launch_tile<64, warpgroups_of(64, kTwoLevels), kTwoLevels>(p, stream);
-    case 128:
-      return launch_tile<128, warpgroups_of(128, kTwoLevels), kTwoLevels>(p, stream);
-    default:
-      return Status::invalid_value;
+/// Plain: aligned rows, one number for each level.
+bool is_plain(const CodebookWeight& weight, Precision precision) {
+  return weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(weight.indices) % 16 == 0 &&
+         (precision == Precision::fast || weight.levels_fit_half);
+}
+
+template <int kN>
+Status launch_plain(const GemmParameters& p, const CUtensorMap& map, Stream stream) {
+  if constexpr (kN <= 64) {
+    if (p.plan.row_groups == 2) return launch_kernel<kN, 2, false, true>(p, map, stream);
   }
+  if constexpr (kN <= 32) {
+    if (p.plan.row_groups == 1) return launch_kernel<kN, 1, false, true>(p, map, stream);
+  }
+  return launch_kernel<kN, kGemmWarpgroups, false, true>(p, map, stream);
 }
 
-bool needs_two_levels(const CodebookWeight& weight, Precision precision) {
-  return precision == Precision::exact && !weight.levels_fit_half;
+template <int kN>
+Status launch_other(const GemmParameters& p, bool two_levels, Stream stream) {
+  const CUtensorMap none = {};
+  return two_levels ? launch_kernel<kN, 4, true, false>(p, none, stream)
+                    : launch_kernel<kN, 4, false, false>(p, none, stream);
 }
 
 /// x of F32 has more bits than one binary16 number holds.
 int parts_of(Precision precision, DType x) { return precision == Precision::exact && x == DType::f32 ? 2 : 1; }
 
 GemmPlan plan_of(const CodebookWeight& weight, int64_t tokens, Precision precision, DType x) {
-  return plan_gemm(weight.rows, weight.cols, tokens, parts_of(precision, x), needs_two_levels(weight, precision),
-                   current_device().multiprocessors);
+  return plan_gemm(weight.rows, weight.cols, tokens, parts_of(precision, x), is_plain(weight, precision),
+                   current_device().clusters);
 }
 
 }  // namespace
@@ -447,22 +638,23 @@ bool supports_codebook_gemm(const CodebookWeight& weight) noexcept {
 }
 
 size_t codebook_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  size_t most = 0;
-  if (!supports_codebook_gemm(weight)) return most;
-  for (const Precision precision : {Precision::exact, Precision::fast}) {
-    for (const DType x : {DType::f32, DType::bf16}) {
-      // Of fewer tokens, the tiles of which are narrower, at most as many as fill one tile can need more.
-      for (int64_t t = tokens; t > 1; t = t > kGemmMaxColumns ? kGemmMaxColumns : t / 2) {
-        most = std::max(most, packed_x_bytes(plan_of(weight, t, precision, x)));
-      }
-    }
-  }
-  return most;
+  return supports_codebook_gemm(weight) ? packed_x_bytes(weight.cols, tokens, current_device().multiprocessors) : 0;
 }
 
 Status codebook_gemm(const CodebookWeight& weight, const LinearArgs& args, const float* low_rank_product,
                      Stream stream) noexcept {
+  const bool plain = is_plain(weight, args.precision);
   const GemmPlan plan = plan_of(weight, args.tokens, args.precision, args.x.dtype);
+  CUtensorMap map = {};
+  if (plain && !make_tensor_map({.data = weight.indices,
+                                 .rows = weight.rows,
+                                 .cols = weight.cols,
+                                 .stride = weight.cols,
+                                 .bytes = true,
+                                 .box_rows = static_cast<uint32_t>(plan.tile_rows())},
+                                &map)) {
+    return Status::not_supported;
+  }
   const PackedX x = place_packed_x(plan, weight.outlier_row_begin != nullptr, args.workspace);
   if (const Status status = pack_x(args, weight, plan, x, stream); status != Status::ok) return status;
   const GemmParameters p{.weight = weight,
@@ -473,8 +665,21 @@ Status codebook_gemm(const CodebookWeight& weight, const LinearArgs& args, const
                          .tokens = args.tokens,
                          .accumulate = args.accumulate,
                          .weight_changes = args.weight_changes,
+                         .inverse_level_scale = 1.0f / weight.level_scale,
                          .plan = plan};
-  return needs_two_levels(weight, args.precision) ? launch_levels<true>(p, stream) : launch_levels<false>(p, stream);
+  const bool two_levels = args.precision == Precision::exact && !weight.levels_fit_half;
+  switch (plan.columns) {
+    case 8:
+      return plain ? launch_plain<8>(p, map, stream) : launch_other<8>(p, two_levels, stream);
+    case 16:
+      return plain ? launch_plain<16>(p, map, stream) : launch_other<16>(p, two_levels, stream);
+    case 32:
+      return plain ? launch_plain<32>(p, map, stream) : launch_other<32>(p, two_levels, stream);
+    case 64:
+      return plain ? launch_plain<64>(p, map, stream) : launch_other<64>(p, two_levels, stream);
+    default:
+      return plain ? launch_plain<128>(p, map, stream) : launch_other<128>(p, two_levels, stream);
+  }
 }
 
 }  // namespace hxq::cuda

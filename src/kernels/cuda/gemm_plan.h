@@ -1,59 +1,94 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/host_device.h"
 #include "kernels/cuda/packed_x.h"
 
 /// How the tensor-core product spreads a matrix over blocks.
 ///
-/// A tile is warpgroups * 64 rows of the matrix with one tile of tokens. The chunks of all tiles, tile after tile, are
-/// one list of items that is cut into equal parts, one for each block, whatever the shape: a tile may be shared by
-/// several blocks, the last of which to be done adds up their sums, always in the same order.
+/// A tile is row_groups * 64 rows of the matrix with one tile of tokens. Its columns are cut into steps of k_groups
+/// chunks: each of a block's warpgroups has 64 rows of the tile and one chunk of every step. A cluster of `splits`
+/// blocks shares a tile, each with a part of its steps, and adds up through shared memory; clusters take tiles in turn.
 namespace hxq::cuda {
 
-/// Columns of the right operand, one or two for each token.
-inline constexpr int kGemmMaxColumns = 128;
-
 struct GemmPlan {
-  int columns = 8;     ///< of one tile: 8, 16, 32, 64 or 128
-  int parts = 1;       ///< 2: each token has a column for the upper and one for the lower bits of x
-  int warpgroups = 4;  ///< of 64 rows each
+  static constexpr int kMostColumns = 128;  ///< of the right operand, one or two for each token
+  static constexpr int kMostSplits = 8;     ///< blocks of a cluster that every GPU has room for
+
+  int columns = 8;  ///< of one tile: 8, 16, 32, 64 or 128
+  int parts = 1;    ///< 2: each token has a column for the upper and one for the lower bits of x
+  int row_groups = 4;
+  int k_groups = 1;
+  int splits = 1;
   int64_t token_tiles = 1;
   int64_t row_tiles = 1;
   int64_t chunks = 1;  ///< of kChunkCols columns of the matrix
-  int64_t blocks = 1;
+  int64_t clusters = 1;
 
   HXQ_HOST_DEVICE int tile_tokens() const { return columns / parts; }
-  HXQ_HOST_DEVICE int tile_rows() const { return warpgroups * 64; }
+  HXQ_HOST_DEVICE int64_t padded_tokens() const { return token_tiles * tile_tokens(); }
+  HXQ_HOST_DEVICE int tile_rows() const { return row_groups * 64; }
   HXQ_HOST_DEVICE int64_t tiles() const { return row_tiles * token_tiles; }
-  HXQ_HOST_DEVICE int64_t items() const { return tiles() * chunks; }
-  HXQ_HOST_DEVICE int64_t block_begin(int64_t block) const { return items() * block / blocks; }
-  HXQ_HOST_DEVICE int64_t block_of(int64_t item) const { return ((item + 1) * blocks - 1) / items(); }
+  HXQ_HOST_DEVICE int64_t steps() const { return (chunks + k_groups - 1) / k_groups; }
+  /// Chunks of packed x, those that fill up the last step included.
+  HXQ_HOST_DEVICE int64_t padded_chunks() const { return steps() * k_groups; }
+  HXQ_HOST_DEVICE int first_step(int split) const { return static_cast<int>(steps() * split / splits); }
   /// Tiles of the same rows follow each other.
   HXQ_HOST_DEVICE int64_t first_row(int64_t tile) const { return tile / token_tiles * tile_rows(); }
   HXQ_HOST_DEVICE int64_t token_tile(int64_t tile) const { return tile % token_tiles; }
 };
 
-/// Warpgroups of a block, as registers allow: more of them share what x costs.
-constexpr int warpgroups_of(int columns, bool two_levels) {
-  if (two_levels) return columns <= 32 ? 3 : 2;
-  return columns <= 16 ? 4 : 3;
+inline constexpr int kGemmWarpgroups = 4;  ///< of a block
+
+/// Columns of the right operand that a plan for up to `tokens` tokens can have.
+inline int64_t most_columns(int64_t tokens, int parts) {
+  int64_t columns = 16;
+  while (columns < GemmPlan::kMostColumns && columns < tokens * parts) columns *= 2;
+  return columns < tokens * parts ? tokens * parts + GemmPlan::kMostColumns - 1 : columns;
 }
 
-inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, bool two_levels, int64_t blocks) {
-  GemmPlan plan;
-  plan.parts = parts;
-  if (parts == 2) plan.columns = 16;  // a lane has both parts of its tokens
-  while (plan.columns < kGemmMaxColumns && plan.columns < tokens * parts) plan.columns *= 2;
-  plan.token_tiles = (tokens + plan.tile_tokens() - 1) / plan.tile_tokens();
-  plan.warpgroups = warpgroups_of(plan.columns, two_levels);
-  plan.row_tiles = (rows + plan.tile_rows() - 1) / plan.tile_rows();
-  plan.chunks = (cols + kChunkCols - 1) / kChunkCols;
-  // Adding up the sums of many blocks costs more than a few chunks do.
-  constexpr int64_t kLeastItems = 4;
-  const int64_t useful = (plan.items() + kLeastItems - 1) / kLeastItems;
-  plan.blocks = useful < blocks ? useful : blocks;
-  return plan;
+/// Values of y of a tile, at most.
+inline int64_t most_tile_values(int64_t tokens) { return std::min<int64_t>(most_columns(tokens, 1), 128) * 256; }
+
+/// `rows`, `cols`, `tokens` at least 1. `clusters[n]`: clusters of n blocks that run at once, up to kMostSplits; 0: not
+/// to be used; [1] is the number of multiprocessors. `any_shape`: tiles of every height there are; otherwise only those
+/// of all warpgroups.
+inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, bool any_shape, const int* clusters) {
+  GemmPlan best;
+  int64_t best_cost = -1;
+  for (int columns = parts == 2 ? 16 : 8; columns <= GemmPlan::kMostColumns; columns *= 2) {
+    if (best_cost >= 0 && columns >= 2 * tokens * parts) break;
+    constexpr int warpgroups = kGemmWarpgroups;
+    const int most_k_groups = !any_shape ? 1 : columns <= 32 ? 4 : columns <= 64 ? 2 : 1;
+    for (int k_groups = 1; k_groups <= most_k_groups; k_groups *= 2) {
+      GemmPlan plan{.columns = columns, .parts = parts, .row_groups = warpgroups / k_groups, .k_groups = k_groups};
+      plan.token_tiles = (tokens + plan.tile_tokens() - 1) / plan.tile_tokens();
+      plan.row_tiles = (rows + plan.tile_rows() - 1) / plan.tile_rows();
+      plan.chunks = (cols + kChunkCols - 1) / kChunkCols;
+      for (int splits = 1; splits <= GemmPlan::kMostSplits && splits <= plan.steps(); ++splits) {
+        // Clusters that share tiles have one each: to begin another costs more than it gains.
+        if (clusters[splits] == 0 || (splits > 1 && plan.tiles() > clusters[splits])) continue;
+        plan.splits = splits;
+        plan.clusters = std::min<int64_t>(plan.tiles(), clusters[splits]);
+        // Clocks of a step of all warpgroups: of products, of shared memory (lookups, and x and weights that
+        // come and go), of weights on their way.
+        const int64_t products = warpgroups * int64_t{columns} * 2;
+        const int64_t shared_memory = (warpgroups * (int64_t{192} + columns) + k_groups * columns) * 5 / 4;
+        const int64_t memory = warpgroups * 310 * plan.clusters * splits / clusters[1];
+        const int64_t rounds = (plan.tiles() + plan.clusters - 1) / plan.clusters;
+        const int64_t steps = (plan.steps() + splits - 1) / splits;
+        // What a tile takes besides: outliers, and sums on their way through shared memory.
+        const int64_t sums = 1000 + 16 * columns * k_groups + (splits > 1 ? 2000 + 16 * columns : 0);
+        const int64_t cost = rounds * (steps * std::max({products, shared_memory, memory}) + sums);
+        if (best_cost >= 0 && cost >= best_cost) continue;
+        best = plan;
+        best_cost = cost;
+      }
+    }
+  }
+  return best;
 }
 
 }  // namespace hxq::cuda

@@ -57,8 +57,23 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int col, int r
       : "memory");
 }
 
-/// Lets products read what this thread wrote to shared memory, once others know of it.
+/// Orders this thread's reads and writes of shared memory before what copies and products that others start later do.
 __device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// All threads of a cluster's blocks wait for each other, and see what each wrote to any shared memory before.
+__device__ inline void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Registers that a thread has from here on, all threads of a warpgroup alike: fewer, or more once others have fewer.
+template <int kCount>
+__device__ inline void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ inline void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
 
 /// Makes initialised barriers known to the copy engine.
 __device__ inline void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }

@@ -21,6 +21,14 @@ HXQ_HOST_DEVICE inline int packed_place(int col) {
   return 16 * product + 2 * lane + (byte < 2 ? byte : 8 + byte - 2);
 }
 
+/// The column that is multiplied at `place`.
+HXQ_HOST_DEVICE inline int packed_col(int place) {
+  const int lane = place % 8 / 2;
+  const int product = place / 16;
+  const int byte = place % 16 / 8 * 2 + place % 2;
+  return 16 * lane + 4 * product + byte;
+}
+
 /// Halves from the start of a chunk to `place` of token `token`: rows of 128 bytes, whose 16-byte pieces are permuted
 /// so that eight rows of a column fall into different banks.
 HXQ_HOST_DEVICE inline int packed_offset(int token, int place) {

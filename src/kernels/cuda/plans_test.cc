@@ -60,22 +60,49 @@ TEST(CudaPlans, MatricesThatShareAKernelGetBlocksByTheirRows) {
   EXPECT_EQ(shared({100, 100, 100}, 2), (std::vector<int64_t>{1, 1, 1}));
 }
 
-TEST(CudaPlans, GemmTakesEveryChunkOnceAndKnowsWhoSharesATile) {
+TEST(CudaPlans, GemmTakesEveryChunkOnce) {
+  const int clusters[GemmPlan::kMostSplits + 1] = {0, 132, 66, 42, 31, 0, 20, 17, 14};
   for (const auto& [rows, cols, tokens] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 2},
                                            {3072, 768, 16},
                                            {8192, 8192, 64},
+                                           {50280, 768, 64},
                                            {513, 4097, 200},
                                            {80, 1536, 8}}) {
     for (const int parts : {1, 2}) {
-      const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, false, 132);
-      EXPECT_GE(plan.token_tiles * plan.tile_tokens(), tokens);
-      EXPECT_GE(plan.row_tiles * plan.tile_rows(), rows);
-      EXPECT_EQ(plan.block_begin(0), 0);
-      EXPECT_EQ(plan.block_begin(plan.blocks), plan.items());
-      for (int64_t b = 0; b < plan.blocks; ++b) {
-        EXPECT_LT(plan.block_begin(b), plan.block_begin(b + 1));
-        EXPECT_EQ(plan.block_of(plan.block_begin(b)), b);
-        EXPECT_EQ(plan.block_of(plan.block_begin(b + 1) - 1), b);
+      for (const bool any_shape : {true, false}) {
+        const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, any_shape, clusters);
+        EXPECT_EQ(plan.row_groups * plan.k_groups, kGemmWarpgroups);
+        EXPECT_GE(plan.token_tiles * plan.tile_tokens(), tokens);
+        EXPECT_GE(plan.row_tiles * plan.tile_rows(), rows);
+        EXPECT_LE(plan.clusters, clusters[plan.splits]);
+        std::set<int64_t> chunks;
+        for (int split = 0; split < plan.splits; ++split) {
+          EXPECT_LT(plan.first_step(split), plan.first_step(split + 1));
+          for (int step = plan.first_step(split); step < plan.first_step(split + 1); ++step) {
+            for (int q = 0; q < plan.k_groups; ++q) {
+              EXPECT_TRUE(chunks.insert(int64_t{step} * plan.k_groups + q).second);
+            }
+          }
+        }
+        EXPECT_EQ(static_cast<int64_t>(chunks.size()), plan.padded_chunks());
+        EXPECT_GE(plan.padded_chunks() * kChunkCols, cols);
+        EXPECT_LT((plan.padded_chunks() - plan.k_groups) * kChunkCols, cols);
+      }
+    }
+  }
+}
+
+TEST(CudaPlans, MemoryForManyTokensIsEnoughForFewer) {
+  const int clusters[GemmPlan::kMostSplits + 1] = {0, 132, 66, 42, 31, 25, 20, 17, 14};
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3072, 768}, {8192, 8192}, {80, 1536}}) {
+    for (const int parts : {1, 2}) {
+      for (int64_t tokens = 1; tokens <= 300; ++tokens) {
+        const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, true, clusters);
+        for (const int64_t most : {tokens, tokens + 1, int64_t{300}}) {
+          EXPECT_LE(plan.token_tiles * plan.columns, most_columns(most, parts)) << tokens;
+          EXPECT_LE(plan.padded_tokens(), most_columns(most, 1)) << tokens;
+          EXPECT_LE(int64_t{plan.tile_rows()} * plan.tile_tokens(), most_tile_values(most)) << tokens;
+        }
       }
     }
   }
@@ -120,6 +147,7 @@ TEST(CudaPlans, PackedColumnsMatchTheBytesOfALane) {
   }
   EXPECT_EQ(offsets.size(), 16u * kChunkCols);
   EXPECT_EQ(*offsets.rbegin(), 16 * kChunkCols - 1);
+  for (int place = 0; place < kChunkCols; ++place) EXPECT_EQ(packed_place(packed_col(place)), place);
 }
 
 TEST(CudaPlans, IndicesOfEveryWidth) {

@@ -6,13 +6,14 @@
 
 namespace hxq::cuda {
 
-/// A row-major binary16 matrix of which the copy engine brings boxes of 64 columns, placed as `hopper::operand_of`
-/// wants. Aligned to 16 bytes, and so are its rows.
+/// A row-major matrix of binary16 or of bytes of which the copy engine brings boxes of 64 columns: binary16 placed as
+/// `hopper::operand_of` wants, bytes row after row. Aligned to 16 bytes, and so are its rows.
 struct MappedMatrix {
   const void* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t stride = 0;     ///< elements from row to row
+  bool bytes = false;     ///< else binary16
   uint32_t box_rows = 0;  ///< at most 256
 };
 

@@ -7,7 +7,7 @@ namespace hxq::cuda {
 /// From this many tokens on it costs less than multiplying with the bytes (measured on an H100).
 inline int64_t least_tile_tokens(const CodebookWeight& weight) noexcept {
   constexpr int64_t kSmallMatrix = int64_t{4} << 20;
-  return weight.rows * weight.cols <= kSmallMatrix ? 9 : 33;
+  return weight.cols <= 1024 || weight.rows * weight.cols <= kSmallMatrix ? 33 : 65;
 }
 
 /// Whether `tile_gemm` takes the product: on Hopper, tokens enough, rows of the matrix aligned to 16 bytes, weights
