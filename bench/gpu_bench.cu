@@ -3,6 +3,7 @@
 // Matrices rotate so that none is in the second-level cache when its turn comes: 2 GB of them, one CUDA graph of
 // back-to-back launches, median of its replays. R is what a plain kernel reads a second of 2 GB.
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,10 +12,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/linear.h"
 
@@ -263,12 +267,99 @@ struct Bench {
     cudaFree(y);
     cudaFree(workspace);
   }
+
+  /// Causal attention of a prompt, queries and outputs in float.
+  void attention(int32_t rows, int64_t query_heads, int64_t heads, int64_t dim, DType cache, Precision precision) {
+    const int64_t tile = KvCacheView::kTile, tiles = (rows + tile - 1) / tile, width = query_heads * dim;
+    const size_t tile_elements = static_cast<size_t>(2 * heads * dim * tile), elements = tile_elements * tiles;
+    std::mt19937 engine(5);
+    std::normal_distribution<float> normal;
+    std::vector<float> q(static_cast<size_t>(rows * width)), held(elements);
+    for (float& value : q) value = normal(engine);
+    std::vector<__half> half(elements);
+    for (size_t i = 0; i < elements; ++i) {
+      half[i] = __float2half(normal(engine));
+      held[i] = __half2float(half[i]);
+    }
+    const auto* bytes =
+        cache == DType::f32 ? reinterpret_cast<char*>(upload(held)) : reinterpret_cast<char*>(upload(half));
+    std::vector<const void*> table;
+    for (int64_t i = 0; i < tiles; ++i)
+      table.push_back(bytes + static_cast<size_t>(i) * tile_elements * (cache == DType::f32 ? 4 : 2));
+    std::vector<int32_t> positions(static_cast<size_t>(rows));
+    std::iota(positions.begin(), positions.end(), 0);
+    const void** device_table = upload(table);
+    auto* table_of = upload(std::vector<void*>{device_table});
+    auto* segment = upload(std::vector<RowRange>{{0, rows}});
+    auto* position = upload(positions);
+    float* device_q = upload(q);
+    auto* y = allocate<float>(q.size());
+    cudaMemset(y, 0xff, q.size() * 4);
+    AttentionArgs args{
+        .batch = {.segments = segment, .positions = position, .count = 1, .max_rows = rows, .total_rows = rows},
+        .q = {.data = device_q, .stride = width},
+        .y = {.data = y, .stride = width},
+        .query_heads = query_heads,
+        .scale = 1 / std::sqrt(static_cast<float>(dim)),
+        .cache = {.heads = heads, .head_dim = dim, .padded_dim = dim, .dtype = cache, .tiles = table_of},
+        .precision = precision};
+    const size_t workspace_bytes = attention_workspace(args);
+    auto* workspace = allocate<char>(workspace_bytes);
+    args.workspace = {.data = workspace, .bytes = workspace_bytes};
+    constexpr int kLaunches = 10;
+    const double seconds = graph_seconds(stream, [&] {
+      for (int i = 0; i < kLaunches; ++i) require(cuda::attention(args, stream), "attention");
+    });
+    const auto got = download(y, q.size());
+    double worst = 0;
+    for (int64_t t = 0; t < rows; t += 1 + rows / 7) {
+      for (int64_t h = 0; h < query_heads; h += 1 + query_heads / 3) {
+        const int64_t kv = h / (query_heads / heads);
+        const auto in_cache = [&](int64_t p, int64_t of_head, int64_t at) {
+          return double{
+              held[static_cast<size_t>(p / tile) * tile_elements + static_cast<size_t>(of_head * dim * tile + at)]};
+        };
+        std::vector<double> score(static_cast<size_t>(t + 1));
+        for (int64_t p = 0; p <= t; ++p) {
+          double dot = 0;
+          for (int64_t i = 0; i < dim; ++i)
+            dot += q[static_cast<size_t>(t * width + h * dim + i)] * in_cache(p, kv, i * tile + p % tile);
+          score[static_cast<size_t>(p)] = dot * args.scale;
+        }
+        const double largest = *std::max_element(score.begin(), score.end());
+        double total = 0;
+        for (double& value : score) total += value = std::exp(value - largest);
+        for (int64_t i = 0; i < dim; ++i) {
+          double sum = 0, size = 0;
+          for (int64_t p = 0; p <= t; ++p) {
+            const double term = score[static_cast<size_t>(p)] / total * in_cache(p, heads + kv, p % tile * dim + i);
+            sum += term;
+            size += std::fabs(term);
+          }
+          const double error = std::fabs(got[static_cast<size_t>(t * width + h * dim + i)] - sum) / size;
+          worst = error >= worst ? error : std::isnan(error) ? INFINITY : worst;
+        }
+      }
+    }
+    const std::string what = "attention " + std::to_string(query_heads) + "/" + std::to_string(heads) + " heads of " +
+                             std::to_string(dim) + ",M=" + std::to_string(rows) + "," +
+                             (cache == DType::f32 ? "f32 cache" : "f16 cache") +
+                             (precision == Precision::fast ? " fast" : " exact");
+    const size_t moved = 2 * q.size() * 4 + elements * (cache == DType::f32 ? 4 : 2);
+    row(what, seconds / kLaunches, static_cast<double>(moved), worst, precision == Precision::fast ? 0x1p-8 : 1e-5);
+    for (void* memory : {static_cast<void*>(const_cast<char*>(bytes)), static_cast<void*>(device_table),
+                         static_cast<void*>(table_of), static_cast<void*>(segment), static_cast<void*>(position),
+                         static_cast<void*>(device_q), static_cast<void*>(y), static_cast<void*>(workspace)}) {
+      cudaFree(memory);
+    }
+  }
 };
 
 }  // namespace
 
 struct Options {
   bool outliers = true;
+  bool attention_only = false;
   int64_t rows = 0, cols = 0;  ///< this shape only
   int64_t tokens = 0;          ///< this number of tokens only
 };
@@ -278,6 +369,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     long long rows, cols;
     if (!std::strcmp(argv[i], "--no-outliers")) options.outliers = false;
+    if (!std::strcmp(argv[i], "--attention")) options.attention_only = true;
     if (!std::strcmp(argv[i], "--tokens") && i + 1 < argc) options.tokens = std::atoll(argv[++i]);
     if (std::sscanf(argv[i], "%lldx%lld", &rows, &cols) == 2) options.rows = rows, options.cols = cols;
   }
@@ -289,9 +381,19 @@ int main(int argc, char** argv) {
   bench.read_rate = measure_read_rate(bench.stream);
   std::printf("card,what,tokens,x,us,percent of R,error,check\n%s,read rate R,,,%.3f TB/s,,,\n", properties.name,
               bench.read_rate * 1e-12);
+  for (const auto& [query_heads, heads, dim] :
+       {std::tuple<int64_t, int64_t, int64_t>{32, 4, 64}, {32, 32, 128}, {32, 8, 128}}) {
+    if (options.rows) break;
+    for (const DType cache : {DType::f32, DType::f16}) {
+      for (const Precision precision : {Precision::fast, Precision::exact}) {
+        bench.attention(2048, query_heads, heads, dim, cache, precision);
+      }
+    }
+  }
   const std::pair<int64_t, int64_t> shapes[] = {{8192, 8192}, {4096, 4096},  {11008, 4096}, {50280, 768}, {3072, 768},
                                                 {768, 1536},  {4096, 11008}, {80, 1536},    {1536, 48}};
   for (const auto& [rows, cols] : shapes) {
+    if (options.attention_only) break;
     if (options.rows && (rows != options.rows || cols != options.cols)) continue;
     const Rotation rotation(rows, cols, options.outliers ? 0.001 : 0.0);
     for (const int64_t tokens : {1, 2, 8, 16, 32, 64, 128}) {

@@ -1,4 +1,5 @@
-"""Times torch's dense bf16 products on one GPU, cold: 2 GB of matrices in rotation in a CUDA graph; prints CSV rows."""
+"""Times torch's dense bf16 products on one GPU, cold: 2 GB of matrices in rotation in a CUDA graph; and its causal
+attention. Prints CSV rows."""
 
 import statistics
 
@@ -8,6 +9,7 @@ ROTATION_BYTES = 2 << 30
 SHAPES = [(8192, 8192), (4096, 4096), (11008, 4096), (50280, 768), (3072, 768), (768, 1536), (4096, 11008), (80, 1536), (1536, 48)]
 TOKENS = [1, 2, 8, 16, 32, 64, 128]
 PREFILL_SHAPES = [(8192, 8192), (4096, 4096), (11008, 4096)]
+ATTENTION = [(32, 4, 64), (32, 32, 128), (32, 8, 128)]  # query heads, key-value heads, elements of a head
 PREFILL_TOKENS = [256, 512, 1024, 2048, 4096, 8192]
 
 
@@ -31,8 +33,24 @@ def graph_seconds(work, replays=9):
     return statistics.median(times)
 
 
+def time_attention(card, tokens, query_heads, heads, dim, launches=10):
+    def random(count):
+        return torch.randn(1, count, tokens, dim, device="cuda", dtype=torch.bfloat16)
+
+    q, k, v = random(query_heads), random(heads), random(heads)
+
+    def work():
+        for _ in range(launches):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    seconds = graph_seconds(work) / launches
+    print(f"{card},torch bf16 attention {query_heads}/{heads} heads of {dim},M={tokens},,{seconds * 1e6:.2f},,,", flush=True)
+
+
 def main():
     card = torch.cuda.get_device_name()
+    for query_heads, heads, dim in ATTENTION:
+        time_attention(card, 2048, query_heads, heads, dim)
     for rows, cols in SHAPES:
         count = max(2, min(ROTATION_BYTES // (2 * rows * cols), 512))
         weights = [torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) for _ in range(count)]

@@ -12,7 +12,7 @@ import sys
 
 HOT = re.compile(
     r"gemv_kernel<.*true>|gemm_kernel<(8|16|32|64), \d, false, true>|tile_gemm_kernel<.*>|pack_kernel<.*, false>"
-    r"|attention_kernel|attention_step_kernel<.*>|mamba_step_kernel|step_kernel|(run|output)_kernel<16, true>"
+    r"|attention_kernel|attention_(prefill|step)_kernel<.*>|mamba_step_kernel|step_kernel|(run|output)_kernel<16, true>"
     r"|conv_kernel<4, \d+>|rms_norm_kernel<true>|ssd_kernel<.*>"
 )
 FUNCTION = re.compile(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)")

@@ -1,7 +1,8 @@
-// Attention over a tiled cache. A block has up to kRows rows of queries of one key-value head: the heads of its group
-// for adjacent tokens. It goes over the tiles that any of them sees, or over a part of them.
+// Attention over a tiled cache in float. A block has up to kRows rows of queries of one key-value head: the heads of
+// its group for adjacent tokens. It goes over the tiles that any of them sees, or over a part of them.
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/device.cuh"
 
 namespace hxq::cuda {
@@ -369,7 +370,7 @@ Parameters parameters_of(const AttentionArgs& args) {
 }  // namespace
 
 size_t attention_workspace(const AttentionArgs& args) noexcept {
-  if (args.batch.count == 0 || args.batch.max_rows == 0) return 0;
+  if (args.batch.count == 0 || args.batch.max_rows == 0 || supports_attention_prefill(args)) return 0;
   const Parameters p = parameters_of(args);
   return p.parts == 1
              ? 0
@@ -383,6 +384,7 @@ Status attention(const AttentionArgs& args, Stream stream) noexcept {
     return Status::invalid_value;
   }
   if (args.batch.count == 0 || args.batch.max_rows == 0) return Status::ok;
+  if (supports_attention_prefill(args)) return attention_prefill(args, stream);
   if (args.workspace.bytes < attention_workspace(args)) return Status::invalid_value;
   const Parameters p = parameters_of(args);
   const LaunchShape shape{

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
+#include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_step.h"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/sampling.h"
@@ -25,6 +27,8 @@ struct Case {
   DType dtype = DType::f32;  // of activations
   DType cache = DType::f32;
   int64_t window = 0;
+  Precision precision = Precision::exact;
+  float q = 1, k = 1, v = 1;  // sizes of values
 };
 
 /// A cache whose tiles lie in no order, what it does not hold being NaN but for the padding of heads.
@@ -85,7 +89,7 @@ void fill_cache(const TestCache& cache, const Case& test, Random& random) {
           write_element(tiles.data() + cache.value_at(s, p, h, i), cache.dtype, value);
         };
         for (int64_t i = 0; i < cache.model.dim && p < test.positions[s]; ++i)
-          fill(i, random.normal(), random.normal());
+          fill(i, test.k * random.normal(), test.v * random.normal());
         for (int64_t i = cache.model.dim; i < cache.padded; ++i) fill(i, 0, 0);
       }
     }
@@ -93,8 +97,14 @@ void fill_cache(const TestCache& cache, const Case& test, Random& random) {
   EXPECT_EQ(cudaMemcpy(cache.tiles.data(), tiles.data(), tiles.size(), cudaMemcpyHostToDevice), cudaSuccess);
 }
 
-/// `fused`: by `attention_step`, which leaves the queries as they are.
-void check_attention(const Model& m, const Case& test, bool fused = false) {
+enum class Way {
+  any,      // what `attention` takes for the rows
+  prefill,  // `attention`, which must take tensor cores
+  fused,    // `attention_step`, which leaves the queries as they are
+};
+
+void check_attention(const Model& m, const Case& test, Way way = Way::any) {
+  const bool fused = way == Way::fused;
   Random random(8);
   std::vector<RowRange> segments;
   std::vector<int32_t> positions;
@@ -107,9 +117,9 @@ void check_attention(const Model& m, const Case& test, bool fused = false) {
     end = std::max<int64_t>(end, test.positions[s] + test.lengths[s]);
   }
   const int64_t q_width = m.query_heads * m.dim, k_width = m.heads * m.dim, half = m.dim / 2;
-  const auto q = random.normals(static_cast<size_t>(rows * q_width), test.dtype),
-             k = random.normals(static_cast<size_t>(rows * k_width), test.dtype),
-             v = random.normals(static_cast<size_t>(rows * k_width), test.dtype);
+  const auto q = random.normals(static_cast<size_t>(rows * q_width), test.dtype, test.q),
+             k = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.k),
+             v = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.v);
   std::vector<float> frequency;
   for (int64_t i = 0; i < half; ++i)
     frequency.push_back(static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half))));
@@ -132,7 +142,9 @@ void check_attention(const Model& m, const Case& test, bool fused = false) {
                      .query_heads = m.query_heads,
                      .scale = 1 / std::sqrt(static_cast<float>(m.dim)),
                      .window = test.window,
-                     .cache = cache.view()};
+                     .cache = cache.view(),
+                     .precision = test.precision};
+  EXPECT_TRUE(way != Way::prefill || supports_attention_prefill(args));
   const DeviceArray<std::byte> workspace(attention_workspace(args));
   args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
   if (fused) {
@@ -176,6 +188,7 @@ void check_attention(const Model& m, const Case& test, bool fused = false) {
     return i < half ? x[i] * std::cos(angle) - x[i + half] * std::sin(angle)
                     : x[i] * std::cos(angle) + x[i - half] * std::sin(angle);
   };
+  const bool fast = way == Way::prefill && test.precision == Precision::fast;
   std::vector<double> expected, size;
   for (size_t s = 0; s < segments.size(); ++s) {
     for (int64_t t = 0; t < segments[s].end - segments[s].begin; ++t) {
@@ -188,20 +201,26 @@ void check_attention(const Model& m, const Case& test, bool fused = false) {
           const double exact = rotate(q.data() + row * q_width + h * m.dim, i, position);
           double& rotated = query[static_cast<size_t>(i)];
           if (fused) rotated = exact;
-          ASSERT_NEAR(rotated, exact, 1e-6 + 1.01 * rounding_of(test.dtype) * std::fabs(exact)) << "query";
+          ASSERT_NEAR(rotated, exact, 1e-6 * test.q + 1.01 * rounding_of(test.dtype) * std::fabs(exact)) << "query";
           const double key = rotate(k.data() + row * k_width + kv * m.dim, i, position);
-          ASSERT_NEAR(key_in(s, position, kv, i), key, 1e-6 + 1.01 * rounding_of(test.cache) * std::fabs(key)) << "key";
+          ASSERT_NEAR(key_in(s, position, kv, i), key, 1e-6 * test.k + 1.01 * rounding_of(test.cache) * std::fabs(key))
+              << "key";
           ASSERT_EQ(value_in(s, position, kv, i),
                     rounded(v[static_cast<size_t>(row * k_width + kv * m.dim + i)], test.cache))
               << "value";
         }
-        std::vector<double> score, sum(static_cast<size_t>(m.dim)), sum_size(sum.size());
+        std::vector<double> score, score_size, sum(static_cast<size_t>(m.dim)), sum_size(sum.size());
         const int64_t first = test.window > 0 ? std::max<int64_t>(0, position - test.window + 1) : 0;
         double largest = -1e300, total = 0;
         for (int64_t p = first; p <= position; ++p) {
-          double dot = 0;
-          for (int64_t i = 0; i < m.dim; ++i) dot += query[static_cast<size_t>(i)] * key_in(s, p, kv, i);
+          double dot = 0, dot_size = 0;
+          for (int64_t i = 0; i < m.dim; ++i) {
+            const double term = query[static_cast<size_t>(i)] * key_in(s, p, kv, i);
+            dot += term;
+            dot_size += std::fabs(term);
+          }
           score.push_back(dot * args.scale);
+          score_size.push_back(dot_size * args.scale);
           largest = std::max(largest, score.back());
         }
         for (int64_t p = first; p <= position; ++p) {
@@ -215,17 +234,28 @@ void check_attention(const Model& m, const Case& test, bool fused = false) {
         for (size_t i = 0; i < sum.size(); ++i) {
           expected.push_back(sum[i] / total);
           size.push_back(sum_size[i] / total);
+          if (!fast) continue;
+          // A score that is off by a part of its size changes its weight by as much, and the output by that much of
+          // what its value is away from it.
+          for (int64_t p = first; p <= position; ++p) {
+            const auto at = static_cast<size_t>(p - first);
+            const double weight = std::exp(score[at] - largest) / total;
+            size.back() +=
+                weight * score_size[at] * std::fabs(value_in(s, p, kv, static_cast<int64_t>(i)) - expected.back());
+          }
         }
       }
     }
   }
-  expect_close(dy.values(), expected, size, 1e-5, test.dtype,
+  // `fast`: weights and values are rounded to 11 bits each, queries and keys too; the rest is float's.
+  expect_close(dy.values(), expected, size, fast ? 0x1p-10 + 1e-5 : 1e-5, test.dtype,
                to_string(Shape{m.query_heads, m.heads, m.dim, rows, end}));
 }
 
 TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
   HXQ_NEEDS_GPU();
-  for (const Model& m : {Model{8, 4, 32}, Model{4, 4, 8}, Model{12, 2, 128}, Model{24, 1, 64}, Model{2, 2, 256}}) {
+  for (const Model& m : {Model{8, 4, 32}, Model{4, 4, 8}, Model{12, 2, 128}, Model{24, 1, 64}, Model{2, 2, 256},
+                         Model{6, 2, 112}, Model{2, 1, 192}}) {
     check_attention(m, {.positions = {0}, .lengths = {1}});
     check_attention(m, {.positions = {0}, .lengths = {70}});
     check_attention(m, {.positions = {600, 3, 63}, .lengths = {1, 1, 1}, .dtype = DType::bf16, .cache = DType::bf16});
@@ -235,18 +265,49 @@ TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
   }
 }
 
+TEST(CudaAttention, MultipliesManyRowsByTensorCores) {
+  HXQ_NEEDS_GPU();
+  for (const Model& m : {Model{2, 2, 64}, Model{8, 2, 64}, Model{8, 1, 64}, Model{3, 1, 80}, Model{2, 2, 72},
+                         Model{4, 2, 96}, Model{4, 1, 128}, Model{2, 2, 128}, Model{2, 1, 256}}) {
+    for (const Precision precision : {Precision::exact, Precision::fast}) {
+      const auto check = [&](Case test) {
+        test.precision = precision;
+        check_attention(m, test, Way::prefill);
+      };
+      check({.positions = {0}, .lengths = {129}});
+      check({.positions = {0}, .lengths = {64}, .cache = DType::f16});
+      check({.positions = {0, 300, 64}, .lengths = {33, 1, 70}, .cache = DType::f16});
+      check({.positions = {5, 31, 0}, .lengths = {2, 64, 100}, .dtype = DType::bf16});
+      check({.positions = {190}, .lengths = {65}, .dtype = DType::bf16, .window = 50});
+      check({.positions = {63, 0}, .lengths = {100, 3}, .dtype = DType::f16, .cache = DType::f16, .window = 64});
+    }
+  }
+}
+
+TEST(CudaAttention, TensorCoresTakeLargeAndTinyValues) {
+  HXQ_NEEDS_GPU();
+  for (const Model& m : {Model{2, 2, 64}, Model{2, 1, 128}, Model{2, 2, 256}}) {
+    for (const Precision precision : {Precision::exact, Precision::fast}) {
+      for (const auto& [q, k, v] : {std::array{1e-6f, 1e6f, 1e6f}, {1e6f, 1e-6f, 1e-20f}, {1e-18f, 1e18f, 1e30f}}) {
+        check_attention(m, {.positions = {40}, .lengths = {100}, .precision = precision, .q = q, .k = k, .v = v},
+                        Way::prefill);
+      }
+    }
+  }
+}
+
 TEST(CudaAttention, FusesTheStepOfATokenOfEachSequence) {
   HXQ_NEEDS_GPU();
   for (const Model& m : {Model{8, 4, 32}, Model{4, 4, 8}, Model{14, 2, 128}, Model{32, 4, 64}, Model{2, 2, 256},
                          Model{32, 32, 128}, Model{3, 1, 80}}) {
-    check_attention(m, {.positions = {0}, .lengths = {1}}, true);
-    check_attention(m, {.positions = {63}, .lengths = {1}}, true);
-    check_attention(m, {.positions = {2100}, .lengths = {1}, .cache = DType::f16}, true);
-    check_attention(m, {.positions = {600, 3, 64}, .lengths = {1, 0, 1}, .dtype = DType::bf16}, true);
-    check_attention(m, {.positions = {300, 0}, .lengths = {1, 1}, .dtype = DType::f16, .window = 50}, true);
+    check_attention(m, {.positions = {0}, .lengths = {1}}, Way::fused);
+    check_attention(m, {.positions = {63}, .lengths = {1}}, Way::fused);
+    check_attention(m, {.positions = {2100}, .lengths = {1}, .cache = DType::f16}, Way::fused);
+    check_attention(m, {.positions = {600, 3, 64}, .lengths = {1, 0, 1}, .dtype = DType::bf16}, Way::fused);
+    check_attention(m, {.positions = {300, 0}, .lengths = {1, 1}, .dtype = DType::f16, .window = 50}, Way::fused);
   }
   const Model many{2, 2, 64};
-  check_attention(many, {.positions = std::vector<int>(150, 130), .lengths = std::vector<int>(150, 1)}, true);
+  check_attention(many, {.positions = std::vector<int>(150, 130), .lengths = std::vector<int>(150, 1)}, Way::fused);
 }
 
 TEST(CudaAttention, ActivatesGates) {

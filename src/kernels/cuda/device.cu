@@ -45,6 +45,7 @@ DeviceFacts read_facts(int device) {
   cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaDeviceGetAttribute(&facts.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.compute_capability = 10 * major + minor;
   facts.clusters[1] = facts.multiprocessors;
   if (major >= 9) count_clusters(facts);

@@ -157,10 +157,12 @@ __device__ inline float max_block(float value, float* shared) {
 /// The power of two that brings `largest`, of a token's x, into [2^14, 2^15) when x is divided by it; 1 for nothing to
 /// scale.
 __device__ inline float scale_for(float largest) {
-  if (!(largest > 0) || isinf(largest)) return 1.0f;
-  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 14;  // of the result, as it is stored
-  return __uint_as_float(static_cast<uint32_t>(max(exponent, 1)) << 23);
+  const int exponent = __float_as_int(largest) >> 23;  // 255: infinite
+  return largest > 0 && exponent < 255 ? __int_as_float(max(exponent - 14, 1) << 23) : 1.0f;
 }
+
+/// 1 / scale, of a power of two from 2^-126 to 2^126.
+__device__ inline float inverse_of_scale(float scale) { return __int_as_float((254 << 23) - __float_as_int(scale)); }
 
 /// Starts to copy kBytes (4 or 16, aligned) to shared memory; 16 bytes pass by the first-level cache.
 template <int kBytes>
@@ -171,6 +173,12 @@ __device__ inline void copy_async(void* shared, const void* global) {
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
   }
+}
+
+/// The same for 16 bytes, or zeros in their place.
+__device__ inline void copy_async_or_zero(void* shared, const void* global, bool exists) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(exists ? 16 : 0) : "memory");
 }
 
 /// Makes a group of the copies that the thread started since its last group.
@@ -213,6 +221,7 @@ __device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf
 struct DeviceFacts {
   int multiprocessors = 0;
   int compute_capability = 0;  ///< 90 for 9.0
+  int shared_bytes = 0;        ///< that a block may ask for
   static constexpr int kMostBlocks = 8;
   /// Clusters of so many blocks that run at once where a block fills a multiprocessor; 0: none. A cluster lies within a
   /// part of the GPU that may have more or fewer multiprocessors than a multiple of its size.

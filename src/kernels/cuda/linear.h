@@ -39,13 +39,9 @@ struct DenseWeight {
   const void* data = nullptr;
 };
 
-/// How much of x and the weights a product keeps where tensor cores are used (more tokens than one).
-enum class Precision : uint8_t {
-  exact,  ///< x as two binary16 parts (22 bits below the largest of its token), levels in full: errors as in float
-  fast,   ///< x and weights as one (11 bits); very many tokens: both as BF16, where cuBLAS is at hand
-};
-
-/// y = x W^T (+ bias) (+ y)
+/// y = x W^T (+ bias) (+ y). Where tensor cores are used (more tokens than one), `exact` takes x as two binary16
+/// numbers and levels in full; `fast` takes x and weights as one, for very many tokens both as BF16, where cuBLAS is at
+/// hand.
 struct LinearArgs {
   Input x;   // [tokens, cols]
   Output y;  // [tokens, rows]; not x

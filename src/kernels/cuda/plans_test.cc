@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <set>
 #include <tuple>
 #include <vector>
 
+#include "kernels/cuda/attention_prefill_plan.h"
 #include "kernels/cuda/codebook_index.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/gemv_plan.h"
@@ -148,6 +150,148 @@ TEST(CudaPlans, PackedColumnsMatchTheBytesOfALane) {
   EXPECT_EQ(offsets.size(), 16u * kChunkCols);
   EXPECT_EQ(*offsets.rbegin(), 16 * kChunkCols - 1);
   for (int place = 0; place < kChunkCols; ++place) EXPECT_EQ(packed_place(packed_col(place)), place);
+}
+
+TEST(CudaPlans, TensorCoresAttendWhereQueriesAreMany) {
+  const auto takes = [](int32_t rows, int64_t query_heads, int64_t heads, int64_t dim, DType dtype) {
+    return is_attention_prefill({.batch = {.count = 1, .max_rows = rows, .total_rows = rows},
+                                 .q = {},
+                                 .y = {},
+                                 .query_heads = query_heads,
+                                 .cache = {.heads = heads, .head_dim = dim, .padded_dim = dim, .dtype = dtype}});
+  };
+  EXPECT_FALSE(takes(1, 32, 4, 64, DType::f32));
+  EXPECT_FALSE(takes(63, 32, 32, 128, DType::f32));
+  EXPECT_TRUE(takes(64, 32, 32, 128, DType::f32));
+  EXPECT_FALSE(takes(7, 32, 4, 64, DType::f16));
+  EXPECT_TRUE(takes(8, 32, 4, 64, DType::f16));
+  for (const int64_t dim : {64, 80, 96, 128, 256}) EXPECT_TRUE(takes(2048, 2, 2, dim, DType::f32)) << dim;
+  for (const int64_t dim : {16, 32, 112, 192}) EXPECT_FALSE(takes(2048, 2, 2, dim, DType::f32)) << dim;
+  EXPECT_FALSE(takes(2048, 2, 2, 64, DType::bf16));
+}
+
+TEST(CudaPlans, StepsKnowWhichPositionsRowsSee) {
+  for (const int64_t window : {0, 1, 5, 64}) {
+    for (const auto& [first, last] : {std::pair<int, int>{0, 0}, {0, 7}, {3, 3}, {60, 75}}) {
+      const SeenPositions seen(first, last, window);
+      const auto sees = [w = window](int row, int at) { return at <= row && (w == 0 || at > row - w); };
+      for (int at = 0; at < 80; ++at) {
+        for (const int count : {1, 4, 16}) {
+          bool any = false, all = true;
+          for (int row = first; row <= last; ++row) {
+            for (int i = at; i < at + count; ++i) any |= sees(row, i), all &= sees(row, i);
+          }
+          EXPECT_EQ(seen.touch(at, count), any) << first << " " << last << " " << window << " " << at << " " << count;
+          EXPECT_EQ(seen.all_hold(at, count), all) << first << " " << last << " " << window << " " << at;
+        }
+        if (sees(first, at) || sees(last, at)) {
+          EXPECT_TRUE(at >= seen.begin && at < seen.end) << first << " " << last << " " << window << " " << at;
+        }
+      }
+    }
+  }
+  EXPECT_FALSE(SeenPositions().touch(0, 16));
+}
+
+TEST(CudaPlans, WarpsTakeEveryStripOnce) {
+  for (const int key_strips : {2, 4, 8}) {
+    for (const int value_strips : {8, 10, 12, 16, 32}) {
+      std::multiset<int> keys, values;
+      for (int warp = 0; warp < 4; ++warp) {
+        const StripShare of_keys = StripShare::of_keys(warp, 4), of_values = StripShare::of_values(warp, 4, key_strips);
+        for (int strip = of_keys.first; strip < key_strips; strip += of_keys.step) keys.insert(strip);
+        for (int strip = of_values.first; strip < value_strips; strip += of_values.step) values.insert(strip);
+      }
+      EXPECT_EQ(keys.size(), static_cast<size_t>(key_strips));
+      EXPECT_EQ(std::set<int>(keys.begin(), keys.end()).size(), keys.size());
+      EXPECT_EQ(values.size(), static_cast<size_t>(value_strips));
+      EXPECT_EQ(std::set<int>(values.begin(), values.end()).size(), values.size());
+    }
+  }
+}
+
+/// What ldmatrix and mma.m16n8k16 do with a warp's registers, by the PTX ISA's tables. Registers hold two numbers.
+struct Warp {
+  using Registers = std::array<std::array<std::array<int, 2>, 4>, 32>;  // [lane][register]
+
+  template <size_t kCols>
+  static Registers load(const std::array<std::array<int, kCols>, 16>& from, bool transposed) {
+    Registers out{};
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int block = 0; block < 4; ++block) {
+        for (int i = 0; i < 2; ++i) {
+          const int row = transposed ? lane % 4 * 2 + i : lane / 4, col = transposed ? lane / 4 : lane % 4 * 2 + i;
+          const BlockPlace place(8 * block + row);  // the lane that says where the row lies
+          out[static_cast<size_t>(lane)][static_cast<size_t>(block)][static_cast<size_t>(i)] =
+              from[static_cast<size_t>(place.row)][static_cast<size_t>(place.col + col)];
+        }
+      }
+    }
+    return out;
+  }
+
+  /// d [16, 8], by lane, of a [16, 16] and the right operand in registers `first` and first + 1 of b.
+  static std::array<std::array<int, 4>, 32> multiply(const Registers& a, const Registers& b, size_t first) {
+    std::array<std::array<int, 4>, 32> d{};
+    for (size_t lane = 0; lane < 32; ++lane) {
+      for (size_t i = 0; i < 4; ++i) {
+        const size_t row = lane / 4 + 8 * (i / 2), col = lane % 4 * 2 + i % 2;
+        for (size_t k = 0; k < 16; ++k) {
+          const size_t pair = k % 8 / 2;
+          d[lane][i] += a[row % 8 * 4 + pair][row / 8 + 2 * (k / 8)][k % 2] * b[col * 4 + pair][first + k / 8][k % 2];
+        }
+      }
+    }
+    return d;
+  }
+};
+
+TEST(CudaPlans, LanesHoldTheOperandsOfAttention) {
+  std::array<std::array<int, 16>, 16> q, k, v;  // keys and values have a row for each term of a sum
+  for (size_t i = 0; i < 16; ++i) {
+    for (size_t j = 0; j < 16; ++j) {
+      q[i][j] = static_cast<int>(i * 7 + j * 5) % 13 - 6;
+      k[i][j] = static_cast<int>(i * 3 + j * 11) % 17 - 8;
+      v[i][j] = static_cast<int>(i * 13 + j * 2) % 11 - 5;
+    }
+  }
+  const Warp::Registers query = Warp::load(q, false), key = Warp::load(k, true), value = Warp::load(v, true);
+  Warp::Registers weight{};
+  for (size_t block = 0; block < 2; ++block) {
+    const auto score = Warp::multiply(query, key, 2 * block);
+    for (size_t lane = 0; lane < 32; ++lane) {
+      for (size_t half = 0; half < 2; ++half) {
+        const int to = left_register(static_cast<int>(block), static_cast<int>(half));
+        weight[lane][static_cast<size_t>(to)] = {score[lane][2 * half], score[lane][2 * half + 1]};
+      }
+    }
+  }
+  for (size_t block = 0; block < 2; ++block) {
+    const auto sum = Warp::multiply(weight, value, 2 * block);
+    for (size_t lane = 0; lane < 32; ++lane) {
+      const ResultPlace place(static_cast<int>(lane));
+      for (size_t i = 0; i < 4; ++i) {
+        const auto row = static_cast<size_t>(place.row) + 8 * (i / 2);
+        const auto col = 8 * block + static_cast<size_t>(place.col) + i % 2;
+        int expected = 0;
+        for (size_t s = 0; s < 16; ++s) {
+          int dot = 0;
+          for (size_t e = 0; e < 16; ++e) dot += q[row][e] * k[e][s];
+          expected += dot * v[s][col];
+        }
+        EXPECT_EQ(sum[lane][i], expected) << row << " " << col;
+      }
+    }
+  }
+}
+
+TEST(CudaPlans, PiecesOfEightRowsLieInDifferentBanks) {
+  for (const int cols : {16, 32, 64, 80, 96, 128, 256}) {
+    std::set<int> banks;
+    for (int row = 0; row < 8; ++row) banks.insert(row * spread_row(cols) / 8 % 8);
+    EXPECT_EQ(banks.size(), 8u) << cols;
+    EXPECT_EQ(spread_row(cols) % 8, 0) << cols;
+  }
 }
 
 TEST(CudaPlans, IndicesOfEveryWidth) {

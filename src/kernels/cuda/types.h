@@ -48,6 +48,12 @@ struct Workspace {
   size_t bytes = 0;
 };
 
+/// What tensor cores get of the numbers that they multiply.
+enum class Precision : uint8_t {
+  exact,  ///< two binary16 numbers for one, 22 bits: errors as in float
+  fast,   ///< one of 11 bits
+};
+
 using kernels::RowRange;
 
 /// The sequences of a ragged batch. `segments`, `positions` and the addresses of states that operations take per

@@ -16,6 +16,10 @@ cuda::Output output(float* data, int64_t stride) noexcept {
   return {.data = data, .stride = stride, .dtype = DType::f32};
 }
 
+cuda::Precision precision_of(const CudaContext& on) noexcept {
+  return on.precision == Precision::exact ? cuda::Precision::exact : cuda::Precision::fast;
+}
+
 /// No segment is empty, which bounds the longest.
 cuda::Batch ragged(const Batch& batch) noexcept {
   return {.segments = batch.segment,
@@ -82,13 +86,12 @@ const CudaMatrix::View& view_of(const PreparedMatrix& weight) noexcept {
 struct Cuda {
   static void linear(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    const auto exact = on.precision == Precision::exact;
     const cuda::LinearArgs there{.x = input(args.x, args.x_stride),
                                  .y = output(args.y, args.y_stride),
                                  .tokens = args.tokens,
                                  .bias = args.bias,
                                  .accumulate = args.accumulate,
-                                 .precision = exact ? cuda::Precision::exact : cuda::Precision::fast,
+                                 .precision = precision_of(on),
                                  .workspace = on.workspace};
     if (const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(weight)); codebook && args.tokens == 1) {
       cuda::StepProducts one{.input = {.x = there.x}, .count = 1};
@@ -243,6 +246,7 @@ struct Cuda {
                                     .scale = args.scale,
                                     .window = args.window,
                                     .cache = args.cache,
+                                    .precision = precision_of(on),
                                     .workspace = on.workspace};
     on.run(
         "attention", [&] { return on.kernels.attention(there, on.stream); }, on.kernels.attention_workspace(there));

@@ -1,0 +1,103 @@
+// What a block of attention_prefill.cu has in shared memory, and how it gets there and is multiplied.
+
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/attention_prefill_plan.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tensor_core.cuh"
+
+namespace hxq::cuda {
+
+/// Keys and values of a step as tensor cores take them.
+template <int kDim, int kParts>
+struct PrefillTiles {
+  static constexpr int kKeys = PrefillShape<kDim>::kKeys;
+  alignas(16) __half keys[kParts][kDim][spread_row(kKeys)];
+  alignas(16) __half values[kParts][kKeys][spread_row(kDim)];
+};
+
+/// Those of the next step as floats. A lane has four columns of every 16th row of a strip.
+template <int kDim>
+struct ArrivingFloats {
+  static constexpr int kKeys = PrefillShape<kDim>::kKeys;
+  float4 keys[kKeys / 8][kDim / 16][32];
+  float4 values[kDim / 8][kKeys / 16][32];
+  float key_scale[kKeys / 8], value_scale[kDim / 8];  ///< of the step that is in the tiles
+};
+
+struct NothingArrives {};
+
+template <int kDim, bool kExact, class Element>
+struct PrefillMemory {
+  static constexpr bool kConverts = std::is_same_v<Element, float>;
+  static constexpr int kQueryParts = kExact ? 2 : 1;
+  static constexpr int kCacheParts = kExact && kConverts ? 2 : 1;
+  static constexpr int kRows = PrefillShape<kDim>::kRows;
+
+  alignas(16) __half queries[kQueryParts][kRows][spread_row(kDim)];
+  float row_scale[kRows];
+  int position[kRows];
+  alignas(16) PrefillTiles<kDim, kCacheParts> tiles[kConverts ? 1 : 2];
+  alignas(16) std::conditional_t<kConverts, ArrivingFloats<kDim>, NothingArrives> arriving;
+};
+
+__device__ inline uint32_t bits_of(__half2 pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
+
+/// Two numbers as binary16, and what those lack.
+template <int kParts>
+__device__ inline void split(float x, float y, uint32_t (&parts)[kParts]) {
+  const __half2 high = __floats2half2_rn(x, y);
+  parts[0] = bits_of(high);
+  if constexpr (kParts == 2) parts[1] = bits_of(__floats2half2_rn(x - __low2float(high), y - __high2float(high)));
+}
+
+/// Converts a strip and gives the power of two that it was divided by.
+template <int kParts, int kPieces, int kRows, int kStride>
+__device__ inline float convert_strip(const float4 (&from)[kPieces][32], __half (&to)[kParts][kRows][kStride],
+                                      int strip, int lane) {
+  constexpr bool kHolds = kPieces <= 8;  // more would not fit in registers, and is read twice
+  float4 held[kHolds ? kPieces : 1];
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const float4 v = from[i][lane];
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+    if constexpr (kHolds) held[i] = v;
+  }
+  const float scale = scale_for(max_lanes(largest)), inverse = inverse_of_scale(scale);
+  const int row = lane / 2, col = 8 * strip + lane % 2 * 4;
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const float4 v = kHolds ? held[kHolds ? i : 0] : from[i][lane];
+    uint32_t left[kParts], right[kParts];
+    split(v.x * inverse, v.y * inverse, left);
+    split(v.z * inverse, v.w * inverse, right);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      *reinterpret_cast<uint2*>(&to[part][16 * i + row][col]) = make_uint2(left[part], right[part]);
+    }
+  }
+  return scale;
+}
+
+/// d, two blocks of 8 columns side by side for each 16 rows, += a b.
+template <int kRowTiles, int kLeftParts, int kRightParts>
+__device__ inline void multiply_parts(float (&d)[kRowTiles][2][4], const uint32_t (&a)[kLeftParts][kRowTiles][4],
+                                      const uint32_t (&b)[kRightParts][4]) {
+#pragma unroll
+  for (int part = kLeftParts - 1; part >= 0; --part) {
+#pragma unroll
+    for (int other = kRightParts - 1; other >= 0; --other) {
+      if (part + other == 2) continue;
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) multiply_add(d[m][n], a[part][m], b[other][2 * n], b[other][2 * n + 1]);
+      }
+    }
+  }
+}
+
+}  // namespace hxq::cuda

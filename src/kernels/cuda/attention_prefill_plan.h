@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/host_device.h"
+
+/// How attention of many rows is divided (attention_prefill.cu): blocks have rows of queries, go through positions in
+/// steps, and their warps convert a step's keys and values in strips.
+namespace hxq::cuda {
+
+/// What a block has of heads of kDim elements.
+template <int kDim>
+struct PrefillShape {
+  static_assert(kDim % 16 == 0);
+  static constexpr int kWarps = 4;
+  static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  ///< of 16 rows, a warp's
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kRows = kWarps * kWarpRows;    ///< of queries
+  static constexpr int kKeys = kDim <= 96 ? 32 : 16;  ///< positions of a step
+  static_assert(KvCacheView::kTile % kKeys == 0);
+};
+
+/// Rows with this many queries of a key-value head, at least, keep the tensor cores busy.
+inline constexpr int64_t kFewestPrefillQueries = 64;
+
+/// Whether tensor cores compute that attention, which must fit the launcher otherwise.
+constexpr bool is_attention_prefill(const AttentionArgs& args) {
+  const int64_t dim = args.cache.padded_dim;
+  return (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) &&
+         (args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16) &&
+         args.batch.max_rows * (args.query_heads / args.cache.heads) >= kFewestPrefillQueries;
+}
+
+/// The queries of a segment that share a key-value head are one list: of each token, those of the group's heads.
+struct PrefillQuery {
+  int token, head_of_group;
+
+  HXQ_HOST_DEVICE constexpr PrefillQuery(int place, int group) : token(place / group), head_of_group(place % group) {}
+};
+
+/// The positions that rows at `first` to `last` see between them: of each its own and those before, `window` in all
+/// (0: all).
+struct SeenPositions {
+  int begin = 0, last_begin = 0, first = 0, end = 0;  // the first row [begin, first], the last one [last_begin, end)
+
+  SeenPositions() = default;
+  HXQ_HOST_DEVICE constexpr SeenPositions(int first_row, int last_row, int64_t window)
+      : begin(begin_of(first_row, window)),
+        last_begin(begin_of(last_row, window)),
+        first(first_row),
+        end(last_row + 1) {}
+
+  /// Whether any row sees any of the positions [at, at + count).
+  HXQ_HOST_DEVICE constexpr bool touch(int at, int count) const { return at < end && at + count > begin; }
+  /// Whether every row sees all of them.
+  HXQ_HOST_DEVICE constexpr bool all_hold(int at, int count) const {
+    return at >= last_begin && at + count - 1 <= first;
+  }
+
+ private:
+  HXQ_HOST_DEVICE static constexpr int begin_of(int row, int64_t window) {
+    return window > 0 && row >= window ? static_cast<int>(row - window + 1) : 0;
+  }
+};
+
+/// Which strips of 8 columns a warp converts: `first`, and every `step`-th after it. Strips of keys are long and few;
+/// where there are fewer than warps, other warps take the values.
+struct StripShare {
+  int first, step;
+
+  HXQ_HOST_DEVICE static constexpr StripShare of_keys(int warp, int warps) { return {warp, warps}; }
+  HXQ_HOST_DEVICE static constexpr StripShare of_values(int warp, int warps, int key_strips) {
+    if (key_strips >= warps) return {warp, warps};
+    return {warp < key_strips ? INT32_MAX / 2 : warp - key_strips, warps - key_strips};
+  }
+};
+
+/// Elements of a row of halves in shared memory: an odd number of 16-byte pieces, so that a column of pieces of eight
+/// adjacent rows is in different banks.
+constexpr int spread_row(int cols) { return cols + 8; }
+
+/// Where a lane begins in a 16 x 16 block of halves when a warp loads it for m16n8k16, left operands as they are and
+/// right operands (a row for each of the 16 that are summed over) transposed: registers 0 to 3 are a left operand, 0
+/// and 1 a right one for the first 8 columns, 2 and 3 for the others.
+struct BlockPlace {
+  int row, col;
+
+  HXQ_HOST_DEVICE constexpr explicit BlockPlace(int lane) : row(lane % 16), col(lane / 16 * 8) {}
+};
+
+/// The row (0 or 8 more) and the first of two columns of the results of m16n8k16 that a lane gets; its registers 0 and
+/// 1 are of the row, 2 and 3 of the one 8 further down.
+struct ResultPlace {
+  int row, col;
+
+  HXQ_HOST_DEVICE constexpr explicit ResultPlace(int lane) : row(lane / 4), col(lane % 4 * 2) {}
+};
+
+/// The register of a left operand of 16 columns that holds two adjacent results of one of its blocks of 8 columns, in
+/// the upper (0) or lower (1) eight rows.
+HXQ_HOST_DEVICE constexpr int left_register(int block, int half) { return 2 * block + half; }
+
+}  // namespace hxq::cuda

@@ -1,0 +1,36 @@
+// Products of a warp by tensor cores, of any GPU since 8.0: d [16, 8] += a [16, 16] b [16, 8], binary16 into float.
+// Which elements a lane holds: BlockPlace and ResultPlace in attention_prefill_plan.h.
+
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace hxq::cuda {
+
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// Four 8 x 8 blocks of halves from shared memory; lanes 8 i to 8 i + 7 say where the rows of block i lie.
+__device__ inline void load_blocks(uint32_t (&out)[4], const __half* row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ inline void load_blocks_transposed(uint32_t (&out)[4], const __half* row) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from)
+               : "memory");
+}
+
+}  // namespace hxq::cuda
