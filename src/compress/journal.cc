@@ -1,11 +1,16 @@
 #include "compress/journal.h"
 
+#include "io/json.h"
 #include "io/system_error.h"
 
 namespace hxq {
 
 Journal::Journal(const std::filesystem::path& folder, std::string_view identity)
     : path_(folder / kFile), identity_(identity) {
+  // What is too large for a journal, or no file at all, is none.
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(std::filesystem::symlink_status(path_, error))) return;
+  if (std::filesystem::file_size(path_, error) > kMaxJsonList) return;
   std::ifstream file(path_);
   std::string line;
   // A line without its end was being written.

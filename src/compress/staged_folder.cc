@@ -159,6 +159,21 @@ void StagedFolder::copy(const fs::path& file, const fs::path& name) const {
   sync(target);
 }
 
+/// The old folder is locked before it lies where others would take it up, and until it is removed.
+void StagedFolder::exchange() {
+  const int old = open(destination_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (old < 0) throw_system_error(destination_, "open");
+  const bool is_locked = flock(old, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+  if (!is_locked || renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
+    const int reason = errno;
+    close(old);
+    if (!is_locked) throw Error("another process is writing it", {.file = destination_.string()});
+    throw_system_error(destination_, "exchange it with the finished folder", reason);
+  }
+  close(std::exchange(lock_, old));
+  std::ofstream(staging_ / kMark);  // what lies there now goes, even if not all at once
+}
+
 void StagedFolder::commit() {
   check_destination();  // another process may have made it since
   sync_folders(staging_);
@@ -169,10 +184,8 @@ void StagedFolder::commit() {
     throw_system_error(destination_, "move the finished folder there");
   } else if (!check_replaceable_) {
     throw Error("exists already, and is left as it is", {.file = destination_.string()});
-  } else if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
-    throw_system_error(destination_, "exchange it with the finished folder");
   } else {
-    std::ofstream(staging_ / kMark);  // what lies there now goes, even if not all at once
+    exchange();
   }
   sync(destination_.parent_path());
 }

@@ -54,12 +54,13 @@ class StagedFolder {
   void claim(Leftovers leftovers);
   bool try_to_claim();
   void check_is_ours() const;
+  void exchange();
   void remove() const noexcept;
 
   std::filesystem::path destination_;
   Check check_replaceable_;
   std::filesystem::path staging_;  // empty: nothing to remove
-  int lock_ = -1;                  // the open folder, locked while it is ours
+  int lock_ = -1;                  // the open folder at staging_, locked while it is ours
   bool taken_up_ = false;
 };
 

@@ -55,6 +55,9 @@ TEST(StagedFolder, ReplacesOnlyWhatTheCheckAllows) {
     // A process that is killed while it removes the old one leaves what the next knows for its own.
     EXPECT_EQ(text_of(dir.path() / "old.partial/marker"), "old");
     EXPECT_TRUE(fs::exists(dir.path() / "old.partial" / StagedFolder::kMark));
+    // While it is removed it belongs to nobody else; the new one is free.
+    EXPECT_THROW(StagedFolder(dir.path() / "old", has_marker), Error);
+    EXPECT_EQ(text_of(dir.path() / "old.partial/marker"), "old");
   }
   EXPECT_EQ(text_of(dir.path() / "old/marker"), "new");
   EXPECT_EQ(entries_of(dir.path()), 3u);

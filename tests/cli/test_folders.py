@@ -245,6 +245,27 @@ def test_what_a_killed_run_left_is_taken_up_or_cleared(hxq, compressed, tmp_path
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["line of 8 GB", "pipe", "link"])
+def test_a_journal_that_is_none_is_not_taken_up(hxq, compressed, tmp_path, kind):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / ".hxq-partial").write_text("")
+    mine.write_text("precious")
+    journal = partial / ".hxq-journal"
+    if kind == "pipe":
+        os.mkfifo(journal)
+    elif kind == "link":
+        journal.symlink_to(mine)
+    else:
+        journal.touch()
+        os.truncate(journal, 8 << 30)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))  # noqa: E731
+    result = hxq("compress", MODEL, out, "--resume", preexec_fn=limit, timeout=60)
+    assert result.code == 0 and "nothing to take up" in result.err
+    assert tree(out) == tree(compressed) and mine.read_text() == "precious" and leftovers(tmp_path) == []
+
+
 def test_a_folder_of_the_users_is_not_taken_for_a_killed_runs(hxq, tmp_path):
     mine = tmp_path / "out.partial"
     mine.mkdir()
