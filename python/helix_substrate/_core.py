@@ -129,7 +129,7 @@ def tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
     if dtype not in DTYPES:
         raise ValueError(f"{name or 'a tensor'} has dtype {dtype}, expected one of {', '.join(DTYPES)}")
     padded = (c_int64 * 4)(*shape)
-    return _abi.Tensor(name.encode() if name else None, DTYPES[dtype], len(shape), padded, address or None)
+    return _abi.Tensor(in_c(name) if name else None, DTYPES[dtype], len(shape), padded, address or None)
 
 
 #: What stands for the CPU where GPUs have numbers; torch's `get_device` says the same.
@@ -146,7 +146,7 @@ class Matrix:
     def __init__(self, name: str, parts, rows: int = 0, cols: int = 0, owner=None):
         array = (_abi.Tensor * len(parts))(*(tensor(*part) for part in parts))
         handle = c_void_p()
-        check(library.hxq_matrix_create(name.encode(), array, len(parts), rows, cols, byref(handle)))
+        check(library.hxq_matrix_create(in_c(name), array, len(parts), rows, cols, byref(handle)))
         self.address = handle.value
         weakref.finalize(self, _destroy_matrix, self.address, owner)
         info = self.info()
@@ -170,7 +170,7 @@ def would_compress(role: str, dtype: str, shape) -> bool:
     if len(shape) > 4:
         return False
     answer = c_int32()
-    check(library.hxq_would_compress(role.encode(), byref(tensor(None, dtype, shape, 0)), byref(answer)))
+    check(library.hxq_would_compress(in_c(role), byref(tensor(None, dtype, shape, 0)), byref(answer)))
     return bool(answer.value)
 
 
@@ -194,10 +194,18 @@ def low_rank_code(low_rank: Optional[int]) -> int:
 
 
 def whole_number(name: str, value: int, kind=c_int32) -> int:
-    """value, as fields of that type take it: ctypes would cut off what is beyond. Raises ValueError."""
+    """value, as fields of that type take it: ctypes would cut off what is beyond. Raises ValueError and TypeError."""
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}, expected a whole number")
     if kind(value).value != value:
         raise ValueError(f"{name} is {value}, out of range")
     return value
+
+
+def _flag(name: str, value: bool) -> bool:
+    if value not in (True, False):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
+    return bool(value)
 
 
 def encode(
@@ -216,7 +224,15 @@ def encode(
 
 
 def _name(text: Optional[str]) -> Optional[bytes]:
-    return None if text is None else text.encode()
+    return None if text is None else in_c(text)
+
+
+def in_c(text: Folder) -> bytes:
+    """A path or a text as C takes it. Raises ValueError if it holds a NUL: C would read no further."""
+    encoded = os.fsencode(text)
+    if b"\0" in encoded:
+        raise ValueError(f"{text!r} holds a NUL character")
+    return encoded
 
 
 def _take_parts(handle) -> list[tuple]:
@@ -246,7 +262,7 @@ def _take_json(text: c_void_p) -> dict:
 
 
 def _texts(values) -> tuple:
-    values = [os.fsencode(value) for value in values]
+    values = [in_c(value) for value in values]
     return (c_char_p * max(1, len(values)))(*values), len(values)
 
 
@@ -332,14 +348,14 @@ def compress(
     if isinstance(keep, str) or isinstance(only, str):
         raise TypeError("keep and only are lists of patterns, not a string")
     roles = (_abi.RoleBits * max(1, len(bits_for)))(
-        *((role.encode(), whole_number(f"bits_for[{role!r}]", of_role)) for role, of_role in bits_for.items())
+        *((in_c(role), whole_number(f"bits_for[{role!r}]", of_role)) for role, of_role in bits_for.items())
     )
     options = _abi.CompressOptions(
-        sidecar_fraction, *_texts(keep), *_texts(only), whole_number("threads", threads), int(force),
+        sidecar_fraction, *_texts(keep), *_texts(only), whole_number("threads", threads), _flag("force", force),
         profile=_name(profile), bits=whole_number("bits", bits), group=whole_number("group", group, c_int64),
         low_rank=low_rank_code(low_rank), bits_for=roles, bits_for_count=len(bits_for),
     )  # fmt: skip
-    source, destination = os.fsencode(source), os.fsencode(destination)
+    source, destination = in_c(source), in_c(destination)
     text = c_void_p()
     _Work().run(
         lambda report: library.hxq_compress(source, destination, byref(options), byref(report), byref(text)), progress
@@ -350,7 +366,7 @@ def compress(
 def verify(folder: Folder, source: Optional[Folder] = None, progress: Progress = None) -> dict:
     """Checks a compressed folder against its receipt, and against the dense `source` if given; `ok` sums it up."""
     text = c_void_p()
-    folder, source = os.fsencode(folder), os.fsencode(source) if source is not None else None
+    folder, source = in_c(folder), in_c(source) if source is not None else None
     _Work().run(lambda report: library.hxq_verify(folder, source, byref(report), byref(text)), progress)
     return _take_json(text)
 
@@ -359,22 +375,21 @@ def decompress(source: Folder, destination: Folder, dtype: str = "F32", progress
     """Writes a compressed folder as a dense one, matrices as dtype: F32 (exact), F16 or BF16."""
     if dtype.upper() not in ("F32", "F16", "BF16"):
         raise ValueError(f"dtype is {dtype}, expected F32, F16 or BF16")
-    source, destination, code = os.fsencode(source), os.fsencode(destination), DTYPES[dtype.upper()]
+    source, destination, code = in_c(source), in_c(destination), DTYPES[dtype.upper()]
     _Work().run(lambda report: library.hxq_decompress(source, destination, code, byref(report)), progress)
 
 
 def inspect(folder: Folder) -> dict:
     """Lists what a model folder stores, without reading the weights."""
     text = c_void_p()
-    check(library.hxq_inspect(os.fsencode(folder), byref(text)))
+    check(library.hxq_inspect(in_c(folder), byref(text)))
     return _take_json(text)
 
 
 def stored_parts(folder, name: str | None = None) -> tuple[list[tuple], dict]:
     """The stored tensors of a compressed tensor as (name, dtype, shape, bytes), and {"parameter", "shape"}."""
     handle, text = c_void_p(), c_void_p()
-    encoded = name.encode() if name else None
-    check(library.hxq_stored_parts(os.fsencode(folder), encoded, byref(handle), byref(text)))
+    check(library.hxq_stored_parts(in_c(folder), in_c(name) if name else None, byref(handle), byref(text)))
     return _take_parts(handle), _take_json(text)
 
 
@@ -384,5 +399,5 @@ def cdnav3_write(folder, name, dtype, shape, address, exact, sidecar_fraction, m
     options = _abi.EncodeOptions(
         sidecar_fraction, whole_number("max_codewords", max_codewords), whole_number("threads", threads)
     )
-    check(library.hxq_cdnav3_write(os.fsencode(folder), byref(source), int(exact), byref(options), byref(text)))
+    check(library.hxq_cdnav3_write(in_c(folder), byref(source), int(exact), byref(options), byref(text)))
     return _take_json(text)

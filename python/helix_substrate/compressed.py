@@ -406,10 +406,13 @@ class Compressed(WithoutWeight):
             own[name].shape == value.shape and own[name].dtype is value.dtype for name, value in loaded.items()
         )
         if {"codebook", "indices"} <= loaded.keys() and not fits:
+            if problem := ops.problem_with(loaded, self.rows, self.cols, self.label):
+                rest[-1].append(problem)  # torch raises all of them at the end
+                return
+            device = self.stored_device
             for name in own:
                 self._buffers.pop(name, None)
                 self._parameters.pop(name, None)
-            device = own["indices"].device
             room = {name: torch.empty_like(value, device=device) for name, value in loaded.items()}
             self._take_parts(room, self.rows, self.cols, self.weight_dtype)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -66,7 +66,7 @@ class HxqConfig(QuantizationConfigMixin):
         if not 0 <= sidecar_fraction <= 0.5:
             raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
         _core.low_rank_code(low_rank)  # raises for what is none
-        check_patterns("modules_to_not_convert", modules_to_not_convert)
+        patterns = check_patterns("modules_to_not_convert", modules_to_not_convert)
         for name, value in (("compress_embeddings", compress_embeddings), ("accelerate_ssm", accelerate_ssm)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is {value!r}, expected True or False")
@@ -82,7 +82,7 @@ class HxqConfig(QuantizationConfigMixin):
                 self.quant_method = form["quant_method"]
         self.sidecar_fraction = sidecar_fraction
         self.low_rank = low_rank
-        self.modules_to_not_convert = list(modules_to_not_convert) if modules_to_not_convert else None
+        self.modules_to_not_convert = patterns or None
         self.compress_embeddings = compress_embeddings
         self.accelerate_ssm = accelerate_ssm
         self.precision = precision

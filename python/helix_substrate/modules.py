@@ -110,7 +110,7 @@ class HelixLinear(Compressed, nn.Linear):
     def enable_lora(self, rank: int = 8, alpha: float = 1.0) -> "HelixLinear":
         """Adds y += (alpha / rank) x A^T B^T: A [rank, in] uniform within 1 / sqrt(in), B [out, rank] zeros. They are
         saved and loaded with the model."""
-        if rank < 1:
+        if _core.whole_number("LoRA rank", rank) < 1:
             raise ValueError(f"LoRA rank is {rank}, expected 1 or more")
         if type(self).forward not in (HelixLinear.forward, HelixConv1D.forward):
             raise TypeError(f"{self.label} is a {self.dense_class.__name__}: LoRA is added to plain linear layers only")
@@ -476,6 +476,11 @@ def become_own(module: Tied) -> None:
 
 def compressed_copy(module: nn.Module, sidecar_fraction: float, name: str = "") -> nn.Module:
     """A compressed module in the likeness of a dense one, which stays as it is."""
+    if not can_be_compressed(module):
+        raise ValueError(
+            f"{name or type(module).__name__} cannot be compressed: its weight is no parameter of its own but "
+            "computed (by a parametrization, pruning or weight norm: remove that first), or its kind is not known"
+        )
     parts, fidelity = encode(module.weight, sidecar_fraction, name or "weight")
     made = module.__class__.__new__(module.__class__)
     shared = {key: value.copy() if isinstance(value, (dict, set)) else value for key, value in module.__dict__.items()}

@@ -22,13 +22,16 @@ logger = logging.getLogger("helix_substrate")
 _EXPECTED_SHARE = 0.9
 
 
-def check_patterns(option: str, patterns: Optional[Iterable[str]]) -> None:
-    """Raises TypeError for a string (it would be taken letter by letter) and for what is no string."""
+def check_patterns(option: str, patterns: Optional[Iterable[str]]) -> list[str]:
+    """The patterns as a list. Raises TypeError for a string (it would be taken letter by letter) and for what is no
+    string."""
     if isinstance(patterns, str):
         raise TypeError(f"{option} is the string '{patterns}', expected a list of patterns")
-    for pattern in patterns or ():
+    patterns = list(patterns or ())
+    for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"{option} holds {pattern!r}, expected patterns as strings")
+    return patterns
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,8 +83,7 @@ def select(
 ) -> Selection:
     """keep: patterns of modules that stay dense; one that matches none is warned of. embeddings: whether embeddings are
     compressed. fresh: paths of modules whose weights were made up, not loaded."""
-    check_patterns(option, keep)
-    patterns, fresh = list(keep), set(fresh)
+    patterns, fresh = check_patterns(option, keep), set(fresh)
     tied = tied_modules(model)
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):

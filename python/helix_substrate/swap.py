@@ -84,8 +84,7 @@ def compress_model(
             f"the model is itself a {type(model).__name__}: use HelixLinear.from_linear or "
             "HelixEmbedding.from_embedding, and put the result in its place"
         )
-    check_patterns("keep", keep)
-    keep = list(keep)
+    keep = check_patterns("keep", keep)
     if not 0 <= sidecar_fraction <= 0.5:
         raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
     report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress, profile, low_rank)

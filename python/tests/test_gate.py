@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import load
+from conftest import greedy, load
 from small_layers import IN, OUT, Wrapper, close, dense, scan_inputs, ssd_inputs
 from torch import nn
 
@@ -84,14 +84,16 @@ def test_defaults_of_torch_do_not_matter(layer):
         torch.set_default_dtype(torch.float32)
 
 
-def test_offloaded_models_run(hxq_folder):
+@pytest.mark.parametrize("way", ["cpu_offload", "disk_offload"])
+def test_offloaded_models_run(way, hxq_folder, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     model = load(hxq_folder).eval()
     ids = torch.arange(20, 36)[None]
+    folder = [str(tmp_path)] if way == "disk_offload" else []
     with torch.no_grad():
-        expected = model(ids).logits
-        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-        assert close(model(ids).logits, expected, 1e-2)
+        expected, tokens = model(ids).logits, greedy(model, ids, 5)
+        getattr(accelerate, way)(model, *folder, execution_device=torch.device("cpu"))
+        assert close(model(ids).logits, expected, 1e-2) and greedy(model, ids, 5) == tokens
 
 
 # ---- Sizes ----

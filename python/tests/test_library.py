@@ -49,6 +49,31 @@ def test_every_struct_is_stated():
     assert sorted(names) == sorted(f"hxq_{structure.__name__}" for structure in _abi._STRUCTS)
 
 
+def test_a_nul_does_not_end_what_the_library_reads(dense_folder, hxq_folder, tmp_path):
+    out = tmp_path / "out"
+    for call in (
+        lambda: helix_substrate.compress(dense_folder, f"{out}\0x"),
+        lambda: helix_substrate.compress(dense_folder, out, keep=["lm_head*\0x"]),
+        lambda: helix_substrate.decompress(f"{hxq_folder}\0x", out),
+        lambda: helix_substrate.verify(hxq_folder, source=f"{dense_folder}\0x"),
+        lambda: helix_substrate.inspect(f"{hxq_folder}\0x"),
+        lambda: helix_substrate.Model(f"{hxq_folder}\0x"),
+    ):
+        with pytest.raises(ValueError, match="holds a NUL character"):
+            call()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [({"force": "no"}, "force is 'no'"), ({"threads": 1.5}, "threads is 1.5"), ({"bits_for": {"head": "8"}}, "'8'")],
+)
+def test_options_of_another_type_are_refused(options, said, dense_folder, tmp_path):
+    with pytest.raises(TypeError, match=said):
+        helix_substrate.compress(dense_folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"bits": 2**32 + 4}, {"group": 2**64 + 32, "bits": 4}, {"bits_for": {"head": 2**32 + 8}}, {"threads": -(2**32)}],

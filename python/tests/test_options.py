@@ -9,6 +9,7 @@ import transformers
 from conftest import load
 from test_models import IDS, save_dense, tiny
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import helix_substrate
 from helix_substrate import HelixLinear, HxqConfig, accelerate_ssm, compress_model
@@ -115,6 +116,13 @@ def test_skip_lists(kind, skip, tmp_path, caplog):
         assert changed and not [path for path in changed if any(matches(path, pattern) for pattern in skip)]
 
 
+def test_patterns_may_come_from_anywhere():
+    assert HxqConfig(modules_to_not_convert=iter(["lm_head"])).modules_to_not_convert == ["lm_head"]
+    model = tiny("llama")
+    compress_model(model, keep=iter(["lm_head"]))
+    assert type(model.lm_head) is nn.Linear and model.config.quantization_config.modules_to_not_convert == ["lm_head"]
+
+
 def test_patterns_that_match_nothing_are_said(tmp_path, caplog):
     tiny("llama").save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, "helix_substrate"):
@@ -124,6 +132,18 @@ def test_patterns_that_match_nothing_are_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "helix_substrate"):
         compress_model(nn.Sequential(nn.Linear(64, 64)), keep=["1"])
     assert "keep: '1' matches no module" in caplog.text
+
+
+def test_weights_that_are_not_a_layers_own_are_refused():
+    parametrized = parametrizations.weight_norm(nn.Linear(64, 64))
+    pruned = prune.l1_unstructured(nn.Linear(64, 64), "weight", 0.5)
+    for make, module in (
+        (HelixLinear.from_linear, parametrized),
+        (HelixLinear.from_linear, pruned),
+        (HelixEmbedding.from_embedding, nn.Embedding(64, 64, max_norm=1.0)),
+    ):
+        with pytest.raises(ValueError, match="cannot be compressed"):
+            make(module)
 
 
 def test_a_layer_by_itself_is_refused():

@@ -164,10 +164,26 @@ def test_state_dicts_of_other_compressions(tmp_path):
             target = copy.deepcopy(target)
             target.load_state_dict(source.state_dict())
             assert torch.equal(logits(target), logits(source))
+    grouped = load(tmp_path, quantization_config=HxqConfig(profile="g4"))
+    grouped.load_state_dict(models[1].state_dict())
+    assert torch.equal(logits(grouped), logits(models[1]))
     shell = HelixLinear.from_quantized_config(64, 128)
     layer = models[1].model.layers[0].mlp.up_proj
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.decode_weight(), layer.decode_weight()) and shell.has_sidecar
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [("indices", lambda part: part[:1]), ("indices", torch.Tensor.float), ("codebook", lambda part: part[:16])],
+)
+def test_state_dicts_that_do_not_fit_are_refused(name, change, tmp_path):
+    model = on_the_fly(tiny("llama"), tmp_path)
+    expected, state = logits(model), model.state_dict()
+    key = f"model.layers.0.self_attn.q_proj.{name}"
+    with pytest.raises(RuntimeError, match="q_proj"):
+        model.load_state_dict(state | {key: change(state[key])})
+    assert torch.equal(logits(model), expected)
 
 
 def test_models_are_pickled(tmp_path):
