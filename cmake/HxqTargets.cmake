@@ -20,6 +20,11 @@ function(hxq_compile_options name)
   endif()
 endfunction()
 
+# For code that is compiled more often than it loops: tests, and the command's options and tables.
+function(hxq_compile_quickly name)
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+endfunction()
+
 # hxq_add_tests(io a_test.cc b_test.cc): one executable io_tests, each of its cases a test of ctest.
 # Test data that is not in the repository is looked for in HXQ_SHARED_DIR (the environment) or ../shared.
 function(hxq_add_tests group)
@@ -31,6 +36,7 @@ function(hxq_add_tests group)
   target_link_libraries(${group}_tests PRIVATE hxq hxq_text hxq_compressor GTest::gtest_main fmt::fmt nlohmann_json::nlohmann_json)
   target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   hxq_compile_options(${group}_tests)
+  hxq_compile_quickly(${group}_tests)
   set_target_properties(${group}_tests PROPERTIES BUILD_RPATH ${PROJECT_BINARY_DIR})  # where libhxq_cuda.so is
   gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60)
 endfunction()

@@ -31,15 +31,21 @@ def verbs(compressed, tmp_path):
     yield "chat", compressed, "--template", MODEL.parent / "plain-chat.jinja", "--threads", 2
 
 
+@pytest.fixture(scope="module")
+def limits(hxq):
+    """Below these the system's loader has no room for the program itself."""
+    return [limit for limit in LIMITS if under(hxq, limit, "--version").returncode == 0]
+
+
 @pytest.mark.parametrize("verb", range(8))
-def test_memory_that_runs_out_is_an_error(hxq, compressed, tmp_path, verb):
+def test_memory_that_runs_out_is_an_error(hxq, compressed, tmp_path, limits, verb):
     arguments = list(verbs(compressed, tmp_path))[verb]
-    # Below this the system's loader has no room for the program itself.
-    limits = [limit for limit in LIMITS if under(hxq, limit, "--version").returncode == 0]
-    outcomes = set()
+    enough = 0
     for limit in limits:
+        if enough == 3:  # more would be, too
+            break
         done = under(hxq, limit, *arguments)
-        outcomes.add(done.returncode)
+        enough += done.returncode == 0
         if (tmp_path / "dense").exists():
             subprocess.run(["rm", "-r", tmp_path / "dense"], check=True)
         if done.returncode == 0:
@@ -47,4 +53,4 @@ def test_memory_that_runs_out_is_an_error(hxq, compressed, tmp_path, verb):
         assert done.returncode == 1, (limit // MB, arguments, done.returncode, done.stderr)
         lines = [line for line in done.stderr.splitlines() if "left behind" not in line]
         assert len(lines) == 1 and "memory" in lines[0].lower(), (limit // MB, arguments, done.stderr)
-    assert 0 in outcomes, "no limit was enough"
+    assert enough, "no limit was enough"
