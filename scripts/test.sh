@@ -10,7 +10,7 @@ venv=$build/venv
 
 if ! cmp -s "$root/tests/requirements.txt" "$venv/requirements.txt"; then
   python3 -m venv "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check -r "$root/tests/requirements.txt"
+  "$venv/bin/pip" install -q --no-compile --disable-pip-version-check -r "$root/tests/requirements.txt"
   cp "$root/tests/requirements.txt" "$venv/requirements.txt"
 fi
 

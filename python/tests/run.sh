@@ -11,7 +11,8 @@ torch=${HXQ_TORCH:-torch==2.13.0}
 [ $# -le 2 ] && set -- || shift 2
 environment=$build/python-$(echo "$transformers" | tr -c 'A-Za-z0-9.\n' '_')
 python=$environment/bin/python
-install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
+# Most modules of torch are never imported: those that are, Python compiles then.
+install() { "$python" -m pip install -q --no-compile --disable-pip-version-check "$@"; }
 # In the folder of the C++ tests the wheel is built from what is compiled there. Elsewhere, HXQ_CUDA=ON where there is a
 # GPU: without one the kernels would be compiled, for minutes, and not be used.
 install_package() {
