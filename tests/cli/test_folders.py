@@ -245,6 +245,15 @@ def test_what_a_killed_run_left_is_taken_up_or_cleared(hxq, compressed, tmp_path
     assert leftovers(tmp_path) == []
 
 
+def test_an_adapter_beside_the_weights_is_left_out_as_a_whole(hxq, model_copy, tmp_path):
+    """With its configuration alone, transformers would look for its weights and the model that it was made for."""
+    (model_copy / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}')
+    (model_copy / "adapter_model.safetensors").write_bytes(bytes(100))
+    result = hxq("compress", model_copy, tmp_path / "out")
+    assert result.code == 0 and "adapter_config.json" in result.err and "adapter_model.safetensors" in result.err
+    assert not list((tmp_path / "out").glob("adapter*"))
+
+
 @pytest.mark.parametrize("kind", ["line of 8 GB", "pipe", "link"])
 def test_a_journal_that_is_none_is_not_taken_up(hxq, compressed, tmp_path, kind):
     out, mine = tmp_path / "out", tmp_path / "mine"
