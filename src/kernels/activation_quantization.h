@@ -8,7 +8,7 @@ namespace hxq::kernels {
 /// (LookupPlanes::integer_levels) and byte indices, and by grouped matrices with whole levels and groups of 16, 32, 64
 /// and so on. For every token and block of columns, x times largest / max |x| is rounded to integers; sums over a block
 /// are exact, and weights too, but for grouped ones that are rounded to 16 bits of what their row can hold
-/// (cpu::GroupedView; -80 dB).
+/// (cpu::GroupedView; -80 dB): in prefill, and on AVX-512 those of 7 and 8 bits in decode.
 /// On AVX2 decode rows are rounded only by codebooks in segments and grouped matrices with levels of a byte, whose
 /// weights stay exact.
 ///

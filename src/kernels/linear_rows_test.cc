@@ -102,7 +102,7 @@ TEST_P(LinearRowsTest, OtherLayoutsDependOnNothingButThemselves) {
 
 TEST_P(LinearRowsTest, GroupedProductsDependOnNothingButThemselves) {
   for (int bits = 3; bits <= 8; ++bits) {
-    for (const int64_t group : {16, 24, 64}) {
+    for (const int64_t group : {16, 24, 32, 64, 256}) {
       SCOPED_TRACE(fmt::format("bits {} group {}", bits, group));
       expect_same_rows(*TestGrouped({.rows = 39, .cols = 330, .bits = bits, .group = group}).prepared);
       if (HasFatalFailure()) return;

@@ -1,10 +1,13 @@
-// Decode rows times a grouped matrix on AVX-512 VNNI: as in integer_gemv_avx512-inl.h, with weights of GroupedView.
+// Decode rows times a grouped matrix of 7 or 8 bits on AVX-512 VNNI: as in integer_gemv_avx512-inl.h, with weights of
+// GroupedView. Fewer bits are multiplied in grouped_words_avx512-inl.h or, if levels fit bytes,
+// grouped_bytes_avx512-inl.h.
 
 #pragma once
 
 #include "kernels/cpu/grouped-inl.h"
 #include "kernels/cpu/grouped_bytes_avx512-inl.h"
 #include "kernels/cpu/grouped_levels_avx512-inl.h"
+#include "kernels/cpu/grouped_words_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -113,15 +116,20 @@ int64_t grouped_gemv_floats(const GroupedView& weight, int64_t tokens) {
   return tokens == 1 ? 0 : LevelRows::floats(weight.cols);
 }
 
+template <class Table, int kGroups>
+void grouped_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                     int64_t end) {
+  if (args.tokens == 1) {
+    return gemv_rows<4>(GroupedKernel<Table, kGroups>{weight, work.packed_x}, args, begin, end);
+  }
+  auto* levels = reinterpret_cast<int16_t*>(work.memory);
+  const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels, Ahead(args.tokens, Table::kBits)};
+  joint_gemv(GroupedRows<Table, kGroups>{rows, weight}, args, begin, end);
+}
+
 void grouped_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
   with_grouped_form(weight, [&]<class Table, int kGroups>() {
-    if (args.tokens == 1) {
-      return gemv_rows<4>(GroupedKernel<Table, kGroups>{weight, work.packed_x}, args, begin, end);
-    }
-    auto* levels = reinterpret_cast<int16_t*>(work.memory);
-    const LevelRows rows{weight.cols, work.packed_x, quantized_floats(weight), levels,
-                         Ahead(args.tokens, Table::kBits)};
-    joint_gemv(GroupedRows<Table, kGroups>{rows, weight}, args, begin, end);
+    if constexpr (Table::kBits > 6) grouped_gemv_of<Table, kGroups>(weight, args, work, begin, end);
   });
 }
 
@@ -132,7 +140,8 @@ constexpr Gemv<GroupedView> kGroupedGemv{.packed_x_floats = quantized_floats<Gro
 
 const Gemv<GroupedView>& choose_grouped_gemv(const GroupedView& weight) {
   if (!has_integer_groups(weight)) return kDecodedGemv;
-  return weight.level_bytes && weight.bits <= 4 ? kByteGemv : kGroupedGemv;
+  if (weight.bits > 6) return kGroupedGemv;
+  return weight.level_bytes ? kByteGemv : kWordGemv;
 }
 
 }  // namespace

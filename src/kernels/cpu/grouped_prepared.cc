@@ -1,6 +1,7 @@
 #include "kernels/cpu/grouped_prepared.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <new>
 
@@ -38,6 +39,9 @@ void PreparedGrouped::make_levels() {
   if (!has_words_) return;
   level_multiple_ = largest == 0 ? 1 : std::floor(kWhole / largest);
   if (has_bytes_ && levels.size() == 256) level_multiple_ = 256;  // -128 to 127 fill words as well, by a shift
+  for (size_t i = 0; i < whole_levels_.size(); ++i) {
+    whole_levels_[i] = static_cast<int16_t>(levels[i % levels.size()]);
+  }
   for (size_t i = 0; i < level_words_.size(); ++i) {
     level_words_[i] = static_cast<int16_t>(levels[i % levels.size()] * level_multiple_);
     const auto bits = static_cast<uint16_t>(level_words_[i]);
@@ -66,6 +70,8 @@ void PreparedGrouped::make_scales() {
   scale_unit_ = std::ldexp(1.0f, exponent);
   for (size_t i = 0; i < scales.size(); ++i) {
     scale_multiples_[i] = static_cast<float>(std::ldexp(static_cast<double>(scales[i]), -exponent));
+    const auto bits = std::bit_cast<uint32_t>(scale_multiples_[i]);
+    for (size_t plane = 0; plane < 4; ++plane) scale_planes_[plane][i] = static_cast<uint8_t>(bits >> (8 * plane));
   }
   // A weight is level * scale, at most `most`; its integer is at most 32767 * 32767 / 2^15. Sums are in units of
   // planes_scale before a row's unit makes them smaller: they must not overflow.
@@ -100,9 +106,11 @@ GroupedView PreparedGrouped::view() const noexcept {
       .planes_scale = planes_scale_,
       .level_planes = level_planes_[0].data(),
       .level_words = has_words_ ? level_words_.data() : nullptr,
+      .whole_levels = has_words_ ? whole_levels_.data() : nullptr,
       .level_bytes = has_bytes_ ? level_bytes_.data() : nullptr,
       .scale_unit = scale_unit_,
       .scale_multiples = scale_multiples_.data(),
+      .scale_planes = scale_planes_[0].data(),
       .row = rows_.data(),
   };
 }

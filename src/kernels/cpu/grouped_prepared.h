@@ -43,13 +43,15 @@ class PreparedGrouped final : public CpuMatrix {
   std::unique_ptr<const GroupedMatrix> stored_;
   alignas(64) std::array<BytePlane, 2> level_planes_ = {};
   alignas(64) std::array<int16_t, 256> level_words_ = {};
+  alignas(64) std::array<int16_t, 64> whole_levels_ = {};
   alignas(64) std::array<uint8_t, 256> level_bytes_ = {};
   bool has_words_ = false;
   float level_multiple_ = 1;  ///< what levels are multiplied by in level_words_
   bool has_bytes_ = false;
   float scale_unit_ = 1;
   std::array<float, 256> scale_multiples_ = {};  ///< the scale levels / scale_unit_
-  float row_unit_ = 0;                           ///< GroupedRow::unit, where M is of 1
+  alignas(64) std::array<BytePlane, 4> scale_planes_ = {};
+  float row_unit_ = 0;  ///< GroupedRow::unit, where M is of 1
   float planes_scale_ = 1;
   mutable std::once_flag rows_once_ = {};
   mutable std::map<int, ScaleWords> scale_words_ = {};  // by exponent

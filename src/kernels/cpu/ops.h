@@ -47,8 +47,9 @@ struct GroupedRow {
 
 /// A GroupedMatrix as raw pointers, with what PreparedGrouped works out.
 ///
-/// Levels that are whole numbers of a byte are multiplied as they are (on AVX-512 up to 16 of them), and their sums
-/// within a group by the group's scale. Other levels that are whole numbers up to 32767 have whole numbers for weights:
+/// With decode rows, levels that are whole numbers of a byte (on AVX-512: up to 64 whole numbers up to 32767) are
+/// multiplied as they are, and their sums within a group by the group's scale. Otherwise levels that are whole numbers
+/// up to 32767 have whole numbers for weights:
 /// weight[r, c] is nearly planes_scale * row[r].unit * L * M / 2^15, where L is the level times the largest whole
 /// number that keeps it up to 32767 (256 if levels are -128 to 127), M the scale of the group in 32767ths of the power
 /// of two above the row's largest, and L * M / 2^15 is rounded. That is off by at most planes_scale * row[r].unit. What
@@ -67,11 +68,13 @@ struct GroupedView {
   float planes_scale;           ///< a power of two
   const uint8_t* level_planes;  // [2, 256], the bytes of L, 64-byte aligned; repeated past the last level
   const int16_t* level_words;   // [256], L, the same; null: there are none
+  const int16_t* whole_levels;  // [64], the first levels themselves, the same
   /// [256], levels plus 128, the same: up to 16 whole numbers from -127 to 127, or -128 to 127 in order, which are the
   /// indices themselves; null for others.
   const uint8_t* level_bytes;
   float scale_unit;              ///< a power of two
   const float* scale_multiples;  // [256], the scale levels / scale_unit
+  const uint8_t* scale_planes;   // [4, 256], the bytes of these, 64-byte aligned
   const GroupedRow* row;         // [rows]
 };
 
