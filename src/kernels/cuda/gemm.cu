@@ -10,6 +10,7 @@
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/gemm_plan.h"
+#include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/pack_x.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -17,17 +18,30 @@
 namespace hxq::cuda {
 namespace {
 
-struct GemmParameters {
-  CodebookWeight weight;
-  PackedX x;
-  Output y;
-  const float* bias;
-  const float* low_rank_product;
-  int64_t tokens;
-  bool accumulate;
-  bool weight_changes;
+/// One of the matrices.
+struct GemmPart {
+  CUtensorMap map;  ///< of its bytes, where rows are aligned
+  FusedProduct product;
   float inverse_level_scale;
+  int64_t tiles;
+  int64_t first_cluster, clusters;
+};
+
+struct GemmParameters {
+  PackedX x;
+  int64_t tokens;
+  bool weight_changes;
   GemmPlan plan;
+  int64_t count;
+  GemmPart parts[kMaxFusedProducts];
+
+  __device__ int64_t cluster() const { return blockIdx.x / plan.splits; }
+  /// What the block's cluster works on.
+  __device__ const GemmPart& part() const {
+    int i = 0;
+    while (i + 1 < count && cluster() >= parts[i + 1].first_cluster) ++i;
+    return parts[i];
+  }
 };
 
 inline constexpr int kGroup = 128;  ///< threads of a warpgroup
@@ -129,7 +143,8 @@ __device__ inline uint32_t block_in_cluster() {
 template <int kN, int kRowGroups, bool kAligned>
 class Bringer {
  public:
-  __device__ Bringer(const GemmParameters& p, const CUtensorMap& map) : p_(p), map_(map), tile_(cluster()) {
+  __device__ Bringer(const GemmParameters& p, const GemmPart& part)
+      : p_(p), part_(part), tile_(p.cluster() - part.first_cluster) {
     start_tile();
   }
 
@@ -145,7 +160,7 @@ class Bringer {
   /// The rest of a tile, and what the ring can take of the next.
   __device__ void bring_tile() {
     while (step_ < last_) bring_step();
-    tile_ += p_.plan.clusters;
+    tile_ += part_.clusters;
     start_tile();
     for (int i = 0; L::kKeepsRing && i < L::kStages && step_ < last_; ++i) bring_step();
   }
@@ -155,12 +170,10 @@ class Bringer {
   using Place = RingPlace<L::kStages>;
   static constexpr uint32_t kBytes = kAligned ? L::kStageBytes : L::kKGroups * L::kXBytes;
 
-  __device__ int64_t cluster() const { return blockIdx.x / p_.plan.splits; }
-
   __device__ void start_tile() {
     const auto split = static_cast<int>(block_in_cluster());
     step_ = p_.plan.first_step(split);
-    last_ = tile_ < p_.plan.tiles() ? p_.plan.first_step(split + 1) : step_;
+    last_ = tile_ < part_.tiles ? p_.plan.first_step(split + 1) : step_;
     row_ = static_cast<int>(p_.plan.first_row(tile_));
   }
 
@@ -183,14 +196,14 @@ class Bringer {
     if constexpr (kAligned) {
 #pragma unroll
       for (int q = 0; q < L::kKGroups; ++q) {
-        hopper::copy_box(L::weights(stage) + q * L::kBoxBytes, map_, (step * L::kKGroups + q) * kChunkCols, row_,
+        hopper::copy_box(L::weights(stage) + q * L::kBoxBytes, part_.map, (step * L::kKGroups + q) * kChunkCols, row_,
                          L::full(stage));
       }
     }
   }
 
   const GemmParameters& p_;
-  const CUtensorMap& map_;
+  const GemmPart& part_;
   int64_t tile_;
   int step_, last_, row_;
   int early_ = 0;  ///< steps whose weights were asked for beforehand
@@ -199,7 +212,7 @@ class Bringer {
 
 /// Where what outliers add to the cluster's tile is, in units of its sums: [rows of the tile, tokens of the tile].
 __device__ inline float* outlier_sums(const GemmParameters& p) {
-  return p.x.outlier_sums + blockIdx.x / p.plan.splits * int64_t{p.plan.tile_rows()} * p.plan.tile_tokens();
+  return p.x.outlier_sums + p.cluster() * p.plan.tile_rows() * p.plan.tile_tokens();
 }
 
 /// Works out what outliers add while others multiply: three warps, for a part of the cluster's rows. x of their columns
@@ -208,8 +221,8 @@ template <class T, int kTokens, int kPieceBytes>
 class OutlierAdder {
  public:
   /// `thread`: of kAdders.
-  __device__ OutlierAdder(const GemmParameters& p, OutlierMemory<kPieceBytes>& memory, int thread)
-      : p_(p), memory_(memory), thread_(thread) {}
+  __device__ OutlierAdder(const GemmParameters& p, const GemmPart& part, OutlierMemory<kPieceBytes>& memory, int thread)
+      : p_(p), part_(part), memory_(memory), thread_(thread) {}
 
   /// Adds up for a tile. `piece`: pieces that went before; returns their number with those of this tile.
   __device__ uint32_t add(int64_t tile, uint32_t piece) {
@@ -217,7 +230,8 @@ class OutlierAdder {
     const int begin = tile_rows * split / p_.plan.splits;
     rows_ = tile_rows * (split + 1) / p_.plan.splits - begin;
     for (int i = thread_; i <= rows_; i += kAdders) {
-      memory_.row_begin[i] = p_.weight.outlier_row_begin[min(p_.plan.first_row(tile) + begin + i, p_.weight.rows)];
+      memory_.row_begin[i] =
+          part_.product.weight.outlier_row_begin[min(p_.plan.first_row(tile) + begin + i, part_.product.weight.rows)];
     }
     barrier();
     first_token_ = static_cast<int>(p_.plan.token_tile(tile)) * kTokens;
@@ -253,8 +267,8 @@ class OutlierAdder {
   __device__ void fetch(uint32_t first, uint32_t last) {
     const uint32_t own = first + static_cast<uint32_t>(thread_);
     if (static_cast<uint32_t>(thread_) >= kPiece || own >= last) return;
-    col_ = p_.weight.outlier_col[own];
-    change_ = p_.weight.outlier_change[own];
+    col_ = part_.product.weight.outlier_col[own];
+    change_ = part_.product.weight.outlier_change[own];
   }
 
   __device__ void bring(uint32_t first, uint32_t last, uint32_t piece) {
@@ -262,7 +276,7 @@ class OutlierAdder {
     uint64_t* full = &memory_.full[piece % 2];
     if (thread_ == 0) hopper::arrive_and_expect_bytes(full, count * kBytes);
     if (static_cast<uint32_t>(thread_) < count) {
-      memory_.change[piece % 2][thread_] = change_ * p_.inverse_level_scale;
+      memory_.change[piece % 2][thread_] = change_ * part_.inverse_level_scale;
       const T* x = static_cast<const T*>(p_.x.transposed) + col_ * p_.plan.padded_tokens() + first_token_;
       hopper::copy_bulk(memory_.x[piece % 2] + thread_ * kBytes, x, kBytes, full);
     }
@@ -294,6 +308,7 @@ class OutlierAdder {
   }
 
   const GemmParameters& p_;
+  const GemmPart& part_;
   OutlierMemory<kPieceBytes>& memory_;
   const int thread_;
   int first_token_ = 0, begin_ = 0, rows_ = 0, row_ = 0;
@@ -329,15 +344,17 @@ struct Fragments {
 };
 
 /// One value of y from the sum of its products.
-__device__ inline void finish_value(const GemmParameters& p, int64_t token, int64_t row, float value) {
-  if (token >= p.tokens || row >= p.weight.rows) return;
-  value *= p.weight.level_scale * p.x.scales[token];
-  for (int n = 0; n < p.weight.rank; ++n) {
-    value = fmaf(p.weight.low_rank_u[row * p.weight.rank + n], p.low_rank_product[token * p.weight.rank + n], value);
+__device__ inline void finish_value(const GemmParameters& p, const FusedProduct& product, int64_t token, int64_t row,
+                                    float value) {
+  const CodebookWeight& weight = product.weight;
+  if (token >= p.tokens || row >= weight.rows) return;
+  value *= weight.level_scale * p.x.scales[token];
+  for (int n = 0; n < weight.rank; ++n) {
+    value = fmaf(weight.low_rank_u[row * weight.rank + n], product.low_rank_product[token * weight.rank + n], value);
   }
-  if (p.bias) value += p.bias[row];
-  if (p.accumulate) value += load_at(p.y, token, row);
-  store_at(p.y, token, row, value);
+  if (product.bias) value += product.bias[row];
+  if (product.accumulate) value += load_at(product.y, token, row);
+  store_at(product.y, token, row, value);
 }
 
 /// A thread of the warpgroups. Of its warp's 16 rows lane l has rows l / 4 and l / 4 + 8, and of each eight columns of
@@ -345,8 +362,11 @@ __device__ inline void finish_value(const GemmParameters& p, int64_t token, int6
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
 class Multiplier {
  public:
-  __device__ explicit Multiplier(const GemmParameters& p)
-      : p_(p), lane_base_(WideTable::lane_base(L::at(L::kTable))), tile_(blockIdx.x / p.plan.splits) {
+  __device__ Multiplier(const GemmParameters& p, const GemmPart& part)
+      : p_(p),
+        part_(part),
+        lane_base_(WideTable::lane_base(L::at(L::kTable))),
+        tile_(p.cluster() - part.first_cluster) {
     start_tile();
   }
 
@@ -376,7 +396,7 @@ class Multiplier {
   }
 
   __device__ void next_tile() {
-    tile_ += p_.plan.clusters;
+    tile_ += part_.clusters;
     start_tile();
   }
 
@@ -401,7 +421,7 @@ class Multiplier {
   __device__ void start_tile() {
     const auto split = static_cast<int>(block_in_cluster());
     step_ = p_.plan.first_step(split);
-    last_ = tile_ < p_.plan.tiles() ? p_.plan.first_step(split + 1) : step_;
+    last_ = tile_ < part_.tiles ? p_.plan.first_step(split + 1) : step_;
   }
 
   /// The lane's 16 bytes of a chunk of each of its rows.
@@ -414,12 +434,12 @@ class Multiplier {
     } else {
       // Outside of the matrix bytes stay what they were: x is zero there.
       const int64_t col = (step_ * L::kKGroups + k_group()) * kChunkCols + thread() % 4 * 16;
-      if (col >= p_.weight.cols) return;
-      const auto* indices = static_cast<const unsigned char*>(p_.weight.indices);
-      const unsigned char* last = indices + p_.weight.rows * p_.weight.cols - 1;
-      const int64_t row = first_row(), last_row = p_.weight.rows - 1;
-      upper = load_bytes_unaligned(indices + min(row, last_row) * p_.weight.cols + col, last);
-      lower = load_bytes_unaligned(indices + min(row + 8, last_row) * p_.weight.cols + col, last);
+      if (col >= part_.product.weight.cols) return;
+      const auto* indices = static_cast<const unsigned char*>(part_.product.weight.indices);
+      const unsigned char* last = indices + part_.product.weight.rows * part_.product.weight.cols - 1;
+      const int64_t row = first_row(), last_row = part_.product.weight.rows - 1;
+      upper = load_bytes_unaligned(indices + min(row, last_row) * part_.product.weight.cols + col, last);
+      lower = load_bytes_unaligned(indices + min(row + 8, last_row) * part_.product.weight.cols + col, last);
     }
   }
 
@@ -485,7 +505,7 @@ class Multiplier {
     const auto cluster = cooperative_groups::this_cluster();
     const int kept = kKept / p_.plan.parts, count = kRowGroups * kept, step = p_.plan.splits * L::kWarpgroups;
     const int64_t tile_row = p_.plan.first_row(tile_), tile_token = p_.plan.token_tile(tile_) * p_.plan.tile_tokens();
-    const float* outliers = p_.x.outlier_sums ? outlier_sums(p_) : nullptr;
+    const float* outliers = part_.product.weight.outlier_row_begin ? outlier_sums(p_) : nullptr;
 #pragma unroll 1
     for (int first = static_cast<int>(block_in_cluster()) * L::kWarpgroups + warpgroup(); first < count;
          first += kAtOnce * step) {
@@ -517,12 +537,14 @@ class Multiplier {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         if (first + u * step >= count) break;
-        finish_value(p_, tile_token + token[u], tile_row + row[u], fmaf(low[u], kLowPartScale, value[u]));
+        finish_value(p_, part_.product, tile_token + token[u], tile_row + row[u],
+                     fmaf(low[u], kLowPartScale, value[u]));
       }
     }
   }
 
   const GemmParameters& p_;
+  const GemmPart& part_;
   const uint32_t lane_base_;
   int64_t tile_;
   int step_, last_;
@@ -532,15 +554,17 @@ class Multiplier {
 
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
 __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 128 * 128, 1)
-    gemm_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ GemmParameters p) {
+    gemm_kernel(const __grid_constant__ GemmParameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using L = Layout<kN, kRowGroups>;
   if (hopper::shared_address(dynamic_shared) % L::kTableBytes != L::kStart) __trap();
-  const int64_t first_tile = blockIdx.x / p.plan.splits;
+  const GemmPart& part = p.part();
+  const CodebookWeight& weight = part.product.weight;
+  const int64_t first_tile = p.cluster() - part.first_cluster;
   if (threadIdx.x >= L::kMultipliers) {
     hopper::shrink_registers<L::kBringerRegisters>();
     const bool brings = threadIdx.x == L::kMultipliers;
-    Bringer<kN, kRowGroups, kAligned> bringer(p, map);
+    Bringer<kN, kRowGroups, kAligned> bringer(p, part);
     if (brings) {
       for (int i = 0; i < L::kStages; ++i) {
         hopper::init_barrier(L::full(i), 1);
@@ -558,14 +582,14 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
     wait_for_predecessors();
     auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
     const int thread = static_cast<int>(threadIdx.x) - L::kMultipliers - 32;
-    const bool adds = thread >= 0 && p.weight.outlier_row_begin;
+    const bool adds = thread >= 0 && weight.outlier_row_begin;
     uint32_t piece = 0;
-    for (int64_t tile = first_tile; tile < p.plan.tiles(); tile += p.plan.clusters) {
+    for (int64_t tile = first_tile; tile < part.tiles; tile += part.clusters) {
       if (brings) bringer.bring_tile();
       if (adds && p.plan.parts == 1) {
-        piece = OutlierAdder<__half, kN, L::kPieceBytes>(p, outliers, thread).add(tile, piece);
+        piece = OutlierAdder<__half, kN, L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
       } else if (adds) {
-        piece = OutlierAdder<float, (kN > 8 ? kN / 2 : 8), L::kPieceBytes>(p, outliers, thread).add(tile, piece);
+        piece = OutlierAdder<float, (kN > 8 ? kN / 2 : 8), L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
       }
       __syncwarp();
       for (int i = 0; i < 2 * L::kRounds; ++i) hopper::cluster_barrier();
@@ -573,13 +597,13 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
   } else {
     hopper::grow_registers<L::kMultiplierRegisters>();
     if (p.weight_changes) wait_for_predecessors();
-    const TableFill<L::kMultipliers> table(p.weight.codebook, p.weight.k);
-    Multiplier<kN, kRowGroups, kTwoLevels, kAligned> multiplier(p);
+    const TableFill<L::kMultipliers> table(weight.codebook, weight.k);
+    Multiplier<kN, kRowGroups, kTwoLevels, kAligned> multiplier(p, part);
     table.template store<WideTable>(WideTable::lane_base(L::at(L::kTable)),
-                                    [&](float level) { return two_halves(level * p.inverse_level_scale); });
+                                    [&](float level) { return two_halves(level * part.inverse_level_scale); });
     __syncthreads();
     wait_for_predecessors();
-    for (int64_t tile = first_tile; tile < p.plan.tiles(); tile += p.plan.clusters) {
+    for (int64_t tile = first_tile; tile < part.tiles; tile += part.clusters) {
       multiplier.multiply_tile();
       multiplier.reduce_tile();
       multiplier.next_tile();
@@ -589,13 +613,13 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
 }
 
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
-Status launch_kernel(const GemmParameters& p, const CUtensorMap& map, Stream stream) {
+Status launch_kernel(const GemmParameters& p, Stream stream) {
   using L = Layout<kN, kRowGroups>;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.clusters * p.plan.splits)),
                           .block = dim3(L::kThreads),
                           .shared_bytes = L::kDynamicBytes,
                           .cluster = p.plan.splits};
-  return launch(gemm_kernel<kN, kRowGroups, kTwoLevels, kAligned>, shape, stream, map, p);
+  return launch(gemm_kernel<kN, kRowGroups, kTwoLevels, kAligned>, shape, stream, p);
 }
 
 /// Plain: aligned rows, one number for each level.
@@ -605,29 +629,52 @@ bool is_plain(const CodebookWeight& weight, Precision precision) {
 }
 
 template <int kN>
-Status launch_plain(const GemmParameters& p, const CUtensorMap& map, Stream stream) {
+Status launch_plain(const GemmParameters& p, Stream stream) {
   if constexpr (kN <= 64) {
-    if (p.plan.row_groups == 2) return launch_kernel<kN, 2, false, true>(p, map, stream);
+    if (p.plan.row_groups == 2) return launch_kernel<kN, 2, false, true>(p, stream);
   }
   if constexpr (kN <= 32) {
-    if (p.plan.row_groups == 1) return launch_kernel<kN, 1, false, true>(p, map, stream);
+    if (p.plan.row_groups == 1) return launch_kernel<kN, 1, false, true>(p, stream);
   }
-  return launch_kernel<kN, kGemmWarpgroups, false, true>(p, map, stream);
+  return launch_kernel<kN, kGemmWarpgroups, false, true>(p, stream);
 }
 
 template <int kN>
-Status launch_other(const GemmParameters& p, bool two_levels, Stream stream) {
-  const CUtensorMap none = {};
-  return two_levels ? launch_kernel<kN, 4, true, false>(p, none, stream)
-                    : launch_kernel<kN, 4, false, false>(p, none, stream);
+Status launch_any(const GemmParameters& p, bool plain, bool two_levels, Stream stream) {
+  if (plain) return launch_plain<kN>(p, stream);
+  return two_levels ? launch_kernel<kN, 4, true, false>(p, stream) : launch_kernel<kN, 4, false, false>(p, stream);
 }
 
 /// x of F32 has more bits than one binary16 number holds.
-int parts_of(Precision precision, DType x) { return precision == Precision::exact && x == DType::f32 ? 2 : 1; }
+int parts_of(const LinearArgs& args) {
+  return args.precision == Precision::exact && args.x.dtype == DType::f32 ? 2 : 1;
+}
 
-GemmPlan plan_of(const CodebookWeight& weight, int64_t tokens, Precision precision, DType x) {
-  return plan_gemm(weight.rows, weight.cols, tokens, parts_of(precision, x), is_plain(weight, precision),
-                   current_device().clusters);
+/// The matrices, and which clusters each has.
+Status set_parts(const FusedProduct* products, bool plain, GemmParameters& p) {
+  int64_t tiles[kMaxFusedProducts], share[kMaxFusedProducts], first = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    tiles[i] = p.plan.row_tiles_of(products[i].weight.rows) * p.plan.token_tiles;
+  }
+  share_blocks({tiles, static_cast<size_t>(p.count)}, p.plan.clusters, share);
+  for (int64_t i = 0; i < p.count; ++i) {
+    const CodebookWeight& weight = products[i].weight;
+    p.parts[i] = {.product = products[i],
+                  .inverse_level_scale = 1.0f / weight.level_scale,
+                  .tiles = tiles[i],
+                  .first_cluster = first,
+                  .clusters = share[i]};
+    first += share[i];
+    const MappedMatrix bytes{.data = weight.indices,
+                             .rows = weight.rows,
+                             .cols = weight.cols,
+                             .stride = weight.cols,
+                             .bytes = true,
+                             .box_rows = static_cast<uint32_t>(p.plan.tile_rows())};
+    if (plain && !make_tensor_map(bytes, &p.parts[i].map)) return Status::not_supported;
+  }
+  p.plan.clusters = first;
+  return Status::ok;
 }
 
 }  // namespace
@@ -637,48 +684,43 @@ bool supports_codebook_gemm(const CodebookWeight& weight) noexcept {
          current_device().compute_capability == 90;
 }
 
+bool supports_joint_gemm(const CodebookWeight& weight, Precision precision) noexcept {
+  return supports_codebook_gemm(weight) && is_plain(weight, precision) && !weight.channel_scales && weight.rank == 0;
+}
+
 size_t codebook_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
   return supports_codebook_gemm(weight) ? packed_x_bytes(weight.cols, tokens, current_device().multiprocessors) : 0;
 }
 
-Status codebook_gemm(const CodebookWeight& weight, const LinearArgs& args, const float* low_rank_product,
-                     Stream stream) noexcept {
-  const bool plain = is_plain(weight, args.precision);
-  const GemmPlan plan = plan_of(weight, args.tokens, args.precision, args.x.dtype);
-  CUtensorMap map = {};
-  if (plain && !make_tensor_map({.data = weight.indices,
-                                 .rows = weight.rows,
-                                 .cols = weight.cols,
-                                 .stride = weight.cols,
-                                 .bytes = true,
-                                 .box_rows = static_cast<uint32_t>(plan.tile_rows())},
-                                &map)) {
-    return Status::not_supported;
+Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept {
+  const CodebookWeight& first = products[0].weight;
+  const bool plain = is_plain(first, args.precision);
+  int64_t rows[kMaxFusedProducts];
+  bool outliers = false;
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i] = products[i].weight.rows;
+    outliers |= products[i].weight.outlier_row_begin != nullptr;
   }
-  const PackedX x = place_packed_x(plan, weight.outlier_row_begin != nullptr, args.workspace);
-  if (const Status status = pack_x(args, weight, plan, x, stream); status != Status::ok) return status;
-  const GemmParameters p{.weight = weight,
-                         .x = x,
-                         .y = args.y,
-                         .bias = args.bias,
-                         .low_rank_product = low_rank_product,
-                         .tokens = args.tokens,
-                         .accumulate = args.accumulate,
-                         .weight_changes = args.weight_changes,
-                         .inverse_level_scale = 1.0f / weight.level_scale,
-                         .plan = plan};
-  const bool two_levels = args.precision == Precision::exact && !weight.levels_fit_half;
-  switch (plan.columns) {
+  GemmParameters p{.tokens = args.tokens,
+                   .weight_changes = args.weight_changes,
+                   .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(args), plain,
+                                     current_device().clusters),
+                   .count = count};
+  if (const Status status = set_parts(products, plain, p); status != Status::ok) return status;
+  p.x = place_packed_x(p.plan, outliers, args.workspace);
+  if (const Status status = pack_x(args, first, p.plan, p.x, stream); status != Status::ok) return status;
+  const bool two_levels = args.precision == Precision::exact && !first.levels_fit_half;
+  switch (p.plan.columns) {
     case 8:
-      return plain ? launch_plain<8>(p, map, stream) : launch_other<8>(p, two_levels, stream);
+      return launch_any<8>(p, plain, two_levels, stream);
     case 16:
-      return plain ? launch_plain<16>(p, map, stream) : launch_other<16>(p, two_levels, stream);
+      return launch_any<16>(p, plain, two_levels, stream);
     case 32:
-      return plain ? launch_plain<32>(p, map, stream) : launch_other<32>(p, two_levels, stream);
+      return launch_any<32>(p, plain, two_levels, stream);
     case 64:
-      return plain ? launch_plain<64>(p, map, stream) : launch_other<64>(p, two_levels, stream);
+      return launch_any<64>(p, plain, two_levels, stream);
     default:
-      return plain ? launch_plain<128>(p, map, stream) : launch_other<128>(p, two_levels, stream);
+      return launch_any<128>(p, plain, two_levels, stream);
   }
 }
 

@@ -7,10 +7,14 @@ namespace hxq::cuda {
 /// Whether the tensor-core kernels of this build and GPU take the matrix.
 bool supports_codebook_gemm(const CodebookWeight& weight) noexcept;
 
+/// Whether they take it together with others of as many columns: x is the same for all of them then.
+bool supports_joint_gemm(const CodebookWeight& weight, Precision precision) noexcept;
+
+/// Of one product or several together.
 size_t codebook_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
 
-/// y = W x for several tokens. `low_rank_product`: x Vt^T [tokens, rank] where the weight has such a term.
-Status codebook_gemm(const CodebookWeight& weight, const LinearArgs& args, const float* low_rank_product,
-                     Stream stream) noexcept;
+/// y = W x for several tokens and 1 to kMaxFusedProducts matrices. Of `args`, y, bias and accumulate mean nothing. Each
+/// product's `low_rank_product`: x Vt^T [tokens, rank] where the weight has such a term.
+Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept;
 
 }  // namespace hxq::cuda

@@ -2,15 +2,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "kernels/cuda/host_device.h"
 #include "kernels/cuda/packed_x.h"
 
-/// How the tensor-core product spreads a matrix over blocks.
+/// How the tensor-core product spreads a matrix, or several with the same x, over blocks.
 ///
 /// A tile is row_groups * 64 rows of the matrix with one tile of tokens. Its columns are cut into steps of k_groups
 /// chunks: each of a block's warpgroups has 64 rows of the tile and one chunk of every step. A cluster of `splits`
-/// blocks shares a tile, each with a part of its steps, and adds up through shared memory; clusters take tiles in turn.
+/// blocks shares a tile, each with a part of its steps, and adds up through shared memory; clusters take tiles of their
+/// matrix in turn.
 namespace hxq::cuda {
 
 struct GemmPlan {
@@ -23,14 +25,15 @@ struct GemmPlan {
   int k_groups = 1;
   int splits = 1;
   int64_t token_tiles = 1;
-  int64_t row_tiles = 1;
-  int64_t chunks = 1;  ///< of kChunkCols columns of the matrix
+  int64_t row_tiles = 1;  ///< of all matrices
+  int64_t chunks = 1;     ///< of kChunkCols columns of the matrix
   int64_t clusters = 1;
 
   HXQ_HOST_DEVICE int tile_tokens() const { return columns / parts; }
   HXQ_HOST_DEVICE int64_t padded_tokens() const { return token_tiles * tile_tokens(); }
   HXQ_HOST_DEVICE int tile_rows() const { return row_groups * 64; }
   HXQ_HOST_DEVICE int64_t tiles() const { return row_tiles * token_tiles; }
+  int64_t row_tiles_of(int64_t rows) const { return (rows + tile_rows() - 1) / tile_rows(); }
   HXQ_HOST_DEVICE int64_t steps() const { return (chunks + k_groups - 1) / k_groups; }
   /// Chunks of packed x, those that fill up the last step included.
   HXQ_HOST_DEVICE int64_t padded_chunks() const { return steps() * k_groups; }
@@ -52,10 +55,11 @@ inline int64_t most_columns(int64_t tokens, int parts) {
 /// Values of y of a tile, at most.
 inline int64_t most_tile_values(int64_t tokens) { return std::min<int64_t>(most_columns(tokens, 1), 128) * 256; }
 
-/// `rows`, `cols`, `tokens` at least 1. `clusters[n]`: clusters of n blocks that run at once, up to kMostSplits; 0: not
-/// to be used; [1] is the number of multiprocessors. `any_shape`: tiles of every height there are; otherwise only those
-/// of all warpgroups.
-inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, bool any_shape, const int* clusters) {
+/// For matrices of so many `rows` each. `cols`, `tokens` and all rows at least 1. `clusters[n]`: clusters of n blocks
+/// that run at once, up to kMostSplits; 0: not to be used; [1] is the number of multiprocessors. `any_shape`: tiles of
+/// every height there are; otherwise only those of all warpgroups.
+inline GemmPlan plan_gemm(std::span<const int64_t> rows, int64_t cols, int64_t tokens, int parts, bool any_shape,
+                          const int* clusters) {
   GemmPlan best;
   int64_t best_cost = -1;
   for (int columns = parts == 2 ? 16 : 8; columns <= GemmPlan::kMostColumns; columns *= 2) {
@@ -65,7 +69,8 @@ inline GemmPlan plan_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts,
     for (int k_groups = 1; k_groups <= most_k_groups; k_groups *= 2) {
       GemmPlan plan{.columns = columns, .parts = parts, .row_groups = warpgroups / k_groups, .k_groups = k_groups};
       plan.token_tiles = (tokens + plan.tile_tokens() - 1) / plan.tile_tokens();
-      plan.row_tiles = (rows + plan.tile_rows() - 1) / plan.tile_rows();
+      plan.row_tiles = 0;
+      for (const int64_t count : rows) plan.row_tiles += plan.row_tiles_of(count);
       plan.chunks = (cols + kChunkCols - 1) / kChunkCols;
       for (int splits = 1; splits <= GemmPlan::kMostSplits && splits <= plan.steps(); ++splits) {
         // Clusters that share tiles have one each: to begin another costs more than it gains.

@@ -56,7 +56,11 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
   }
   if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
-  if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(weight, rest, product, stream);
+  if (args.tokens > 1 && supports_codebook_gemm(weight)) {
+    const FusedProduct one{
+        .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
+    return codebook_gemm(rest, &one, 1, stream);
+  }
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   for (int64_t t = 0; t < args.tokens; ++t) {
     FusedInput input{.x = args.x};
@@ -72,6 +76,32 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     }
   }
   return Status::ok;
+}
+
+Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept {
+  if (count < 1 || count > kMaxFusedProducts || !are_valid(args)) return Status::invalid_value;
+  bool together = args.tokens > 1;
+  CodebookWeight all = products[0].weight;  // as large as all of them
+  all.rows = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const CodebookWeight& weight = products[i].weight;
+    if (weight.cols != all.cols) return Status::invalid_value;
+    all.rows += weight.rows;
+    together &= weight.rows > 0 && supports_joint_gemm(weight, args.precision) &&
+                args.workspace.bytes >= linear_workspace(weight, args.tokens);
+  }
+  if (together && !supports_prefill(all, args) && !supports_tile_gemm(all, args)) {
+    return codebook_gemm(args, products, count, stream);
+  }
+  Status status = Status::ok;
+  for (int64_t i = 0; i < count && status == Status::ok; ++i) {
+    LinearArgs one = args;
+    one.y = products[i].y;
+    one.bias = products[i].bias;
+    one.accumulate = products[i].accumulate;
+    status = linear(products[i].weight, one, stream);
+  }
+  return status;
 }
 
 Status linear(const DenseWeight& weight, const LinearArgs& args, Stream stream) noexcept {

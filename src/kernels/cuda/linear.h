@@ -85,6 +85,11 @@ bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight
 /// Products of one token with 1 to kMaxFusedProducts matrices of as many columns, in one kernel. Everything is float.
 Status fused_linear(const FusedInput& input, const FusedProduct* products, int64_t count, Stream stream) noexcept;
 
+/// Products of any number of tokens with 1 to kMaxFusedProducts matrices of as many columns: as `linear` of each, in
+/// fewer kernels where that can be. Of `args`, y, bias and accumulate mean nothing; the workspace is the largest that
+/// `linear` needs. `low_rank_product` must be null.
+Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept;
+
 /// out[i, :] = row ids[i] of the matrix, outliers, low-rank term and channel scales applied.
 /// ids in device memory, in [0, rows); a negative id gives a row of zeros.
 struct GatherArgs {

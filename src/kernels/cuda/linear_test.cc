@@ -194,6 +194,57 @@ TEST(CudaLinear, FusesProductsAndWhatMakesTheirX) {
   }
 }
 
+TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
+  HXQ_NEEDS_GPU();
+  struct Case {
+    int64_t cols;
+    int32_t rank;       ///< of the third matrix: with one, each is multiplied by itself
+    int64_t many_rows;  ///< of the first
+  };
+  for (const auto& [cols, rank, many_rows] :
+       {Case{48, 0, 700}, {768, 0, 20000}, {1040, 0, 700}, {768, 2, 700}, {77, 0, 700}}) {
+    const TestMatrix matrices[] = {make_matrix({.rows = many_rows, .cols = cols, .outliers = 0.003}),
+                                   make_matrix({.rows = 1, .cols = cols}),
+                                   make_matrix({.rows = 130, .cols = cols, .outliers = 0.01, .rank = rank})};
+    const DeviceMatrix on_device[] = {DeviceMatrix(matrices[0]), DeviceMatrix(matrices[1]), DeviceMatrix(matrices[2])};
+    for (const int64_t tokens : {1, 2, 9, 40, 100}) {
+      for (const Precision precision : {Precision::exact, Precision::fast}) {
+        if (many_rows > 1000 && tokens != 9) continue;
+        const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * cols));
+        const std::vector<float> bias = Random(3).normals(static_cast<size_t>(many_rows));
+        const std::vector<float> start(static_cast<size_t>(tokens * 130), 0.5f);
+        const DeviceRows device_x(x, tokens, cols, 3, DType::f32);
+        const DeviceArray<float> device_bias(bias);
+        std::vector<DeviceRows> y;
+        std::vector<FusedProduct> products;
+        size_t bytes = 0;
+        for (size_t i = 0; i < 3; ++i) {
+          y.emplace_back(tokens, matrices[i].rows, 1, DType::f32);
+          if (i == 2) y[i].set(start);
+          bytes = std::max(bytes, linear_workspace(on_device[i].weight(), tokens));
+          products.push_back({.weight = on_device[i].weight(),
+                              .y = y[i].output(),
+                              .bias = i == 0 ? device_bias.data() : nullptr,
+                              .accumulate = i == 2});
+        }
+        const DeviceArray<std::byte> workspace(bytes);
+        HXQ_EXPECT_OK(joint_linear({.x = device_x.input(),
+                                    .tokens = tokens,
+                                    .precision = precision,
+                                    .workspace = {.data = workspace.data(), .bytes = bytes}},
+                                   products.data(), 3, nullptr));
+        expect_finished();
+        for (size_t i = 0; i < 3; ++i) {
+          const Product expected = multiply(matrices[i], x, tokens, i == 0 ? bias : std::vector<float>{},
+                                            i == 2 ? start : std::vector<float>{});
+          expect_close(y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast,
+                       DType::f32, std::to_string(tokens) + " tokens, matrix " + std::to_string(i));
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaLinear, KeepsLevelsThatNeedMoreBits) {
   HXQ_NEEDS_GPU();
   for (const int64_t tokens : {1, 2, 12, 30, 60, 100}) {

@@ -72,7 +72,7 @@ TEST(CudaPlans, GemmTakesEveryChunkOnce) {
                                            {80, 1536, 8}}) {
     for (const int parts : {1, 2}) {
       for (const bool any_shape : {true, false}) {
-        const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, any_shape, clusters);
+        const GemmPlan plan = plan_gemm({&rows, 1}, cols, tokens, parts, any_shape, clusters);
         EXPECT_EQ(plan.row_groups * plan.k_groups, kGemmWarpgroups);
         EXPECT_GE(plan.token_tiles * plan.tile_tokens(), tokens);
         EXPECT_GE(plan.row_tiles * plan.tile_rows(), rows);
@@ -99,7 +99,7 @@ TEST(CudaPlans, MemoryForManyTokensIsEnoughForFewer) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3072, 768}, {8192, 8192}, {80, 1536}}) {
     for (const int parts : {1, 2}) {
       for (int64_t tokens = 1; tokens <= 300; ++tokens) {
-        const GemmPlan plan = plan_gemm(rows, cols, tokens, parts, true, clusters);
+        const GemmPlan plan = plan_gemm({&rows, 1}, cols, tokens, parts, true, clusters);
         for (const int64_t most : {tokens, tokens + 1, int64_t{300}}) {
           EXPECT_LE(plan.token_tiles * plan.columns, most_columns(most, parts)) << tokens;
           EXPECT_LE(plan.padded_tokens(), most_columns(most, 1)) << tokens;

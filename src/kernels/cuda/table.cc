@@ -38,6 +38,7 @@ constexpr Kernels kKernels = {
     .codebook_linear = overload<CodebookLinear>(linear),
     .supports_fused_linear = supports_fused_linear,
     .fused_linear = fused_linear,
+    .joint_linear = joint_linear,
     .dense_linear_workspace = overload<size_t(const DenseWeight&, int64_t) noexcept>(linear_workspace),
     .dense_linear = overload<DenseLinear>(linear),
     .codebook_gather_rows = overload<CodebookGather>(gather_rows),

@@ -19,7 +19,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 6;
+  static constexpr int kVersion = 7;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -45,6 +45,7 @@ struct Kernels {
   Status (*codebook_linear)(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
   bool (*supports_fused_linear)(const FusedInput&, const CodebookWeight&) noexcept;
   Status (*fused_linear)(const FusedInput&, const FusedProduct*, int64_t count, Stream) noexcept;
+  Status (*joint_linear)(const LinearArgs&, const FusedProduct*, int64_t count, Stream) noexcept;
   size_t (*dense_linear_workspace)(const DenseWeight&, int64_t tokens) noexcept;
   Status (*dense_linear)(const DenseWeight&, const LinearArgs&, Stream) noexcept;
   Status (*codebook_gather_rows)(const CodebookWeight&, const GatherArgs&, Stream) noexcept;

@@ -110,7 +110,8 @@ struct Cuda {
   static bool fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     const auto count = static_cast<int64_t>(args.count);
-    if (count > cuda::kMaxFusedProducts || args.products[0].args.tokens != 1) return false;
+    if (count > cuda::kMaxFusedProducts) return false;
+    if (args.products[0].args.tokens != 1) return joint_linear(args, context);
     cuda::FusedInput in{.x = input(args.products[0].args.x, 0)};
     if (const auto& norm = args.norm) {
       if (norm->groups != 1) return false;
@@ -125,6 +126,33 @@ struct Cuda {
     }
     if (on.collect(step)) return true;
     on.run("products", [&] { return on.kernels.fused_linear(in, step.products, count, on.stream); });
+    return true;
+  }
+
+  /// The same for several tokens; a norm is a kernel of its own.
+  static bool joint_linear(const FusedLinearArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const LinearArgs& first = args.products[0].args;
+    cuda::FusedProduct products[cuda::kMaxFusedProducts];
+    size_t workspace = 0;
+    for (size_t i = 0; i < args.count; ++i) {
+      const auto& [weight, one] = args.products[i];
+      const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
+      if (codebook == nullptr) return false;
+      products[i] = {
+          .weight = *codebook, .y = output(one.y, one.y_stride), .bias = one.bias, .accumulate = one.accumulate};
+      if (on.measures) workspace = std::max(workspace, workspace_of(on.kernels, *codebook, first.tokens));
+    }
+    if (args.norm) rms_norm(*args.norm, context);
+    const bool exact = on.precision == Precision::exact;
+    const cuda::LinearArgs there{.x = input(first.x, first.x_stride),
+                                 .tokens = first.tokens,
+                                 .precision = exact ? cuda::Precision::exact : cuda::Precision::fast,
+                                 .workspace = on.workspace};
+    on.run(
+        "products",
+        [&] { return on.kernels.joint_linear(there, products, static_cast<int64_t>(args.count), on.stream); },
+        workspace);
     return true;
   }
 
