@@ -83,11 +83,27 @@ def falcon_mamba():
     return transformers.FalconMambaForCausalLM(config)
 
 
+def jamba():
+    config = transformers.JambaConfig(
+        vocab_size=320, num_key_value_heads=2, num_experts=4, expert_layer_period=2, expert_layer_offset=1,
+        attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=8, use_mamba_kernels=False, pad_token_id=0, **HEADS,
+    )  # fmt: skip
+    return transformers.JambaForCausalLM(config)
+
+
+def bamba():
+    config = transformers.BambaConfig(
+        vocab_size=320, num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16,
+        mamba_d_state=16, mamba_chunk_size=16, pad_token_id=0, **HEADS,
+    )  # fmt: skip
+    return transformers.BambaForCausalLM(config)
+
+
 def bert():
     return transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=320, **HEADS))
 
 
-MODELS = [gpt2, falcon, gemma, gemma3, opt, bart, whisper, mixtral, olmoe, falcon_mamba, bert]
+MODELS = [gpt2, falcon, gemma, gemma3, opt, bart, whisper, mixtral, olmoe, falcon_mamba, jamba, bamba, bert]
 
 
 def batch_of(make):
