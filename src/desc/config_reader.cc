@@ -81,6 +81,12 @@ double ConfigReader::number_or(std::string_view key, double fallback) const {
   return value->get<double>();
 }
 
+float ConfigReader::epsilon_or(std::string_view key, double fallback) const {
+  const auto value = static_cast<float>(number_or(key, fallback));
+  if (!(value >= 0) || !std::isfinite(value)) fail(key, "a small number, not negative");
+  return value;
+}
+
 std::vector<double> ConfigReader::numbers(std::string_view key) const {
   const nlohmann::json* value = find(key);
   if (!value) return {};

@@ -26,6 +26,8 @@ class ConfigReader {
   int64_t layer_count() const;
   /// A finite number.
   double number_or(std::string_view key, double fallback) const;
+  /// What a norm adds to a variance: not negative.
+  float epsilon_or(std::string_view key, double fallback) const;
   /// A list of numbers, infinity among them, bare or as {"__float__": "Infinity"}; empty when absent.
   std::vector<double> numbers(std::string_view key) const;
   bool flag_or(std::string_view key, bool fallback) const;

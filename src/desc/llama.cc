@@ -89,7 +89,7 @@ ModelDesc describe_decoder(const ConfigReader& config, const Variant& variant) {
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
   model.layer_prefix = "model.layers.";
-  model.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-6));
+  model.norm_eps = config.epsilon_or("rms_norm_eps", 1e-6);
   model.tied_head = config.flag_or("tie_word_embeddings", false);
   if (config.text_or("hidden_act", "silu") != "silu") config.fail("hidden_act", "\"silu\"");
 

@@ -105,6 +105,12 @@ TEST(LlamaDesc, SaysWhichFieldIsWrong) {
   config = tiny_llama();
   config["num_key_value_heads"] = 5;
   EXPECT_EQ(message_of(config), "config.json: \"num_key_value_heads\" is 5, expected a divisor of num_attention_heads");
+  for (const char* epsilon : {"-1.0", "1e+300"}) {
+    config = tiny_llama();
+    config["rms_norm_eps"] = json::parse(epsilon);
+    EXPECT_EQ(message_of(config),
+              std::string("config.json: \"rms_norm_eps\" is ") + epsilon + ", expected a small number, not negative");
+  }
   config = tiny_llama();
   config["num_hidden_layers"] = 2000000000;
   EXPECT_EQ(message_of(config), "config.json: \"num_hidden_layers\" is 2000000000, expected at most 10000");

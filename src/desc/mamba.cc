@@ -50,7 +50,7 @@ ModelDesc describe_mamba(const ConfigReader& config) {
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
   model.layer_prefix = "backbone.layers.";
-  model.norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
+  model.norm_eps = config.epsilon_or("layer_norm_epsilon", 1e-5);
   model.tied_head = config.flag_or("tie_word_embeddings", true);
   if (const std::string act = config.text_or("hidden_act", "silu"); act != "silu")
     config.fail("hidden_act", "\"silu\"");

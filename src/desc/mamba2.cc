@@ -21,7 +21,7 @@ Mamba2BlockDesc describe_sizes(const ConfigReader& config, int64_t hidden) {
   if (block.inner() != config.size_or("expand", 2) * hidden) {
     config.fail("num_heads", fmt::format("expand * hidden_size / head_dim, where head_dim is {}", block.head_dim));
   }
-  block.gate_norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
+  block.gate_norm_eps = config.epsilon_or("layer_norm_epsilon", 1e-5);
   read_time_step_limit(config, block);
   return block;
 }
@@ -74,7 +74,7 @@ ModelDesc describe_mamba2(const ConfigReader& config) {
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
   model.layer_prefix = "backbone.layers.";
-  model.norm_eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
+  model.norm_eps = config.epsilon_or("layer_norm_epsilon", 1e-5);
   model.tied_head = config.flag_or("tie_word_embeddings", false);
   if (config.text_or("hidden_act", "silu") != "silu") config.fail("hidden_act", "\"silu\"");
 

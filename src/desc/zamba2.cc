@@ -186,7 +186,7 @@ ModelDesc describe_zamba2(const ConfigReader& config) {
   model.vocab_size = config.size("vocab_size");
   model.hidden_size = config.size("hidden_size");
   model.layer_prefix = "model.layers.";
-  model.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-5));
+  model.norm_eps = config.epsilon_or("rms_norm_eps", 1e-5);
   model.tied_head = config.flag_or("tie_word_embeddings", true);
   model.blocks_read_embedding = true;
 
