@@ -260,7 +260,7 @@ TEST(Models, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   expect_invalid(with({.kv_cache = HXQ_U8}), "kv_cache");
   expect_invalid(with({.precision = 7}), "precision is 7");
   expect_invalid(with({.device = "tpu"}), "there is no device 'tpu'");
-  expect_invalid(with({.device = "cuda:63"}), "there is no device 'cuda:63'");
+  expect_invalid(with({.device = "cuda:63"}), "device 'cuda:63' cannot be used");
   expect_failure(hxq_model_open("/nonexistent/folder", nullptr, &model), HXQ_BAD_DATA, "/nonexistent/folder");
   EXPECT_EQ(model, nullptr);
 }

@@ -138,7 +138,7 @@ const Device& cuda_device(std::string_view name) {
   } catch (const OutOfMemory&) {
     throw;
   } catch (const Error& error) {
-    throw Error(fmt::format("there is no device '{}': {}", name, error.what()));
+    throw Error(fmt::format("device '{}' cannot be used: {}", name, error.what()));
   }
   return *device;
 }

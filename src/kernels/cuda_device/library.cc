@@ -74,7 +74,7 @@ void check_gpu(const cuda::Kernels& kernels, int number) {
   cuda::DeviceDescription description;
   status = kernels.describe_device(number, description);
   if (status != cuda::Status::ok) {
-    throw Error(fmt::format("asking what cuda:{} is failed: {}", number, kernels.describe(status)));
+    throw Error(fmt::format("beginning to work with it failed: {}", kernels.describe(status)));
   }
   if (!description.has_kernels) {
     throw Error(fmt::format("the kernels of this build do not run on this {} (compute capability {}.{})",
