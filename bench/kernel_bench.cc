@@ -87,13 +87,11 @@ struct RandomMatrix {
       if (levels != Levels::any) level = float_from_f16(f16_from_float(level * 0x1p18f)) * 0x1p-18f;
     }
     std::geometric_distribution<int64_t> gap(sidecar_fraction);
-    view.sidecar.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
     for (int64_t at = gap(random); at < rows * cols; at += 1 + gap(random)) {
+      view.sidecar.row.push_back(static_cast<uint32_t>(at / cols));
       view.sidecar.col.push_back(static_cast<uint32_t>(at % cols));
       view.sidecar.value.push_back(0.25f);
-      ++view.sidecar.row_begin[static_cast<size_t>(at / cols) + 1];
     }
-    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) view.sidecar.row_begin[r + 1] += view.sidecar.row_begin[r];
     prepared = std::make_unique<cpu::PreparedCodebook>(std::make_unique<CodebookMatrix>(view));
     prepared->finish();
   }

@@ -38,21 +38,19 @@ LevelScale level_scale(std::span<const float> codebook) {
   return {.scale = scale, .fits_half = scale > 0 && std::ranges::all_of(codebook, is_half)};
 }
 
-std::vector<OutlierChange> outlier_changes(const CodebookMatrix& matrix) {
+std::vector<float> outlier_changes(const CodebookMatrix& matrix) {
   const Sidecar& sidecar = matrix.sidecar;
-  std::vector<OutlierChange> changes;
+  std::vector<float> changes;
   try {
     changes.reserve(sidecar.value.size());
   } catch (const std::bad_alloc&) {
-    throw OutOfMemory("the outliers of a matrix", sidecar.value.size() * sizeof(OutlierChange));
+    throw OutOfMemory("the outliers of a matrix", sidecar.value.size() * sizeof(float));
   }
-  for (size_t row = 0; row + 1 < sidecar.row_begin.size(); ++row) {
-    for (size_t i = sidecar.row_begin[row]; i < sidecar.row_begin[row + 1]; ++i) {
-      const int64_t flat = static_cast<int64_t>(row) * matrix.cols + sidecar.col[i];
-      const int64_t index = index_at(matrix.layout, matrix.indices, flat / matrix.d);
-      const float level = matrix.codebook[static_cast<size_t>(index * matrix.d + flat % matrix.d)];
-      changes.push_back({static_cast<uint32_t>(row), sidecar.col[i], sidecar.value[i] - level});
-    }
+  for (size_t i = 0; i < sidecar.value.size(); ++i) {
+    const int64_t flat = sidecar.row[i] * matrix.cols + sidecar.col[i];
+    const int64_t index = index_at(matrix.layout, matrix.indices, flat / matrix.d);
+    const float level = matrix.codebook[static_cast<size_t>(index * matrix.d + flat % matrix.d)];
+    changes.push_back(sidecar.value[i] - level);
   }
   return changes;
 }

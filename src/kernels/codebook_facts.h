@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "codec/codebook/matrix.h"
-#include "kernels/outlier_change.h"
 
 /// What devices work out for themselves of a codebook matrix.
 namespace hxq::kernels {
@@ -19,7 +18,8 @@ struct LevelScale {
 
 LevelScale level_scale(std::span<const float> codebook);
 
-/// Of all outliers, in the order of the sidecar. Reads indices all over the matrix. Throws `OutOfMemory`.
-std::vector<OutlierChange> outlier_changes(const CodebookMatrix& matrix);
+/// What each outlier changes in a product with x: y[row] += change * x[col], change = value - the codebook's weight.
+/// Reads indices all over the matrix. Throws `OutOfMemory`.
+std::vector<float> outlier_changes(const CodebookMatrix& matrix);
 
 }  // namespace hxq::kernels

@@ -179,17 +179,16 @@ struct TestMatrix {
   }
 
   void add_sidecar(const MatrixOptions& options, std::mt19937& random) {
-    view.sidecar.row_begin.push_back(0);
     for (int64_t row = 0; row < view.rows; ++row) {
       for (int64_t col = 0; col < view.cols; ++col) {
         const bool corner = (row == 0 && col == 0) || (row + 1 == view.rows && col + 1 == view.cols);
         const double fraction = row < options.sidecar_row ? 0 : options.sidecar;
         if (!corner && std::uniform_real_distribution<double>()(random) >= fraction) continue;
+        view.sidecar.row.push_back(static_cast<uint32_t>(row));
         view.sidecar.col.push_back(static_cast<uint32_t>(col));
         view.sidecar.value.push_back(std::normal_distribution<float>(0, 0.3f)(random));
         weights[static_cast<size_t>(row * view.cols + col)] = view.sidecar.value.back();
       }
-      view.sidecar.row_begin.push_back(static_cast<uint32_t>(view.sidecar.col.size()));
     }
   }
 };

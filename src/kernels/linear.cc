@@ -36,7 +36,7 @@ const cpu::Gemv<GroupedView>& gemv_of(const Ops& ops, const GroupedView& weight)
 const cpu::IntegerGemm<CodebookView>& gemm_of(const Ops& ops, const CodebookView&) { return ops.codebook_gemm; }
 const cpu::IntegerGemm<GroupedView>& gemm_of(const Ops& ops, const GroupedView&) { return ops.grouped_gemm; }
 
-bool has_outliers(const CodebookView& weight) { return weight.outlier_row != nullptr; }
+bool has_outliers(const CodebookView& weight) { return weight.outliers > 0; }
 bool has_outliers(const GroupedView&) { return false; }
 
 /// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.

@@ -108,10 +108,15 @@ TEST(LookupPlanes, IntegerLevels) {
   EXPECT_EQ(planes.scale, 0x1p-20f);
   const int codes[] = {-3, 0, 0x6000};
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ(static_cast<int16_t>(planes.integer[0][i] | planes.integer[1][i] << 8), codes[i]);
-    EXPECT_EQ(float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
-              static_cast<float>(codes[i]));
+    EXPECT_EQ(static_cast<int16_t>(planes.bytes[0][i] | planes.bytes[1][i] << 8), codes[i]);
   }
+}
+
+TEST(LookupPlanes, MinusZeroIsNoInteger) {
+  const LookupPlanes planes = make_planes(std::vector<float>{-0.0f, 1.0f});
+  EXPECT_EQ(planes.kind, LookupPlanes::Kind::half);
+  EXPECT_FALSE(planes.integer_levels);
+  EXPECT_EQ(planes.bytes[0][0] | planes.bytes[1][0] << 8, 0x8000);
 }
 
 TEST(LookupPlanes, HalfLevelsThatAreNotIntegers) {
@@ -121,7 +126,7 @@ TEST(LookupPlanes, HalfLevelsThatAreNotIntegers) {
   EXPECT_EQ(planes.scale, 0x1p-14f);
   const float levels[] = {1.0f, 0x1p-15f, -0x1p-38f, 0x1.004p-10f};
   for (size_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.half[0][i] | planes.half[1][i] << 8)),
+    EXPECT_EQ(planes.scale * float_from_f16(static_cast<uint16_t>(planes.bytes[0][i] | planes.bytes[1][i] << 8)),
               levels[i]);
   }
 }
@@ -137,7 +142,7 @@ TEST(LookupPlanes, AnythingElseIsKeptAsFloats) {
     EXPECT_FALSE(planes.integer_levels);
     for (size_t i = 0; i < codebook.size(); ++i) {
       uint32_t bits = 0;
-      for (size_t b = 0; b < 4; ++b) bits |= static_cast<uint32_t>(planes.float32[b][i]) << (8 * b);
+      for (size_t b = 0; b < 4; ++b) bits |= static_cast<uint32_t>(planes.bytes[b][i]) << (8 * b);
       EXPECT_EQ(bits, std::bit_cast<uint32_t>(codebook[i]));
     }
   }

@@ -12,10 +12,9 @@ void decode_row(const CodebookMatrix& m, int64_t row, std::span<float> out) {
     const int64_t index = index_at(m.layout, m.indices, row * codewords + c / m.d);
     out[c] = m.codebook[index * m.d + c % m.d];
   }
-  if (!m.sidecar.row_begin.empty()) {
-    for (uint32_t i = m.sidecar.row_begin[row]; i < m.sidecar.row_begin[row + 1]; ++i) {
-      out[m.sidecar.col[i]] = m.sidecar.value[i];
-    }
+  const Sidecar& sidecar = m.sidecar;
+  for (size_t i = sidecar.first_of(row); i < sidecar.row.size() && sidecar.row[i] == row; ++i) {
+    out[sidecar.col[i]] = sidecar.value[i];
   }
   if (m.low_rank.rank == 0) return;
   for (int64_t c = 0; c < m.cols; ++c) {

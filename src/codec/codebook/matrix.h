@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -17,12 +18,17 @@ enum class IndexLayout : uint8_t {
   packed12,  ///< flat over the whole matrix, two indices in three bytes
 };
 
-/// Outliers of one matrix, sorted by row: entries [row_begin[r], row_begin[r + 1]) belong to row r.
-/// A value replaces the weight that the codebook gives at (r, col).
+/// Outliers of one matrix: a value replaces the weight that the codebook gives at (row, col). Rows are short in many
+/// matrices and have less than one each, so that where a row's begin would take more memory.
 struct Sidecar {
-  std::vector<uint32_t> row_begin = {};  // [rows + 1], empty when there is no sidecar
-  std::vector<uint32_t> col = {};        // [n], ascending within a row
-  std::vector<float> value = {};         // [n]
+  std::vector<uint32_t> row = {};  // [n], ascending
+  std::vector<uint32_t> col = {};  // [n], ascending within a row
+  std::vector<float> value = {};   // [n]
+
+  /// The first outlier of rows from `from` on; n if there is none.
+  size_t first_of(int64_t from) const noexcept {
+    return static_cast<size_t>(std::ranges::lower_bound(row, from) - row.begin());
+  }
 };
 
 /// One weight matrix in compressed form. The indices stay where they are; everything else is small and owned.

@@ -161,14 +161,18 @@ Sidecar read_sidecar(const ModuleParts& parts, int64_t rows, int64_t cols) {
   const std::vector<Outlier> outliers = read_outliers(parts, rows * cols);
   Sidecar sidecar;
   if (outliers.empty()) return sidecar;
-  if (outliers.size() > std::numeric_limits<uint32_t>::max()) parts.fail("sidecar_values", "too many values");
-  sidecar.row_begin.assign(static_cast<size_t>(rows) + 1, 0);
+  constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
+  if (std::max({rows, cols, static_cast<int64_t>(outliers.size())}) > kMost) {
+    parts.fail("sidecar_values", "too many values, or rows or columns of the matrix");
+  }
+  sidecar.row.reserve(outliers.size());
+  sidecar.col.reserve(outliers.size());
+  sidecar.value.reserve(outliers.size());
   for (const Outlier& outlier : outliers) {
-    ++sidecar.row_begin[outlier.position / cols + 1];
+    sidecar.row.push_back(static_cast<uint32_t>(outlier.position / cols));
     sidecar.col.push_back(static_cast<uint32_t>(outlier.position % cols));
     sidecar.value.push_back(outlier.value);
   }
-  for (int64_t row = 0; row < rows; ++row) sidecar.row_begin[row + 1] += sidecar.row_begin[row];
   return sidecar;
 }
 

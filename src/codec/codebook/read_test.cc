@@ -95,7 +95,9 @@ TEST(ReadCodebookMatrix, SidecarReplacesAndOfEqualPositionsTheLastCounts) {
     const Checkpoint checkpoint = files.open();
     const CodebookMatrix matrix = read_codebook_matrix(checkpoint, "m");
     EXPECT_EQ(decode(matrix), (std::vector<float>{13, 11, 2, 8, 2, 12}));
-    EXPECT_EQ(matrix.sidecar.row_begin, (std::vector<uint32_t>{0, 2, 3}));
+    EXPECT_EQ(matrix.sidecar.row, (std::vector<uint32_t>{0, 0, 1}));
+    EXPECT_EQ(matrix.sidecar.first_of(1), 2);
+    EXPECT_EQ(matrix.sidecar.first_of(2), 3);
     EXPECT_EQ(matrix.sidecar.col, (std::vector<uint32_t>{0, 1, 2}));
   }
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/dense-inl.h"
+#include "kernels/cpu/outliers-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
@@ -14,12 +15,12 @@ inline uint32_t index_at(const CodebookView& weight, int64_t flat) {
   return flat % 2 == 0 ? pair[0] | (pair[1] & 0x0f) << 8 : pair[1] >> 4 | pair[2] << 4;
 }
 
-/// Replaces the outliers of `row` in columns [col, col + cols) of a decoded row.
-inline void assign_outliers(const CodebookView& weight, int64_t row, int64_t col, int64_t cols, float* out) {
-  if (!weight.outlier_row) return;
-  for (uint32_t i = weight.outlier_row[row]; i < weight.outlier_row[row + 1]; ++i) {
+/// Replaces the outliers in W[row .. row + rows, col .. col + cols) of decoded rows, `stride` floats apart.
+inline void assign_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
+                            float* out, int64_t stride) {
+  for (int64_t i = first_outlier(weight, row); is_outlier_before(weight, i, row + rows); ++i) {
     const int64_t at = weight.outlier_col[i] - col;
-    if (at >= 0 && at < cols) out[at] = weight.outlier_value[i];
+    if (at >= 0 && at < cols) out[(weight.outlier_row[i] - row) * stride + at] = weight.outlier_value[i];
   }
 }
 
@@ -44,10 +45,8 @@ inline void lookup_row(const CodebookView& weight, int64_t row, int64_t col, int
 /// Any matrix.
 void decode_codebook_by_lookup(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                                float* out, int64_t stride) {
-  for (int64_t i = 0; i < rows; ++i) {
-    lookup_row(weight, row + i, col, cols, out + i * stride);
-    assign_outliers(weight, row + i, col, cols, out + i * stride);
-  }
+  for (int64_t i = 0; i < rows; ++i) lookup_row(weight, row + i, col, cols, out + i * stride);
+  assign_outliers(weight, row, rows, col, cols, out, stride);
 }
 
 /// Bytes ahead of its reading that a stream of indices is asked for; hardware prefetch alone reached half the rate.

@@ -11,7 +11,7 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
                    const LevelTiles& tiles) {
   int16_t words[256];
   for (int i = 0; i < 256; ++i) {
-    words[i] = static_cast<int16_t>(weight.integer_planes[i] | weight.integer_planes[256 + i] << 8);
+    words[i] = static_cast<int16_t>(weight.planes[i] | weight.planes[256 + i] << 8);
   }
   for (int64_t i = 0; i < rows; ++i) {
     const uint8_t* index = weight.indices + (row + i) * weight.cols + col;

@@ -10,7 +10,7 @@ namespace {
 
 void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                    const LevelTiles& tiles) {
-  const ByteTable low(weight.integer_planes), high(weight.integer_planes + 256);
+  const ByteTable low(weight.planes), high(weight.planes + 256);
   // Bytes are interleaved within 128 bits; with the indices in this order levels come out in the order of columns.
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (int64_t i = 0; i < rows; ++i) {

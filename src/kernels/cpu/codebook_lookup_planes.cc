@@ -46,21 +46,28 @@ void find_segments(std::span<const float> levels, float scale, LookupPlanes& pla
 LookupPlanes make_planes(std::span<const float> codebook) {
   LookupPlanes planes;
   if (codebook.empty() || codebook.size() > 256) return planes;
-  const auto [scale, fits_half] = level_scale(codebook);
-  if (fits_half) {
-    planes.kind = LookupPlanes::Kind::half;
-    planes.scale = scale;
-    planes.integer_levels = true;
-    for (size_t i = 0; i < codebook.size(); ++i) {
-      const float level = codebook[i] / scale;
-      planes.integer_levels = planes.integer_levels && std::nearbyint(level) == level;
-      put_bytes(planes.half, i, f16_from_float(level));
-      put_bytes(planes.integer, i, static_cast<uint32_t>(static_cast<int>(level)));
-    }
-    if (planes.integer_levels) find_segments(codebook, scale, planes);
-  } else {
+  const LevelScale found = level_scale(codebook);
+  const float scale = found.scale;
+  const auto put = [&](size_t count, auto number_of) {
+    planes.bytes.resize(count);
+    for (size_t i = 0; i < codebook.size(); ++i) put_bytes(planes.bytes, i, number_of(codebook[i]));
+  };
+  if (!found.fits_half) {
     planes.kind = LookupPlanes::Kind::float32;
-    for (size_t i = 0; i < codebook.size(); ++i) put_bytes(planes.float32, i, std::bit_cast<uint32_t>(codebook[i]));
+    put(4, [](float level) { return std::bit_cast<uint32_t>(level); });
+    return planes;
+  }
+  planes.kind = LookupPlanes::Kind::half;
+  planes.scale = scale;
+  // An integer has no -0.
+  planes.integer_levels = std::ranges::all_of(codebook, [&](float level) {
+    return std::nearbyint(level / scale) == level / scale && (level != 0 || !std::signbit(level));
+  });
+  if (planes.integer_levels) {
+    put(2, [&](float level) { return static_cast<uint32_t>(static_cast<int>(level / scale)); });
+    find_segments(codebook, scale, planes);
+  } else {
+    put(2, [&](float level) { return uint32_t{f16_from_float(level / scale)}; });
   }
   return planes;
 }

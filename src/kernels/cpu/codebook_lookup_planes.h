@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "codec/codebook/segment_form.h"
 
@@ -21,18 +22,14 @@ struct LookupPlanes {
   Kind kind = Kind::none;
   float scale = 1;              ///< a power of two
   bool integer_levels = false;  ///< `half`, and every level / scale is an integer
-  /// `half`: level / scale in binary16.
-  alignas(64) std::array<BytePlane, 2> half = {};
-  /// `integer_levels`: level / scale as a signed 16-bit integer. Integer dot products then take the place of
-  /// conversions to float.
-  alignas(64) std::array<BytePlane, 2> integer = {};
+  /// `integer_levels`: [2], of level / scale as a signed 16-bit integer: integer dot products then take the place of
+  /// conversions to float. Other `half`: [2], of level / scale in binary16. `float32`: [4], of the levels themselves.
+  std::vector<BytePlane> bytes = {};
   /// `integer_levels` in segments (codec/codebook/segment_form.h): [slope >> segment_shift, bytes of base, low and
   /// high][h].
   bool has_segments = false;
   int32_t segment_shift = 0;  ///< 0 to kMostSegmentShift
-  alignas(64) std::array<std::array<uint8_t, kSegments>, 3> segments = {};
-  /// `float32`: the levels themselves.
-  alignas(64) std::array<BytePlane, 4> float32 = {};
+  alignas(32) std::array<std::array<uint8_t, kSegments>, 3> segments = {};
 };
 
 /// The planes of a scalar codebook [k]; `half` whenever every level equals s * h with one power of two s and h in

@@ -1,12 +1,26 @@
 #include "kernels/cpu/codebook_prepared.h"
 
+#include <algorithm>
+
 #include "kernels/codebook_facts.h"
 #include "kernels/codebook_view.h"
 
 namespace hxq::kernels::cpu {
+namespace {
+
+int64_t most_outliers_of(std::span<const uint32_t> rows) {
+  size_t most = 0;
+  for (size_t begin = 0, end = 0; begin < rows.size(); ++begin) {
+    while (end < rows.size() && rows[end] - rows[begin] < kOutlierRows) ++end;
+    most = std::max(most, end - begin);
+  }
+  return static_cast<int64_t>(most);
+}
+
+}  // namespace
 
 PreparedCodebook::PreparedCodebook(std::unique_ptr<const CodebookMatrix> stored)
-    : CpuMatrix(*stored), stored_(std::move(stored)) {
+    : CpuMatrix(*stored), stored_(std::move(stored)), most_outliers_(most_outliers_of(stored_->sidecar.row)) {
   if (stored_->d == 1) planes_ = make_planes(stored_->codebook);
 }
 

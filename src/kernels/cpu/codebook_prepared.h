@@ -8,7 +8,6 @@
 #include "codec/codebook/matrix.h"
 #include "kernels/cpu/codebook_lookup_planes.h"
 #include "kernels/cpu_matrix.h"
-#include "kernels/outlier_change.h"
 
 namespace hxq::kernels::cpu {
 
@@ -22,8 +21,11 @@ class PreparedCodebook final : public CpuMatrix {
   /// Of a scalar codebook; none for codewords of several weights.
   const LookupPlanes& planes() const noexcept { return planes_; }
 
-  /// In the order of the sidecar; there once `finish` was called.
-  std::span<const OutlierChange> outlier_changes() const noexcept { return changes_; }
+  /// Of every outlier, see kernels::outlier_changes; there once `finish` was called.
+  std::span<const float> outlier_changes() const noexcept { return changes_; }
+
+  /// The most outliers that kOutlierRows rows in sequence have.
+  int64_t most_outliers() const noexcept { return most_outliers_; }
 
   /// Works out `outlier_changes`: they depend on indices all over the matrix, which opening a model should not read.
   void finish() const override;
@@ -37,8 +39,9 @@ class PreparedCodebook final : public CpuMatrix {
  private:
   std::unique_ptr<const CodebookMatrix> stored_;
   LookupPlanes planes_ = {};
+  int64_t most_outliers_ = 0;
   mutable std::once_flag changes_once_ = {};
-  mutable std::vector<OutlierChange> changes_ = {};
+  mutable std::vector<float> changes_ = {};
 };
 
 std::unique_ptr<const CpuMatrix> prepare_codebook(std::unique_ptr<const StoredMatrix> stored);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/outliers-inl.h"
 #include "kernels/cpu/vec-inl.h"
 
 namespace hxq::kernels::cpu {
@@ -34,21 +35,23 @@ inline void store_rows(const LinearArgs& args, int64_t t, int64_t row, int64_t r
   __builtin_memcpy(args.y + t * args.y_stride + row, &value, static_cast<size_t>(rows) * sizeof(float));
 }
 
-/// What the outliers of up to kGemvRows rows change, for every token: the sum of change * x, then added to y.
+/// What the outliers of up to kGemvRows rows change, for every token: the sum of change * x, then added to y. Rows are
+/// opened in order, without a gap.
 struct OutlierSums {
   float* sum;  // [kGemvRows, width]
   int64_t width;
+  int64_t next;  // outlier
 
   static int64_t floats(int64_t tokens) { return kGemvRows * x_columns_width(tokens); }
 
   /// One loop over the entries of all rows: loops over the few entries of each would mispredict most of the time.
   void open(const CodebookView& weight, const float* x_columns, int64_t row, int64_t rows) {
     __builtin_memset(sum, 0, static_cast<size_t>(kGemvRows * width) * sizeof(float));
-    const OutlierChange* end = weight.outlier_change + weight.outlier_row[row + rows];
-    for (const OutlierChange* outlier = weight.outlier_change + weight.outlier_row[row]; outlier < end; ++outlier) {
-      float* to = sum + (outlier->row - row) * width;
-      const float* x = x_columns + outlier->col * width;
-      for (int64_t t = 0; t < width; t += kLanes) store(to + t, load(to + t) + splat(outlier->change) * load(x + t));
+    for (; is_outlier_before(weight, next, row + rows); ++next) {
+      float* to = sum + (weight.outlier_row[next] - row) * width;
+      const float* x = x_columns + weight.outlier_col[next] * width;
+      const VecF change = splat(weight.outlier_change[next]);
+      for (int64_t t = 0; t < width; t += kLanes) store(to + t, load(to + t) + change * load(x + t));
     }
   }
 
@@ -57,17 +60,17 @@ struct OutlierSums {
 
 /// The same for a single token, if there are outliers: added to y of rows [begin, end).
 inline void add_outliers(const CodebookView& weight, const LinearArgs& args, int64_t begin, int64_t end) {
-  if (!weight.outlier_row) return;
+  if (weight.outliers == 0) return;
   constexpr int64_t kRows = 512;
   float sum[kRows];
+  int64_t i = first_outlier(weight, begin);
   for (int64_t row = begin; row < end; row += kRows) {
     const int64_t rows = end - row < kRows ? end - row : kRows;
     __builtin_memset(sum, 0, static_cast<size_t>(rows) * sizeof(float));
-    const OutlierChange* last = weight.outlier_change + weight.outlier_row[row + rows];
-    for (const OutlierChange* outlier = weight.outlier_change + weight.outlier_row[row]; outlier < last; ++outlier) {
-      sum[outlier->row - row] += outlier->change * args.x[outlier->col];
+    for (; is_outlier_before(weight, i, row + rows); ++i) {
+      sum[weight.outlier_row[i] - row] += weight.outlier_change[i] * args.x[weight.outlier_col[i]];
     }
-    for (int64_t i = 0; i < rows; ++i) args.y[row + i] += sum[i];
+    for (int64_t r = 0; r < rows; ++r) args.y[row + r] += sum[r];
   }
 }
 
@@ -139,11 +142,11 @@ void joint_gemv(Kernel kernel, const LinearArgs& args, int64_t begin, int64_t en
 template <class Kernel>
 void joint_gemv(Kernel kernel, const CodebookView& weight, const LinearArgs& args, const float* x_columns,
                 int64_t begin, int64_t end, float* outlier_memory) {
-  if (!weight.outlier_row || args.tokens == 1) {
+  if (weight.outliers == 0 || args.tokens == 1) {
     joint_gemv(kernel, args, begin, end);
     return add_outliers(weight, args, begin, end);
   }
-  OutlierSums outliers{outlier_memory, x_columns_width(args.tokens)};
+  OutlierSums outliers{outlier_memory, x_columns_width(args.tokens), first_outlier(weight, begin)};
   for (int64_t row = begin; row < end; row += kGemvRows) {
     const int64_t rows = rows_left(row, end);
     outliers.open(weight, x_columns, row, rows);

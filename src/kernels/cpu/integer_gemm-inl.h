@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cpu/gemm-inl.h"
+#include "kernels/cpu/outliers-inl.h"
 #include "kernels/cpu/quantize-inl.h"
 
 namespace hxq::kernels::cpu {
@@ -101,15 +102,8 @@ struct LevelTiles {
 int64_t integer_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
 
 int64_t integer_memory_floats(const CodebookView& weight) {
-  // A share of the rows, and with it a decoded piece, may begin at any multiple of kTileRows.
-  static_assert(kLevelRows % kTileRows == 0);
-  uint32_t most = 0;
-  for (int64_t row = 0; weight.outlier_row && row < weight.rows; row += kTileRows) {
-    const int64_t row_end = row + kLevelRows < weight.rows ? row + kLevelRows : weight.rows;
-    const uint32_t outliers = weight.outlier_row[row_end] - weight.outlier_row[row];
-    most = outliers > most ? outliers : most;
-  }
-  return LevelTiles::floats(most);
+  static_assert(kLevelRows <= kOutlierRows);
+  return LevelTiles::floats(weight.most_outliers);
 }
 
 /// Rows up to a multiple of kTileRows are filled with zeros.
@@ -124,10 +118,10 @@ void fill_tile(const LevelTiles& tiles, int64_t rows, int64_t cols) {
 void list_outliers(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols,
                    const LevelTiles& tiles) {
   uint32_t count = 0;
+  int64_t o = first_outlier(weight, row);
   for (int64_t i = 0; i < rows; ++i) {
     tiles.begin[i] = count;
-    if (!weight.outlier_row) continue;
-    for (uint32_t o = weight.outlier_row[row + i]; o < weight.outlier_row[row + i + 1]; ++o) {
+    for (; is_outlier_before(weight, o, row + i + 1); ++o) {
       const int64_t at = static_cast<int64_t>(weight.outlier_col[o]) - col;
       if (at < 0 || at >= cols) continue;
       const float level = weight.codebook[weight.indices[(row + i) * weight.cols + col + at]];

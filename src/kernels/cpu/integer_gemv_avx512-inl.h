@@ -86,8 +86,7 @@ struct Levels64 {
 struct LevelTable {
   ByteTable low, high;
 
-  HXQ_ALWAYS_INLINE explicit LevelTable(const CodebookView& weight)
-      : low(weight.integer_planes), high(weight.integer_planes + 256) {}
+  HXQ_ALWAYS_INLINE explicit LevelTable(const CodebookView& weight) : low(weight.planes), high(weight.planes + 256) {}
 
   /// Past the last column x is 0, so what index 0 stands for does not matter.
   HXQ_ALWAYS_INLINE Levels64 look_up(__m512i value) const {

@@ -39,7 +39,7 @@ struct ByteTable {
 
   /// Opaque to the compiler, which would otherwise read the tables from memory in the inner loop.
   HXQ_ALWAYS_INLINE static __m512i in_register(const uint8_t* bytes) {
-    __m512i value = _mm512_load_si512(bytes);
+    __m512i value = _mm512_loadu_si512(bytes);
     asm volatile("" : "+v"(value));
     return value;
   }

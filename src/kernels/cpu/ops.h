@@ -7,7 +7,6 @@
 #include "kernels/cpu/codebook_lookup_planes.h"
 #include "kernels/dense_matrix.h"
 #include "kernels/kernels.h"
-#include "kernels/outlier_change.h"
 #include "kernels/ssd.h"
 
 /// The seam between the operations of kernels.h and the code compiled once per target. Functions of a target work on
@@ -15,6 +14,9 @@
 /// not emit inline functions of other headers (the linker could pick them for the whole program): hence plain pointers
 /// here, and everything of a target in an anonymous namespace.
 namespace hxq::kernels::cpu {
+
+/// Rows whose outliers a kernel may have at once.
+inline constexpr int64_t kOutlierRows = 64;
 
 /// A CodebookMatrix as raw pointers, without low-rank term and channel scales.
 struct CodebookView {
@@ -28,15 +30,15 @@ struct CodebookView {
   LookupPlanes::Kind planes_kind;
   bool integer_levels;
   float planes_scale;
-  const uint8_t* half_planes;     // [2, 256], 64-byte aligned, see LookupPlanes
-  const uint8_t* integer_planes;  // [2, 256], the same
-  const uint8_t* float_planes;    // [4, 256], the same
-  const uint8_t* segment_planes;  // [3, 32], the same; null: none
+  const uint8_t* planes;          // LookupPlanes::bytes; null: none
+  const uint8_t* segment_planes;  // [3, 32], 32-byte aligned, see LookupPlanes; null: none
   int32_t segment_shift;
-  const uint32_t* outlier_row;  // [rows + 1], null without sidecar
-  const uint32_t* outlier_col;
-  const float* outlier_value;
-  const OutlierChange* outlier_change;  // of every outlier
+  int64_t outliers;
+  int64_t most_outliers;        ///< of kOutlierRows rows in sequence
+  const uint32_t* outlier_row;  // [outliers], ascending
+  const uint32_t* outlier_col;  // the same, ascending within a row
+  const float* outlier_value;   // the same
+  const float* outlier_change;  // the same: the value less the codebook's weight
 };
 
 /// What makes weights of the integers that stand for them in one row of a grouped matrix.

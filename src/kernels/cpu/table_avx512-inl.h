@@ -15,12 +15,25 @@ struct Weights {
   VecF part0, part1, part2, part3;
 };
 
-/// Levels of 16 bits, IEEE binary16.
-struct HalfTable {
+struct WidenHalf {
+  /// In assembly, because the compiler would turn the load back into a permute.
+  HXQ_ALWAYS_INLINE static VecF widen(const __m256i& codes) {
+    VecF value;
+    asm("vcvtph2ps %1, %0" : "=v"(value) : "m"(codes));
+    return value;
+  }
+};
+
+struct WidenInteger {
+  HXQ_ALWAYS_INLINE static VecF widen(const __m256i& codes) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(codes)); }
+};
+
+/// Levels of 16 bits, that `Widen` makes floats of.
+template <class Widen>
+struct WordTable {
   ByteTable low, high;
 
-  HXQ_ALWAYS_INLINE explicit HalfTable(const CodebookView& weight)
-      : low(weight.half_planes), high(weight.half_planes + 256) {}
+  HXQ_ALWAYS_INLINE explicit WordTable(const CodebookView& weight) : low(weight.planes), high(weight.planes + 256) {}
 
   /// Column within a block that lane `lane` of part `part` holds: bytes are interleaved within 128 bits.
   static constexpr int64_t column(int64_t part, int64_t lane) {
@@ -32,13 +45,6 @@ struct HalfTable {
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), value);
   }
 
-  /// In assembly, because the compiler would turn the load back into a permute.
-  HXQ_ALWAYS_INLINE static VecF widen(const __m256i& codes) {
-    VecF value;
-    asm("vcvtph2ps %1, %0" : "=v"(value) : "m"(codes));
-    return value;
-  }
-
   template <bool kMasked>
   HXQ_ALWAYS_INLINE Weights look_up(__m512i value, __mmask64 keep) const {
     const Indices index = indices_of(value);
@@ -47,19 +53,19 @@ struct HalfTable {
     // Through memory: a load brings the upper half down without a permute.
     const __m512i codes[2] = {_mm512_unpacklo_epi8(low_bytes, high_bytes), _mm512_unpackhi_epi8(low_bytes, high_bytes)};
     const auto* half = reinterpret_cast<const __m256i*>(codes);
-    return {widen(half[0]), widen(half[1]), widen(half[2]), widen(half[3])};
+    return {Widen::widen(half[0]), Widen::widen(half[1]), Widen::widen(half[2]), Widen::widen(half[3])};
   }
 };
+
+using HalfTable = WordTable<WidenHalf>;
+using IntegerTable = WordTable<WidenInteger>;
 
 /// Levels of 32 bits: any float.
 struct FloatTable {
   ByteTable byte0, byte1, byte2, byte3;
 
   HXQ_ALWAYS_INLINE explicit FloatTable(const CodebookView& weight)
-      : byte0(weight.float_planes),
-        byte1(weight.float_planes + 256),
-        byte2(weight.float_planes + 512),
-        byte3(weight.float_planes + 768) {}
+      : byte0(weight.planes), byte1(weight.planes + 256), byte2(weight.planes + 512), byte3(weight.planes + 768) {}
 
   static constexpr int64_t column(int64_t part, int64_t lane) { return lane / 4 * 16 + part * 4 + lane % 4; }
 
@@ -251,9 +257,11 @@ const Gemv<CodebookView>& choose_gemv(const CodebookView& weight) {
 void decode_codebook(const CodebookView& weight, int64_t row, int64_t rows, int64_t col, int64_t cols, float* out,
                      int64_t stride) {
   if (!has_planes(weight)) return decode_codebook_by_lookup(weight, row, rows, col, cols, out, stride);
-  const bool half = weight.planes_kind == LookupPlanes::Kind::half;
-  (half ? decode_rows_by<HalfTable> : decode_rows_by<FloatTable>)(weight, row, rows, col, cols, out, stride);
-  for (int64_t i = 0; i < rows; ++i) assign_outliers(weight, row + i, col, cols, out + i * stride);
+  const auto decode = weight.integer_levels                            ? decode_rows_by<IntegerTable>
+                      : weight.planes_kind == LookupPlanes::Kind::half ? decode_rows_by<HalfTable>
+                                                                       : decode_rows_by<FloatTable>;
+  decode(weight, row, rows, col, cols, out, stride);
+  assign_outliers(weight, row, rows, col, cols, out, stride);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -10,6 +11,15 @@
 #include "kernels/cuda/linear.h"
 
 namespace hxq::kernels {
+
+/// Where the outliers of each row begin, [rows + 1]; empty if there are none.
+inline std::vector<uint32_t> outlier_row_begin(const CodebookMatrix& matrix) {
+  if (matrix.outliers() == 0) return {};
+  std::vector<uint32_t> begin(static_cast<size_t>(matrix.rows) + 1);
+  for (const uint32_t row : matrix.sidecar.row) ++begin[row + 1];
+  std::partial_sum(begin.begin(), begin.end(), begin.begin());
+  return begin;
+}
 
 /// A codebook matrix as the kernels for GPUs take it. `place(field, values)` is called for every array but the indices:
 /// it copies the values to where they shall be and sets, then or later, the field to their address there.
@@ -30,10 +40,10 @@ void describe(const CodebookMatrix& matrix, cuda::CodebookWeight& weight, const 
   weight.levels_fit_half = levels.fits_half;
   weight.fits_tiles = levels.scale > 0 && !std::ranges::all_of(matrix.codebook, is_zero) &&
                       std::ranges::all_of(matrix.sidecar.value, is_small);
-  std::vector<float> changes;
-  for (const OutlierChange& outlier : outlier_changes(matrix)) changes.push_back(outlier.change);
+  const std::vector<float> changes = outlier_changes(matrix);
+  const std::vector<uint32_t> row_begin = outlier_row_begin(matrix);
   place(weight.codebook, std::span<const float>(matrix.codebook));
-  place(weight.outlier_row_begin, std::span<const uint32_t>(matrix.sidecar.row_begin));
+  place(weight.outlier_row_begin, std::span<const uint32_t>(row_begin));
   place(weight.outlier_col, std::span<const uint32_t>(matrix.sidecar.col));
   place(weight.outlier_change, std::span<const float>(changes));
   place(weight.channel_scales, std::span<const float>(matrix.channel_scales));

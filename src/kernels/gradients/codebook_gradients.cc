@@ -14,11 +14,10 @@ constexpr int64_t kParts = 16;
 /// Adds g^T x of one weight row, [cols], to the sums of its codewords.
 void add_row(const CodebookMatrix& weight, int64_t row, const float* product, double* sums) {
   const int64_t codes = weight.cols / weight.d;
-  uint32_t outlier = weight.sidecar.row_begin.empty() ? 0 : weight.sidecar.row_begin[static_cast<size_t>(row)];
-  const uint32_t outlier_end =
-      weight.sidecar.row_begin.empty() ? 0 : weight.sidecar.row_begin[static_cast<size_t>(row + 1)];
+  const Sidecar& sidecar = weight.sidecar;
+  size_t outlier = sidecar.first_of(row);
   for (int64_t c = 0; c < weight.cols; ++c) {
-    if (outlier < outlier_end && weight.sidecar.col[outlier] == c) {
+    if (outlier < sidecar.row.size() && sidecar.row[outlier] == row && sidecar.col[outlier] == c) {
       ++outlier;
       continue;
     }
