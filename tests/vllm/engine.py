@@ -6,25 +6,21 @@ or {"error"}."""
 import json
 import os
 import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "python" / "tests"))
+
+from core_memory import beside_indices  # noqa: E402
 
 
 def resident(model) -> int:
-    """Bytes of what compressed layers hold, of tied ones once."""
+    """Bytes of the arrays that compressed layers hold, of tied ones once; their objects are not counted."""
     stacks = {
         id(module.hxq_stacked): module.hxq_stacked for module in model.modules() if hasattr(module, "hxq_stacked")
     }
     tensors = sum(tensor.nbytes for stack in stacks.values() for tensor in stack.tensors)
     matrices = [run.matrix for stack in stacks.values() for run in stack.runs if hasattr(run.matrix, "info")]
-    return tensors + sum(copied(matrix.info()) for matrix in matrices)
-
-
-def copied(info: dict) -> int:
-    """Bytes that the core has of a matrix with a codebook beside its indices: 20 for an outlier and 4 for a row of
-    them, the low-rank factors in F32, and 13 for an entry of the codebook with its lookup planes."""
-    return (
-        20 * info["outliers"] + 4 * (info["rows"] + 1) + 4 * info["rank"] * (info["rows"] + info["cols"])
-        + 13 * info["codewords"] * info["vector_dim"]
-    )  # fmt: skip
+    return tensors + sum(beside_indices(matrix.info()) for matrix in matrices)
 
 
 def run(job: dict) -> dict:

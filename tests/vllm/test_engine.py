@@ -56,10 +56,10 @@ def test_vllm_says_what_the_core_says(name, compressed, engine):
     answer = engine(folder, prompts, 24, options=EXACT)
     check(answer, reference(folder, prompts, 24))
     tensors = load_file(folder / "model.safetensors")
-    counted = (".indices", ".sidecar_positions", ".sidecar_values")
+    counted = (".indices", ".sidecar_positions", ".sidecar_values", ".svd_U", ".svd_s", ".svd_Vt")
     stored = sum(tensor.nbytes for key, tensor in tensors.items() if key.endswith(counted))
-    print(f"{name}: {answer['bytes'] / stored:.4f} of indices and outliers")
-    assert answer["bytes"] <= 1.06 * stored  # small matrices: their tables and low-rank terms count
+    print(f"{name}: {answer['bytes'] / stored:.4f} of indices, outliers and low-rank factors")
+    assert stored <= answer["bytes"] <= 1.02 * stored
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,9 +69,21 @@ def test_two_ranks_say_what_the_core_says(name, compressed, engine):
     check(engine(folder, prompts, 24, tp=2, options=EXACT), reference(folder, prompts, 24))
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_grouped_folders(tp, compressed, engine):
-    folder = compressed("wiki-qwen2", "g4")
+@pytest.mark.parametrize(
+    "name, profile, tp",
+    [
+        ("wiki-qwen2", "g4", 1),
+        ("wiki-qwen2", "g4", 2),
+        ("wiki-llama", "g8-uniform", 2),
+        ("wiki-mamba-7m", "g6", 2),
+        ("wiki-mamba2", "g5", 2),
+        ("wiki-zamba2", "g3", 2),
+        ("wiki-zamba2", "g8", 1),
+        ("wiki-llama", "hxq-segments", 1),
+    ],
+)
+def test_other_profiles(name, profile, tp, compressed, engine):
+    folder = compressed(name, profile)
     prompts = tokens_of(folder)
     check(engine(folder, prompts, 24, tp=tp, options=EXACT), reference(folder, prompts, 24))
 

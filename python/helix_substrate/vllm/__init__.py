@@ -34,12 +34,15 @@ def register() -> None:
     try:
         _register()
     except Exception as error:
-        logger.error("HXQ is not available in this vLLM: %s", error)
+        logger.error("HXQ is not available in vLLM: %s", error)
         raise
 
 
 def _register() -> None:
-    import vllm
+    try:
+        import vllm
+    except ModuleNotFoundError as error:
+        raise ImportError("vLLM is not installed in this environment") from error
 
     check_release(vllm.__version__)
     from vllm.model_executor.custom_op import op_registry_oot

@@ -112,7 +112,10 @@ def cut_arrived(name: str, tensor: torch.Tensor, rows: torch.Tensor, columns: Co
     if name == "indices" and not columns.all:
         width = columns.total // tensor.shape[1]
         if columns.begin % width or columns.end % width:
-            raise ValueError(f"columns {columns.begin} to {columns.end} cut codewords of {width} weights")
+            raise ValueError(
+                f"columns {columns.begin} to {columns.end} cut codewords of {width} weights: use fewer ranks, or a "
+                "profile with one weight to a codeword"
+            )
         tensor = tensor[:, columns.begin // width : columns.end // width]
     return tensor.contiguous()
 
@@ -172,7 +175,10 @@ def _cut_groups(parts: dict[str, torch.Tensor], columns: Columns) -> None:
     group, bits = _grouped_shape(parts)[1], bits_of(parts)
     smaller = math.gcd(group, columns.begin)
     if smaller % 8:
-        raise ValueError(f"columns from {columns.begin} on do not begin at a multiple of 8, as groups do")
+        raise ValueError(
+            f"columns from {columns.begin} on do not begin at a multiple of 8, as groups do: use fewer ranks, or a "
+            "profile without groups (hxq)"
+        )
     first, last = columns.begin // smaller, -(-columns.end // smaller)
     of_group = torch.arange(first, last) * smaller // group
     parts["grouped_scales"] = parts["grouped_scales"][:, of_group].contiguous()
