@@ -11,14 +11,10 @@ extern __shared__ __align__(1024) unsigned char dynamic_shared[];
 
 namespace hxq::cuda {
 
-/// Where the table is. Addresses are put together from an index, a lane and the table's own address without addition,
-/// so it lies at a multiple of its size; what a block keeps beside it goes behind it.
-///
-/// `wide`: entry i of lane l is at i << 8 | l << 2, which one byte permutation gives; the table takes 64 KB, half
-/// unused. Otherwise at i << 7 | l << 2: a shift more, but only 32 KB, which leave room for a second block.
-template <bool wide>
+/// Where the table is: entry i of lane l is at i << 7 | l << 2 from its start. Addresses are put together from an
+/// index, a lane and the table's own address without addition, so it lies at a multiple of its size.
 struct LookupTable {
-  static constexpr uint32_t kBytes = wide ? 65536 : 32768;
+  static constexpr uint32_t kBytes = 32768;
   /// Dynamic shared memory up to the end of the table. It starts somewhere in the first kBytes, behind what the system
   /// keeps for itself.
   static constexpr uint32_t kSharedBytes = 2 * kBytes;
@@ -29,20 +25,10 @@ struct LookupTable {
     return (start + kBytes - 1) / kBytes * kBytes + threadIdx.x % 32 * 4;
   }
 
-  /// What lies behind the table.
-  __device__ static unsigned char* end(unsigned char* shared_memory) {
-    return shared_memory + (kSharedBytes - static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory)));
-  }
-
   __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
-    uint32_t address;
-    if constexpr (wide) {
-      address = __byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4);
-    } else {
-      address = ((byte == 0 ? word << 7 : word >> (8 * byte - 7)) & 0x7f80u) | lane_base;
-    }
+    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
     uint32_t value;
-    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"((shifted & 0x7f80u) | lane_base));
     return value;
   }
 
@@ -52,6 +38,27 @@ struct LookupTable {
   }
 };
 
+/// 256 words, 32 times, one copy for each bank. Entry i of lane l is at i << 8 | l << 2 from a multiple of the table's
+/// size, which one byte permutation gives: half of the memory is unused.
+struct WideTable {
+  /// What all lookups of a lane have in common. Addresses of a block name its place in the cluster, too.
+  __device__ static uint32_t lane_base(const void* table) {
+    uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(table)) | threadIdx.x % 32 * 4;
+    asm("" : "+r"(base));  // else its computation is repeated with each lookup
+    return base;
+  }
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];"
+        : "=r"(value)
+        : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4)));
+    return value;
+  }
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
+};
 /// The same table where it lies at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from
 /// there.
 class SmallTable {

@@ -7,315 +7,16 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemm.cuh"
-#include "kernels/cuda/gemm_plan.h"
+#include "kernels/cuda/gemm_bringer.cuh"
+#include "kernels/cuda/gemm_outliers.cuh"
 #include "kernels/cuda/gemv_plan.h"
-#include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/pack_x.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace hxq::cuda {
 namespace {
 
-/// One of the matrices.
-struct GemmPart {
-  CUtensorMap map;  ///< of its bytes, where rows are aligned
-  FusedProduct product;
-  float inverse_level_scale;
-  int64_t tiles;
-  int64_t first_cluster, clusters;
-};
-
-struct GemmParameters {
-  PackedX x;
-  int64_t tokens;
-  bool weight_changes;
-  GemmPlan plan;
-  int64_t count;
-  GemmPart parts[kMaxFusedProducts];
-
-  __device__ int64_t cluster() const { return blockIdx.x / plan.splits; }
-  /// What the block's cluster works on.
-  __device__ const GemmPart& part() const {
-    int i = 0;
-    while (i + 1 < count && cluster() >= parts[i + 1].first_cluster) ++i;
-    return parts[i];
-  }
-};
-
-inline constexpr int kGroup = 128;  ///< threads of a warpgroup
-
-inline constexpr int kAdders = 96;  ///< threads that add up outliers
-
-/// What they need of shared memory.
-template <int kPieceBytes>
-struct OutlierMemory {
-  alignas(16) unsigned char x[2][kPieceBytes];
-  float change[2][kAdders];
-  uint32_t row_begin[257];
-  uint64_t full[2];
-};
-
-/// Where things lie in shared memory, as addresses: the table wants a multiple of its size.
-template <int kN, int kRowGroups>
-struct Layout {
-  static constexpr int kWarpgroups = kGemmWarpgroups;
-  static constexpr int kKGroups = kWarpgroups / kRowGroups;
-  static constexpr int kMultipliers = kWarpgroups * kGroup;
-  static constexpr int kThreads = kMultipliers + kGroup;  ///< the last ones bring what the others multiply
-  /// Registers that a thread starts with. Few tokens leave room on the multiprocessor for the kernel that packs x.
-  static constexpr int kRegisters = kN <= 32 ? 80 : 96;
-  // These are shared anew.
-  static constexpr int kMultiplierRegisters = kN <= 32 ? 88 : kN <= 64 ? 104 : 112;
-  static constexpr int kBringerRegisters = 5 * kRegisters - 4 * kMultiplierRegisters;
-  static constexpr int kBoxBytes = kRowGroups * 64 * kChunkCols;  ///< of one chunk of the tile's rows
-  static constexpr int kXBytes = kN * kChunkCols * 2;             ///< of one chunk of packed x
-  static constexpr int kStageBytes = kKGroups * (kBoxBytes + kXBytes);
-  static constexpr uint32_t kStart = 1024;  ///< of dynamic shared memory
-  static constexpr uint32_t kTable = 131072, kTableBytes = 65536;
-  static constexpr uint32_t kBarriers = kTable + kTableBytes;
-  static constexpr int kSumBytes = kMultipliers * (kN / 2) * 4;  ///< of all warpgroups
-  /// Few tokens: sums have memory of their own, and the next tile may come while they are added up.
-  static constexpr bool kKeepsRing = kN <= 16;
-  static constexpr int kRoom = kTable - kStart;
-  static constexpr int kRingRoom = kKeepsRing ? kRoom - kSumBytes : kRoom;
-  static constexpr int kStages = kRingRoom / kStageBytes < 8 ? kRingRoom / kStageBytes : 8;
-  static_assert(kStages >= 3);
-  static constexpr uint32_t kSums = kKeepsRing ? kTable - kSumBytes : kStart;
-  /// Sums that are added up at once: all, or half of each token tile.
-  static constexpr int kRounds = kSumBytes > kRoom ? 2 : 1;
-  static constexpr uint32_t kOutliers = kBarriers + 2 * 8 * sizeof(uint64_t);
-  static constexpr int kPieceBytes = kN <= 32 ? 4096 : 12288;
-  using Outliers = OutlierMemory<kPieceBytes>;
-  static constexpr size_t kDynamicBytes = kOutliers - kStart + sizeof(Outliers);
-
-  __device__ static unsigned char* at(uint32_t address) { return dynamic_shared + (address - kStart); }
-  __device__ static unsigned char* weights(int stage) { return at(kStart) + stage * kStageBytes; }
-  __device__ static unsigned char* x(int stage) { return weights(stage) + kKGroups * kBoxBytes; }
-  __device__ static uint64_t* full(int stage) { return reinterpret_cast<uint64_t*>(at(kBarriers)) + stage; }
-  __device__ static uint64_t* empty(int stage) { return full(stage) + 8; }
-};
-
-/// 256 words, 32 times, one copy for each bank. Entry i of lane l is at i << 8 | l << 2 from a multiple of the table's
-/// size, which one byte permutation gives: half of the memory is unused.
-struct WideTable {
-  /// What all lookups of a lane have in common. Addresses of a block name its place in the cluster, too.
-  __device__ static uint32_t lane_base(const void* table) {
-    uint32_t base = hopper::shared_address(table) | threadIdx.x % 32 * 4;
-    asm("" : "+r"(base));  // else its computation is repeated with each lookup
-    return base;
-  }
-  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
-    uint32_t value;
-    asm("ld.shared.u32 %0, [%1];"
-        : "=r"(value)
-        : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4)));
-    return value;
-  }
-  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
-    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
-  }
-};
-
-/// A place of the ring, and the parity of its use.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-__device__ inline uint32_t block_in_cluster() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-/// Brings bytes of weights and x, in the order in which they are multiplied. One thread.
-template <int kN, int kRowGroups, bool kAligned>
-class Bringer {
- public:
-  __device__ Bringer(const GemmParameters& p, const GemmPart& part)
-      : p_(p), part_(part), tile_(p.cluster() - part.first_cluster) {
-    start_tile();
-  }
-
-  /// Before predecessors have ended: what they do not write.
-  __device__ void bring_first_weights() {
-    Place at = place_;
-    for (; early_ < L::kStages && early_ < last_ - step_; ++early_, at.advance()) {
-      hopper::arrive_and_expect_bytes(L::full(at.stage), kBytes);
-      bring_weights(at.stage, step_ + early_);
-    }
-  }
-
-  /// The rest of a tile, and what the ring can take of the next.
-  __device__ void bring_tile() {
-    while (step_ < last_) bring_step();
-    tile_ += part_.clusters;
-    start_tile();
-    for (int i = 0; L::kKeepsRing && i < L::kStages && step_ < last_; ++i) bring_step();
-  }
-
- private:
-  using L = Layout<kN, kRowGroups>;
-  using Place = RingPlace<L::kStages>;
-  static constexpr uint32_t kBytes = kAligned ? L::kStageBytes : L::kKGroups * L::kXBytes;
-
-  __device__ void start_tile() {
-    const auto split = static_cast<int>(block_in_cluster());
-    step_ = p_.plan.first_step(split);
-    last_ = tile_ < part_.tiles ? p_.plan.first_step(split + 1) : step_;
-    row_ = static_cast<int>(p_.plan.first_row(tile_));
-  }
-
-  __device__ void bring_step() {
-    if (early_ > 0) {
-      --early_;
-    } else {
-      hopper::wait(L::empty(place_.stage), place_.parity ^ 1);  // passes in the first round
-      hopper::arrive_and_expect_bytes(L::full(place_.stage), kBytes);
-      bring_weights(place_.stage, step_);
-    }
-    const int64_t chunk = p_.plan.token_tile(tile_) * p_.plan.padded_chunks() + step_ * L::kKGroups;
-    hopper::copy_bulk(L::x(place_.stage), static_cast<const char*>(p_.x.packed) + chunk * L::kXBytes,
-                      L::kKGroups * L::kXBytes, L::full(place_.stage));
-    ++step_;
-    place_.advance();
-  }
-
-  __device__ void bring_weights(int stage, int step) const {
-    if constexpr (kAligned) {
-#pragma unroll
-      for (int q = 0; q < L::kKGroups; ++q) {
-        hopper::copy_box(L::weights(stage) + q * L::kBoxBytes, part_.map, (step * L::kKGroups + q) * kChunkCols, row_,
-                         L::full(stage));
-      }
-    }
-  }
-
-  const GemmParameters& p_;
-  const GemmPart& part_;
-  int64_t tile_;
-  int step_, last_, row_;
-  int early_ = 0;  ///< steps whose weights were asked for beforehand
-  Place place_;
-};
-
-/// Where what outliers add to the cluster's tile is, in units of its sums: [rows of the tile, tokens of the tile].
-__device__ inline float* outlier_sums(const GemmParameters& p) {
-  return p.x.outlier_sums + p.cluster() * p.plan.tile_rows() * p.plan.tile_tokens();
-}
-
-/// Works out what outliers add while others multiply: three warps, for a part of the cluster's rows. x of their columns
-/// comes by bulk copies, a piece of the outliers after the other; groups of threads take turns with the rows.
-template <class T, int kTokens, int kPieceBytes>
-class OutlierAdder {
- public:
-  /// `thread`: of kAdders.
-  __device__ OutlierAdder(const GemmParameters& p, const GemmPart& part, OutlierMemory<kPieceBytes>& memory, int thread)
-      : p_(p), part_(part), memory_(memory), thread_(thread) {}
-
-  /// Adds up for a tile. `piece`: pieces that went before; returns their number with those of this tile.
-  __device__ uint32_t add(int64_t tile, uint32_t piece) {
-    const int split = static_cast<int>(block_in_cluster()), tile_rows = p_.plan.tile_rows();
-    const int begin = tile_rows * split / p_.plan.splits;
-    rows_ = tile_rows * (split + 1) / p_.plan.splits - begin;
-    for (int i = thread_; i <= rows_; i += kAdders) {
-      memory_.row_begin[i] =
-          part_.product.weight.outlier_row_begin[min(p_.plan.first_row(tile) + begin + i, part_.product.weight.rows)];
-    }
-    barrier();
-    first_token_ = static_cast<int>(p_.plan.token_tile(tile)) * kTokens;
-    begin_ = begin;
-    row_ = thread_ / kGroupThreads;
-    const uint32_t last = memory_.row_begin[rows_];
-    uint32_t first = memory_.row_begin[0];
-    if (first < last) {
-      fetch(first, last);
-      bring(first, last, piece);
-    }
-#pragma unroll 1
-    for (; first < last; first += kPiece, ++piece) {
-      if (first + kPiece < last) bring(first + kPiece, last, piece + 1);
-      hopper::wait(&memory_.full[piece % 2], piece / 2 % 2);
-      add_piece(first, min(last, first + kPiece), piece % 2);
-      barrier();
-    }
-    while (row_ < rows_) finish_row();
-    return piece;
-  }
-
- private:
-  static constexpr int kOwn = kTokens >= 32 ? 4 : kTokens / 8;  ///< tokens of a thread
-  static constexpr int kGroupThreads = kTokens / kOwn;
-  static constexpr int kGroups = kAdders / kGroupThreads;
-  static constexpr int kBytes = kTokens * static_cast<int>(sizeof(T));  ///< of an outlier
-  static constexpr uint32_t kPiece = kPieceBytes / kBytes < kAdders ? kPieceBytes / kBytes : kAdders;  ///< outliers
-
-  __device__ void barrier() const { asm volatile("bar.sync 2, %0;" ::"n"(kAdders) : "memory"); }
-
-  /// The thread's outlier of a piece that will be brought.
-  __device__ void fetch(uint32_t first, uint32_t last) {
-    const uint32_t own = first + static_cast<uint32_t>(thread_);
-    if (static_cast<uint32_t>(thread_) >= kPiece || own >= last) return;
-    col_ = part_.product.weight.outlier_col[own];
-    change_ = part_.product.weight.outlier_change[own];
-  }
-
-  __device__ void bring(uint32_t first, uint32_t last, uint32_t piece) {
-    const uint32_t count = min(kPiece, last - first);
-    uint64_t* full = &memory_.full[piece % 2];
-    if (thread_ == 0) hopper::arrive_and_expect_bytes(full, count * kBytes);
-    if (static_cast<uint32_t>(thread_) < count) {
-      memory_.change[piece % 2][thread_] = change_ * part_.inverse_level_scale;
-      const T* x = static_cast<const T*>(p_.x.transposed) + col_ * p_.plan.padded_tokens() + first_token_;
-      hopper::copy_bulk(memory_.x[piece % 2] + thread_ * kBytes, x, kBytes, full);
-    }
-    fetch(first + kPiece, last);
-  }
-
-  __device__ void finish_row() {
-    float* out = outlier_sums(p_) + (begin_ + row_) * kTokens + thread_ % kGroupThreads * kOwn;
-#pragma unroll
-    for (int k = 0; k < kOwn; ++k) out[k] = sum_[k], sum_[k] = 0;
-    row_ += kGroups;
-  }
-
-  /// The group's rows, as far as the piece goes.
-  __device__ void add_piece(uint32_t first, uint32_t end, int half) {
-    const T* x = reinterpret_cast<const T*>(memory_.x[half]) + thread_ % kGroupThreads * kOwn;
-#pragma unroll 1
-    while (row_ < rows_ && memory_.row_begin[row_] < end) {
-      const uint32_t row_end = memory_.row_begin[row_ + 1], stop = min(row_end, end);
-#pragma unroll(kTokens >= 64 ? 1 : 4)
-      for (uint32_t i = max(memory_.row_begin[row_], first) - first; i < stop - first; ++i) {
-        const float change = memory_.change[half][i];
-#pragma unroll
-        for (int k = 0; k < kOwn; ++k) sum_[k] = fmaf(change, static_cast<float>(x[i * kTokens + k]), sum_[k]);
-      }
-      if (row_end > end) return;
-      finish_row();
-    }
-  }
-
-  const GemmParameters& p_;
-  const GemmPart& part_;
-  OutlierMemory<kPieceBytes>& memory_;
-  const int thread_;
-  int first_token_ = 0, begin_ = 0, rows_ = 0, row_ = 0;
-  uint32_t col_ = 0;
-  float change_ = 0;
-  float sum_[kOwn] = {};
-};
+using namespace gemm;
 
 __device__ inline uint32_t pair_of(uint32_t first, uint32_t second, bool low_part) {
   return __byte_perm(first, second, low_part ? 0x7632 : 0x5410);
@@ -344,7 +45,7 @@ struct Fragments {
 };
 
 /// One value of y from the sum of its products.
-__device__ inline void finish_value(const GemmParameters& p, const FusedProduct& product, int64_t token, int64_t row,
+__device__ inline void finish_value(const Parameters& p, const FusedProduct& product, int64_t token, int64_t row,
                                     float value) {
   const CodebookWeight& weight = product.weight;
   if (token >= p.tokens || row >= weight.rows) return;
@@ -362,7 +63,7 @@ __device__ inline void finish_value(const GemmParameters& p, const FusedProduct&
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
 class Multiplier {
  public:
-  __device__ Multiplier(const GemmParameters& p, const GemmPart& part)
+  __device__ Multiplier(const Parameters& p, const Part& part)
       : p_(p),
         part_(part),
         lane_base_(WideTable::lane_base(L::at(L::kTable))),
@@ -427,7 +128,7 @@ class Multiplier {
   /// The lane's 16 bytes of a chunk of each of its rows.
   __device__ void load(uint4& upper, uint4& lower) const {
     if constexpr (kAligned) {
-      const unsigned char* from = L::weights(place_.stage) + k_group() * L::kBoxBytes +
+      const unsigned char* from = L::weights(place_.index) + k_group() * L::kBoxBytes +
                                   row_in_tile(warpgroup() % kRowGroups) * kChunkCols + thread() % 4 * 16;
       upper = *reinterpret_cast<const uint4*>(from);
       lower = *reinterpret_cast<const uint4*>(from + 8 * kChunkCols);
@@ -461,13 +162,13 @@ class Multiplier {
   __device__ void multiply_steps() {
     Fragments<kTwoLevels> first, second;
     uint4 upper = {}, lower = {};
-    hopper::wait(L::full(place_.stage), place_.parity);
+    hopper::wait(L::full(place_.index), place_.parity);
     load(upper, lower);
     first.decode(lane_base_, &upper.x, &lower.x);
     int before = -1;
 #pragma unroll 1
     while (true) {
-      const int stage = place_.stage;
+      const int stage = place_.index;
       const uint64_t operand = hopper::operand_of(L::x(stage) + k_group() * L::kXBytes);
       multiply_half(first, operand);
       if (before >= 0) {
@@ -479,7 +180,7 @@ class Multiplier {
       place_.advance();
       before = stage;
       if (++step_ == last_) break;
-      hopper::wait(L::full(place_.stage), place_.parity);
+      hopper::wait(L::full(place_.index), place_.parity);
       load(upper, lower);
       hopper::wait_for_products_but_last();
       first.decode(lane_base_, &upper.x, &lower.x);
@@ -543,22 +244,22 @@ class Multiplier {
     }
   }
 
-  const GemmParameters& p_;
-  const GemmPart& part_;
+  const Parameters& p_;
+  const Part& part_;
   const uint32_t lane_base_;
   int64_t tile_;
   int step_, last_;
-  RingPlace<L::kStages> place_;
+  hopper::RingPlace<L::kStages> place_;
   float sum_[kN / 2];
 };
 
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
 __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 128 * 128, 1)
-    gemm_kernel(const __grid_constant__ GemmParameters p) {
+    gemm_kernel(const __grid_constant__ Parameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using L = Layout<kN, kRowGroups>;
   if (hopper::shared_address(dynamic_shared) % L::kTableBytes != L::kStart) __trap();
-  const GemmPart& part = p.part();
+  const Part& part = p.part();
   const CodebookWeight& weight = part.product.weight;
   const int64_t first_tile = p.cluster() - part.first_cluster;
   if (threadIdx.x >= L::kMultipliers) {
@@ -613,7 +314,7 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
 }
 
 template <int kN, int kRowGroups, bool kTwoLevels, bool kAligned>
-Status launch_kernel(const GemmParameters& p, Stream stream) {
+Status launch_kernel(const Parameters& p, Stream stream) {
   using L = Layout<kN, kRowGroups>;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(p.plan.clusters * p.plan.splits)),
                           .block = dim3(L::kThreads),
@@ -629,7 +330,7 @@ bool is_plain(const CodebookWeight& weight, Precision precision) {
 }
 
 template <int kN>
-Status launch_plain(const GemmParameters& p, Stream stream) {
+Status launch_plain(const Parameters& p, Stream stream) {
   if constexpr (kN <= 64) {
     if (p.plan.row_groups == 2) return launch_kernel<kN, 2, false, true>(p, stream);
   }
@@ -640,7 +341,7 @@ Status launch_plain(const GemmParameters& p, Stream stream) {
 }
 
 template <int kN>
-Status launch_any(const GemmParameters& p, bool plain, bool two_levels, Stream stream) {
+Status launch_any(const Parameters& p, bool plain, bool two_levels, Stream stream) {
   if (plain) return launch_plain<kN>(p, stream);
   return two_levels ? launch_kernel<kN, 4, true, false>(p, stream) : launch_kernel<kN, 4, false, false>(p, stream);
 }
@@ -651,7 +352,7 @@ int parts_of(const LinearArgs& args) {
 }
 
 /// The matrices, and which clusters each has.
-Status set_parts(const FusedProduct* products, bool plain, GemmParameters& p) {
+Status set_parts(const FusedProduct* products, bool plain, Parameters& p) {
   int64_t tiles[kMaxFusedProducts], share[kMaxFusedProducts], first = 0;
   for (int64_t i = 0; i < p.count; ++i) {
     tiles[i] = p.plan.row_tiles_of(products[i].weight.rows) * p.plan.token_tiles;
@@ -701,11 +402,11 @@ Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64
     rows[i] = products[i].weight.rows;
     outliers |= products[i].weight.outlier_row_begin != nullptr;
   }
-  GemmParameters p{.tokens = args.tokens,
-                   .weight_changes = args.weight_changes,
-                   .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(args), plain,
-                                     current_device().clusters),
-                   .count = count};
+  Parameters p{.tokens = args.tokens,
+               .weight_changes = args.weight_changes,
+               .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(args), plain,
+                                 current_device().clusters),
+               .count = count};
   if (const Status status = set_parts(products, plain, p); status != Status::ok) return status;
   p.x = place_packed_x(p.plan, outliers, args.workspace);
   if (const Status status = pack_x(args, first, p.plan, p.x, stream); status != Status::ok) return status;

@@ -83,6 +83,20 @@ __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync
 __device__ inline void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 __device__ inline void wait_for_products_but_last() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
+/// Counts the uses of a ring of kCount places: which is next, and the parity of its barriers' phase.
+template <int kCount>
+struct RingPlace {
+  int index = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++index == kCount) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 /// A B operand in shared memory: rows of 64 halves (128 bytes), 16-byte pieces of row n at place piece ^ (n % 8).
 __device__ inline uint64_t operand_of(const void* tile) {
   return static_cast<uint64_t>((shared_address(tile) & 0x3ffff) >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kPanelBytes = int64_t{20} << 20;
-using Table = LookupTable<false>;
+using Table = LookupTable;
 
 struct Panel {
   CodebookWeight weight;

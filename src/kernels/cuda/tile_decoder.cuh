@@ -175,8 +175,8 @@ class Decoder {
   const CUtensorMap& x_map_;
   const SmallTable table_;
   Cursor ahead_;  ///< whose bytes are asked for next
-  RingPlace<Shared::kBytes> place_;
-  RingPlace<Shared::kStages> stage_;
+  hopper::RingPlace<Shared::kBytes> place_;
+  hopper::RingPlace<Shared::kStages> stage_;
   uint32_t first_outlier_ = 0;
   RowOutliers outliers_[kPieces];
 };

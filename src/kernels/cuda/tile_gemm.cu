@@ -176,7 +176,7 @@ class Multiplier {
   const TileGemmParameters& p_;
   Shared& shared_;
   const int thread_, half_;
-  RingPlace<Shared::kStages> stage_;
+  hopper::RingPlace<Shared::kStages> stage_;
   int before_ = 0;
   float sum_[kN / 2];
 };

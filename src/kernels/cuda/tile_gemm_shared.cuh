@@ -60,20 +60,6 @@ struct TileShared {
 /// The first threads of a block. Many tokens leave time enough for one warpgroup, and want its registers.
 HXQ_HOST_DEVICE constexpr int decoders_for(int columns) { return columns > 128 ? kGroup : 2 * kGroup; }
 
-/// Counts the uses of a ring of kCount places.
-template <int kCount>
-struct RingPlace {
-  int index = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++index == kCount) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 template <int kBarrier, int kThreads>
 __device__ inline void group_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
