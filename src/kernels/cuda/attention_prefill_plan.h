@@ -27,7 +27,7 @@ inline constexpr int64_t kFewestPrefillQueries = 64;
 /// Whether tensor cores compute that attention, which must fit the launcher otherwise.
 constexpr bool is_attention_prefill(const AttentionArgs& args) {
   const int64_t dim = args.cache.padded_dim;
-  return (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) &&
+  return (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) && args.cache.head_dim % 2 == 0 &&
          (args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16) &&
          args.batch.max_rows * (args.query_heads / args.cache.heads) >= kFewestPrefillQueries;
 }

@@ -38,27 +38,6 @@ struct LookupTable {
   }
 };
 
-/// 256 words, 32 times, one copy for each bank. Entry i of lane l is at i << 8 | l << 2 from a multiple of the table's
-/// size, which one byte permutation gives: half of the memory is unused.
-struct WideTable {
-  /// What all lookups of a lane have in common. Addresses of a block name its place in the cluster, too.
-  __device__ static uint32_t lane_base(const void* table) {
-    uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(table)) | threadIdx.x % 32 * 4;
-    asm("" : "+r"(base));  // else its computation is repeated with each lookup
-    return base;
-  }
-  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
-    uint32_t value;
-    asm("ld.shared.u32 %0, [%1];"
-        : "=r"(value)
-        : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4)));
-    return value;
-  }
-  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
-    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
-  }
-};
 /// The same table where it lies at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from
 /// there.
 class SmallTable {
@@ -96,6 +75,28 @@ class SmallTable {
 #endif
 
   uint32_t lane_;
+};
+
+/// 256 words, 32 times, one copy for each bank. Entry i of lane l is at i << 8 | l << 2 from a multiple of the table's
+/// size, which one byte permutation gives: half of the memory is unused.
+struct WideTable {
+  /// What all lookups of a lane have in common. Addresses of a block name its place in the cluster, too.
+  __device__ static uint32_t lane_base(const void* table) {
+    uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(table)) | threadIdx.x % 32 * 4;
+    asm("" : "+r"(base));  // else its computation is repeated with each lookup
+    return base;
+  }
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];"
+        : "=r"(value)
+        : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4)));
+    return value;
+  }
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
 };
 
 /// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue

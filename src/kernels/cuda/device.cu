@@ -37,6 +37,7 @@ void count_clusters(DeviceFacts& facts) {
     int count = 0;
     if (cudaOccupancyMaxActiveClusters(&count, probe_kernel, &config) == cudaSuccess) facts.clusters[size] = count;
   }
+  cudaGetLastError();  // where blocks cannot be that large
 }
 
 DeviceFacts read_facts(int device) {

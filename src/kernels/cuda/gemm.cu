@@ -5,8 +5,6 @@
 
 #include <cooperative_groups.h>
 
-#include <algorithm>
-
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/gemm_bringer.cuh"
 #include "kernels/cuda/gemm_outliers.cuh"
@@ -49,7 +47,7 @@ __device__ inline void finish_value(const Parameters& p, const FusedProduct& pro
                                     float value) {
   const CodebookWeight& weight = product.weight;
   if (token >= p.tokens || row >= weight.rows) return;
-  value *= weight.level_scale * p.x.scales[token];
+  value = value * p.x.scales[token] * weight.level_scale;
   for (int n = 0; n < weight.rank; ++n) {
     value = fmaf(weight.low_rank_u[row * weight.rank + n], product.low_rank_product[token * weight.rank + n], value);
   }
@@ -112,15 +110,12 @@ class Multiplier {
   /// From the first row of a tile to the first of the lane's.
   __device__ static int row_in_tile(int row_group) { return row_group * 64 + thread() / 32 * 16 + thread() % 32 / 4; }
   __device__ int64_t first_row() const { return p_.plan.first_row(tile_) + row_in_tile(warpgroup() % kRowGroups); }
-  __device__ int64_t first_token() const {
-    return p_.plan.token_tile(tile_) * p_.plan.tile_tokens() + thread() % 4 * 2;
-  }
   /// Sum i is of this token and row from the lane's first ones.
   __device__ static constexpr int token_step(int i) { return i / 4 * 8 + i % 2; }
   __device__ static constexpr int row_step(int i) { return i % 4 / 2 * 8; }
 
   __device__ void start_tile() {
-    const auto split = static_cast<int>(block_in_cluster());
+    const auto split = static_cast<int>(hopper::block_in_cluster());
     step_ = p_.plan.first_step(split);
     last_ = tile_ < part_.tiles ? p_.plan.first_step(split + 1) : step_;
   }
@@ -208,7 +203,7 @@ class Multiplier {
     const int64_t tile_row = p_.plan.first_row(tile_), tile_token = p_.plan.token_tile(tile_) * p_.plan.tile_tokens();
     const float* outliers = part_.product.weight.outlier_row_begin ? outlier_sums(p_) : nullptr;
 #pragma unroll 1
-    for (int first = static_cast<int>(block_in_cluster()) * L::kWarpgroups + warpgroup(); first < count;
+    for (int first = static_cast<int>(hopper::block_in_cluster()) * L::kWarpgroups + warpgroup(); first < count;
          first += kAtOnce * step) {
       float value[kAtOnce], low[kAtOnce];
       int row[kAtOnce], token[kAtOnce], from[kAtOnce];
@@ -290,7 +285,9 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
       if (adds && p.plan.parts == 1) {
         piece = OutlierAdder<__half, kN, L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
       } else if (adds) {
-        piece = OutlierAdder<float, (kN > 8 ? kN / 2 : 8), L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
+        if constexpr (kN > 8) {
+          piece = OutlierAdder<float, kN / 2, L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
+        }
       }
       __syncwarp();
       for (int i = 0; i < 2 * L::kRounds; ++i) hopper::cluster_barrier();
@@ -310,6 +307,8 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
       multiplier.next_tile();
     }
   }
+#else
+  __trap();  // built for another GPU
 #endif
 }
 
@@ -346,9 +345,9 @@ Status launch_any(const Parameters& p, bool plain, bool two_levels, Stream strea
   return two_levels ? launch_kernel<kN, 4, true, false>(p, stream) : launch_kernel<kN, 4, false, false>(p, stream);
 }
 
-/// x of F32 has more bits than one binary16 number holds.
-int parts_of(const LinearArgs& args) {
-  return args.precision == Precision::exact && args.x.dtype == DType::f32 ? 2 : 1;
+/// x of F32 has more bits than one binary16 number holds, and so has what is divided by scales.
+int parts_of(const CodebookWeight& weight, const LinearArgs& args) {
+  return args.precision == Precision::exact && (args.x.dtype == DType::f32 || weight.channel_scales) ? 2 : 1;
 }
 
 /// The matrices, and which clusters each has.
@@ -382,7 +381,7 @@ Status set_parts(const FusedProduct* products, bool plain, Parameters& p) {
 
 bool supports_codebook_gemm(const CodebookWeight& weight) noexcept {
   return weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 && weight.level_scale > 0 &&
-         current_device().compute_capability == 90;
+         (!weight.outlier_row_begin || weight.fits_tiles) && current_device().compute_capability == 90;
 }
 
 bool supports_joint_gemm(const CodebookWeight& weight, Precision precision) noexcept {
@@ -394,6 +393,7 @@ size_t codebook_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noe
 }
 
 Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept {
+  static_assert(GemmPlan::kMostSplits <= DeviceFacts::kMostBlocks);
   const CodebookWeight& first = products[0].weight;
   const bool plain = is_plain(first, args.precision);
   int64_t rows[kMaxFusedProducts];
@@ -404,8 +404,8 @@ Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64
   }
   Parameters p{.tokens = args.tokens,
                .weight_changes = args.weight_changes,
-               .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(args), plain,
-                                 current_device().clusters),
+               .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(first, args),
+                                 plain, current_device().clusters),
                .count = count};
   if (const Status status = set_parts(products, plain, p); status != Status::ok) return status;
   p.x = place_packed_x(p.plan, outliers, args.workspace);

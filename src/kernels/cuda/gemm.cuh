@@ -13,7 +13,8 @@ bool supports_joint_gemm(const CodebookWeight& weight, Precision precision) noex
 /// Of one product or several together.
 size_t codebook_gemm_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
 
-/// y = W x for several tokens and 1 to kMaxFusedProducts matrices. Of `args`, y, bias and accumulate mean nothing. Each
+/// y = W x for several tokens and 1 to kMaxFusedProducts matrices, each with rows; of several, each one that
+/// `supports_joint_gemm` takes. Of `args`, y, bias and accumulate mean nothing. Each
 /// product's `low_rank_product`: x Vt^T [tokens, rank] where the weight has such a term.
 Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept;
 

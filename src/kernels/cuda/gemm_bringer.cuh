@@ -38,7 +38,7 @@ class Bringer {
   static constexpr uint32_t kBytes = kAligned ? L::kStageBytes : L::kKGroups * L::kXBytes;
 
   __device__ void start_tile() {
-    const auto split = static_cast<int>(block_in_cluster());
+    const auto split = static_cast<int>(hopper::block_in_cluster());
     step_ = p_.plan.first_step(split);
     last_ = tile_ < part_.tiles ? p_.plan.first_step(split + 1) : step_;
     row_ = static_cast<int>(p_.plan.first_row(tile_));

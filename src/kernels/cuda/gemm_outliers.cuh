@@ -22,7 +22,7 @@ class OutlierAdder {
 
   /// Adds up for a tile. `piece`: pieces that went before; returns their number with those of this tile.
   __device__ uint32_t add(int64_t tile, uint32_t piece) {
-    const int split = static_cast<int>(block_in_cluster()), tile_rows = p_.plan.tile_rows();
+    const int split = static_cast<int>(hopper::block_in_cluster()), tile_rows = p_.plan.tile_rows();
     const int begin = tile_rows * split / p_.plan.splits;
     rows_ = tile_rows * (split + 1) / p_.plan.splits - begin;
     for (int i = thread_; i <= rows_; i += kAdders) {
@@ -38,6 +38,7 @@ class OutlierAdder {
     if (first < last) {
       fetch(first, last);
       bring(first, last, piece);
+      barrier();  // the changes are there; those of further pieces, by the barrier of the piece before
     }
 #pragma unroll 1
     for (; first < last; first += kPiece, ++piece) {

@@ -72,12 +72,12 @@ struct Layout {
   static constexpr bool kKeepsRing = kN <= 16;
   static constexpr int kRoom = kTable - kStart;
   static constexpr int kRingRoom = kKeepsRing ? kRoom - kSumBytes : kRoom;
-  static constexpr int kStages = kRingRoom / kStageBytes < 8 ? kRingRoom / kStageBytes : 8;
+  static constexpr int kStages = kRingRoom / kStageBytes;
   static_assert(kStages >= 3);
   static constexpr uint32_t kSums = kKeepsRing ? kTable - kSumBytes : kStart;
   /// Sums that are added up at once: all, or half of each token tile.
   static constexpr int kRounds = kSumBytes > kRoom ? 2 : 1;
-  static constexpr uint32_t kOutliers = kBarriers + 2 * 8 * sizeof(uint64_t);
+  static constexpr uint32_t kOutliers = kBarriers + 2 * kStages * sizeof(uint64_t);
   static constexpr int kPieceBytes = kN <= 32 ? 4096 : 12288;
   using Outliers = OutlierMemory<kPieceBytes>;
   static constexpr size_t kDynamicBytes = kOutliers - kStart + sizeof(Outliers);
@@ -86,12 +86,7 @@ struct Layout {
   __device__ static unsigned char* weights(int stage) { return at(kStart) + stage * kStageBytes; }
   __device__ static unsigned char* x(int stage) { return weights(stage) + kKGroups * kBoxBytes; }
   __device__ static uint64_t* full(int stage) { return reinterpret_cast<uint64_t*>(at(kBarriers)) + stage; }
-  __device__ static uint64_t* empty(int stage) { return full(stage) + 8; }
+  __device__ static uint64_t* empty(int stage) { return full(stage) + kStages; }
 };
-__device__ inline uint32_t block_in_cluster() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 
 }  // namespace hxq::cuda::gemm

@@ -57,8 +57,16 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int col, int r
       : "memory");
 }
 
-/// Orders this thread's reads and writes of shared memory before what copies and products that others start later do.
-__device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Orders this thread's reads and writes of the cluster's shared memory before what copies and products that others
+/// start later do there.
+__device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
+
+/// Its place among the blocks of the cluster.
+__device__ inline uint32_t block_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
 
 /// All threads of a cluster's blocks wait for each other, and see what each wrote to any shared memory before.
 __device__ inline void cluster_barrier() {

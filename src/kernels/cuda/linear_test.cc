@@ -5,7 +5,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/test_device.h"
 
@@ -28,6 +32,13 @@ struct Call {
   bool accumulate = false;
   Precision precision = Precision::exact;
 };
+
+/// Whether this GPU has kernels that multiply several matrices together.
+bool on_hopper() {
+  const TestMatrix matrix = make_matrix({.rows = 1, .cols = 16});
+  const DeviceMatrix device(matrix);
+  return supports_codebook_gemm(device.weight());
+}
 
 void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what, double bound) {
   Random random(99);
@@ -90,6 +101,58 @@ TEST(CudaLinear, MultipliesAnyNumberOfTokens) {
   }
 }
 
+TEST(CudaLinear, GoesOnToFurtherTiles) {
+  HXQ_NEEDS_GPU();
+  // More tiles than a GPU has multiprocessors, for tokens of every width of a tile; rows aligned and not.
+  for (const auto& [cols, tokens] : {std::pair<int64_t, std::vector<int64_t>>{17, {2, 9, 17, 33, 65}},
+                                     {64, {2, 9, 17, 33, 65}},
+                                     {208, {2, 9}},
+                                     {512, {17}}}) {
+    const TestMatrix matrix = make_matrix({.rows = 34000, .cols = cols, .outliers = 0.003});
+    const TestMatrix float_levels = make_matrix({.rows = 34000, .cols = cols, .outliers = 0.003, .half_levels = false});
+    for (const int64_t count : tokens) {
+      const std::string what = to_string(Shape{count, 34000, cols});
+      expect_product(matrix, {.tokens = count}, what);
+      expect_product(matrix, {.tokens = count, .precision = Precision::fast}, what + " fast");
+      if (cols == 64) expect_product(float_levels, {.tokens = count}, what + " float levels");
+    }
+  }
+}
+
+TEST(CudaLinear, KeepsTokensApart) {
+  HXQ_NEEDS_GPU();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const TestMatrix matrix = make_matrix({.rows = 300, .cols = 320, .outliers = 0.01});
+  const DeviceMatrix device(matrix);
+  for (const int64_t tokens : {9, 40, 100}) {
+    for (const Precision precision : {Precision::exact, Precision::fast}) {
+      std::vector<float> x = Random(8).normals(static_cast<size_t>(tokens * 320));
+      std::vector<std::vector<float>> y;
+      for (const bool spoilt : {false, true}) {
+        if (spoilt) {
+          std::fill_n(x.begin() + 2 * 320, 320, std::nanf(""));
+          x[5 * 320 + 7] = kInfinity;
+        }
+        const DeviceRows device_x(x, tokens, 320, 0, DType::f32), device_y(tokens, 300, 0, DType::f32);
+        const DeviceArray<std::byte> workspace(linear_workspace(device.weight(), tokens));
+        HXQ_EXPECT_OK(linear(device.weight(),
+                             {.x = device_x.input(),
+                              .y = device_y.output(),
+                              .tokens = tokens,
+                              .precision = precision,
+                              .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
+                             nullptr));
+        expect_finished();
+        y.push_back(device_y.values());
+      }
+      for (size_t i = 0; i < y[0].size(); ++i) {
+        const size_t token = i / 300;
+        if (token != 2 && token != 5) ASSERT_EQ(y[0][i], y[1][i]) << tokens << " tokens, value " << i;
+      }
+    }
+  }
+}
+
 TEST(CudaLinear, TakesEveryTypeOfActivations) {
   HXQ_NEEDS_GPU();
   const TestMatrix matrix = make_matrix({.rows = 100, .cols = 320, .outliers = 0.01});
@@ -128,6 +191,7 @@ TEST(CudaLinear, AppliesScalesAndLowRankTerms) {
     expect_product(make_matrix({.rows = 300, .cols = 208, .outliers = 0.01, .rank = 3}),
                    {.tokens = tokens, .x = DType::bf16, .gap = 1}, "low rank");
     expect_product(make_matrix({.rows = 90, .cols = 208, .rank = 3}), {.tokens = tokens}, "low rank");
+    for (const DType x : {DType::bf16, DType::f16}) expect_product(all, {.tokens = tokens, .x = x}, "all, 16 bits");
     expect_product(make_matrix({.rows = 90, .cols = 208, .outliers = 0.3, .scales = true}), {.tokens = tokens},
                    "many outliers");
   }
@@ -198,22 +262,37 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
   HXQ_NEEDS_GPU();
   struct Case {
     int64_t cols;
-    int32_t rank;       ///< of the third matrix: with one, each is multiplied by itself
-    int64_t many_rows;  ///< of the first
+    int64_t rows = 700;  ///< of the first
+    bool together = true;
+    int32_t rank = 0;  ///< of the third
+    double outliers = 0.003;
+    bool half_levels = true;
+    DType x = DType::f32;
   };
-  for (const auto& [cols, rank, many_rows] :
-       {Case{48, 0, 700}, {768, 0, 20000}, {1040, 0, 700}, {768, 2, 700}, {77, 0, 700}}) {
-    const TestMatrix matrices[] = {make_matrix({.rows = many_rows, .cols = cols, .outliers = 0.003}),
-                                   make_matrix({.rows = 1, .cols = cols}),
-                                   make_matrix({.rows = 130, .cols = cols, .outliers = 0.01, .rank = rank})};
+  const Case cases[] = {{48},
+                        {64, 34000},
+                        {1040},
+                        {.cols = 768, .outliers = 0},
+                        {.cols = 768, .x = DType::bf16},
+                        {.cols = 768, .together = false, .rank = 2},
+                        {.cols = 768, .together = false, .half_levels = false},
+                        {.cols = 77, .together = false}};
+  for (const Case& one : cases) {
+    const TestMatrix matrices[] = {
+        make_matrix({.rows = one.rows, .cols = one.cols, .outliers = one.outliers, .half_levels = one.half_levels}),
+        make_matrix({.rows = 1, .cols = one.cols}),
+        make_matrix({.rows = 130, .cols = one.cols, .outliers = 3 * one.outliers, .rank = one.rank})};
     const DeviceMatrix on_device[] = {DeviceMatrix(matrices[0]), DeviceMatrix(matrices[1]), DeviceMatrix(matrices[2])};
+    bool together = true;
+    for (const DeviceMatrix& matrix : on_device) together &= supports_joint_gemm(matrix.weight(), Precision::exact);
+    EXPECT_EQ(together, one.together && on_hopper());
     for (const int64_t tokens : {1, 2, 9, 40, 100}) {
       for (const Precision precision : {Precision::exact, Precision::fast}) {
-        if (many_rows > 1000 && tokens != 9) continue;
-        const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * cols));
-        const std::vector<float> bias = Random(3).normals(static_cast<size_t>(many_rows));
+        if (one.rows > 1000 && tokens != 9) continue;
+        const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * one.cols), one.x);
+        const std::vector<float> bias = Random(3).normals(static_cast<size_t>(one.rows));
         const std::vector<float> start(static_cast<size_t>(tokens * 130), 0.5f);
-        const DeviceRows device_x(x, tokens, cols, 3, DType::f32);
+        const DeviceRows device_x(x, tokens, one.cols, 3, one.x);
         const DeviceArray<float> device_bias(bias);
         std::vector<DeviceRows> y;
         std::vector<FusedProduct> products;
@@ -228,11 +307,14 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                               .accumulate = i == 2});
         }
         const DeviceArray<std::byte> workspace(bytes);
-        HXQ_EXPECT_OK(joint_linear({.x = device_x.input(),
-                                    .tokens = tokens,
-                                    .precision = precision,
-                                    .workspace = {.data = workspace.data(), .bytes = bytes}},
-                                   products.data(), 3, nullptr));
+        const auto multiply_with = [&](size_t workspace_bytes) {
+          return joint_linear({.x = device_x.input(),
+                               .tokens = tokens,
+                               .precision = precision,
+                               .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},
+                              products.data(), 3, nullptr);
+        };
+        HXQ_EXPECT_OK(multiply_with(bytes));
         expect_finished();
         for (size_t i = 0; i < 3; ++i) {
           const Product expected = multiply(matrices[i], x, tokens, i == 0 ? bias : std::vector<float>{},
@@ -240,6 +322,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
           expect_close(y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast,
                        DType::f32, std::to_string(tokens) + " tokens, matrix " + std::to_string(i));
         }
+        if (bytes > 0) EXPECT_EQ(multiply_with(bytes - 1), Status::invalid_value);
       }
     }
   }
@@ -252,6 +335,14 @@ TEST(CudaLinear, KeepsLevelsThatNeedMoreBits) {
                    "float levels");
     expect_product(make_matrix({.rows = 130, .cols = 512, .k = 200, .half_levels = false}),
                    {.tokens = tokens, .precision = Precision::fast}, "fast");
+  }
+}
+
+TEST(CudaLinear, TakesOutliersThatNoTileHolds) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t tokens : {1, 3, 70}) {
+    expect_product(make_matrix({.rows = 37, .cols = 64, .outliers = 0.01, .fits_tiles = false}), {.tokens = tokens},
+                   "outliers");
   }
 }
 

@@ -36,12 +36,13 @@ struct Shared {
 template <class T, bool kDivides>
 class Packer {
  public:
-  __device__ Packer(const Parameters& p, Shared<T>& shared)
+  /// `blocks` of the cluster.
+  __device__ Packer(const Parameters& p, Shared<T>& shared, int64_t blocks)
       : p_(p),
         shared_(shared),
-        token_(int64_t{blockIdx.y} * kTokens),
-        begin_(p.plan.padded_chunks() * blockIdx.x / gridDim.x),
-        end_(p.plan.padded_chunks() * (blockIdx.x + 1) / gridDim.x) {}
+        token_(blockIdx.x / blocks * kTokens),
+        begin_(p.plan.padded_chunks() * (blockIdx.x % blocks) / blocks),
+        end_(p.plan.padded_chunks() * (blockIdx.x % blocks + 1) / blocks) {}
 
   /// The largest element of the warp's token in the block's columns.
   __device__ float find_largest() {
@@ -167,13 +168,14 @@ class Packer {
 
 template <class T, bool kDivides>
 __global__ void __launch_bounds__(kThreads, 5) pack_kernel(const __grid_constant__ Parameters p) {
+#if __CUDA_ARCH__ >= 900  // clusters
   __shared__ __align__(16) Shared<T> shared;
   const auto cluster = cooperative_groups::this_cluster();
   const unsigned blocks = cluster.num_blocks(), warp = threadIdx.x / 32;
   let_successors_begin();
   if (blocks > 1) cluster.sync();  // all blocks run: they may be written to
   wait_for_predecessors();
-  Packer<T, kDivides> packer(p, shared);
+  Packer<T, kDivides> packer(p, shared, blocks);
   const float own = packer.find_largest();
   if (threadIdx.x % 32 < blocks) {
     *cluster.map_shared_rank(&shared.largest[cluster.block_rank()][warp], threadIdx.x % 32) = own;
@@ -183,11 +185,12 @@ __global__ void __launch_bounds__(kThreads, 5) pack_kernel(const __grid_constant
     float largest = 0;
     for (unsigned b = 0; b < blocks; ++b) largest = fmaxf(largest, shared.largest[b][threadIdx.x]);
     const float scale = scale_for(largest);
-    shared.inverse_scale[threadIdx.x] = 1.0f / scale;
-    if (blockIdx.x == 0) p.out.scales[int64_t{blockIdx.y} * kTokens + threadIdx.x] = scale;
+    shared.inverse_scale[threadIdx.x] = inverse_of_scale(scale);
+    if (cluster.block_rank() == 0) p.out.scales[int64_t{blockIdx.x / blocks} * kTokens + threadIdx.x] = scale;
   }
   __syncthreads();
   packer.store();
+#endif
 }
 
 size_t aligned(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
@@ -228,10 +231,9 @@ Status pack_x(const LinearArgs& args, const CodebookWeight& weight, const GemmPl
               Stream stream) noexcept {
   const int64_t parts = ceil_div(plan.padded_chunks() * kChunkCols * element_bytes(args.x.dtype), int64_t{kRowBytes});
   const int blocks = static_cast<int>(parts < kMostBlocks ? parts : kMostBlocks);
-  const LaunchShape shape{
-      .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(plan.padded_tokens() / kTokens)),
-      .block = dim3(kThreads),
-      .cluster = blocks};
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(blocks * (plan.padded_tokens() / kTokens))),
+                          .block = dim3(kThreads),
+                          .cluster = blocks};
   const Parameters parameters{.x = args.x,
                               .channel_scales = weight.channel_scales,
                               .tokens = args.tokens,

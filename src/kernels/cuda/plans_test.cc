@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <numeric>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -95,15 +96,29 @@ TEST(CudaPlans, GemmTakesEveryChunkOnce) {
 }
 
 TEST(CudaPlans, MemoryForManyTokensIsEnoughForFewer) {
-  const int clusters[GemmPlan::kMostSplits + 1] = {0, 132, 66, 42, 31, 25, 20, 17, 14};
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3072, 768}, {8192, 8192}, {80, 1536}}) {
-    for (const int parts : {1, 2}) {
-      for (int64_t tokens = 1; tokens <= 300; ++tokens) {
-        const GemmPlan plan = plan_gemm({&rows, 1}, cols, tokens, parts, true, clusters);
-        for (const int64_t most : {tokens, tokens + 1, int64_t{300}}) {
-          EXPECT_LE(plan.token_tiles * plan.columns, most_columns(most, parts)) << tokens;
-          EXPECT_LE(plan.padded_tokens(), most_columns(most, 1)) << tokens;
-          EXPECT_LE(int64_t{plan.tile_rows()} * plan.tile_tokens(), most_tile_values(most)) << tokens;
+  const int many[GemmPlan::kMostSplits + 1] = {0, 132, 66, 42, 31, 25, 20, 17, 14},
+                                         few[GemmPlan::kMostSplits + 1] = {0, 14, 7};
+  const std::vector<int64_t> cases[] = {
+      {1}, {3072}, {8192}, {80}, {2048, 256, 256}, {5632, 5632}, {1, 50000, 1, 1, 1, 1}};
+  for (const std::vector<int64_t>& rows : cases) {
+    for (const int* clusters : {many, few}) {
+      for (const int parts : {1, 2}) {
+        for (const bool any_shape : {true, false}) {
+          for (int64_t tokens = 1; tokens <= 300; ++tokens) {
+            const GemmPlan plan = plan_gemm(rows, 768, tokens, parts, any_shape, clusters);
+            for (const int64_t most : {tokens, tokens + 1, int64_t{300}}) {
+              EXPECT_LE(plan.token_tiles * plan.columns, most_columns(most, parts)) << tokens;
+              EXPECT_LE(plan.padded_tokens(), most_columns(most, 1)) << tokens;
+              EXPECT_LE(int64_t{plan.tile_rows()} * plan.tile_tokens(), most_tile_values(most)) << tokens;
+            }
+            EXPECT_LE(plan.padded_chunks(), (768 + kChunkCols - 1) / kChunkCols + 3);
+            // Clusters that are dealt out to the matrices are no more than have room, or one for each.
+            std::vector<int64_t> tiles, share(rows.size());
+            for (const int64_t count : rows) tiles.push_back(plan.row_tiles_of(count) * plan.token_tiles);
+            share_blocks(tiles, plan.clusters, share.data());
+            const int64_t used = std::accumulate(share.begin(), share.end(), int64_t{0});
+            EXPECT_LE(used, std::max<int64_t>(clusters[plan.splits], static_cast<int64_t>(rows.size())));
+          }
         }
       }
     }

@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kPanelBytes = int64_t{20} << 20;
-using Table = LookupTable;
 
 struct Panel {
   CodebookWeight weight;
@@ -21,8 +20,8 @@ __device__ inline void decode_unit(uint32_t lane_base, const uint4& bytes, uint4
   uint32_t out[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint32_t first = Table::look_up(lane_base, words[i / 2], i % 2 * 2);
-    out[i] = __byte_perm(first, Table::look_up(lane_base, words[i / 2], i % 2 * 2 + 1), 0x5410);
+    const uint32_t first = LookupTable::look_up(lane_base, words[i / 2], i % 2 * 2);
+    out[i] = __byte_perm(first, LookupTable::look_up(lane_base, words[i / 2], i % 2 * 2 + 1), 0x5410);
   }
   to[0] = make_uint4(out[0], out[1], out[2], out[3]);
   to[1] = make_uint4(out[4], out[5], out[6], out[7]);
@@ -56,12 +55,12 @@ __device__ inline float decode_element(const CodebookWeight& w, int64_t row, int
 /// A block decodes adjacent rows, then puts all their outliers in place.
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Panel p) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  const uint32_t lane_base = Table::lane_base(memory);
+  const uint32_t lane_base = LookupTable::lane_base(memory);
   const CodebookWeight& w = p.weight;
   let_successors_begin();
   wait_for_predecessors();
   const TableFill<kThreads> table(w.codebook, w.k);
-  table.store<Table>(
+  table.store<LookupTable>(
       lane_base, [](float level) { return static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(level))); });
   __syncthreads();
   const int64_t begin = p.first_row + p.rows * blockIdx.x / gridDim.x;
@@ -142,8 +141,9 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
   const auto blocks = static_cast<unsigned>(3 * current_device().multiprocessors);
   for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
     const int64_t rows = weight.rows - row < most ? weight.rows - row : most;
-    status = launch(decode_kernel, {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = Table::kSharedBytes},
-                    stream, Panel{.weight = weight, .first_row = row, .rows = rows, .out = panel});
+    status = launch(decode_kernel,
+                    {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = LookupTable::kSharedBytes}, stream,
+                    Panel{.weight = weight, .first_row = row, .rows = rows, .out = panel});
     if (status != Status::ok) break;
     Output y = args.y;
     y.data = static_cast<char*>(y.data) + row * element_bytes(y.dtype);

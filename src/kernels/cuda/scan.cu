@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 64;
 constexpr int kRun = 32;    ///< tokens of a run; segments that are no longer take one pass
-constexpr int kAhead = 8;   ///< tokens whose inputs are loaded together
+constexpr int kAhead = 4;   ///< tokens whose inputs are loaded together
 constexpr int kJoined = 8;  ///< runs whose states are loaded together
 
 struct Parameters {
@@ -49,6 +49,9 @@ template <int kStates>
 struct Shared {
   float b[kRun][kStates], c[kRun][kStates];
 };
+
+/// Blocks of a multiprocessor: all runs of a long prompt have room at once.
+constexpr int blocks_for(int states) { return states <= 16 ? 12 : 1; }
 
 /// Goes over a run's tokens; with kOutput it writes y. Made before the kernels before this one have finished.
 template <int kStates, bool kOutput, bool kF32>
@@ -147,7 +150,7 @@ __device__ inline float* run_delta(const Parameters& p, const Place& at, int run
 
 /// What every run but the last makes of a state of zeros.
 template <int kStates, bool kF32>
-__global__ void __launch_bounds__(kThreads) run_kernel(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(kThreads, blocks_for(kStates)) run_kernel(const __grid_constant__ Parameters p) {
   __shared__ Shared<kStates> shared;
   let_successors_begin();
   const Place at = place_of(p);
@@ -195,7 +198,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ 
 
 /// Outputs; the last run leaves the sequence's state behind.
 template <int kStates, bool kF32>
-__global__ void __launch_bounds__(kThreads) output_kernel(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(kThreads, blocks_for(kStates)) output_kernel(const __grid_constant__ Parameters p) {
   __shared__ Shared<kStates> shared;
   let_successors_begin();
   const Place at = place_of(p);

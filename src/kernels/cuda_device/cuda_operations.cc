@@ -144,10 +144,9 @@ struct Cuda {
       if (on.measures) workspace = std::max(workspace, workspace_of(on.kernels, *codebook, first.tokens));
     }
     if (args.norm) rms_norm(*args.norm, context);
-    const bool exact = on.precision == Precision::exact;
     const cuda::LinearArgs there{.x = input(first.x, first.x_stride),
                                  .tokens = first.tokens,
-                                 .precision = exact ? cuda::Precision::exact : cuda::Precision::fast,
+                                 .precision = precision_of(on),
                                  .workspace = on.workspace};
     on.run(
         "products",
