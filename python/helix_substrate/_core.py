@@ -129,7 +129,7 @@ def tensor(name: str | None, dtype: str, shape, address: int) -> _abi.Tensor:
     if dtype not in DTYPES:
         raise ValueError(f"{name or 'a tensor'} has dtype {dtype}, expected one of {', '.join(DTYPES)}")
     padded = (c_int64 * 4)(*shape)
-    return _abi.Tensor(in_c(name) if name else None, DTYPES[dtype], len(shape), padded, address or None)
+    return _abi.Tensor(text_in_c(name) if name else None, DTYPES[dtype], len(shape), padded, address or None)
 
 
 #: What stands for the CPU where GPUs have numbers; torch's `get_device` says the same.
@@ -146,7 +146,7 @@ class Matrix:
     def __init__(self, name: str, parts, rows: int = 0, cols: int = 0, owner=None):
         array = (_abi.Tensor * len(parts))(*(tensor(*part) for part in parts))
         handle = c_void_p()
-        check(library.hxq_matrix_create(in_c(name), array, len(parts), rows, cols, byref(handle)))
+        check(library.hxq_matrix_create(text_in_c(name), array, len(parts), rows, cols, byref(handle)))
         self.address = handle.value
         weakref.finalize(self, _destroy_matrix, self.address, owner)
         info = self.info()
@@ -170,7 +170,7 @@ def would_compress(role: str, dtype: str, shape) -> bool:
     if len(shape) > 4:
         return False
     answer = c_int32()
-    check(library.hxq_would_compress(in_c(role), byref(tensor(None, dtype, shape, 0)), byref(answer)))
+    check(library.hxq_would_compress(text_in_c(role), byref(tensor(None, dtype, shape, 0)), byref(answer)))
     return bool(answer.value)
 
 
@@ -224,13 +224,21 @@ def encode(
 
 
 def _name(text: Optional[str]) -> Optional[bytes]:
-    return None if text is None else in_c(text)
+    return None if text is None else text_in_c(text)
 
 
-def in_c(text: Folder) -> bytes:
-    """A path or a text as C takes it. Raises ValueError if it holds a NUL: C would read no further."""
-    encoded = os.fsencode(text)
-    if b"\0" in encoded:
+def path_in_c(path: Folder) -> bytes:
+    """A path or a pattern of names as C takes it. Raises ValueError if it holds a NUL."""
+    return _without_nul(path, os.fsencode(path))
+
+
+def text_in_c(text: str) -> bytes:
+    """A text as C takes it, whatever the locale. Raises ValueError if it holds a NUL."""
+    return _without_nul(text, text.encode())
+
+
+def _without_nul(text: Folder, encoded: bytes) -> bytes:
+    if b"\0" in encoded:  # C would read no further
         raise ValueError(f"{text!r} holds a NUL character")
     return encoded
 
@@ -262,7 +270,7 @@ def _take_json(text: c_void_p) -> dict:
 
 
 def _texts(values) -> tuple:
-    values = [in_c(value) for value in values]
+    values = [path_in_c(value) for value in values]
     return (c_char_p * max(1, len(values)))(*values), len(values)
 
 
@@ -348,14 +356,14 @@ def compress(
     if isinstance(keep, str) or isinstance(only, str):
         raise TypeError("keep and only are lists of patterns, not a string")
     roles = (_abi.RoleBits * max(1, len(bits_for)))(
-        *((in_c(role), whole_number(f"bits_for[{role!r}]", of_role)) for role, of_role in bits_for.items())
+        *((text_in_c(role), whole_number(f"bits_for[{role!r}]", of_role)) for role, of_role in bits_for.items())
     )
     options = _abi.CompressOptions(
         sidecar_fraction, *_texts(keep), *_texts(only), whole_number("threads", threads), _flag("force", force),
         profile=_name(profile), bits=whole_number("bits", bits), group=whole_number("group", group, c_int64),
         low_rank=low_rank_code(low_rank), bits_for=roles, bits_for_count=len(bits_for),
     )  # fmt: skip
-    source, destination = in_c(source), in_c(destination)
+    source, destination = path_in_c(source), path_in_c(destination)
     text = c_void_p()
     _Work().run(
         lambda report: library.hxq_compress(source, destination, byref(options), byref(report), byref(text)), progress
@@ -366,7 +374,7 @@ def compress(
 def verify(folder: Folder, source: Optional[Folder] = None, progress: Progress = None) -> dict:
     """Checks a compressed folder against its receipt, and against the dense `source` if given; `ok` sums it up."""
     text = c_void_p()
-    folder, source = in_c(folder), in_c(source) if source is not None else None
+    folder, source = path_in_c(folder), path_in_c(source) if source is not None else None
     _Work().run(lambda report: library.hxq_verify(folder, source, byref(report), byref(text)), progress)
     return _take_json(text)
 
@@ -375,21 +383,21 @@ def decompress(source: Folder, destination: Folder, dtype: str = "F32", progress
     """Writes a compressed folder as a dense one, matrices as dtype: F32 (exact), F16 or BF16."""
     if dtype.upper() not in ("F32", "F16", "BF16"):
         raise ValueError(f"dtype is {dtype}, expected F32, F16 or BF16")
-    source, destination, code = in_c(source), in_c(destination), DTYPES[dtype.upper()]
+    source, destination, code = path_in_c(source), path_in_c(destination), DTYPES[dtype.upper()]
     _Work().run(lambda report: library.hxq_decompress(source, destination, code, byref(report)), progress)
 
 
 def inspect(folder: Folder) -> dict:
     """Lists what a model folder stores, without reading the weights."""
     text = c_void_p()
-    check(library.hxq_inspect(in_c(folder), byref(text)))
+    check(library.hxq_inspect(path_in_c(folder), byref(text)))
     return _take_json(text)
 
 
 def stored_parts(folder, name: str | None = None) -> tuple[list[tuple], dict]:
     """The stored tensors of a compressed tensor as (name, dtype, shape, bytes), and {"parameter", "shape"}."""
     handle, text = c_void_p(), c_void_p()
-    check(library.hxq_stored_parts(in_c(folder), in_c(name) if name else None, byref(handle), byref(text)))
+    check(library.hxq_stored_parts(path_in_c(folder), text_in_c(name) if name else None, byref(handle), byref(text)))
     return _take_parts(handle), _take_json(text)
 
 
@@ -399,5 +407,5 @@ def cdnav3_write(folder, name, dtype, shape, address, exact, sidecar_fraction, m
     options = _abi.EncodeOptions(
         sidecar_fraction, whole_number("max_codewords", max_codewords), whole_number("threads", threads)
     )
-    check(library.hxq_cdnav3_write(in_c(folder), byref(source), int(exact), byref(options), byref(text)))
+    check(library.hxq_cdnav3_write(path_in_c(folder), byref(source), int(exact), byref(options), byref(text)))
     return _take_json(text)

@@ -92,7 +92,7 @@ def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.M
         threads=_core.whole_number("threads", threads),
         target=_core.target_name(),
         precision=_core.precision_code(precision),
-        device=_core.in_c(device),
+        device=_core.text_in_c(device),
     )
 
 
@@ -105,11 +105,11 @@ def over_tensors(
     array = (_abi.Tensor * len(tensors))(*(_core.tensor(*tensor) for tensor in tensors))
     options, handle = _options(threads, precision, device), c_void_p()
     if on_gpu is None:
-        create = library.hxq_model_create(_core.in_c(config), array, len(array), byref(options), byref(handle))
+        create = library.hxq_model_create(_core.text_in_c(config), array, len(array), byref(options), byref(handle))
     else:
         places = (c_void_p * len(array))(*on_gpu)
         create = library.hxq_cuda_model_create(
-            _core.in_c(config), array, places, len(array), byref(options), byref(handle)
+            _core.text_in_c(config), array, places, len(array), byref(options), byref(handle)
         )
     _core.check(create)
     return OpenModel(handle)
@@ -123,7 +123,7 @@ class Model(OpenModel):
 
     def __init__(self, folder: _core.Folder, threads: int = 0, precision: str | None = None, device: str = "cpu"):
         options, handle = _options(threads, precision, device), c_void_p()
-        _core.check(library.hxq_model_open(_core.in_c(folder), byref(options), byref(handle)))
+        _core.check(library.hxq_model_open(_core.path_in_c(folder), byref(options), byref(handle)))
         super().__init__(handle)
         self._sequence = self.new_sequence()
 

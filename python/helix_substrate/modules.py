@@ -476,10 +476,10 @@ def become_own(module: Tied) -> None:
 
 def compressed_copy(module: nn.Module, sidecar_fraction: float, name: str = "") -> nn.Module:
     """A compressed module in the likeness of a dense one, which stays as it is."""
-    if not can_be_compressed(module):
+    if module._parameters.get("weight") is None:
         raise ValueError(
             f"{name or type(module).__name__} cannot be compressed: its weight is no parameter of its own but "
-            "computed (by a parametrization, pruning or weight norm: remove that first), or its kind is not known"
+            "computed (by a parametrization, pruning or weight norm: remove that first)"
         )
     parts, fidelity = encode(module.weight, sidecar_fraction, name or "weight")
     made = module.__class__.__new__(module.__class__)

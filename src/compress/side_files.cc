@@ -113,7 +113,7 @@ class Finder {
       } else if (matches_any(kWeightFiles, name.string()) && !modules_.contains(*path.begin())) {
         leave_out(path, "weights in another form");
       } else if (depth == 0 && name == "adapter_config.json") {
-        leave_out(path, "of an adapter: transformers would look for its weights");
+        leave_out(path, "of an adapter, whose weights are left out: transformers would look for them");
       } else {
         if (access((root_ / path).c_str(), R_OK) != 0) throw_system_error(root_ / path, "read");
         found_.files.push_back(path);

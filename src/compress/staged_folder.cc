@@ -163,14 +163,14 @@ void StagedFolder::copy(const fs::path& file, const fs::path& name) const {
 void StagedFolder::exchange() {
   const int old = open(destination_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (old < 0) throw_system_error(destination_, "open");
-  const bool is_locked = flock(old, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-  if (!is_locked || renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
+  // Whoever else holds it must not cost what is finished: then it is removed without a lock.
+  const bool is_locked = flock(old, LOCK_EX | LOCK_NB) == 0;
+  if (renameat2(AT_FDCWD, staging_.c_str(), AT_FDCWD, destination_.c_str(), RENAME_EXCHANGE) != 0) {
     const int reason = errno;
     close(old);
-    if (!is_locked) throw Error("another process is writing it", {.file = destination_.string()});
     throw_system_error(destination_, "exchange it with the finished folder", reason);
   }
-  close(std::exchange(lock_, old));
+  close(is_locked ? std::exchange(lock_, old) : old);
   std::ofstream(staging_ / kMark);  // what lies there now goes, even if not all at once
 }
 

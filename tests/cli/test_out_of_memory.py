@@ -40,12 +40,13 @@ def limits(hxq):
 @pytest.mark.parametrize("verb", range(8))
 def test_memory_that_runs_out_is_an_error(hxq, compressed, tmp_path, limits, verb):
     arguments = list(verbs(compressed, tmp_path))[verb]
-    enough = 0
+    enough = most_enough = 0  # limits in a row
     for limit in limits:
         if enough == 3:  # more would be, too
             break
         done = under(hxq, limit, *arguments)
-        enough += done.returncode == 0
+        enough = enough + 1 if done.returncode == 0 else 0
+        most_enough = max(enough, most_enough)
         if (tmp_path / "dense").exists():
             subprocess.run(["rm", "-r", tmp_path / "dense"], check=True)
         if done.returncode == 0:
@@ -53,4 +54,4 @@ def test_memory_that_runs_out_is_an_error(hxq, compressed, tmp_path, limits, ver
         assert done.returncode == 1, (limit // MB, arguments, done.returncode, done.stderr)
         lines = [line for line in done.stderr.splitlines() if "left behind" not in line]
         assert len(lines) == 1 and "memory" in lines[0].lower(), (limit // MB, arguments, done.stderr)
-    assert enough, "no limit was enough"
+    assert most_enough, "no limit was enough"

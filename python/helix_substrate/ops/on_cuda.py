@@ -59,7 +59,7 @@ class CudaMatrix:
         check_gpu(device)
         array = (_abi.Tensor * len(parts))(*(_core.tensor(*part) for part in parts))
         handle = c_void_p()
-        check(library.hxq_cuda_matrix_create(_core.in_c(name), array, len(parts), rows, cols, byref(handle)))
+        check(library.hxq_cuda_matrix_create(_core.text_in_c(name), array, len(parts), rows, cols, byref(handle)))
         self.address, self.rows, self.cols, self.device = handle.value, rows, cols, device
         #: Of a product, by the number of tokens.
         self.workspaces: dict[int, int] = {}

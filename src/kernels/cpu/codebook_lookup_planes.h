@@ -21,7 +21,7 @@ struct LookupPlanes {
 
   Kind kind = Kind::none;
   float scale = 1;              ///< a power of two
-  bool integer_levels = false;  ///< `half`, and every level / scale is an integer
+  bool integer_levels = false;  ///< `half`, and every level / scale is an integer, none -0
   /// `integer_levels`: [2], of level / scale as a signed 16-bit integer: integer dot products then take the place of
   /// conversions to float. Other `half`: [2], of level / scale in binary16. `float32`: [4], of the levels themselves.
   std::vector<BytePlane> bytes = {};

@@ -2,20 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <numeric>
 #include <span>
 #include <vector>
 
 #include "codec/codebook/matrix.h"
+#include "hxq/error.h"
 #include "kernels/codebook_facts.h"
 #include "kernels/cuda/linear.h"
 
 namespace hxq::kernels {
 
-/// Where the outliers of each row begin, [rows + 1]; empty if there are none.
+/// Where the outliers of each row begin, [rows + 1]; empty if there are none. Throws `OutOfMemory`.
 inline std::vector<uint32_t> outlier_row_begin(const CodebookMatrix& matrix) {
   if (matrix.outliers() == 0) return {};
-  std::vector<uint32_t> begin(static_cast<size_t>(matrix.rows) + 1);
+  const auto count = static_cast<size_t>(matrix.rows) + 1;
+  std::vector<uint32_t> begin;
+  try {
+    begin.resize(count);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory("where rows' outliers begin", count * sizeof(uint32_t));
+  }
   for (const uint32_t row : matrix.sidecar.row) ++begin[row + 1];
   std::partial_sum(begin.begin(), begin.end(), begin.begin());
   return begin;
