@@ -90,7 +90,7 @@ class Multiplier {
       hopper::cluster_barrier();
       add_up(round);
     }
-    hopper::fence_tiles();
+    hopper::fence_cluster_tiles();
     hopper::cluster_barrier();
   }
 

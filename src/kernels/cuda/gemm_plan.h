@@ -26,21 +26,23 @@ struct GemmPlan {
   int splits = 1;
   int64_t token_tiles = 1;
   int64_t row_tiles = 1;  ///< of all matrices
-  int64_t chunks = 1;     ///< of kChunkCols columns of the matrix
+  int steps = 1;          ///< of k_groups chunks of kChunkCols columns
   int64_t clusters = 1;
 
-  HXQ_HOST_DEVICE int tile_tokens() const { return columns / parts; }
+  // Divisions of 64 bits are dozens of instructions, each of which is fetched from afar: none where it can be helped.
+  HXQ_HOST_DEVICE int tile_tokens() const { return parts == 2 ? columns / 2 : columns; }
   HXQ_HOST_DEVICE int64_t padded_tokens() const { return token_tiles * tile_tokens(); }
   HXQ_HOST_DEVICE int tile_rows() const { return row_groups * 64; }
   HXQ_HOST_DEVICE int64_t tiles() const { return row_tiles * token_tiles; }
   int64_t row_tiles_of(int64_t rows) const { return (rows + tile_rows() - 1) / tile_rows(); }
-  HXQ_HOST_DEVICE int64_t steps() const { return (chunks + k_groups - 1) / k_groups; }
   /// Chunks of packed x, those that fill up the last step included.
-  HXQ_HOST_DEVICE int64_t padded_chunks() const { return steps() * k_groups; }
-  HXQ_HOST_DEVICE int first_step(int split) const { return static_cast<int>(steps() * split / splits); }
+  HXQ_HOST_DEVICE int64_t padded_chunks() const { return int64_t{steps} * k_groups; }
+  HXQ_HOST_DEVICE int first_step(int split) const { return steps * split / splits; }
   /// Tiles of the same rows follow each other.
-  HXQ_HOST_DEVICE int64_t first_row(int64_t tile) const { return tile / token_tiles * tile_rows(); }
-  HXQ_HOST_DEVICE int64_t token_tile(int64_t tile) const { return tile % token_tiles; }
+  HXQ_HOST_DEVICE int64_t first_row(int64_t tile) const {
+    return (token_tiles == 1 ? tile : tile / token_tiles) * tile_rows();
+  }
+  HXQ_HOST_DEVICE int64_t token_tile(int64_t tile) const { return token_tiles == 1 ? 0 : tile % token_tiles; }
 };
 
 inline constexpr int kGemmWarpgroups = 4;  ///< of a block
@@ -71,8 +73,9 @@ inline GemmPlan plan_gemm(std::span<const int64_t> rows, int64_t cols, int64_t t
       plan.token_tiles = (tokens + plan.tile_tokens() - 1) / plan.tile_tokens();
       plan.row_tiles = 0;
       for (const int64_t count : rows) plan.row_tiles += plan.row_tiles_of(count);
-      plan.chunks = (cols + kChunkCols - 1) / kChunkCols;
-      for (int splits = 1; splits <= GemmPlan::kMostSplits && splits <= plan.steps(); ++splits) {
+      const int64_t chunks = (cols + kChunkCols - 1) / kChunkCols;
+      plan.steps = static_cast<int>((chunks + k_groups - 1) / k_groups);
+      for (int splits = 1; splits <= GemmPlan::kMostSplits && splits <= plan.steps; ++splits) {
         // Clusters that share tiles have one each: to begin another costs more than it gains.
         if (clusters[splits] == 0 || (splits > 1 && plan.tiles() > clusters[splits])) continue;
         plan.splits = splits;
@@ -83,7 +86,7 @@ inline GemmPlan plan_gemm(std::span<const int64_t> rows, int64_t cols, int64_t t
         const int64_t shared_memory = (warpgroups * (int64_t{192} + columns) + k_groups * columns) * 5 / 4;
         const int64_t memory = warpgroups * 310 * plan.clusters * splits / clusters[1];
         const int64_t rounds = (plan.tiles() + plan.clusters - 1) / plan.clusters;
-        const int64_t steps = (plan.steps() + splits - 1) / splits;
+        const int64_t steps = (plan.steps + splits - 1) / splits;
         // What a tile takes besides: outliers, and sums on their way through shared memory.
         const int64_t sums = 1000 + 16 * columns * k_groups + (splits > 1 ? 2000 + 16 * columns : 0);
         const int64_t cost = rounds * (steps * std::max({products, shared_memory, memory}) + sums);

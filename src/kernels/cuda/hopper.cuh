@@ -57,9 +57,10 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int col, int r
       : "memory");
 }
 
-/// Orders this thread's reads and writes of the cluster's shared memory before what copies and products that others
-/// start later do there.
-__device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
+/// Orders this thread's reads and writes of shared memory before what copies and products that others start later do
+/// there: of the block's own, or, at a price, of all of the cluster's.
+__device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void fence_cluster_tiles() { asm volatile("fence.proxy.async.shared::cluster;" ::: "memory"); }
 
 /// Its place among the blocks of the cluster.
 __device__ inline uint32_t block_in_cluster() {

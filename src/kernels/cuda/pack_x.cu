@@ -36,13 +36,13 @@ struct Shared {
 template <class T, bool kDivides>
 class Packer {
  public:
-  /// `blocks` of the cluster.
-  __device__ Packer(const Parameters& p, Shared<T>& shared, int64_t blocks)
+  /// Of a block's place in its cluster, all in 32 bits: longer divisions would be half of the kernel's instructions.
+  __device__ Packer(const Parameters& p, Shared<T>& shared, unsigned blocks, unsigned rank)
       : p_(p),
         shared_(shared),
-        token_(blockIdx.x / blocks * kTokens),
-        begin_(p.plan.padded_chunks() * (blockIdx.x % blocks) / blocks),
-        end_(p.plan.padded_chunks() * (blockIdx.x % blocks + 1) / blocks) {}
+        token_(int64_t{blockIdx.x / blocks} * kTokens),
+        begin_(static_cast<unsigned>(p.plan.padded_chunks()) * rank / blocks),
+        end_(static_cast<unsigned>(p.plan.padded_chunks()) * (rank + 1) / blocks) {}
 
   /// The largest element of the warp's token in the block's columns.
   __device__ float find_largest() {
@@ -109,11 +109,11 @@ class Packer {
   __device__ void store_packed(int64_t chunk, int chunks) {
     const int tokens = p_.plan.tile_tokens();
     const int piece = static_cast<int>(threadIdx.x) % 8, token = static_cast<int>(threadIdx.x) / 8 % kTokens;
-    const int slot = static_cast<int>(token_ % tokens) + token;
+    const int slot = static_cast<int>(token_ & (tokens - 1)) + token;  // a power of two
     const float inverse = shared_.inverse_scale[token];
     const int64_t chunk_halves = int64_t{p_.plan.columns} * kChunkCols;
-    auto* out =
-        static_cast<__half*>(p_.out.packed) + (token_ / tokens * p_.plan.padded_chunks() + chunk) * chunk_halves;
+    auto* out = static_cast<__half*>(p_.out.packed) +
+                ((token_ >> (__ffs(tokens) - 1)) * p_.plan.padded_chunks() + chunk) * chunk_halves;
 #pragma unroll 1
     for (int c = static_cast<int>(threadIdx.x) / (8 * kTokens); c < chunks; c += kThreads / (8 * kTokens)) {
       __half2 upper[4], lower[4];
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 5) pack_kernel(const __grid_constant
   let_successors_begin();
   if (blocks > 1) cluster.sync();  // all blocks run: they may be written to
   wait_for_predecessors();
-  Packer<T, kDivides> packer(p, shared, blocks);
+  Packer<T, kDivides> packer(p, shared, blocks, cluster.block_rank());
   const float own = packer.find_largest();
   if (threadIdx.x % 32 < blocks) {
     *cluster.map_shared_rank(&shared.largest[cluster.block_rank()][warp], threadIdx.x % 32) = own;
