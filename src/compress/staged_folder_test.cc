@@ -1,6 +1,9 @@
 #include "compress/staged_folder.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <fstream>
 
@@ -61,6 +64,21 @@ TEST(StagedFolder, ReplacesOnlyWhatTheCheckAllows) {
   }
   EXPECT_EQ(text_of(dir.path() / "old/marker"), "new");
   EXPECT_EQ(entries_of(dir.path()), 3u);
+}
+
+TEST(StagedFolder, ReplacesAFolderThatOthersHaveLocked) {
+  const testing::TempDir dir;
+  dir.write("old/marker", "old");
+  const int other = open((dir.path() / "old").c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_EQ(flock(other, LOCK_EX), 0);
+  {
+    StagedFolder folder(dir.path() / "old", has_marker);
+    folder.write("marker", "new");
+    folder.commit();
+  }
+  close(other);
+  EXPECT_EQ(text_of(dir.path() / "old/marker"), "new");
+  EXPECT_EQ(entries_of(dir.path()), 1u);
 }
 
 TEST(StagedFolder, BelongsToOneAtATime) {

@@ -159,9 +159,7 @@ struct ByteKernel {
     }
   }
 
-  VecF finish(int64_t, int64_t, VecF sums) const {
-    return _mm512_scalef_ps(sums, splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
-  }
+  VecF finish(int64_t, int64_t, VecF sums) const { return with_exponent(packed_x, sums); }
 };
 
 /// A block of a row that was looked up.
@@ -238,10 +236,7 @@ struct ByteRows {
     ahead = next;
   }
 
-  Vec4 finish(int64_t t, Vec4 sums) const {
-    const auto* head = reinterpret_cast<const QuantizedHead*>(packed_x + t * x_floats);
-    return _mm_scalef_ps(sums, _mm_set1_ps(head->exponent));
-  }
+  Vec4 finish(int64_t t, Vec4 sums) const { return with_exponent(packed_x + t * x_floats, sums); }
 };
 
 int64_t byte_gemv_floats(const GroupedView& weight, int64_t tokens) {

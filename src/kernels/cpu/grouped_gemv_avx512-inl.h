@@ -75,7 +75,7 @@ struct GroupedKernel {
   VecF finish(int64_t row, int64_t rows, VecF sums) const {
     float unit[HXQ_LANES] = {};
     for (int64_t i = 0; i < rows; ++i) unit[i] = weight.row[row + i].unit;
-    return _mm512_scalef_ps(sums * load(unit), splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
+    return with_exponent(packed_x, sums * load(unit));
   }
 };
 

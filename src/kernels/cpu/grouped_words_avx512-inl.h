@@ -285,9 +285,7 @@ struct WordKernel {
     }
   }
 
-  VecF finish(int64_t, int64_t, VecF sums) const {
-    return _mm512_scalef_ps(sums, splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
-  }
+  VecF finish(int64_t, int64_t, VecF sums) const { return with_exponent(packed_x, sums); }
 };
 
 /// A block of a row that was looked up.
@@ -364,10 +362,7 @@ struct WordRows {
     ahead = next;
   }
 
-  Vec4 finish(int64_t t, Vec4 sums) const {
-    const auto* head = reinterpret_cast<const QuantizedHead*>(packed_x + t * word_x_floats(weight));
-    return _mm_scalef_ps(sums, _mm_set1_ps(head->exponent));
-  }
+  Vec4 finish(int64_t t, Vec4 sums) const { return with_exponent(packed_x + t * word_x_floats(weight), sums); }
 };
 
 int64_t word_gemv_floats(const GroupedView& weight, int64_t tokens) {

@@ -23,6 +23,14 @@ struct alignas(64) QuantizedHead {
   float exponent;  ///< sums are multiplied by 2 to this: scales alone might be out of float's range
 };
 
+/// The sums of one token, with the exponent of its packed x.
+HXQ_ALWAYS_INLINE VecF with_exponent(const float* packed_x, VecF sums) {
+  return _mm512_scalef_ps(sums, splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
+}
+HXQ_ALWAYS_INLINE Vec4 with_exponent(const float* packed_x, Vec4 sums) {
+  return _mm_scalef_ps(sums, _mm_set1_ps(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
+}
+
 inline int64_t scales_of(int64_t cols) { return (blocks_of(cols) + kScaleBlocks - 1) / kScaleBlocks; }
 
 /// In floats, from the start of packed x.
@@ -151,9 +159,7 @@ struct IntegerKernel {
     }
   }
 
-  VecF finish(int64_t, int64_t, VecF sums) const {
-    return _mm512_scalef_ps(sums, splat(reinterpret_cast<const QuantizedHead*>(packed_x)->exponent));
-  }
+  VecF finish(int64_t, int64_t, VecF sums) const { return with_exponent(packed_x, sums); }
 };
 
 /// What kernels of joint_gemv share whose levels are looked up once, into memory. Multiplying them straight from the
@@ -218,10 +224,7 @@ struct LevelRows {
     ahead = next;
   }
 
-  Vec4 finish(int64_t t, Vec4 sums) const {
-    const auto* head = reinterpret_cast<const QuantizedHead*>(packed_x + t * x_floats);
-    return _mm_scalef_ps(sums, _mm_set1_ps(head->exponent));
-  }
+  Vec4 finish(int64_t t, Vec4 sums) const { return with_exponent(packed_x + t * x_floats, sums); }
 };
 
 struct IntegerRows : LevelRows {

@@ -260,13 +260,13 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
   if (threadIdx.x >= L::kMultipliers) {
     hopper::shrink_registers<L::kBringerRegisters>();
     const bool brings = threadIdx.x == L::kMultipliers;
+    auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
     Bringer<kN, kRowGroups, kAligned> bringer(p, part);
     if (brings) {
       for (int i = 0; i < L::kStages; ++i) {
         hopper::init_barrier(L::full(i), 1);
         hopper::init_barrier(L::empty(i), L::kWarpgroups * 4);
       }
-      auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
       hopper::init_barrier(&outliers.full[0], 1);
       hopper::init_barrier(&outliers.full[1], 1);
       hopper::fence_barriers();
@@ -276,7 +276,6 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
     __syncthreads();
     let_successors_begin();
     wait_for_predecessors();
-    auto& outliers = *reinterpret_cast<typename L::Outliers*>(L::at(L::kOutliers));
     const int thread = static_cast<int>(threadIdx.x) - L::kMultipliers - 32;
     const bool adds = thread >= 0 && weight.outlier_row_begin;
     uint32_t piece = 0;

@@ -66,10 +66,9 @@ inline GemmPlan plan_gemm(std::span<const int64_t> rows, int64_t cols, int64_t t
   int64_t best_cost = -1;
   for (int columns = parts == 2 ? 16 : 8; columns <= GemmPlan::kMostColumns; columns *= 2) {
     if (best_cost >= 0 && columns >= 2 * tokens * parts) break;
-    constexpr int warpgroups = kGemmWarpgroups;
     const int most_k_groups = !any_shape ? 1 : columns <= 32 ? 4 : columns <= 64 ? 2 : 1;
     for (int k_groups = 1; k_groups <= most_k_groups; k_groups *= 2) {
-      GemmPlan plan{.columns = columns, .parts = parts, .row_groups = warpgroups / k_groups, .k_groups = k_groups};
+      GemmPlan plan{.columns = columns, .parts = parts, .row_groups = kGemmWarpgroups / k_groups, .k_groups = k_groups};
       plan.token_tiles = (tokens + plan.tile_tokens() - 1) / plan.tile_tokens();
       plan.row_tiles = 0;
       for (const int64_t count : rows) plan.row_tiles += plan.row_tiles_of(count);
@@ -82,9 +81,9 @@ inline GemmPlan plan_gemm(std::span<const int64_t> rows, int64_t cols, int64_t t
         plan.clusters = std::min<int64_t>(plan.tiles(), clusters[splits]);
         // Clocks of a step of all warpgroups: of products, of shared memory (lookups, and x and weights that
         // come and go), of weights on their way.
-        const int64_t products = warpgroups * int64_t{columns} * 2;
-        const int64_t shared_memory = (warpgroups * (int64_t{192} + columns) + k_groups * columns) * 5 / 4;
-        const int64_t memory = warpgroups * 310 * plan.clusters * splits / clusters[1];
+        const int64_t products = kGemmWarpgroups * int64_t{columns} * 2;
+        const int64_t shared_memory = (kGemmWarpgroups * (int64_t{192} + columns) + k_groups * columns) * 5 / 4;
+        const int64_t memory = kGemmWarpgroups * 310 * plan.clusters * splits / clusters[1];
         const int64_t rounds = (plan.tiles() + plan.clusters - 1) / plan.clusters;
         const int64_t steps = (plan.steps + splits - 1) / splits;
         // What a tile takes besides: outliers, and sums on their way through shared memory.
