@@ -1,17 +1,15 @@
-"""What the core holds in memory of matrices with a codebook, beside the indices, which it reads where they are."""
+"""What the core holds in memory of matrices with a codebook, beside indices and low-rank factors, which it reads where
+they are."""
 
 from __future__ import annotations
 
 import ctypes
 
 
-def beside_indices(info: dict) -> int:
+def held_by_core(info: dict) -> int:
     """Bytes of arrays, by what the core tells of a matrix whose levels are whole numbers, as the encoder's are: row,
-    column, value and change of an outlier, the codebook and its two lookup planes, the low-rank factors in F32."""
-    return (
-        16 * info["outliers"] + 4 * info["codewords"] * info["vector_dim"] + 512
-        + 4 * info["rank"] * (info["rows"] + info["cols"])
-    )  # fmt: skip
+    column, value and change of an outlier, the codebook and its two lookup planes, the low-rank term's scales."""
+    return 16 * info["outliers"] + 4 * info["codewords"] * info["vector_dim"] + 512 + 4 * info["rank"]
 
 
 class _Mallinfo(ctypes.Structure):

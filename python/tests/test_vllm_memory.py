@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from core_memory import allocated, beside_indices
+from core_memory import allocated, held_by_core
 from test_vllm_shares import codebook_parts, weights_of
 from vllm_layers import Replicated
 
@@ -22,7 +22,7 @@ def test_what_the_core_holds_beside_indices(rank):
     before = allocated()
     held.append(small_layers(100, rank))
     grown = allocated() - before
-    counted = sum(beside_indices(run.matrix.info()) for layer in held[1] for run in layer.runs)
+    counted = sum(held_by_core(run.matrix.info()) for layer in held[1] for run in layer.runs)
     assert 0 <= grown - counted < 1500 * len(held[1])
 
 

@@ -285,6 +285,16 @@ def test_operators_are_what_layers_call(dtype):
         torch.library.opcheck(getattr(torch.ops.hxq, name).default, arguments, test_utils="test_faketensor")
 
 
+def test_a_share_keeps_nothing_of_others():
+    layer = Row(1, 4, {None: 24}, 64)
+    sources = sources_of(layer, low_rank)
+    for parts, _ in sources.values():  # of rank 1, a cut of the factor is contiguous as it is
+        parts.update(svd_U=parts["svd_U"][:, :1].contiguous(), svd_s=parts["svd_s"][:1], svd_Vt=parts["svd_Vt"][:1])
+    made = filled(layer, 4, sources).finish()
+    assert [tensor.shape for tensor in made.tensors] == [(24, 16), (24, 1), (1, 16)]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in made.tensors)
+
+
 def test_padding_of_a_vocabulary_is_zero():
     layer = layers(1, 2)["odd vocabulary"]
     made = filled(layer, 2, sources_of(layer, outliers)).finish()

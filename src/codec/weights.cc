@@ -1,34 +1,9 @@
 #include "codec/weights.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <utility>
 
-#include "io/half.h"
-
 namespace hxq {
-namespace {
-
-template <class Decode>
-void widen(const std::byte* from, std::span<float> out, Decode decode) noexcept {
-  for (size_t i = 0; i < out.size(); ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, from + i * sizeof(bits), sizeof(bits));
-    out[i] = decode(bits);
-  }
-}
-
-/// float_from_f16 without a branch, so that several are done at once.
-float float_from_half(uint16_t bits) noexcept {
-  const uint32_t magnitude = bits & 0x7fffu;
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  const uint32_t finite = std::bit_cast<uint32_t>(scaled), other = 0x7f800000u | (magnitude & 0x3ffu) << 13;
-  return std::bit_cast<float>(static_cast<uint32_t>(bits & 0x8000u) << 16 | (magnitude < 0x7c00u ? finite : other));
-}
-
-}  // namespace
-
 Weights::Weights(const TensorView& source, LowRank term) : source_(source), term_(std::move(term)) {}
 
 Weights Weights::less(const LowRank& term) const {
@@ -44,17 +19,7 @@ Weights Weights::less(const LowRank& term) const {
   return {source_, std::move(both)};
 }
 
-void Weights::read_source(int64_t begin, std::span<float> out) const noexcept {
-  const std::byte* from = source_.bytes.data() + static_cast<size_t>(begin) * size_of(source_.dtype);
-  switch (source_.dtype) {
-    case DType::bf16:
-      return widen(from, out, float_from_bf16);
-    case DType::f16:
-      return widen(from, out, float_from_half);
-    default:
-      std::memcpy(out.data(), from, out.size_bytes());
-  }
-}
+void Weights::read_source(int64_t begin, std::span<float> out) const noexcept { read_floats(source_, begin, out); }
 
 void Weights::add(double sign, int64_t begin, std::span<float> values) const noexcept {
   const int64_t width = cols();

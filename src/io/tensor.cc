@@ -44,12 +44,20 @@ constexpr std::array kDTypes = {
 const DTypeInfo& info(DType dtype) noexcept { return kDTypes[static_cast<size_t>(dtype)]; }
 
 template <class T, class Convert>
-void widen(std::span<const std::byte> bytes, std::vector<float>& out, Convert convert) {
+void widen(const std::byte* from, std::span<float> out, Convert convert) noexcept {
   for (size_t i = 0; i < out.size(); ++i) {
     T value;
-    std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
+    std::memcpy(&value, from + i * sizeof(T), sizeof(T));
     out[i] = convert(value);
   }
+}
+
+/// float_from_f16 without a branch, so that several are done at once.
+float float_from_half(uint16_t bits) noexcept {
+  const uint32_t magnitude = bits & 0x7fffu;
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t finite = std::bit_cast<uint32_t>(scaled), other = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  return std::bit_cast<float>(static_cast<uint32_t>(bits & 0x8000u) << 16 | (magnitude < 0x7c00u ? finite : other));
 }
 
 }  // namespace
@@ -83,24 +91,29 @@ int64_t element_count(const Shape& shape) {
 std::string to_string(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 std::vector<float> to_float(const TensorView& tensor) {
+  if (!is_float(tensor.dtype) && tensor.dtype != DType::f64) {
+    throw Error(fmt::format("dtype is {}, expected a floating-point type", name_of(tensor.dtype)));
+  }
   std::vector<float> out(static_cast<size_t>(tensor.size()));
-  switch (tensor.dtype) {
-    case DType::f32:
-      widen<float>(tensor.bytes, out, [](float v) { return v; });
-      break;
-    case DType::f16:
-      widen<uint16_t>(tensor.bytes, out, float_from_f16);
-      break;
-    case DType::bf16:
-      widen<uint16_t>(tensor.bytes, out, float_from_bf16);
-      break;
-    case DType::f64:
-      widen<double>(tensor.bytes, out, [](double v) { return static_cast<float>(v); });
-      break;
-    default:
-      throw Error(fmt::format("dtype is {}, expected a floating-point type", name_of(tensor.dtype)));
+  if (tensor.dtype == DType::f64) {
+    widen<double>(tensor.bytes.data(), out, [](double v) { return static_cast<float>(v); });
+  } else {
+    read_floats(tensor, 0, out);
   }
   return out;
+}
+
+void read_floats(const TensorView& tensor, int64_t begin, std::span<float> out) noexcept {
+  if (out.empty()) return;
+  const std::byte* from = tensor.bytes.data() + static_cast<size_t>(begin) * size_of(tensor.dtype);
+  switch (tensor.dtype) {
+    case DType::bf16:
+      return widen<uint16_t>(from, out, float_from_bf16);
+    case DType::f16:
+      return widen<uint16_t>(from, out, float_from_half);
+    default:
+      std::memcpy(out.data(), from, out.size_bytes());
+  }
 }
 
 }  // namespace hxq

@@ -106,6 +106,7 @@ struct MatrixOptions {
   double sidecar = 0.02;    ///< fraction of the weights; the first and the last weight as well if positive
   int64_t sidecar_row = 0;  ///< the first row that has more of it
   int64_t rank = 0;
+  DType factors = DType::f32;  ///< the type of low-rank factors
   bool channel_scales = false;
   uint32_t seed = 1;
 };
@@ -116,6 +117,8 @@ struct TestMatrix {
   std::unique_ptr<const cpu::PreparedCodebook> prepared;  // of the view
   std::vector<float> weights;                             // [rows, cols], with sidecar, without low-rank term
   std::unique_ptr<GuardedBytes> memory;
+  std::unique_ptr<GuardedBytes> u_memory, vt_memory;  // of the low-rank factors
+  LowRank term = {};                                  // what they hold
 
   explicit TestMatrix(const MatrixOptions& options) {
     std::mt19937 random(options.seed);
@@ -138,9 +141,12 @@ struct TestMatrix {
     view.indices = memory->bytes();
     if (options.sidecar > 0) add_sidecar(options, random);
     if (options.rank > 0) {
-      view.low_rank = {.rank = options.rank,
-                       .u_scaled = normal_floats(options.rows * options.rank, options.seed + 2, 0.01f),
-                       .vt = normal_floats(options.rank * options.cols, options.seed + 3)};
+      view.low_rank.rank = options.rank;
+      view.low_rank.u = factor({options.rows, options.rank}, options.factors, options.seed + 2, u_memory);
+      view.low_rank.s = normal_floats(options.rank, options.seed + 5, 0.01f);
+      view.low_rank.vt = factor({options.rank, options.cols}, options.factors, options.seed + 3, vt_memory);
+      term = {.rank = options.rank, .u_scaled = to_float(view.low_rank.u), .vt = to_float(view.low_rank.vt)};
+      for (size_t i = 0; i < term.u_scaled.size(); ++i) term.u_scaled[i] *= view.low_rank.s[i % view.low_rank.s.size()];
     }
     if (options.channel_scales) {
       for (const float x : normal_floats(options.cols, options.seed + 4)) view.channel_scales.push_back(std::exp(x));
@@ -152,14 +158,27 @@ struct TestMatrix {
   /// The weight that multiplies x[col], all terms included.
   double effective(int64_t row, int64_t col) const {
     double weight = weights[static_cast<size_t>(row * view.cols + col)];
-    for (int64_t n = 0; n < view.low_rank.rank; ++n) {
-      weight += static_cast<double>(view.low_rank.u_scaled[static_cast<size_t>(row * view.low_rank.rank + n)]) *
-                view.low_rank.vt[static_cast<size_t>(n * view.cols + col)];
+    for (int64_t n = 0; n < term.rank; ++n) {
+      weight += static_cast<double>(term.u_scaled[static_cast<size_t>(row * term.rank + n)]) *
+                term.vt[static_cast<size_t>(n * view.cols + col)];
     }
     return view.channel_scales.empty() ? weight : weight / view.channel_scales[static_cast<size_t>(col)];
   }
 
  private:
+  /// Random numbers of that type in guarded memory.
+  static TensorView factor(const Shape& shape, DType dtype, uint32_t seed, std::unique_ptr<GuardedBytes>& memory) {
+    std::vector<std::byte> bytes;
+    for (const float value : normal_floats(element_count(shape), seed)) {
+      const uint32_t bits = dtype == DType::f16    ? f16_from_float(value)
+                            : dtype == DType::bf16 ? bf16_from_float(value)
+                                                   : std::bit_cast<uint32_t>(value);
+      for (size_t i = 0; i < size_of(dtype); ++i) bytes.push_back(static_cast<std::byte>(bits >> 8 * i));
+    }
+    memory = std::make_unique<GuardedBytes>(bytes);
+    return {dtype, shape, memory->bytes()};
+  }
+
   static std::vector<std::byte> pack(const std::vector<uint32_t>& index, IndexLayout layout) {
     std::vector<std::byte> bytes;
     const auto put = [&](uint32_t value) { bytes.push_back(static_cast<std::byte>(value)); };

@@ -36,6 +36,10 @@ const cpu::Gemv<GroupedView>& gemv_of(const Ops& ops, const GroupedView& weight)
 const cpu::IntegerGemm<CodebookView>& gemm_of(const Ops& ops, const CodebookView&) { return ops.codebook_gemm; }
 const cpu::IntegerGemm<GroupedView>& gemm_of(const Ops& ops, const GroupedView&) { return ops.grouped_gemm; }
 
+DenseMatrix view_of(const TensorView& factor) {
+  return {.rows = factor.shape[0], .cols = factor.shape[1], .dtype = factor.dtype, .data = factor.bytes.data()};
+}
+
 bool has_outliers(const CodebookView& weight) { return weight.outliers > 0; }
 bool has_outliers(const GroupedView&) { return false; }
 
@@ -162,13 +166,10 @@ Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context
 /// product[t, n] = Vt x of tokens [tokens.begin, tokens.end); the same for a token whatever the others.
 void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tokens, float* product,
                  const CpuContext& context) {
-  const LowRank& term = weight.low_rank;
+  const StoredLowRank& term = weight.low_rank;
   if (tokens.begin == tokens.end) return;
   cpu::ops_of(context.target)
-      .dense_gemv({.rows = term.rank,
-                   .cols = weight.cols,
-                   .dtype = DType::f32,
-                   .data = reinterpret_cast<const std::byte*>(term.vt.data())},
+      .dense_gemv(view_of(term.vt),
                   {.x = args.x + tokens.begin * args.x_stride,
                    .x_stride = args.x_stride,
                    .y = product + tokens.begin * term.rank,
@@ -177,17 +178,26 @@ void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tok
                   0, term.rank);
 }
 
-/// y += U product for some rows of all tokens.
-void add_low_rank(const LowRank& term, const LinearArgs& args, Range rows, const float* product) {
-  const float* u = term.u_scaled.data();
-  for (int64_t t = 0; t < args.tokens; ++t, product += term.rank) {
-    float* y = args.y + t * args.y_stride;
-    if (term.rank == 1) {
-      for (int64_t row = rows.begin; row < rows.end; ++row) y[row] += u[row] * product[0];
-      continue;
-    }
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      for (int64_t n = 0; n < term.rank; ++n) y[row] += u[row * term.rank + n] * product[n];
+/// Numbers of a low-rank factor that are widened at once.
+constexpr int64_t kWidened = 256;
+
+/// y += U diag(s) product for some rows of all tokens.
+void add_low_rank(const StoredLowRank& term, const LinearArgs& args, Range rows, const float* product, const Ops& ops) {
+  const int64_t rank = term.rank, end = rows.end * rank;
+  const DenseMatrix flat = {.rows = 1, .cols = end, .dtype = term.u.dtype, .data = term.u.bytes.data()};
+  const float* s = term.s.data();
+  float u[kWidened];
+  for (int64_t begin = rows.begin * rank; begin < end; begin += kWidened) {
+    const int64_t count = std::min(kWidened, end - begin);
+    ops.decode_dense(flat, 0, 1, begin, count, u, count);
+    for (int64_t t = 0; t < args.tokens; ++t) {
+      const float* factor = product + t * rank;
+      float* y = args.y + t * args.y_stride + begin / rank;
+      for (int64_t i = 0; i < count && rank == 1; ++i) y[i] += u[i] * s[0] * factor[0];
+      for (int64_t i = 0, n = begin % rank; i < count && rank > 1; ++i) {
+        *y += u[i] * s[n] * factor[n];
+        if (++n == rank) n = 0, ++y;
+      }
     }
   }
 }
@@ -198,7 +208,7 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuCon
   if (args.tokens == 0) return;
   const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
   const CodebookView view = view_of(weight);
-  const LowRank& term = weight.stored().low_rank;
+  const StoredLowRank& term = weight.stored().low_rank;
   const bool decode = args.phase == Phase::decode;
   // Each thread multiplies Vt with a single token by itself, and with its share of several before x is packed, which
   // ends with a barrier: the term takes none of its own.
@@ -211,7 +221,7 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuCon
   if (context.measures) return;
   if (term.rank > 0) {
     if (alone) multiply_vt(weight.stored(), transformed, {0, 1}, product, context);
-    add_low_rank(term, transformed, mine, product);
+    add_low_rank(term, transformed, mine, product, cpu::ops_of(context.target));
   }
   context.team.barrier();
 }
@@ -239,15 +249,20 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(prepared);
   const CodebookMatrix& weight = prepared.stored();
-  const LowRank& term = weight.low_rank;
+  const StoredLowRank& term = weight.low_rank;
   if (context.measures) return;
   const Range mine = context.team.share(count);
+  float vt[kWidened];
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     float* row = out + i * weight.cols;
     ops.decode_codebook(view, ids[i], 1, 0, weight.cols, row, weight.cols);
     for (int64_t n = 0; n < term.rank; ++n) {
-      const float u = term.u_scaled[static_cast<size_t>(ids[i] * term.rank + n)];
-      for (int64_t c = 0; c < weight.cols; ++c) row[c] += u * term.vt[static_cast<size_t>(n * weight.cols + c)];
+      const float u = term.scaled_u(ids[i], n);
+      for (int64_t begin = 0; begin < weight.cols; begin += kWidened) {
+        const int64_t cols = std::min(kWidened, weight.cols - begin);
+        ops.decode_dense(view_of(term.vt), n, 1, begin, cols, vt, cols);
+        for (int64_t c = 0; c < cols; ++c) row[begin + c] += u * vt[c];
+      }
     }
     for (size_t c = 0; c < weight.channel_scales.size(); ++c) row[c] /= weight.channel_scales[c];
   }

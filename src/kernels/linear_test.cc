@@ -125,9 +125,12 @@ TEST_P(LinearTest, EveryWeightAnOutlier) {
 
 TEST_P(LinearTest, LowRankTermAndChannelScales) {
   for (const int64_t tokens : {1, 3, 9, 40}) {
-    for (const auto& [rank, scales] : {std::pair(8, false), {8, true}, {1, false}}) {
-      const TestMatrix matrix(
-          {.rows = 31, .cols = 100, .levels = Levels::half, .rank = rank, .channel_scales = scales});
+    for (MatrixOptions options : {MatrixOptions{.rank = 9, .factors = DType::f16},
+                                  {.rank = 8, .channel_scales = true},
+                                  {.rank = 300, .factors = DType::bf16},
+                                  {.rank = 1, .factors = DType::f16}}) {
+      options.rows = options.rank == 1 ? 600 : 31, options.cols = 100, options.levels = Levels::half;
+      const TestMatrix matrix(options);
       expect_product(matrix,
                      {.tokens = tokens, .x_pad = 4, .y_pad = 1, .bias = true, .accumulate = true, .threads = 3});
     }
@@ -291,13 +294,15 @@ TEST_P(LinearTest, GatheredRowsAreExact) {
 }
 
 TEST_P(LinearTest, GatheredRowsHaveTheLowRankTerm) {
-  const TestMatrix matrix({.rows = 12, .cols = 50, .rank = 3});
-  const int32_t id = 11;
-  std::vector<float> out(50);
-  Scratch scratch(1);
-  run_on_cpu(1, GetParam(), scratch,
-             [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
-  for (int64_t c = 0; c < 50; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
+  for (const DType factors : {DType::f32, DType::f16, DType::bf16}) {
+    const TestMatrix matrix({.rows = 12, .cols = 303, .rank = 3, .factors = factors});
+    const int32_t id = 11;
+    std::vector<float> out(303);
+    Scratch scratch(1);
+    run_on_cpu(1, GetParam(), scratch,
+               [&](const CpuContext& context) { gather_rows(*matrix.prepared, &id, 1, out.data(), context); });
+    for (int64_t c = 0; c < 303; ++c) EXPECT_NEAR(out[static_cast<size_t>(c)], matrix.effective(11, c), 1e-6);
+  }
 }
 
 TEST_P(LinearTest, GatheredRowsHaveTheScalesDividedOut) {

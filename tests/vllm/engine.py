@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "python" / "tests"))
 
-from core_memory import beside_indices  # noqa: E402
+from core_memory import held_by_core  # noqa: E402
 
 
 def resident(model) -> int:
@@ -20,7 +20,7 @@ def resident(model) -> int:
     }
     tensors = sum(tensor.nbytes for stack in stacks.values() for tensor in stack.tensors)
     matrices = [run.matrix for stack in stacks.values() for run in stack.runs if hasattr(run.matrix, "info")]
-    return tensors + sum(beside_indices(matrix.info()) for matrix in matrices)
+    return tensors + sum(held_by_core(matrix.info()) for matrix in matrices)
 
 
 def run(job: dict) -> dict:

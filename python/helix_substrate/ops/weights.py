@@ -135,13 +135,14 @@ def _matrix_of_cpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: s
 def lean_matrix(
     parts: dict[str, torch.Tensor], rows: int, cols: int, name: str
 ) -> tuple[AnyMatrix, dict[str, torch.Tensor]]:
-    """The core's matrix over parts that never change, and those that have to be kept for it: on the CPU a codebook's
-    indices, since the core has copies of all else."""
+    """The core's matrix over parts that never change, and those that have to be kept for it, the indices first: on the
+    CPU those of a codebook and its low-rank factors, since the core has copies of all else."""
     if "codebook" not in parts or not parts["codebook"].is_cpu:
         return matrix_of(parts_of(parts), rows, cols, name), parts
-    indices = parts["indices"].detach()
-    matrix = _core.Matrix(name, _described(name, parts), rows, cols, owner=indices)
-    return matrix, {"indices": parts["indices"]}
+    kept = {part_name: parts[part_name] for part_name in ("indices", "svd_U", "svd_Vt") if part_name in parts}
+    # Not the indices' own object: what is kept by it would keep it.
+    owner = [kept["indices"].detach(), *list(kept.values())[1:]]
+    return _core.Matrix(name, _described(name, parts), rows, cols, owner=owner), kept
 
 
 def _matrix_of_gpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> CudaMatrix:

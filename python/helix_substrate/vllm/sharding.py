@@ -131,7 +131,7 @@ def cut_columns(parts: dict[str, torch.Tensor], columns: Columns) -> dict[str, t
             raise ValueError(f"{name} has shape {list(parts[name].shape)}, expected {width} in its last dimension")
     for name in ("svd_Vt", "channel_scales"):
         if name in made:
-            made[name] = made[name][..., columns.begin : columns.end].contiguous()
+            made[name] = made[name][..., columns.begin : columns.end].clone(memory_format=torch.contiguous_format)
     if "grouped_shape" in made:
         _cut_groups(made, columns)
     return made

@@ -31,7 +31,8 @@ struct Sidecar {
   }
 };
 
-/// One weight matrix in compressed form. The indices stay where they are; everything else is small and owned.
+/// One weight matrix in compressed form. Indices and low-rank factors stay where they are; everything else is small and
+/// owned.
 ///
 ///     W[r, c] = codebook[index(r, c / d)][c % d]
 ///     W[r, c] = sidecar value, where the sidecar has one
@@ -48,7 +49,7 @@ struct CodebookMatrix final : StoredMatrix {
   std::span<const std::byte> indices = {};
   std::vector<float> codebook = {};  // [k, d], row-major
   Sidecar sidecar = {};
-  LowRank low_rank = {};
+  StoredLowRank low_rank = {};
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 
   void decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept override;

@@ -176,20 +176,21 @@ Sidecar read_sidecar(const ModuleParts& parts, int64_t rows, int64_t cols) {
   return sidecar;
 }
 
-LowRank read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols) {
-  LowRank low_rank;
+StoredLowRank read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols) {
+  StoredLowRank low_rank;
   if (!parts.find("svd_U") && !parts.find("svd_s") && !parts.find("svd_Vt")) return low_rank;
-  const std::vector<float> s = parts.floats("svd_s");
-  low_rank.rank = static_cast<int64_t>(s.size());
+  low_rank.s = parts.floats("svd_s");
+  low_rank.rank = static_cast<int64_t>(low_rank.s.size());
   parts.require_shape("svd_s", {low_rank.rank});
   parts.require_shape("svd_U", {rows, low_rank.rank});
   parts.require_shape("svd_Vt", {low_rank.rank, cols});
-  low_rank.u_scaled = parts.floats("svd_U");
-  for (size_t i = 0; i < low_rank.u_scaled.size(); ++i) {
-    low_rank.u_scaled[i] *= s[i % s.size()];
-    if (!std::isfinite(low_rank.u_scaled[i])) parts.fail("svd_s", "svd_U times svd_s overflows");
+  const std::vector<float> u = parts.floats("svd_U");
+  for (size_t i = 0; i < u.size(); ++i) {
+    if (!std::isfinite(u[i] * low_rank.s[i % low_rank.s.size()])) parts.fail("svd_s", "svd_U times svd_s overflows");
   }
-  low_rank.vt = parts.floats("svd_Vt");
+  parts.floats("svd_Vt");  // all are finite
+  low_rank.u = parts.get("svd_U");
+  low_rank.vt = parts.get("svd_Vt");
   return low_rank;
 }
 
