@@ -57,7 +57,8 @@ def check_model(hxq, card, dense, text, work):
     texts = [hxq(*generate, "--device", device)["tokens"] for device in ("cpu", "cuda")]
     same = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), len(texts[0]))
     # Where two tokens are as likely as each other the last bits choose: told, not failed.
-    row(card, f"greedy {dense.name}", len(texts[0]), "exact", check="ok" if same == len(texts[0]) else f"same for {same}")
+    check = "ok" if same == len(texts[0]) else f"same for {same}"
+    row(card, f"greedy {dense.name}", len(texts[0]), "exact", check=check)
     return right
 
 

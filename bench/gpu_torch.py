@@ -6,7 +6,8 @@ import statistics
 import torch
 
 ROTATION_BYTES = 2 << 30
-SHAPES = [(8192, 8192), (4096, 4096), (11008, 4096), (50280, 768), (3072, 768), (768, 1536), (4096, 11008), (80, 1536), (1536, 48)]
+SHAPES = [(8192, 8192), (4096, 4096), (11008, 4096), (50280, 768), (3072, 768), (768, 1536), (4096, 11008)]
+SHAPES += [(80, 1536), (1536, 48)]
 TOKENS = [1, 2, 8, 16, 32, 64, 128]
 PREFILL_SHAPES = [(8192, 8192), (4096, 4096), (11008, 4096)]
 ATTENTION = [(32, 4, 64), (32, 32, 128), (32, 8, 128)]  # query heads, key-value heads, elements of a head
@@ -44,7 +45,8 @@ def time_attention(card, tokens, query_heads, heads, dim, launches=10):
             torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     seconds = graph_seconds(work) / launches
-    print(f"{card},torch bf16 attention {query_heads}/{heads} heads of {dim},M={tokens},,{seconds * 1e6:.2f},,,", flush=True)
+    shape = f"{query_heads}/{heads} heads of {dim},M={tokens}"
+    print(f"{card},torch bf16 attention {shape},,{seconds * 1e6:.2f},,,", flush=True)
 
 
 def main():

@@ -2,10 +2,10 @@
 
     python bench/serve_bench.py [--build build] [--rounds 5] [--shape mamba-130m] [--llama-server PATH] [--idle 1000]
 
-Needs `make bench` before, for the command and bench/make_model; with --llama-server (target llama-server of llama.cpp, as in
-vendor/llama.cpp of llama-cpp-python's sources) also what bench/gguf_file.py needs. The model has random weights. Rounds are interleaved; figures are
-medians, ratios are medians of the rounds' ratios. Every text of hxq is compared with what it is alone. Then what a
-long prompt does to a stream beside it, and what many idle streams cost.
+Needs `make bench` before, for the command and bench/make_model; with --llama-server (target llama-server of llama.cpp,
+as in vendor/llama.cpp of llama-cpp-python's sources) also what bench/gguf_file.py needs. The model has random weights.
+Rounds are interleaved; figures are medians, ratios are medians of the rounds' ratios. Every text of hxq is compared
+with what it is alone. Then what a long prompt does to a stream beside it, and what many idle streams cost.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     scripts/cuda_resources.py build/libhxq_cuda.so
     scripts/cuda_resources.py --check build/libhxq_cuda.so      # fails where a hot kernel keeps anything on a stack
 
-Hot are those that a step of a model launches for aligned matrices with levels of 16 bits; not the product of 128 columns, whose
-bringing warps keep a few bytes on a stack.
+Hot are those that a step of a model launches for aligned matrices with levels of 16 bits; not the product of 128
+columns, whose bringing warps keep a few bytes on a stack.
 """
 
 import re
@@ -42,8 +42,9 @@ def main() -> int:
     if len(sys.argv) != 2 + checks:
         print(__doc__.strip(), file=sys.stderr)
         return 2
-    report = subprocess.run(["cuobjdump", "--dump-resource-usage", sys.argv[-1]], capture_output=True, text=True, check=True)
-    rows = sorted({(short_name(name), int(reg), int(stack), int(shared)) for name, reg, stack, shared in FUNCTION.findall(report.stdout)})
+    command = ["cuobjdump", "--dump-resource-usage", sys.argv[-1]]
+    found = FUNCTION.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    rows = sorted({(short_name(name), *map(int, numbers)) for name, *numbers in found})
     if checks:
         faults, count = [], 0
         for pattern in HOT:

@@ -144,7 +144,8 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"RemainderAtTheEnd", two("[0,4]", "[4,8]"), 9},
         Malformed{
             "SameNameTwice",
-            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+            R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
             2},
         Malformed{"SameFieldTwice", R"({"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}})", 1},
         Malformed{"InvalidUtf8", "{\"\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1},

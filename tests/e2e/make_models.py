@@ -2,8 +2,8 @@
 
     python make_models.py [FOLDER]        needs torch and transformers 5
 
-Each has a config.json, a model.safetensors and an expected.safetensors: `ids`, the `logits` and the `hidden` states after the
-final norm of the last ones, and the mean of all hidden states, `hidden_mean`.
+Each has a config.json, a model.safetensors and an expected.safetensors: `ids`, the `logits` and the `hidden` states
+after the final norm of the last ones, and the mean of all hidden states, `hidden_mean`.
 """
 
 import json

@@ -16,8 +16,8 @@ ALLOWED["kernels"] -= {"folder"}
 ALLOWED["compress"] -= {"kernels", "layers", "jinja", "text", "model"}
 ALLOWED["capi"] -= {"jinja", "text"}
 ALLOWED["serve"] = {"io", "serve"}
-#: Headers of these folders are for these files alone (beginnings of paths). A codec's folder: its rows, its kernels, the
-#: container format that has a file for each of its parts, and the C functions that only it has.
+#: Headers of these folders are for these files alone (beginnings of paths). A codec's folder: its rows, its kernels,
+#: the container format that has a file for each of its parts, and the C functions that only it has.
 INNER = {
     "kernels/cpu/": ("src/kernels/", "src/capi/"),
     "kernels/cuda/": ("src/kernels/", "src/capi/cuda_"),
@@ -41,7 +41,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
 def project_includes(folder: pathlib.Path):
     """Files that are no tests, with what they include in quotes."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".h", ".cc") and not path.name.endswith(("_test.cc", "_test_data.h")):
+        if path.suffix in (".h", ".cc", ".cu", ".cuh") and not path.name.endswith(("_test.cc", "_test_data.h")):
             for kind, target in INCLUDE.findall(path.read_text()):
                 if kind == '"':
                     yield path, target
