@@ -75,8 +75,12 @@ class Scheduler {
   /// Continues in `sequence`, which has seen the first of the generation's tokens (not all), and must outlive it.
   Id add(Generation generation, Sequence& sequence);
 
-  /// Runs one step; false if there is nothing to run. Throws what `Model::forward` throws: nothing has changed then.
-  bool step();
+  enum class Prompts : uint8_t { run, wait };
+  /// Runs one step; false if there is nothing to run. `wait`: prompts are not brought on, texts whose prompt was run
+  /// are. Throws what `Model::forward` throws: nothing has changed then.
+  bool step(Prompts prompts = Prompts::run);
+  /// Tokens that the last step ran, of prompts and of texts.
+  int64_t step_tokens() const noexcept;
 
   /// Forgets a generation, done or not.
   void cancel(Id id);

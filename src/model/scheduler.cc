@@ -85,7 +85,7 @@ struct Scheduler::Impl {
   int64_t next_kept(const Task& task) const noexcept;
   void release(Task& task);
   void forget(Id id);
-  void plan();
+  void plan(Prompts prompts);
   void keep_prefix(const Task& task, std::span<const float> logits);
   void advance(Task& task, std::span<float> logits, Clock::time_point now);
 
@@ -193,8 +193,9 @@ void Scheduler::Impl::forget(Id id) {
   std::erase_if(tasks, [&](const Task& task) { return task.id == id; });
 }
 
-/// The segments of the next step: a token of everyone who decodes, then prompts as far as the budget goes.
-void Scheduler::Impl::plan() {
+/// The segments of the next step: a token of everyone who decodes, then prompts, if they do not wait, as far as the
+/// budget goes.
+void Scheduler::Impl::plan(Prompts prompts) {
   tokens.clear();
   segments.clear();
   running.clear();
@@ -211,6 +212,7 @@ void Scheduler::Impl::plan() {
   for (Task& task : tasks) {
     if (task.sequence && !task.ended() && task.decodes) add(task, 1, Phase::decode);
   }
+  if (prompts == Prompts::wait) return;
   // Rows to decode count, so that a step of both is no longer than one of prompts alone.
   const int64_t rows = segments.empty() ? limits.prefill_tokens : limits.prefill_tokens_beside_decode;
   int64_t budget = std::max<int64_t>(rows - std::ssize(segments), 1);
@@ -265,10 +267,10 @@ Scheduler::Id Scheduler::add(Generation generation, Sequence& sequence) {
   return impl_->last_id;
 }
 
-bool Scheduler::step() {
+bool Scheduler::step(Prompts prompts) {
   Impl& my = *impl_;
   const bool brought_on = my.admit();
-  my.plan();
+  my.plan(prompts);
   if (my.segments.empty()) return brought_on;
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
   const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
@@ -286,6 +288,8 @@ bool Scheduler::step() {
   }
   return true;
 }
+
+int64_t Scheduler::step_tokens() const noexcept { return std::ssize(impl_->tokens); }
 
 void Scheduler::cancel(Id id) { impl_->forget(id); }
 

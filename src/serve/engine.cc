@@ -34,8 +34,8 @@ Engine::Engine(const Model& model, const Scheduler::Limits& limits, Pooling pool
       scheduler_(model, limits),
       embedder_(model, pooling, limits.sequences),
       embedded_tokens_(limits.prefill_tokens > 0 ? limits.prefill_tokens : model.info().step_tokens),
-      embedded_beside_texts_(limits.prefill_tokens_beside_decode > 0 ? limits.prefill_tokens_beside_decode
-                                                                     : embedded_tokens_) {
+      tokens_beside_texts_(limits.prefill_tokens_beside_decode > 0 ? limits.prefill_tokens_beside_decode
+                                                                   : embedded_tokens_) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -109,16 +109,20 @@ void Engine::run() {
 }
 
 /// What others asked for, a step, and what it has brought. Whether there may be more to run. A failure of one text ends
-/// it alone; what is thrown is not to be told of for want of memory.
+/// it alone; what is thrown is not to be told of for want of memory. Texts that are embedded get what prompts leave of
+/// the tokens that may run beside texts; if that is nothing, prompts wait a turn.
 bool Engine::turn() {
   apply_commands();
   const auto start = std::chrono::steady_clock::now();
-  const bool has_texts = step();
-  const bool stepped = embed(has_texts) || has_texts;
+  const bool prompts_wait = std::exchange(prompts_wait_, false);
+  const bool has_texts = step(prompts_wait ? Scheduler::Prompts::wait : Scheduler::Prompts::run);
+  int64_t tokens = has_texts ? tokens_beside_texts_ - scheduler_.step_tokens() : embedded_tokens_;
+  if (prompts_wait) tokens = std::max<int64_t>(tokens, 1);
+  const bool stepped = embed(tokens) || has_texts;
   std::vector<Delivery> deliveries = collect();
   publish(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), stepped);
   if (!deliveries.empty()) deliver_(std::move(deliveries));
-  return stepped;
+  return stepped || prompts_wait;
 }
 
 /// Ends everything without taking memory.
@@ -188,10 +192,10 @@ bool Engine::is_cancelled(Ticket ticket) const {
 
 /// A step of the scheduler; false if there is nothing to run. A step that fails has changed nothing: of those that run,
 /// the generation that came last is given up, and the others go on.
-bool Engine::step() {
+bool Engine::step(Scheduler::Prompts prompts) {
   while (true) {
     try {
-      return scheduler_.step();
+      return scheduler_.step(prompts);
     } catch (const std::exception& error) {
       const auto is_text = [](const auto& job) { return !job->embeds; };
       const auto first = std::ranges::find_if(jobs_, is_text);
@@ -206,13 +210,18 @@ bool Engine::step() {
   }
 }
 
-/// A step of the embedder; false if there is nothing to run. Where it fails, the text that came first is given up.
-bool Engine::embed(bool beside_texts) {
+/// A step of the embedder of so many tokens at most; false if there is nothing to run. Where it fails, the text that
+/// came first is given up.
+bool Engine::embed(int64_t tokens) {
   while (true) {
     const auto first = std::ranges::find_if(jobs_, &Job::embeds, [](const auto& job) -> const Job& { return *job; });
     if (first == jobs_.end()) return false;
+    if (tokens < 1) {
+      prompts_wait_ = true;
+      return false;
+    }
     try {
-      return embedder_.step(beside_texts ? embedded_beside_texts_ : embedded_tokens_, scheduler_.workspace());
+      return embedder_.step(tokens, scheduler_.workspace());
     } catch (const std::exception& error) {
       end(first, error);
     }

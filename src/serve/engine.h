@@ -79,8 +79,8 @@ class Engine {
   void forget(const Job& job) noexcept;
   void apply_commands();
   bool is_cancelled(Ticket ticket) const;
-  bool step();
-  bool embed(bool beside_texts);
+  bool step(Scheduler::Prompts prompts);
+  bool embed(int64_t tokens);
   void end(std::vector<std::unique_ptr<Job>>::iterator job, const std::exception& error);
   std::vector<Delivery> collect();
   Update update_of(Job& job);
@@ -105,9 +105,10 @@ class Engine {
   // Of the compute thread alone.
   Scheduler scheduler_;
   Embedder embedder_;
-  int64_t embedded_tokens_, embedded_beside_texts_;  // of a step, at most
-  Ticket taken_ = 0;                                 // the last that was submitted and is seen here
-  std::vector<std::unique_ptr<Job>> jobs_;           // in the order in which they came
+  int64_t embedded_tokens_, tokens_beside_texts_;  // of a turn, at most
+  bool prompts_wait_ = false;                      // in the next turn, in which texts are embedded
+  Ticket taken_ = 0;                               // the last that was submitted and is seen here
+  std::vector<std::unique_ptr<Job>> jobs_;         // in the order in which they came
   std::vector<Delivery> outbox_;
   Status count_;
   std::thread thread_;
