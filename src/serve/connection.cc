@@ -28,6 +28,8 @@ constexpr std::chrono::seconds kLinger{2};
 /// Of what is not looked at: so many bodies' bytes are taken from a client, then the connection ends.
 constexpr int64_t kDroppedBodies = 4;
 
+constexpr std::string_view kEventStream = "text/event-stream";
+
 constexpr auto kNoThrow = as_tuple(asio::use_awaitable);
 
 std::chrono::nanoseconds duration(double seconds) {
@@ -70,7 +72,9 @@ class Connection : public Client, public std::enable_shared_from_this<Connection
   template <class Answer>
   asio::awaitable<bool> next_updates(Answer& answer, Mailbox& mailbox);
   template <class Answer>
-  asio::awaitable<void> write_when_done(Answer& answer, Mailbox& mailbox);
+  asio::awaitable<void> wait_until_done(Answer& answer, Mailbox& mailbox);
+  asio::awaitable<void> begin_pieces(std::string_view content_type);
+  asio::awaitable<void> end_pieces();
 
   void note_head(const Request& request);
   template <class Message>
@@ -202,27 +206,34 @@ asio::awaitable<bool> Connection::next_updates(Answer& answer, Mailbox& mailbox)
   co_return !updates.empty();
 }
 
+/// Throws what has kept it from being completed.
 template <class Answer>
-asio::awaitable<void> Connection::write_when_done(Answer& answer, Mailbox& mailbox) {
+asio::awaitable<void> Connection::wait_until_done(Answer& answer, Mailbox& mailbox) {
   while (!answer.done()) co_await next_updates(answer, mailbox);
   if (answer.fault()) throw *answer.fault();
-  Reply reply;
-  reply.body = co_await hub_.work([&] { return dumped(answer.body()); });
-  co_await write(std::move(reply));
 }
 
-asio::awaitable<void> Connection::stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox) {
+/// The head of an answer that `write_text` goes on with.
+asio::awaitable<void> Connection::begin_pieces(std::string_view content_type) {
   ++hub_.counts.requests[{std::string(route_->path), 200}];
   http::response<http::empty_body> head{http::status::ok, version_};
-  if (version_ < 11) keep_alive_ = false;  // the end of the connection ends the stream
+  if (version_ < 11) keep_alive_ = false;  // the end of the connection ends the answer
   put_common(head);
-  head.set(http::field::content_type, "text/event-stream");
-  head.set(http::field::cache_control, "no-cache");
+  head.set(http::field::content_type, beast::string_view(content_type.data(), content_type.size()));
+  if (content_type == kEventStream) head.set(http::field::cache_control, "no-cache");
   head.chunked(version_ >= 11);
   stream_.expires_after(duration(hub_.options.write_seconds));
   http::response_serializer<http::empty_body> serializer{head};
   answering_ = true;
   co_await http::async_write_header(stream_, serializer, asio::use_awaitable);
+}
+
+asio::awaitable<void> Connection::end_pieces() {
+  if (version_ >= 11) co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
+}
+
+asio::awaitable<void> Connection::stream(Completion& completion, const std::shared_ptr<Mailbox>& mailbox) {
+  co_await begin_pieces(kEventStream);
   std::optional<ApiError> fault;
   try {
     for (bool came = true;;) {
@@ -240,7 +251,7 @@ asio::awaitable<void> Connection::stream(Completion& completion, const std::shar
     keep_alive_ = false;
     co_await write_text(fault_events(*fault));
   }
-  if (version_ >= 11) co_await asio::async_write(stream_, http::make_chunk_last(), asio::use_awaitable);
+  co_await end_pieces();
 }
 
 /// Looks out for the client while its texts run; ends both.
@@ -289,7 +300,10 @@ asio::awaitable<void> Connection::complete(Request& request, bool chat) {
     const Share streams(hub_.counts.streams, 1);
     co_await stream(completion, mailbox);
   } else {
-    co_await write_when_done(completion, *mailbox);
+    co_await wait_until_done(completion, *mailbox);
+    Reply reply;
+    reply.body = co_await hub_.work([&] { return dumped(completion.body()); });
+    co_await write(std::move(reply));
   }
 }
 
@@ -302,7 +316,14 @@ asio::awaitable<void> Connection::embed(Request& request) {
   const auto mailbox = std::make_shared<Mailbox>(stream_.get_executor());
   EmbeddingAnswer answer(std::move(wanted), hub_.served);
   const Watched watched(*this, mailbox, hub_.begin(answer.request().texts, mailbox));
-  co_await write_when_done(answer, *mailbox);
+  co_await wait_until_done(answer, *mailbox);
+  co_await begin_pieces("application/json");
+  while (true) {
+    const std::string piece = co_await hub_.work([&] { return answer.take_piece(); });
+    if (piece.empty()) break;
+    co_await write_text(piece);
+  }
+  co_await end_pieces();
 }
 
 asio::awaitable<Reply> Connection::reply_of(const Route& route, const Request& request) {

@@ -1,11 +1,13 @@
 #include "serve/embeddings.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <boost/archive/iterators/base64_from_binary.hpp>
 #include <boost/archive/iterators/transform_width.hpp>
 #include <cstring>
 
+#include "serve/completion.h"
 #include "serve/completion_request.h"
 #include "serve/parameters.h"
 
@@ -65,19 +67,26 @@ void EmbeddingAnswer::add(size_t text, Update update) {
   embeddings_[text] = std::move(update.embedding);
 }
 
-ordered_json EmbeddingAnswer::body() const {
-  ordered_json data = ordered_json::array();
-  for (size_t i = 0; i < embeddings_.size(); ++i) {
-    data.push_back(
-        {{"object", "embedding"},
-         {"index", i},
-         {"embedding", request_.base64 ? ordered_json(base64_of(embeddings_[i])) : ordered_json(embeddings_[i])}});
+std::string EmbeddingAnswer::take_piece() {
+  constexpr size_t kPiece = 64 << 10;
+  std::string piece;
+  if (is_taken_) return piece;
+  if (taken_ == 0) piece = R"({"object":"list","data":[)";
+  for (; taken_ < embeddings_.size() && piece.size() < kPiece; ++taken_) {
+    const std::vector<float> numbers = std::move(embeddings_[taken_]);
+    fmt::format_to(std::back_inserter(piece), R"({}{{"object":"embedding","index":{},"embedding":)",
+                   taken_ > 0 ? "," : "", taken_);
+    if (request_.base64) {
+      fmt::format_to(std::back_inserter(piece), R"("{}"}})", base64_of(numbers));
+    } else {
+      fmt::format_to(std::back_inserter(piece), "[{}]}}", fmt::join(numbers, ","));
+    }
   }
+  if (taken_ < embeddings_.size()) return piece;
+  is_taken_ = true;
   const int64_t tokens = request_.tokens();
-  return {{"object", "list"},
-          {"data", std::move(data)},
-          {"model", served_.name},
-          {"usage", {{"prompt_tokens", tokens}, {"total_tokens", tokens}}}};
+  const ordered_json rest = {{"model", served_.name}, {"usage", {{"prompt_tokens", tokens}, {"total_tokens", tokens}}}};
+  return piece + "]," + dumped(rest).substr(1);
 }
 
 }  // namespace hxq::serve

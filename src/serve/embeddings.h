@@ -1,7 +1,7 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -39,14 +39,17 @@ class EmbeddingAnswer {
   /// Why one could not be made; none: they all were, so far.
   const std::optional<ApiError>& fault() const noexcept { return fault_; }
 
-  /// The body, when it is done.
-  nlohmann::ordered_json body() const;
+  /// The next piece of the body, of about 64 KB, when it is done; empty after the last. Embeddings that were in one are
+  /// forgotten.
+  std::string take_piece();
 
  private:
   EmbeddingRequest request_;
   const ServedModel& served_;
   std::vector<std::vector<float>> embeddings_;
   size_t open_;
+  size_t taken_ = 0;  // of the embeddings
+  bool is_taken_ = false;
   std::optional<ApiError> fault_;
 };
 

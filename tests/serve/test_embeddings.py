@@ -1,8 +1,11 @@
 """/v1/embeddings: what transformers' hidden states give, whatever runs beside; what is wrong is refused."""
 
+import base64
 import concurrent.futures
 import json
+import pathlib
 import random
+import re
 import socket
 
 import numpy
@@ -46,6 +49,32 @@ def test_beside_others_they_are_what_they_are_alone(start_server):
         data = server.post("/v1/embeddings", input=texts)["data"]
         assert numpy.array_equal(numpy.float32([item["embedding"] for item in data]), alone)
         server.becomes_idle()
+
+
+def test_answers_are_written_as_they_are_taken(start_server):
+    """Memory for the answer's vectors, 2 MB here, and not for its text, 11 MB."""
+    with start_server(MAMBA, "--parallel", 1) as server:
+        peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # noqa: E731
+        status = pathlib.Path(f"/proc/{server.process.pid}/status")
+        alone = server.post("/v1/embeddings", input=["a"] * 9)
+        before = peak()
+        found, headers, answer = server.request("POST", "/v1/embeddings", {"input": ["a"] * 2048})
+        assert found == 200 and headers["Transfer-Encoding"] == "chunked" and headers["Content-Length"] is None
+        assert [item["index"] for item in answer["data"]] == list(range(2048))
+        assert all(item["embedding"] == alone["data"][0]["embedding"] for item in answer["data"])
+        assert answer["usage"] == {"prompt_tokens": 2048, "total_tokens": 2048}
+        assert {**alone, "data": [], "usage": {}} == {**answer, "data": [], "usage": {}}
+        assert peak() - before < 6 << 20
+
+
+def test_an_older_http_gets_the_answer_too(mamba):
+    with socket.create_connection(("127.0.0.1", mamba.port), timeout=300) as connection:
+        request = post("/v1/embeddings", json.dumps({"input": "a", "encoding_format": "base64"}).encode())
+        connection.sendall(request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    vector = numpy.frombuffer(base64.b64decode(json.loads(body)["data"][0]["embedding"]), numpy.float32)
+    assert numpy.array_equal(vector, embedding(mamba, "a"))
 
 
 def test_a_client_that_goes_away_ends_its_texts(start_server):
