@@ -29,6 +29,30 @@ inline bool has_integer_groups(const GroupedView& weight) {
   return weight.level_words && weight.group >= kGroupColumns && (weight.group & (weight.group - 1)) == 0;
 }
 
+/// The groups of blocks of columns, kGroups in each, or one of several blocks; group is a power of two.
+template <int kGroups>
+struct GroupCodes {
+  int64_t log_group, groups;
+
+  HXQ_ALWAYS_INLINE explicit GroupCodes(const GroupedView& weight)
+      : log_group(__builtin_ctzll(weight.group)), groups(weight.groups) {}
+
+  HXQ_ALWAYS_INLINE int64_t group_of(int64_t col) const { return col >> log_group; }
+
+  /// The codes of the block at column `col` of a row with these codes, 0 for groups that are missing.
+  void copy_codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
+    const int64_t first = group_of(col);
+    for (int64_t g = 0; g < kGroups; ++g) memory[g] = first + g < groups ? row_codes[first + g] : uint8_t{0};
+  }
+
+  /// The same where they are; copied to `memory` if groups are missing.
+  HXQ_ALWAYS_INLINE const uint8_t* codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
+    if (groups - group_of(col) >= kGroups) return row_codes + group_of(col);
+    copy_codes(row_codes, col, memory);
+    return memory;
+  }
+};
+
 /// Levels of 8 columns times `scale`.
 template <int kBits>
 inline void put_step(const GroupedView& weight, uint64_t bits, float scale, float* out) {

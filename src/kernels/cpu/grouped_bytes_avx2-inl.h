@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels/cpu/codebook-inl.h"
+#include "kernels/cpu/gemv_rows-inl.h"
 #include "kernels/cpu/grouped-inl.h"
 #include "kernels/cpu/packed_x_avx2-inl.h"
 
@@ -36,9 +37,8 @@ struct alignas(32) ByteXPart {
 int64_t byte_x_floats(const GroupedView& weight) { return packed_floats<ByteXPart>(weight.cols); }
 
 /// The columns of a block's lanes, divided by 8. Those of byte indices are where vshufps gets them to.
-inline __m256i lane_order(int32_t bits) {
-  return bits == 8 ? _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7) : _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-}
+constexpr int kLaneOrder[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 4, 5, 2, 3, 6, 7}};
+constexpr const int (&lane_order(int32_t bits))[8] { return kLaneOrder[bits == 8]; }
 
 /// The low bytes of whole numbers of 8 lanes, 8 columns of each: the first four of every lane to `first`, the others to
 /// `second`.
@@ -53,8 +53,7 @@ inline void put_bytes(const __m256i (&whole)[8], int8_t* first, int8_t* second) 
 
 /// Whole numbers of 64 columns, for indices of `bits`.
 inline void put_block(const int32_t* whole, int32_t bits, ByteX* to) {
-  alignas(32) int32_t order[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(order), lane_order(bits));
+  const int(&order)[8] = lane_order(bits);
   const __m256i even_first = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
   __m256i x[8], high[8], low[8];
   for (int lane = 0; lane < 8; ++lane) {
@@ -80,33 +79,31 @@ void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
   });
 }
 
-/// Bytes ahead of its reading that a stream of scales is asked for.
+/// Bytes ahead of its reading that a stream of indices, and one of scales, is asked for.
+constexpr int64_t kStreamPrefetch = 1024;
 constexpr int64_t kScalePrefetch = 256;
 
-/// A row's scales, in units of GroupedView::scale_unit, and zeros, since 16 bytes are read from every group on.
-inline int64_t float_scales(const GroupedView& weight) { return (weight.groups + 4 + 15) / 16 * 16; }
-
-inline void find_float_scales(const GroupedView& weight, int64_t row, float* scale) {
-  const uint8_t* code = weight.scales + row * weight.groups;
-  for (int64_t g = 0; g < weight.groups; g += 64) __builtin_prefetch(code + g + kScalePrefetch);
-  for (int64_t g = 0; g < weight.groups; ++g) scale[g] = weight.scale_multiples[code[g]];
-  for (int64_t g = weight.groups; g < weight.groups + 4; ++g) scale[g] = 0;
+/// The lanes of a block that have columns of group `group` of kGroups, a bit each.
+template <int kBits, int kGroups>
+constexpr int lanes_of(int group) {
+  int lanes = 0;
+  for (int lane = 0; lane < 8; ++lane) lanes |= (lane_order(kBits)[lane] * kGroups / 8 == group) << lane;
+  return lanes;
 }
 
-/// The scales of a block's lanes.
-struct LaneScales {
-  int log_group;
-  __m256i lanes;
-
-  HXQ_ALWAYS_INLINE explicit LaneScales(const GroupedView& weight) : log_group(__builtin_ctzll(weight.group)) {
-    lanes = _mm256_srl_epi32(_mm256_slli_epi32(lane_order(weight.bits), 3), _mm_cvtsi32_si128(log_group));
+/// The scales of a block's lanes, in units of GroupedView::scale_unit.
+template <int kBits, int kGroups>
+HXQ_ALWAYS_INLINE VecF lane_scales(const float* multiples, const uint8_t* code) {
+  static_assert(kGroups == 1 || kGroups == 2 || kGroups == 4);
+  const auto scale = [&](int g) __attribute__((always_inline)) { return _mm256_broadcast_ss(multiples + code[g]); };
+  __m256 lanes = scale(0);
+  if constexpr (kGroups > 1) lanes = _mm256_blend_ps(lanes, scale(1), (lanes_of<kBits, kGroups>(1)));
+  if constexpr (kGroups > 2) {
+    lanes = _mm256_blend_ps(lanes, scale(2), (lanes_of<kBits, kGroups>(2)));
+    lanes = _mm256_blend_ps(lanes, scale(3), (lanes_of<kBits, kGroups>(3)));
   }
-
-  HXQ_ALWAYS_INLINE VecF of_block(const float* row, int64_t col) const {
-    const float* first = row + (col >> log_group);
-    return _mm256_permutevar8x32_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(first)), lanes);
-  }
-};
+  return lanes;
+}
 
 /// Levels of 64 columns, as ByteX has them.
 struct LevelBytes {
@@ -149,7 +146,9 @@ struct ByteLevels {
 
   HXQ_ALWAYS_INLINE LevelBytes look_up(const uint8_t* from, int64_t cols) const {
     if (cols < kByteBlock) return look_up(PaddedBytes<32>(from, (cols * kBits + 7) / 8).bytes, kByteBlock);
-    const __m256i pairs = load_pairs(from), mask = _mm256_set1_epi8((1 << kBits) - 1);
+    __m256i pairs = load_pairs(from);
+    keep_in_register(pairs);
+    const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1);
     return {_mm256_shuffle_epi8(table, _mm256_and_si256(pairs, mask)),
             _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pairs, kBits), mask))};
   }
@@ -184,55 +183,72 @@ HXQ_ALWAYS_INLINE VecF byte_products(const LevelBytes& level, const ByteX& x) {
   return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, low));
 }
 
-/// What the kernels of joint_gemv share.
-struct ByteToken {
+/// One decode row: a kernel of gemv_rows.
+template <int kBits, int kGroups>
+struct ByteKernel {
   const GroupedView& weight;
   const float* packed_x;
-  int64_t x_floats;
-  float* scales;  // [kGemvRows, float_scales]
 
-  const ByteXPart* parts(int64_t t) const { return first_part<ByteXPart>(packed_x + t * x_floats); }
-
-  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
-};
-
-/// A single token: rows are multiplied as they are read.
-template <int kBits>
-struct ByteStreams : ByteToken {
-  const uint8_t* row[kGemvRows] = {};
-
-  void open(int64_t first, int64_t rows) {
-    for (int64_t i = 0; i < kGemvRows; ++i) {
-      const int64_t at = first + (i < rows ? i : rows - 1);
-      row[i] = weight.packed + at * weight.row_bytes;
-      find_float_scales(weight, at, scales + i * float_scales(weight));
-    }
-  }
-
-  template <int kTokens>
-  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
-    for (int i = 0; i < kGemvRows; ++i) sums[kTokens - 1][i] = VecF{};  // never of more tokens than one
+  /// The sums of a row of each of kRows streams.
+  template <int kRows>
+  HXQ_ALWAYS_INLINE void sum_row(int64_t row, int64_t apart, VecF (&found)[kRows]) const {
+    constexpr int64_t kBytes = ByteLevels<kBits>::kBytes;
     const ByteLevels<kBits> levels(weight);
-    const LaneScales by(weight);
-    const int64_t cols = weight.cols, scales_apart = float_scales(weight);
-    // One row after the other: they lie behind each other in memory, and one stream is what it is read fastest in.
-    for (int i = 0; i < kGemvRows; ++i) {
-      const uint8_t* from = row[i];
-      const float* scale = scales + i * scales_apart;
-      const ByteXPart* part = parts(t);
-      VecF found = {};
-      for (int64_t first = 0; first < cols; first += kDecodeQuantization.block, ++part) {
-        VecF sum = {};
-        for (int64_t b = 0; b < kByteBlocks && first + b * kByteBlock < cols; ++b, from += ByteLevels<kBits>::kBytes) {
-          const int64_t col = first + b * kByteBlock;
-          __builtin_prefetch(from + kPrefetch);
-          sum += byte_products(levels.look_up(from, cols - col), part->block[b]) * by.of_block(scale, col);
+    const GroupCodes<kGroups> groups(weight);
+    const float* multiples = weight.scale_multiples;
+    const ByteXPart* part = first_part<ByteXPart>(packed_x);
+    const uint8_t *from[kRows], *code[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      from[i] = weight.packed + (row + i * apart) * weight.row_bytes;
+      code[i] = weight.scales + (row + i * apart) * weight.groups;
+      found[i] = VecF{};
+    }
+    int64_t col = 0;
+    for (; weight.cols - col >= kDecodeQuantization.block; col += kDecodeQuantization.block, ++part) {
+      VecF sum[kRows] = {};
+      for (int i = 0; i < kRows; ++i) __builtin_prefetch(code[i] + kScalePrefetch);
+#pragma GCC unroll 4
+      for (int64_t b = 0; b < kByteBlocks; ++b) {
+        const ByteX& x = part->block[b];
+        const int64_t group = kGroups == 1 ? groups.group_of(col + b * kByteBlock) : b * kGroups;
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) {
+          if (b * kBytes % 64 < kBytes) __builtin_prefetch(from[i] + b * kBytes + kStreamPrefetch);
+          const VecF product = byte_products(levels.look_up(from[i] + b * kBytes, kByteBlock), x);
+          const VecF scale = lane_scales<kBits, kGroups>(multiples, code[i] + group);
+          sum[i] += product * scale;
         }
-        found += sum * splat(part->scale);
       }
-      sums[0][i] = found;
+      for (int i = 0; i < kRows; ++i) {
+        found[i] += sum[i] * splat(part->scale);
+        from[i] += kByteBlocks * kBytes;
+        if (kGroups > 1) code[i] += kByteBlocks * kGroups;
+      }
+    }
+    if (col == weight.cols) return;
+    VecF sum[kRows] = {};
+    for (const ByteX* x = part->block; col < weight.cols; col += kByteBlock, ++x) {
+      for (int i = 0; i < kRows; ++i) {
+        uint8_t rest[kGroups];
+        const uint8_t* codes = groups.codes(weight.scales + (row + i * apart) * weight.groups, col, rest);
+        const VecF product = byte_products(levels.look_up(from[i], weight.cols - col), *x);
+        sum[i] += product * lane_scales<kBits, kGroups>(multiples, codes);
+        from[i] += kBytes;
+      }
+    }
+    for (int i = 0; i < kRows; ++i) found[i] += sum[i] * splat(part->scale);
+  }
+
+  template <int kRows>
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      VecF found[kRows];
+      sum_row<kRows>(row + r, apart, found);
+      for (int i = 0; i < kRows; ++i) totals[i][r] = found[i];
     }
   }
+
+  VecF finish(int64_t, int64_t, VecF sums) const { return finish_sums(packed_x, sums); }
 };
 
 /// A block of a row that was looked up.
@@ -241,24 +257,28 @@ struct alignas(32) ByteBlock {
   VecF scale;
 };
 
-/// Several tokens: rows are looked up once, into memory.
-template <int kBits>
-struct ByteRows : ByteToken {
+/// Several decode rows: a kernel of joint_gemv that looks rows up once, into memory.
+template <int kBits, int kGroups>
+struct ByteRows {
+  const GroupedView& weight;
+  const float* packed_x;
+  int64_t x_floats;
   ByteBlock* blocks;  // [kGemvRows, stride]
 
   static int64_t stride(int64_t cols) { return parts_of(cols) * kByteBlocks + 1; }  // no multiple of 4 KB
 
   void open(int64_t first, int64_t rows) {
     const ByteLevels<kBits> levels(weight);
-    const LaneScales by(weight);
+    const GroupCodes<kGroups> groups(weight);
     for (int64_t i = 0; i < rows; ++i) {
-      find_float_scales(weight, first + i, scales);
+      const uint8_t* code = weight.scales + (first + i) * weight.groups;
       const uint8_t* from = weight.packed + (first + i) * weight.row_bytes;
       ByteBlock* block = blocks + i * stride(weight.cols);
       for (int64_t col = 0; col < weight.cols; col += kByteBlock, from += ByteLevels<kBits>::kBytes, ++block) {
         __builtin_prefetch(from + kPrefetch);
         block->level = levels.look_up(from, weight.cols - col);
-        block->scale = by.of_block(scales, col);
+        uint8_t rest[kGroups];
+        block->scale = lane_scales<kBits, kGroups>(weight.scale_multiples, groups.codes(code, col, rest));
       }
     }
   }
@@ -271,14 +291,18 @@ struct ByteRows : ByteToken {
       const int64_t n = all - first < kByteBlocks ? all - first : kByteBlocks;
 #pragma GCC unroll 3
       for (int k = 0; k < kTokens; ++k) {
-        const ByteXPart& part = parts(t + k)[first / kByteBlocks];
+        const ByteXPart& part = first_part<ByteXPart>(packed_x + (t + k) * x_floats)[first / kByteBlocks];
+        VecF sum[kGemvRows] = {};
+        for (int64_t b = 0; b < n; ++b) {
+          const ByteX& x = part.block[b];
 #pragma GCC unroll 4
-        for (int i = 0; i < kGemvRows; ++i) {
-          const ByteBlock* block = blocks + i * apart + first;
-          VecF sum = {};
-          for (int64_t b = 0; b < n; ++b) sum += byte_products(block[b].level, part.block[b]) * block[b].scale;
-          found[k][i] += sum * splat(part.scale);
+          for (int i = 0; i < kGemvRows; ++i) {
+            const ByteBlock& block = blocks[i * apart + first + b];
+            sum[i] += byte_products(block.level, x) * block.scale;
+          }
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < kGemvRows; ++i) found[k][i] += sum[i] * splat(part.scale);
       }
     }
 #pragma GCC unroll 3
@@ -287,23 +311,35 @@ struct ByteRows : ByteToken {
       for (int i = 0; i < kGemvRows; ++i) sums[k][i] = found[k][i];
     }
   }
+
+  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
 };
 
 int64_t byte_gemv_floats(const GroupedView& weight, int64_t tokens) {
-  const int64_t blocks = kGemvRows * ByteRows<8>::stride(weight.cols) * static_cast<int64_t>(sizeof(ByteBlock) / 4);
-  return kGemvRows * float_scales(weight) + (tokens == 1 ? 0 : blocks);
+  const int64_t blocks = kGemvRows * ByteRows<8, 1>::stride(weight.cols);
+  return tokens == 1 ? 0 : blocks * static_cast<int64_t>(sizeof(ByteBlock) / sizeof(float));
+}
+
+template <int kBits, int kGroups>
+void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
+  if (args.tokens == 1) return gemv_rows<2>(ByteKernel<kBits, kGroups>{weight, work.packed_x}, args, begin, end);
+  auto* blocks = reinterpret_cast<ByteBlock*>(work.memory);
+  joint_gemv(ByteRows<kBits, kGroups>{weight, work.packed_x, byte_x_floats(weight), blocks}, args, begin, end);
 }
 
 template <int kBits>
-void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  const ByteToken token{weight, work.packed_x, byte_x_floats(weight), work.memory};
-  if (args.tokens == 1) return joint_gemv(ByteStreams<kBits>{token}, args, begin, end);
-  auto* blocks = reinterpret_cast<ByteBlock*>(work.memory + kGemvRows * float_scales(weight));
-  joint_gemv(ByteRows<kBits>{token, blocks}, args, begin, end);
+void byte_gemv_by_group(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
+                        int64_t end) {
+  const auto multiply = weight.group == 16   ? byte_gemv_of<kBits, 4>
+                        : weight.group == 32 ? byte_gemv_of<kBits, 2>
+                                             : byte_gemv_of<kBits, 1>;
+  multiply(weight, args, work, begin, end);
 }
 
 void byte_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  const auto multiply = weight.bits == 3 ? byte_gemv_of<3> : weight.bits == 4 ? byte_gemv_of<4> : byte_gemv_of<8>;
+  const auto multiply = weight.bits == 3   ? byte_gemv_by_group<3>
+                        : weight.bits == 4 ? byte_gemv_by_group<4>
+                                           : byte_gemv_by_group<8>;
   multiply(weight, args, work, begin, end);
 }
 

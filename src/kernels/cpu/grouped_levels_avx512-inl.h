@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "kernels/cpu/grouped-inl.h"
 #include "kernels/cpu/table_avx512-inl.h"
 
 namespace hxq::kernels::cpu {
@@ -111,30 +112,11 @@ HXQ_ALWAYS_INLINE __m512i load_packed(const uint8_t* from, int64_t cols) {
 /// Bytes ahead of its reading that a stream of scales is asked for: some rows, since no loop waits for one.
 constexpr int64_t kScalePrefetch = 256;
 
-/// The groups of blocks, kGroups in each, or one of several blocks. A scale is looked up where it is multiplied. Four
-/// and more of them are put together in half a vector, which takes half the time on cores that do a whole one in two
-/// steps.
+/// Scales are looked up where they are multiplied. Four and more of them are put together in half a vector, which takes
+/// half the time on cores that do a whole one in two steps.
 template <int kGroups>
-struct BlockGroups {
-  int64_t log_group, groups;
-
-  HXQ_ALWAYS_INLINE explicit BlockGroups(const GroupedView& weight)
-      : log_group(__builtin_ctzll(weight.group)), groups(weight.groups) {}
-
-  HXQ_ALWAYS_INLINE int64_t group_of(int64_t col) const { return col >> log_group; }
-
-  /// The codes of the block at column `col` of a row with these codes, 0 for groups that are missing.
-  void copy_codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
-    const int64_t first = group_of(col);
-    for (int64_t g = 0; g < kGroups; ++g) memory[g] = first + g < groups ? row_codes[first + g] : uint8_t{0};
-  }
-
-  /// The same where they are; copied to `memory` if groups are missing.
-  HXQ_ALWAYS_INLINE const uint8_t* codes(const uint8_t* row_codes, int64_t col, uint8_t (&memory)[kGroups]) const {
-    if (groups - group_of(col) >= kGroups) return row_codes + group_of(col);
-    copy_codes(row_codes, col, memory);
-    return memory;
-  }
+struct BlockGroups : GroupCodes<kGroups> {
+  using GroupCodes<kGroups>::GroupCodes;
 
   /// A number of 32 bits for each lane, lanes being as many columns, from `table` [256].
   HXQ_ALWAYS_INLINE static VecF look_up(const void* table, const uint8_t* code) {

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "kernels/cpu/gemv_rows_avx512-inl.h"
+#include "kernels/cpu/gemv_rows-inl.h"
 #include "kernels/cpu/quantize-inl.h"
 #include "kernels/cpu/quantize_avx512-inl.h"
 

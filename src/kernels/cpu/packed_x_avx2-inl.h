@@ -65,12 +65,15 @@ void round_x(const float* x, int64_t cols, float unit, float* packed_x, Put put)
   }
 }
 
-/// y of four rows from the sums of the products with a token's whole numbers.
-inline Vec4 finish_sums(const float* packed_x, Vec4 sums) {
+/// y of rows from the sums of the products with a token's whole numbers.
+inline VecF finish_sums(const float* packed_x, VecF sums) {
   const float exponent = reinterpret_cast<const PackedHead*>(packed_x)->exponent;
-  VecF scaled = scale_by_power(_mm256_castps128_ps256(sums), splat(exponent));
+  VecF scaled = scale_by_power(sums, splat(exponent));
   keep_in_register(scaled);  // or what is added later would be fused with it, or not, depending on the caller
-  return _mm256_castps256_ps128(scaled);
+  return scaled;
+}
+inline Vec4 finish_sums(const float* packed_x, Vec4 sums) {
+  return _mm256_castps256_ps128(finish_sums(packed_x, VecF(_mm256_castps128_ps256(sums))));
 }
 
 }  // namespace

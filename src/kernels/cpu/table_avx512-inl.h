@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "kernels/cpu/gemv_rows_avx512-inl.h"
+#include "kernels/cpu/gemv_rows-inl.h"
 #include "kernels/cpu/integer_gemv_avx512-inl.h"
 #include "kernels/cpu/lookup_avx512-inl.h"
 

@@ -40,6 +40,12 @@ inline Vec4 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
   return _mm_unpacklo_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1));
 }
 
+/// The sums of the lanes of each of kLanes vectors, as sum_lanes_of_4.
+inline VecF sum_lanes_of_all(const VecF (&v)[HXQ_LANES]) {
+  const __m128 a = sum_lanes_of_4(v[0], v[1], v[2], v[3]), b = sum_lanes_of_4(v[4], v[5], v[6], v[7]);
+  return _mm256_set_m128(b, a);
+}
+
 /// v * 2^n for whole n in [-252, 254], rounded once: two factors, so that each is a normal number.
 inline VecF scale_by_power(VecF v, VecF n) {
   const VecI power = __builtin_convertvector(n, VecI);

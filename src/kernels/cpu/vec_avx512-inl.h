@@ -38,6 +38,13 @@ inline Vec4 sum_lanes_of_4(VecF a, VecF b, VecF c, VecF d) {
   return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one));
 }
 
+/// The sums of the lanes of each of kLanes vectors, as sum_lanes_of_4.
+inline VecF sum_lanes_of_all(const VecF (&v)[HXQ_LANES]) {
+  const __m128 a = sum_lanes_of_4(v[0], v[1], v[2], v[3]), b = sum_lanes_of_4(v[4], v[5], v[6], v[7]);
+  const __m128 c = sum_lanes_of_4(v[8], v[9], v[10], v[11]), d = sum_lanes_of_4(v[12], v[13], v[14], v[15]);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_set_m128(b, a)), _mm256_set_m128(d, c), 1);
+}
+
 /// v * 2^n for whole n, rounded once.
 inline VecF scale_by_power(VecF v, VecF n) { return _mm512_scalef_ps(v, n); }
 

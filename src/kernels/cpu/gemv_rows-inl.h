@@ -1,22 +1,15 @@
-// How the AVX-512 kernels for a single decode row go through the rows of a matrix, at the rate memory is read.
+// How kernels for a single decode row go through the rows of a matrix, at the rate memory is read.
 
 #pragma once
 
-#include "kernels/cpu/lookup_avx512-inl.h"
+#include "kernels/cpu/gemv-inl.h"
 
 namespace hxq::kernels::cpu {
 namespace {
 
-/// Sums of up to 16 consecutive rows of each of kRows streams, before the lanes of a row are added.
+/// Sums of up to kLanes consecutive rows of each of kRows streams, before the lanes of a row are added.
 template <int kRows>
 using RowTotals = VecF[kRows][HXQ_LANES];
-
-/// The sums of the lanes of each of 16 vectors.
-inline VecF sum_lanes_of_16(const VecF (&v)[HXQ_LANES]) {
-  const __m128 a = sum_lanes_of_4(v[0], v[1], v[2], v[3]), b = sum_lanes_of_4(v[4], v[5], v[6], v[7]);
-  const __m128 c = sum_lanes_of_4(v[8], v[9], v[10], v[11]), d = sum_lanes_of_4(v[12], v[13], v[14], v[15]);
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_set_m128(b, a)), _mm256_set_m128(d, c), 1);
-}
 
 /// Adds what `args` asks for to finished sums of rows [row, row + rows) and stores them.
 inline void put_rows(const LinearArgs& args, int64_t row, int64_t rows, VecF value) {
@@ -27,7 +20,7 @@ inline void put_rows(const LinearArgs& args, int64_t row, int64_t rows, VecF val
 }
 
 /// kRows streams of rows, `apart` rows from each other; [begin, end) is the first's. `Kernel`:
-///     sum<kRows>(row, rows, apart, totals)  adds up rows [row, row + rows), at most 16, of each stream
+///     sum<kRows>(row, rows, apart, totals)  adds up rows [row, row + rows), at most kLanes, of each stream
 ///     finish(row, rows, sums)               makes numbers of the sums of these rows
 template <int kRows, class Kernel>
 void stream_rows(const Kernel& kernel, const LinearArgs& args, int64_t begin, int64_t apart, int64_t end) {
@@ -38,7 +31,7 @@ void stream_rows(const Kernel& kernel, const LinearArgs& args, int64_t begin, in
     kernel.template sum<kRows>(row, rows, apart, totals);
     for (int i = 0; i < kRows; ++i) {
       const int64_t first = row + i * apart;
-      put_rows(args, first, rows, kernel.finish(first, rows, sum_lanes_of_16(totals[i])));
+      put_rows(args, first, rows, kernel.finish(first, rows, sum_lanes_of_all(totals[i])));
     }
   }
 }
