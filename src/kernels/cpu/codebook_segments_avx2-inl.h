@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/cpu/codebook-inl.h"
+#include "kernels/cpu/gemv_rows-inl.h"
 #include "kernels/cpu/packed_x_avx2-inl.h"
 
 namespace hxq::kernels::cpu {
@@ -105,61 +106,64 @@ struct SegmentSums {
   HXQ_ALWAYS_INLINE VecF total() const { return _mm256_cvtepi32_ps(first) + _mm256_cvtepi32_ps(second); }
 };
 
-/// What the kernels of joint_gemv share.
-struct SegmentToken {
+/// One decode row: a kernel of gemv_rows.
+struct SegmentKernel {
   const CodebookView& weight;
   const float* packed_x;
-  int64_t x_floats;
 
-  const SegmentXPart* parts(int64_t t) const { return first_part<SegmentXPart>(packed_x + t * x_floats); }
-  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
-};
-
-/// A single token: rows are multiplied as they are read.
-struct SegmentStreams : SegmentToken {
-  const uint8_t* row[kGemvRows] = {};
-
-  void open(int64_t first, int64_t rows) {
-    for (int64_t i = 0; i < kGemvRows; ++i) row[i] = weight.indices + (first + (i < rows ? i : rows - 1)) * weight.cols;
-  }
-
-  template <int kTokens>
-  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
-    for (int i = 0; i < kGemvRows; ++i) sums[kTokens - 1][i] = VecF{};  // never of more tokens than one
+  /// The sums of a row of each of kRows streams.
+  template <int kRows>
+  HXQ_ALWAYS_INLINE void sum_row(int64_t row, int64_t apart, VecF (&total)[kRows]) const {
     const SegmentTable table(weight);
-    const int64_t cols = weight.cols;
-    // One row after the other: they lie behind each other in memory, and one stream is what it is read fastest in.
-    for (int i = 0; i < kGemvRows; ++i) {
-      const uint8_t* index = row[i];
-      const SegmentXPart* part = parts(t);
-      VecF total = {};
-      for (int64_t left = cols; left > 0; left -= kDecodeQuantization.block, ++part) {
+    const SegmentXPart* part = first_part<SegmentXPart>(packed_x);
+    const uint8_t* index[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      index[i] = weight.indices + (row + i * apart) * weight.cols;
+      total[i] = VecF{};
+    }
+    for (int64_t left = weight.cols; left > 0; left -= kDecodeQuantization.block, ++part) {
+      for (int i = 0; i < kRows; ++i) {
         SegmentSums found;
         const auto add = [&](int64_t b, int64_t n) __attribute__((always_inline)) {
-          found.add(table.look_up(load_indices(index, n)), part->block[b]);
-          index += kSegmentBlock;
+          found.add(table.look_up(load_indices(index[i], n)), part->block[b]);
+          index[i] += kSegmentBlock;
         };
         if (left >= kDecodeQuantization.block) {
 #pragma GCC unroll 8
           for (int64_t b = 0; b < kSegmentBlocks; ++b) {
-            if (b % 2 == 0) __builtin_prefetch(index + kPrefetch);
+            if (b % 2 == 0) __builtin_prefetch(index[i] + kStreamPrefetch);
             add(b, kSegmentBlock);
           }
         } else {
           for (int64_t b = 0; b * kSegmentBlock < left; ++b) add(b, left - b * kSegmentBlock);
         }
-        total += found.total() * splat(part->scale);
+        total[i] += found.total() * splat(part->scale);
       }
-      sums[0][i] = total;
     }
   }
+
+  template <int kRows>
+  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      VecF total[kRows];
+      sum_row<kRows>(row + r, apart, total);
+      for (int i = 0; i < kRows; ++i) totals[i][r] = total[i];
+    }
+  }
+
+  VecF finish(int64_t, int64_t, VecF sums) const { return finish_sums(packed_x, sums); }
 };
 
-/// Several tokens: rows are looked up once, into memory.
-struct SegmentRows : SegmentToken {
+/// Several decode rows: a kernel of joint_gemv that looks rows up once, into memory.
+struct SegmentRows {
+  const CodebookView& weight;
+  const float* packed_x;
+  int64_t x_floats;
   SegmentBlock* blocks;  // [kGemvRows, stride]
 
   static int64_t stride(int64_t cols) { return parts_of(cols) * kSegmentBlocks + 1; }  // no multiple of 4 KB
+
+  const SegmentXPart* parts(int64_t t) const { return first_part<SegmentXPart>(packed_x + t * x_floats); }
 
   void open(int64_t first, int64_t rows) {
     const SegmentTable table(weight);
@@ -203,6 +207,8 @@ struct SegmentRows : SegmentToken {
       for (int i = 0; i < kGemvRows; ++i) sums[k][i] = found[k][i];
     }
   }
+
+  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
 };
 
 int64_t segment_gemv_floats(const CodebookView& weight, int64_t tokens) {
@@ -213,12 +219,13 @@ int64_t segment_gemv_floats(const CodebookView& weight, int64_t tokens) {
 
 void segment_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
                   int64_t end) {
-  const SegmentToken token{weight, work.packed_x, segment_x_floats(weight)};
   if (args.tokens == 1) {
-    return joint_gemv(SegmentStreams{token}, weight, args, work.x_columns, begin, end, work.memory);
+    gemv_rows<2>(SegmentKernel{weight, work.packed_x}, args, begin, end);
+    return add_outliers(weight, args, begin, end);
   }
   auto* blocks = reinterpret_cast<SegmentBlock*>(work.memory + OutlierSums::floats(args.tokens));
-  joint_gemv(SegmentRows{token, blocks}, weight, args, work.x_columns, begin, end, work.memory);
+  const SegmentRows rows{weight, work.packed_x, segment_x_floats(weight), blocks};
+  joint_gemv(rows, weight, args, work.x_columns, begin, end, work.memory);
 }
 
 constexpr Gemv<CodebookView> kSegmentGemv{.packed_x_floats = segment_x_floats,

@@ -79,8 +79,7 @@ void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
   });
 }
 
-/// Bytes ahead of its reading that a stream of indices, and one of scales, is asked for.
-constexpr int64_t kStreamPrefetch = 1024;
+/// Bytes ahead of its reading that a stream of scales is asked for.
 constexpr int64_t kScalePrefetch = 256;
 
 /// The lanes of a block that have columns of group `group` of kGroups, a bit each.

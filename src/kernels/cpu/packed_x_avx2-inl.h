@@ -10,6 +10,9 @@
 namespace hxq::kernels::cpu {
 namespace {
 
+/// As kPrefetch, with two streams of rows (gemv_rows).
+constexpr int64_t kStreamPrefetch = 1024;
+
 /// Packed x of one token: this, then a part for every 256 columns, which has their scale and what the kernel puts
 /// there.
 struct alignas(32) PackedHead {
