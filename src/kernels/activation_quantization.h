@@ -9,8 +9,8 @@ namespace hxq::kernels {
 /// and so on. For every token and block of columns, x times largest / max |x| is rounded to integers; sums over a block
 /// are exact, and weights too, but for grouped ones that are rounded to 16 bits of what their row can hold
 /// (cpu::GroupedView; -80 dB): in prefill, and on AVX-512 those of 7 and 8 bits in decode.
-/// On AVX2 decode rows are rounded only by codebooks in segments and grouped matrices with levels of a byte, whose
-/// weights stay exact.
+/// On AVX2 decode rows are rounded only by codebooks in segments and grouped matrices with levels of a byte or of 5 or
+/// 6 bits, whose weights stay exact.
 ///
 ///     phase    precision  block        largest         error at most  usually
 ///     prefill  fast       64 columns   1023, 11 bits   -52 dB         -61 dB

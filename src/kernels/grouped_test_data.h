@@ -72,14 +72,14 @@ struct TestGrouped {
            std::has_single_bit(static_cast<uint64_t>(view.group));
   }
 
-  /// Whether levels are multiplied as bytes by decode rows.
-  bool has_bytes(Target target) const {
-    if (options_.uniform) return target == Target::avx2;
-    return options_.whole_levels && options_.largest <= 127 && view.bits() <= 4;
+  /// Whether decode rows multiply integers.
+  bool decodes_integers(Target target) const {
+    if (target != Target::avx2) return target == Target::avx512;
+    return options_.uniform || view.bits() == 5 || view.bits() == 6 || (options_.largest <= 127 && view.bits() <= 4);
   }
 
   double weight_error(int64_t row, Target target, Way way) const {
-    const bool exact = has_bytes(target) || (target == Target::avx512 && view.bits() <= 6);
+    const bool exact = target == Target::avx2 || view.bits() <= 6;
     if (!rounding(target, way) || (way.phase == Phase::decode && exact)) return 0;
     return largest_weight_error(view, row);
   }
@@ -88,7 +88,7 @@ struct TestGrouped {
   std::optional<ActivationQuantization> rounding(Target target, Way way) const {
     if (target == Target::scalar || !has_integers()) return {};
     if (way.phase == Phase::prefill && way.precision == Precision::fast) return kPrefillQuantization;
-    if (way.phase == Phase::decode && (target == Target::avx512 || has_bytes(target))) return kDecodeQuantization;
+    if (way.phase == Phase::decode && decodes_integers(target)) return kDecodeQuantization;
     return {};
   }
 

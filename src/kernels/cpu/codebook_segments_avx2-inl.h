@@ -12,42 +12,11 @@
 namespace hxq::kernels::cpu {
 namespace {
 
-constexpr int64_t kSegmentBlock = 32;
-constexpr int64_t kSegmentBlocks = kDecodeQuantization.block / kSegmentBlock;  // that share a scale of x
-
-/// 32 columns, in the order in which levels come out of bytes that are interleaved within 128 bits: `first` has the
-/// first eight of every sixteen, `second` the others.
-struct alignas(32) SegmentBlock {
-  int16_t first[16], second[16];
-};
-
-struct alignas(32) SegmentXPart {
-  SegmentBlock block[kSegmentBlocks];
-  float scale;
-};
-
-int64_t segment_x_floats(const CodebookView& weight) { return packed_floats<SegmentXPart>(weight.cols); }
+int64_t segment_x_floats(const CodebookView& weight) { return packed_floats<WordXPart>(weight.cols); }
 
 void pack_segment_x(const CodebookView& weight, const float* x, float* packed_x) {
-  round_x<SegmentXPart>(x, weight.cols, weight.planes_scale, packed_x, [&](const int32_t* whole, SegmentXPart* part) {
-    for (SegmentBlock& block : part->block) {
-      const auto at = [&](int64_t i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(whole + 8 * i)); };
-      // Packing takes four numbers of either in turn, so that eight adjacent ones are to be put together first.
-      const auto put = [&](__m256i a, __m256i b, int16_t* to) {
-        const __m256i packed = _mm256_packs_epi32(a, b);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
-      };
-      put(at(0), at(2), block.first);
-      put(at(1), at(3), block.second);
-      whole += kSegmentBlock;
-    }
-  });
+  pack_word_x(x, weight.cols, weight.planes_scale, packed_x);
 }
-
-/// Levels of 32 columns, as SegmentBlock has them.
-struct SegmentLevels {
-  __m256i first, second;
-};
 
 struct SegmentTable {
   __m256i slope[2], base_low[2], base_high[2];  // of the first and the last 16 segments
@@ -66,7 +35,7 @@ struct SegmentTable {
     step_shift = _mm_cvtsi32_si128(weight.segment_shift);
   }
 
-  HXQ_ALWAYS_INLINE SegmentLevels look_up(__m256i index) const {
+  HXQ_ALWAYS_INLINE WordLevels look_up(__m256i index) const {
     // An index is a segment's number, five bits, and a step of three. vpshufb gives 0 where bit 7 is set: after adding
     // 0x70 in the last 16 segments, after subtracting 16 in the first.
     const __m256i segment = _mm256_and_si256(_mm256_srli_epi16(index, 3), _mm256_set1_epi8(31));
@@ -88,8 +57,8 @@ struct SegmentTable {
 
 /// Indices of up to 32 columns, 0 past the last.
 HXQ_ALWAYS_INLINE __m256i load_indices(const uint8_t* index, int64_t cols) {
-  if (cols >= kSegmentBlock) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
-  alignas(32) uint8_t padded[kSegmentBlock] = {};
+  if (cols >= kWordBlock) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  alignas(32) uint8_t padded[kWordBlock] = {};
   __builtin_memcpy(padded, index, static_cast<size_t>(cols));
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(padded));
 }
@@ -98,7 +67,7 @@ HXQ_ALWAYS_INLINE __m256i load_indices(const uint8_t* index, int64_t cols) {
 struct SegmentSums {
   __m256i first = _mm256_setzero_si256(), second = _mm256_setzero_si256();
 
-  HXQ_ALWAYS_INLINE void add(const SegmentLevels& level, const SegmentBlock& x) {
+  HXQ_ALWAYS_INLINE void add(const WordLevels& level, const WordBlock& x) {
     first = add_pair_products(first, level.first, _mm256_load_si256(reinterpret_cast<const __m256i*>(x.first)));
     second = add_pair_products(second, level.second, _mm256_load_si256(reinterpret_cast<const __m256i*>(x.second)));
   }
@@ -115,7 +84,7 @@ struct SegmentKernel {
   template <int kRows>
   HXQ_ALWAYS_INLINE void sum_row(int64_t row, int64_t apart, VecF (&total)[kRows]) const {
     const SegmentTable table(weight);
-    const SegmentXPart* part = first_part<SegmentXPart>(packed_x);
+    const WordXPart* part = first_part<WordXPart>(packed_x);
     const uint8_t* index[kRows];
     for (int i = 0; i < kRows; ++i) {
       index[i] = weight.indices + (row + i * apart) * weight.cols;
@@ -126,16 +95,16 @@ struct SegmentKernel {
         SegmentSums found;
         const auto add = [&](int64_t b, int64_t n) __attribute__((always_inline)) {
           found.add(table.look_up(load_indices(index[i], n)), part->block[b]);
-          index[i] += kSegmentBlock;
+          index[i] += kWordBlock;
         };
         if (left >= kDecodeQuantization.block) {
 #pragma GCC unroll 8
-          for (int64_t b = 0; b < kSegmentBlocks; ++b) {
+          for (int64_t b = 0; b < kWordBlocks; ++b) {
             if (b % 2 == 0) __builtin_prefetch(index[i] + kStreamPrefetch);
-            add(b, kSegmentBlock);
+            add(b, kWordBlock);
           }
         } else {
-          for (int64_t b = 0; b * kSegmentBlock < left; ++b) add(b, left - b * kSegmentBlock);
+          for (int64_t b = 0; b * kWordBlock < left; ++b) add(b, left - b * kWordBlock);
         }
         total[i] += found.total() * splat(part->scale);
       }
@@ -159,45 +128,42 @@ struct SegmentRows {
   const CodebookView& weight;
   const float* packed_x;
   int64_t x_floats;
-  SegmentBlock* blocks;  // [kGemvRows, stride]
+  WordBlock* blocks;  // [kGemvRows, stride]
 
-  static int64_t stride(int64_t cols) { return parts_of(cols) * kSegmentBlocks + 1; }  // no multiple of 4 KB
+  static int64_t stride(int64_t cols) { return parts_of(cols) * kWordBlocks + 1; }  // no multiple of 4 KB
 
-  const SegmentXPart* parts(int64_t t) const { return first_part<SegmentXPart>(packed_x + t * x_floats); }
+  const WordXPart* parts(int64_t t) const { return first_part<WordXPart>(packed_x + t * x_floats); }
 
   void open(int64_t first, int64_t rows) {
     const SegmentTable table(weight);
     for (int64_t i = 0; i < rows; ++i) {
       const uint8_t* index = weight.indices + (first + i) * weight.cols;
-      SegmentBlock* block = blocks + i * stride(weight.cols);
-      for (int64_t col = 0; col < weight.cols; col += kSegmentBlock, ++block) {
+      WordBlock* block = blocks + i * stride(weight.cols);
+      for (int64_t col = 0; col < weight.cols; col += kWordBlock, ++block) {
         __builtin_prefetch(index + col + kPrefetch);
-        const SegmentLevels level = table.look_up(load_indices(index + col, weight.cols - col));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(block->first), level.first);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(block->second), level.second);
+        table.look_up(load_indices(index + col, weight.cols - col)).store(*block);
       }
     }
   }
 
   template <int kTokens>
   HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
-    const int64_t all = (weight.cols + kSegmentBlock - 1) / kSegmentBlock, apart = stride(weight.cols);
+    const int64_t all = (weight.cols + kWordBlock - 1) / kWordBlock, apart = stride(weight.cols);
     VecF found[kTokens][kGemvRows] = {};
-    for (int64_t first = 0; first < all; first += kSegmentBlocks) {
-      const int64_t n = all - first < kSegmentBlocks ? all - first : kSegmentBlocks;
+    for (int64_t first = 0; first < all; first += kWordBlocks) {
+      const int64_t n = all - first < kWordBlocks ? all - first : kWordBlocks;
 #pragma GCC unroll 4
       for (int i = 0; i < kGemvRows; ++i) {
-        const SegmentBlock* block = blocks + i * apart + first;
+        const WordBlock* block = blocks + i * apart + first;
         SegmentSums of[kTokens];
         for (int64_t b = 0; b < n; ++b) {
-          const SegmentLevels level{_mm256_load_si256(reinterpret_cast<const __m256i*>(block[b].first)),
-                                    _mm256_load_si256(reinterpret_cast<const __m256i*>(block[b].second))};
+          const WordLevels level = WordLevels::load(block[b]);
 #pragma GCC unroll 2
-          for (int k = 0; k < kTokens; ++k) of[k].add(level, parts(t + k)[first / kSegmentBlocks].block[b]);
+          for (int k = 0; k < kTokens; ++k) of[k].add(level, parts(t + k)[first / kWordBlocks].block[b]);
         }
 #pragma GCC unroll 2
         for (int k = 0; k < kTokens; ++k) {
-          found[k][i] += of[k].total() * splat(parts(t + k)[first / kSegmentBlocks].scale);
+          found[k][i] += of[k].total() * splat(parts(t + k)[first / kWordBlocks].scale);
         }
       }
     }
@@ -213,7 +179,7 @@ struct SegmentRows {
 
 int64_t segment_gemv_floats(const CodebookView& weight, int64_t tokens) {
   if (tokens == 1) return 0;
-  const int64_t rows = kGemvRows * SegmentRows::stride(weight.cols) * static_cast<int64_t>(sizeof(SegmentBlock) / 4);
+  const int64_t rows = kGemvRows * SegmentRows::stride(weight.cols) * static_cast<int64_t>(sizeof(WordBlock) / 4);
   return OutlierSums::floats(tokens) + rows;
 }
 
@@ -223,7 +189,7 @@ void segment_gemv(const CodebookView& weight, const LinearArgs& args, const Gemv
     gemv_rows<2>(SegmentKernel{weight, work.packed_x}, args, begin, end);
     return add_outliers(weight, args, begin, end);
   }
-  auto* blocks = reinterpret_cast<SegmentBlock*>(work.memory + OutlierSums::floats(args.tokens));
+  auto* blocks = reinterpret_cast<WordBlock*>(work.memory + OutlierSums::floats(args.tokens));
   const SegmentRows rows{weight, work.packed_x, segment_x_floats(weight), blocks};
   joint_gemv(rows, weight, args, work.x_columns, begin, end, work.memory);
 }

@@ -9,8 +9,6 @@
 
 #pragma once
 
-#include "kernels/cpu/codebook-inl.h"
-#include "kernels/cpu/gemv_rows-inl.h"
 #include "kernels/cpu/grouped-inl.h"
 #include "kernels/cpu/packed_x_avx2-inl.h"
 
@@ -33,8 +31,6 @@ struct alignas(32) ByteXPart {
   ByteX block[kByteBlocks];
   float scale;
 };
-
-int64_t byte_x_floats(const GroupedView& weight) { return packed_floats<ByteXPart>(weight.cols); }
 
 /// The columns of a block's lanes, divided by 8. Those of byte indices are where vshufps gets them to.
 constexpr int kLaneOrder[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 4, 5, 2, 3, 6, 7}};
@@ -79,32 +75,7 @@ void pack_byte_x(const GroupedView& weight, const float* x, float* packed_x) {
   });
 }
 
-/// Bytes ahead of its reading that a stream of scales is asked for.
-constexpr int64_t kScalePrefetch = 256;
-
-/// The lanes of a block that have columns of group `group` of kGroups, a bit each.
-template <int kBits, int kGroups>
-constexpr int lanes_of(int group) {
-  int lanes = 0;
-  for (int lane = 0; lane < 8; ++lane) lanes |= (lane_order(kBits)[lane] * kGroups / 8 == group) << lane;
-  return lanes;
-}
-
-/// The scales of a block's lanes, in units of GroupedView::scale_unit.
-template <int kBits, int kGroups>
-HXQ_ALWAYS_INLINE VecF lane_scales(const float* multiples, const uint8_t* code) {
-  static_assert(kGroups == 1 || kGroups == 2 || kGroups == 4);
-  const auto scale = [&](int g) __attribute__((always_inline)) { return _mm256_broadcast_ss(multiples + code[g]); };
-  __m256 lanes = scale(0);
-  if constexpr (kGroups > 1) lanes = _mm256_blend_ps(lanes, scale(1), (lanes_of<kBits, kGroups>(1)));
-  if constexpr (kGroups > 2) {
-    lanes = _mm256_blend_ps(lanes, scale(2), (lanes_of<kBits, kGroups>(2)));
-    lanes = _mm256_blend_ps(lanes, scale(3), (lanes_of<kBits, kGroups>(3)));
-  }
-  return lanes;
-}
-
-/// Levels of 64 columns, as ByteX has them.
+/// Levels of 64 columns, as ByteX has them, plus 128.
 struct LevelBytes {
   __m256i first, second;
 };
@@ -119,12 +90,32 @@ struct PaddedBytes {
   }
 };
 
+/// The sums of a block's lanes.
+HXQ_ALWAYS_INLINE VecF lane_products(const LevelBytes& level, const ByteX& x) {
+  const auto at = [](const void* bytes) __attribute__((always_inline)) {
+    return _mm256_load_si256(static_cast<const __m256i*>(bytes));
+  };
+  const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(level.first, at(x.first_high)),
+                                        _mm256_maddubs_epi16(level.second, at(x.second_high)));
+  const __m256i low_first = _mm256_maddubs_epi16(level.first, at(x.first_low));
+  const __m256i low_second = _mm256_maddubs_epi16(level.second, at(x.second_low));
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(low_first, one), _mm256_madd_epi16(low_second, one));
+  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(128)), at(x.begin));
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, low));
+}
+
+/// Levels that vpshufb finds: a form of grouped_gemv_avx2-inl.h.
 template <int kBits>
-struct ByteLevels {
-  static constexpr int64_t kBytes = kByteBlock / 8 * kBits;
+struct ByteForm {
+  using Part = ByteXPart;
+  using Levels = LevelBytes;
+  static constexpr int64_t kColumns = kByteBlock, kBytes = kByteBlock / 8 * kBits;
+  static constexpr auto pack_x = pack_byte_x;
+  static constexpr const int (&kLanes)[8] = lane_order(kBits);
   __m256i table;
 
-  HXQ_ALWAYS_INLINE explicit ByteLevels(const GroupedView& weight)
+  HXQ_ALWAYS_INLINE explicit ByteForm(const GroupedView& weight)
       : table(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(weight.level_bytes)))) {}
 
   /// Bytes of a pair of indices: the lower bits are an even column's, those above them the odd one's.
@@ -155,10 +146,14 @@ struct ByteLevels {
 
 /// Byte indices of the levels -128 to 127.
 template <>
-struct ByteLevels<8> {
-  static constexpr int64_t kBytes = kByteBlock;
+struct ByteForm<8> {
+  using Part = ByteXPart;
+  using Levels = LevelBytes;
+  static constexpr int64_t kColumns = kByteBlock, kBytes = kByteBlock;
+  static constexpr auto pack_x = pack_byte_x;
+  static constexpr const int (&kLanes)[8] = lane_order(8);
 
-  HXQ_ALWAYS_INLINE explicit ByteLevels(const GroupedView&) {}
+  HXQ_ALWAYS_INLINE explicit ByteForm(const GroupedView&) {}
 
   HXQ_ALWAYS_INLINE LevelBytes look_up(const uint8_t* from, int64_t cols) const {
     if (cols < kByteBlock) return look_up(PaddedBytes<kByteBlock>(from, cols).bytes, kByteBlock);
@@ -166,188 +161,6 @@ struct ByteLevels<8> {
     return {_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd))};
   }
 };
-
-/// The sums of a block's lanes.
-HXQ_ALWAYS_INLINE VecF byte_products(const LevelBytes& level, const ByteX& x) {
-  const auto at = [](const void* bytes) __attribute__((always_inline)) {
-    return _mm256_load_si256(static_cast<const __m256i*>(bytes));
-  };
-  const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(level.first, at(x.first_high)),
-                                        _mm256_maddubs_epi16(level.second, at(x.second_high)));
-  const __m256i low_first = _mm256_maddubs_epi16(level.first, at(x.first_low));
-  const __m256i low_second = _mm256_maddubs_epi16(level.second, at(x.second_low));
-  const __m256i one = _mm256_set1_epi16(1);
-  const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(low_first, one), _mm256_madd_epi16(low_second, one));
-  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(128)), at(x.begin));
-  return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, low));
-}
-
-/// One decode row: a kernel of gemv_rows.
-template <int kBits, int kGroups>
-struct ByteKernel {
-  const GroupedView& weight;
-  const float* packed_x;
-
-  /// The sums of a row of each of kRows streams.
-  template <int kRows>
-  HXQ_ALWAYS_INLINE void sum_row(int64_t row, int64_t apart, VecF (&found)[kRows]) const {
-    constexpr int64_t kBytes = ByteLevels<kBits>::kBytes;
-    const ByteLevels<kBits> levels(weight);
-    const GroupCodes<kGroups> groups(weight);
-    const float* multiples = weight.scale_multiples;
-    const ByteXPart* part = first_part<ByteXPart>(packed_x);
-    const uint8_t *from[kRows], *code[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      from[i] = weight.packed + (row + i * apart) * weight.row_bytes;
-      code[i] = weight.scales + (row + i * apart) * weight.groups;
-      found[i] = VecF{};
-    }
-    int64_t col = 0;
-    for (; weight.cols - col >= kDecodeQuantization.block; col += kDecodeQuantization.block, ++part) {
-      VecF sum[kRows] = {};
-      for (int i = 0; i < kRows; ++i) __builtin_prefetch(code[i] + kScalePrefetch);
-#pragma GCC unroll 4
-      for (int64_t b = 0; b < kByteBlocks; ++b) {
-        const ByteX& x = part->block[b];
-        const int64_t group = kGroups == 1 ? groups.group_of(col + b * kByteBlock) : b * kGroups;
-#pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) {
-          if (b * kBytes % 64 < kBytes) __builtin_prefetch(from[i] + b * kBytes + kStreamPrefetch);
-          const VecF product = byte_products(levels.look_up(from[i] + b * kBytes, kByteBlock), x);
-          const VecF scale = lane_scales<kBits, kGroups>(multiples, code[i] + group);
-          sum[i] += product * scale;
-        }
-      }
-      for (int i = 0; i < kRows; ++i) {
-        found[i] += sum[i] * splat(part->scale);
-        from[i] += kByteBlocks * kBytes;
-        if (kGroups > 1) code[i] += kByteBlocks * kGroups;
-      }
-    }
-    if (col == weight.cols) return;
-    VecF sum[kRows] = {};
-    for (const ByteX* x = part->block; col < weight.cols; col += kByteBlock, ++x) {
-      for (int i = 0; i < kRows; ++i) {
-        uint8_t rest[kGroups];
-        const uint8_t* codes = groups.codes(weight.scales + (row + i * apart) * weight.groups, col, rest);
-        const VecF product = byte_products(levels.look_up(from[i], weight.cols - col), *x);
-        sum[i] += product * lane_scales<kBits, kGroups>(multiples, codes);
-        from[i] += kBytes;
-      }
-    }
-    for (int i = 0; i < kRows; ++i) found[i] += sum[i] * splat(part->scale);
-  }
-
-  template <int kRows>
-  __attribute__((noinline)) void sum(int64_t row, int64_t rows, int64_t apart, RowTotals<kRows>& totals) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      VecF found[kRows];
-      sum_row<kRows>(row + r, apart, found);
-      for (int i = 0; i < kRows; ++i) totals[i][r] = found[i];
-    }
-  }
-
-  VecF finish(int64_t, int64_t, VecF sums) const { return finish_sums(packed_x, sums); }
-};
-
-/// A block of a row that was looked up.
-struct alignas(32) ByteBlock {
-  LevelBytes level;
-  VecF scale;
-};
-
-/// Several decode rows: a kernel of joint_gemv that looks rows up once, into memory.
-template <int kBits, int kGroups>
-struct ByteRows {
-  const GroupedView& weight;
-  const float* packed_x;
-  int64_t x_floats;
-  ByteBlock* blocks;  // [kGemvRows, stride]
-
-  static int64_t stride(int64_t cols) { return parts_of(cols) * kByteBlocks + 1; }  // no multiple of 4 KB
-
-  void open(int64_t first, int64_t rows) {
-    const ByteLevels<kBits> levels(weight);
-    const GroupCodes<kGroups> groups(weight);
-    for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t* code = weight.scales + (first + i) * weight.groups;
-      const uint8_t* from = weight.packed + (first + i) * weight.row_bytes;
-      ByteBlock* block = blocks + i * stride(weight.cols);
-      for (int64_t col = 0; col < weight.cols; col += kByteBlock, from += ByteLevels<kBits>::kBytes, ++block) {
-        __builtin_prefetch(from + kPrefetch);
-        block->level = levels.look_up(from, weight.cols - col);
-        uint8_t rest[kGroups];
-        block->scale = lane_scales<kBits, kGroups>(weight.scale_multiples, groups.codes(code, col, rest));
-      }
-    }
-  }
-
-  template <int kTokens>
-  HXQ_ALWAYS_INLINE void sum(int64_t t, RowSums<kTokens>& sums) const {
-    const int64_t all = (weight.cols + kByteBlock - 1) / kByteBlock, apart = stride(weight.cols);
-    VecF found[kTokens][kGemvRows] = {};
-    for (int64_t first = 0; first < all; first += kByteBlocks) {
-      const int64_t n = all - first < kByteBlocks ? all - first : kByteBlocks;
-#pragma GCC unroll 3
-      for (int k = 0; k < kTokens; ++k) {
-        const ByteXPart& part = first_part<ByteXPart>(packed_x + (t + k) * x_floats)[first / kByteBlocks];
-        VecF sum[kGemvRows] = {};
-        for (int64_t b = 0; b < n; ++b) {
-          const ByteX& x = part.block[b];
-#pragma GCC unroll 4
-          for (int i = 0; i < kGemvRows; ++i) {
-            const ByteBlock& block = blocks[i * apart + first + b];
-            sum[i] += byte_products(block.level, x) * block.scale;
-          }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < kGemvRows; ++i) found[k][i] += sum[i] * splat(part.scale);
-      }
-    }
-#pragma GCC unroll 3
-    for (int k = 0; k < kTokens; ++k) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kGemvRows; ++i) sums[k][i] = found[k][i];
-    }
-  }
-
-  Vec4 finish(int64_t t, Vec4 sums) const { return finish_sums(packed_x + t * x_floats, sums); }
-};
-
-int64_t byte_gemv_floats(const GroupedView& weight, int64_t tokens) {
-  const int64_t blocks = kGemvRows * ByteRows<8, 1>::stride(weight.cols);
-  return tokens == 1 ? 0 : blocks * static_cast<int64_t>(sizeof(ByteBlock) / sizeof(float));
-}
-
-template <int kBits, int kGroups>
-void byte_gemv_of(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  if (args.tokens == 1) return gemv_rows<2>(ByteKernel<kBits, kGroups>{weight, work.packed_x}, args, begin, end);
-  auto* blocks = reinterpret_cast<ByteBlock*>(work.memory);
-  joint_gemv(ByteRows<kBits, kGroups>{weight, work.packed_x, byte_x_floats(weight), blocks}, args, begin, end);
-}
-
-template <int kBits>
-void byte_gemv_by_group(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin,
-                        int64_t end) {
-  const auto multiply = weight.group == 16   ? byte_gemv_of<kBits, 4>
-                        : weight.group == 32 ? byte_gemv_of<kBits, 2>
-                                             : byte_gemv_of<kBits, 1>;
-  multiply(weight, args, work, begin, end);
-}
-
-void byte_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
-  const auto multiply = weight.bits == 3   ? byte_gemv_by_group<3>
-                        : weight.bits == 4 ? byte_gemv_by_group<4>
-                                           : byte_gemv_by_group<8>;
-  multiply(weight, args, work, begin, end);
-}
-
-constexpr Gemv<GroupedView> kByteGemv{
-    .packed_x_floats = byte_x_floats, .pack_x = pack_byte_x, .memory_floats = byte_gemv_floats, .multiply = byte_gemv};
-
-const Gemv<GroupedView>& choose_grouped_gemv(const GroupedView& weight) {
-  return weight.level_bytes && has_integer_groups(weight) ? kByteGemv : kDecodedGemv;
-}
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -8,8 +8,8 @@
 
 #include "kernels/cpu/codebook_gemm_avx2-inl.h"
 #include "kernels/cpu/codebook_segments_avx2-inl.h"
-#include "kernels/cpu/grouped_bytes_avx2-inl.h"
 #include "kernels/cpu/grouped_gemm_avx2-inl.h"
+#include "kernels/cpu/grouped_gemv_avx2-inl.h"
 #include "kernels/cpu/ops-inl.h"
 
 namespace hxq::kernels::cpu {

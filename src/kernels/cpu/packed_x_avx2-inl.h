@@ -68,6 +68,57 @@ void round_x(const float* x, int64_t cols, float unit, float* packed_x, Put put)
   }
 }
 
+/// Columns of a WordBlock, and blocks that share a scale of x.
+constexpr int64_t kWordBlock = 32;
+constexpr int64_t kWordBlocks = kDecodeQuantization.block / kWordBlock;
+
+/// 32 whole numbers of 16 bits, in the order in which two planes of bytes are interleaved within 128 bits: `first` has
+/// the first eight of every sixteen, `second` the others.
+struct alignas(32) WordBlock {
+  int16_t first[16], second[16];
+};
+
+struct alignas(32) WordXPart {
+  WordBlock block[kWordBlocks];
+  float scale;
+};
+
+inline void pack_word_x(const float* x, int64_t cols, float unit, float* packed_x) {
+  round_x<WordXPart>(x, cols, unit, packed_x, [&](const int32_t* whole, WordXPart* part) {
+    for (WordBlock& block : part->block) {
+      const auto at = [&](int64_t i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(whole + 8 * i)); };
+      // Packing takes four numbers of either in turn, so that eight adjacent ones are to be put together first.
+      const auto put = [&](__m256i a, __m256i b, int16_t* to) {
+        const __m256i packed = _mm256_packs_epi32(a, b);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
+      };
+      put(at(0), at(2), block.first);
+      put(at(1), at(3), block.second);
+      whole += kWordBlock;
+    }
+  });
+}
+
+/// Levels of 32 columns, as WordBlock has them.
+struct WordLevels {
+  __m256i first, second;
+
+  /// Of planes of their lower and upper bytes.
+  HXQ_ALWAYS_INLINE static WordLevels of_planes(__m256i low, __m256i high) {
+    return {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)};
+  }
+
+  HXQ_ALWAYS_INLINE static WordLevels load(const WordBlock& from) {
+    return {_mm256_load_si256(reinterpret_cast<const __m256i*>(from.first)),
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(from.second))};
+  }
+
+  HXQ_ALWAYS_INLINE void store(WordBlock& to) const {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to.first), first);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to.second), second);
+  }
+};
+
 /// y of rows from the sums of the products with a token's whole numbers.
 inline VecF finish_sums(const float* packed_x, VecF sums) {
   const float exponent = reinterpret_cast<const PackedHead*>(packed_x)->exponent;
