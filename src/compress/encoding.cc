@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 
 #include "hxq/compress.h"
 #include "hxq/error.h"
@@ -49,8 +50,8 @@ const Encoder& encoder_for(const EncodingChoice& choice) {
 const Profile& profile_with(const Encoder& encoder, int bits) {
   const auto found = std::ranges::find(encoder.profiles, bits, &Profile::bits);
   if (found != encoder.profiles.end()) return *found;
-  std::vector<int> known;
-  std::ranges::transform(encoder.profiles, std::back_inserter(known), &Profile::bits);
+  std::set<int> known;
+  for (const Profile& any : encoder.profiles) known.insert(any.bits);
   throw Error(fmt::format("{} bits: expected one of {}", bits, fmt::join(known, ", ")));
 }
 

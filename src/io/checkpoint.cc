@@ -17,6 +17,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kSingleFile = "model.safetensors";
 constexpr std::string_view kIndexFile = "model.safetensors.index.json";
+constexpr std::string_view kAdapterFile = "adapter_model.safetensors";
 constexpr std::string_view kFileSuffix = ".safetensors";
 constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 
@@ -88,10 +89,11 @@ fs::path only_file(const fs::path& dir, std::string_view ending) {
   return files.size() == 1 ? files.front() : fs::path();
 }
 
-/// A shard without the index that lists the others is part of a model.
+/// A shard without the index that lists the others is part of a model, and an adapter is a change of one.
 void check_is_whole(const fs::path& file) {
   static const std::regex kShard(R"((.*)-\d+-of-\d+\.safetensors)");
   const std::string name = file.filename().string();
+  if (name == kAdapterFile) throw Error("is an adapter, not a model: merge it into its model", {.file = file.string()});
   std::smatch match;
   if (!std::regex_match(name, match, kShard)) return;
   throw Error(fmt::format("is one shard of a model, but {}{}, which lists all of them, is missing", match[1].str(),

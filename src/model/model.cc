@@ -20,6 +20,14 @@
 namespace hxq {
 namespace {
 
+/// transformers applies an adapter that lies beside the weights: without it, these would be another model.
+void check_no_adapter(const std::filesystem::path& dir) {
+  const std::filesystem::path file = dir / "adapter_config.json";
+  if (!is_there(file)) return;
+  throw Error("is of an adapter, which is not applied here: merge it into the weights, or move it to another folder",
+              {.file = file.string()});
+}
+
 /// The tokens that end a sequence: those of the settings to generate with, or else of the model.
 std::vector<int32_t> eos_tokens(const std::filesystem::path& dir, const ModelDesc& desc) {
   const std::filesystem::path path = dir / "generation_config.json";
@@ -94,6 +102,7 @@ Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
 Model Model::open(const std::filesystem::path& dir, const ModelOptions& options) {
+  check_no_adapter(dir);
   auto parts = std::make_unique<Parts>(Checkpoint::open(dir));
   const std::string config_file = (dir / "config.json").string();
   if (parts->checkpoint.config().is_null()) {

@@ -99,6 +99,9 @@ jinja::Template parsed_template(std::string_view source, const std::string& file
                 {.file = file});
   }
   if (!is_valid_utf8(source)) throw Error("is not UTF-8 text", {.file = file});
+  if (const size_t nul = source.find('\0'); nul != source.npos) {
+    throw Error("holds a NUL, expected UTF-8 text", {.file = file, .offset = nul});
+  }
   return {source, file};
 }
 

@@ -463,6 +463,14 @@ def test_text_that_is_not_utf8(hxq, tmp_path, encoding):
     hxq("chat", MODEL, "--template", text).fails_with(text, "is not UTF-8")
 
 
+def test_text_of_utf16_without_a_mark(hxq, tmp_path):
+    """It is UTF-8, with a NUL after every letter."""
+    text = tmp_path / "text"
+    text.write_bytes("The city of London is".encode("utf-16-le"))
+    for verb, option in (("perplexity", "--text"), ("generate", "--prompt-file"), ("chat", "--template")):
+        hxq(verb, MODEL, option, text).fails_with(text, "holds a NUL, expected UTF-8", "at byte 1")
+
+
 def test_a_text_file_that_cannot_be_read_says_why(hxq, tmp_path):
     hxq("perplexity", MODEL, "--text", tmp_path / "none").fails_with(tmp_path / "none", "No such file or directory")
 

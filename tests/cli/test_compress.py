@@ -133,6 +133,7 @@ def test_pattern_that_changes_nothing(hxq, tmp_path):
         assert result.code == 0 and "pattern '*.A_log' has no effect" in result.err
         assert "no effect" not in hxq("compress", "--dry-run", MODEL, tmp_path / "out", option, "*.in_proj.*").err
     assert "exists already" in hxq("compress", "--dry-run", MODEL, tmp_path).err
+    hxq("compress", "--dry-run", "--resume", MODEL, tmp_path).fails_with("--dry-run excludes --resume", code=2)
 
 
 def test_existing_destination_is_not_touched(hxq, tmp_path):

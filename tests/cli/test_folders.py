@@ -252,6 +252,11 @@ def test_an_adapter_beside_the_weights_is_left_out_as_a_whole(hxq, model_copy, t
     result = hxq("compress", model_copy, tmp_path / "out")
     assert result.code == 0 and "adapter_config.json" in result.err and "adapter_model.safetensors" in result.err
     assert not list((tmp_path / "out").glob("adapter*"))
+    # transformers would run the model with the adapter.
+    hxq("generate", model_copy, "--prompt", "a").fails_with("adapter_config.json: is of an adapter, which is not applied")
+    # What is left is an adapter alone, which is not compressed as if it were the model.
+    (model_copy / "model.safetensors").rename(model_copy / "adapter_model.safetensors")
+    hxq("compress", model_copy, tmp_path / "no").fails_with("adapter_model.safetensors: is an adapter, not a model")
 
 
 @pytest.mark.parametrize("kind", ["line of 8 GB", "pipe", "link"])

@@ -126,7 +126,7 @@ RunVerb add_chat(CLI::App& app) {
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--system", arguments->system,
                  "What the model is told first; empty: nothing, in place of what its template says then");
-  app.add_option("--template", arguments->template_file, "Use the chat template in this file, not the model's own");
+  add_path(app, "--template", arguments->template_file, "Use the chat template in this file, not the model's own");
   add_generation_options(app, arguments->options);
   app.add_flag("--json", arguments->json, "Print a line of JSON for each answer");
   arguments->model.add_to(app);

@@ -168,11 +168,13 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("--keep", arguments->options.keep, "Store tensors whose names match this shell pattern exactly");
   app.add_option("--only", arguments->options.only, "Compress nothing but tensors that match this shell pattern");
   add_threads(app, arguments->options.threads, "Threads (0: all cores); the bytes written are the same");
-  app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
+  auto* dry_run =
+      app.add_flag("--dry-run", arguments->dry_run, "Show what would be done to each tensor; write nothing");
   app.add_flag("-f,--force", arguments->options.force,
                "Replace DST if an earlier compression wrote it and nothing was added to it since");
   app.add_flag("--resume", arguments->options.resume,
-               "Take up what a killed compression of SRC to DST has done; the bytes are those of an undisturbed one");
+               "Take up what a killed compression of SRC to DST has done; the bytes are those of an undisturbed one")
+      ->excludes(dry_run);
   add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print the receipt (or the plan) as JSON");
   app.footer("Example: hxq compress models/wiki-mamba-7m build/wiki-mamba-7m-hxq");

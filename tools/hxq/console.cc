@@ -168,6 +168,10 @@ std::string read_text(const std::string& path) {
   std::string text = bytes_of(path);
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   check_utf8(text, name_of_text(path));
+  // Text of UTF-16 without a mark is UTF-8 with a NUL in every character.
+  if (const size_t nul = text.find('\0'); nul != text.npos) {
+    throw Error("holds a NUL, expected UTF-8 text", {.file = name_of_text(path), .offset = nul});
+  }
   return text;
 }
 

@@ -12,6 +12,7 @@
 #include "console.h"
 #include "generation_arguments.h"
 #include "hxq/error.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -115,9 +116,6 @@ class TextPrinter {
 
 int run(Arguments& arguments) {
   arguments.options.interrupted = is_interrupted;
-  if (arguments.json && (arguments.stream || arguments.echo)) {
-    print_notice("--stream and --echo without effect: --json prints prompt and text when all is done");
-  }
   const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
@@ -152,15 +150,17 @@ RunVerb add_generate(CLI::App& app) {
   auto* prompt = add_texts(app, "-p,--prompt", arguments->prompts,
                            "Text to continue (may be given more than once: each is continued by itself)");
   auto* file =
-      app.add_option("--prompt-file", arguments->prompt_file, "Read the prompt from this file (-: standard input)");
-  auto* lines = app.add_option("--prompts-file", arguments->prompts_file,
-                               "Continue each line of this file by itself (empty lines are left out)");
+      add_path(app, "--prompt-file", arguments->prompt_file, "Read the prompt from this file (-: standard input)");
+  auto* lines = add_path(app, "--prompts-file", arguments->prompts_file,
+                         "Continue each line of this file by itself (empty lines are left out)");
   file->excludes(prompt);
   lines->excludes(prompt)->excludes(file);
   add_generation_options(app, arguments->options);
-  app.add_flag("--stream", arguments->stream, "Print text as it comes (always so on a terminal)");
-  app.add_flag("--echo", arguments->echo, "Print the prompt before its continuation");
-  app.add_flag("--json", arguments->json, "Print JSON: an object, or a list of them for several prompts");
+  auto* stream = app.add_flag("--stream", arguments->stream, "Print text as it comes (always so on a terminal)");
+  auto* echo = app.add_flag("--echo", arguments->echo, "Print the prompt before its continuation");
+  app.add_flag("--json", arguments->json, "Print JSON, when all is done: an object, or a list for several prompts")
+      ->excludes(stream)
+      ->excludes(echo);
   arguments->model.add_to(app);
   app.footer(
       "Without a prompt option, what is piped or redirected into the command is read to its end and continued, less\n"

@@ -1,6 +1,6 @@
 #include "generation_arguments.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -20,12 +20,18 @@ size_t prompt_runs(const GenerateResult& result) {
 }
 size_t decode_runs(const GenerateResult& result) { return result.tokens.empty() ? 0 : result.tokens.size() - 1; }
 
-void warn_of_unused(std::vector<CLI::Option*> options) {
-  std::erase_if(options, [](const CLI::Option* option) { return option->count() == 0; });
-  if (options.empty()) return;
-  std::string names;
-  for (const CLI::Option* option : options) names += (names.empty() ? "" : ", ") + option->get_name();
-  print_notice(fmt::format("{} without effect: --temperature is 0, which takes the most likely token", names));
+/// Options for choosing among tokens, where nothing is chosen, are most likely a temperature that was forgotten.
+void check_sampling(const SamplingOptions& sampling) {
+  if (sampling.temperature != 0) return;
+  const SamplingOptions none;
+  std::vector<const char*> unused;
+  if (sampling.top_k != none.top_k) unused.push_back("--top-k");
+  if (sampling.top_p != none.top_p) unused.push_back("--top-p");
+  if (sampling.seed != none.seed) unused.push_back("--seed");
+  if (unused.empty()) return;
+  throw CLI::ValidationError(
+      fmt::format("{} without effect: --temperature is 0, which takes the most likely token", fmt::join(unused, ", ")),
+      CLI::ExitCodes::ValidationError);
 }
 
 }  // namespace
@@ -44,19 +50,18 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--temperature", sampling.temperature, "0: always the most likely token")
       ->capture_default_str()
       ->check(number("a number, at least 0", [](double value) { return value >= 0 && std::isfinite(value); }));
-  auto* top_k = app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")
-                    ->capture_default_str()
-                    ->check(whole_number(0));
-  auto* top_p =
-      app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
-          ->capture_default_str()
-          ->check(number("a number above 0 and at most 1", [](double value) { return value > 0 && value <= 1; }));
+  app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")
+      ->capture_default_str()
+      ->check(whole_number(0));
+  app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
+      ->capture_default_str()
+      ->check(number("a number above 0 and at most 1", [](double value) { return value > 0 && value <= 1; }));
   app.add_option("--repetition-penalty", sampling.repetition_penalty, "> 1: tokens seen before are less likely")
       ->capture_default_str()
       ->check(number("a number above 0", [](double value) { return value > 0 && std::isfinite(value); }));
-  auto* seed = app.add_option("--seed", sampling.seed, "The same seed gives the same text")
-                   ->capture_default_str()
-                   ->check(whole_number<uint64_t>(0));
+  app.add_option("--seed", sampling.seed, "The same seed gives the same text")
+      ->capture_default_str()
+      ->check(whole_number<uint64_t>(0));
   add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)")
       ->check(CLI::Validator(
           [](const std::string& text) {
@@ -65,9 +70,7 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
           },
           ""));
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
-  app.final_callback([&sampling, unused = std::vector<CLI::Option*>{top_k, top_p, seed}] {
-    if (sampling.temperature == 0) warn_of_unused(unused);
-  });
+  app.final_callback([&sampling] { check_sampling(sampling); });
 }
 
 nlohmann::ordered_json result_json(const GenerateResult& result) {

@@ -7,6 +7,7 @@
 
 #include "console.h"
 #include "scoring.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -47,8 +48,8 @@ RunVerb add_perplexity(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   ScoringArguments& scoring = arguments->scoring;
   app.add_option("DIR", scoring.dir, "Model folder, compressed or dense")->required();
-  app.add_option("--text", scoring.text, "Text file (-: standard input)")->required();
-  app.add_option("--against", scoring.against, "Another model folder to compare with: mean KL and same top token");
+  add_path(app, "--text", scoring.text, "Text file (-: standard input)")->required();
+  add_path(app, "--against", scoring.against, "Another model folder to compare with: mean KL and same top token");
   app.add_flag("--json", arguments->json, "Print JSON, every window included");
   scoring.add_to(app);
   app.footer(

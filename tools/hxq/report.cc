@@ -10,6 +10,7 @@
 #include "hxq/error.h"
 #include "hxq/utf8.h"
 #include "scoring.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -87,11 +88,11 @@ RunVerb add_report(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   ScoringArguments& scoring = arguments->scoring;
   app.add_option("DIR", scoring.dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
-  app.add_option("-o,--output", arguments->output, "The page to write (default: DIR.html)");
-  app.add_option("--source", arguments->source,
-                 "The dense folder it was made from: verify against it, and show its weights");
-  CLI::Option* text = app.add_option(
-      "--text", scoring.text, "Text file (-: standard input) to score: KL by window with --source, else the loss");
+  add_path(app, "-o,--output", arguments->output, "The page to write (default: DIR.html)");
+  add_path(app, "--source", arguments->source,
+           "The dense folder it was made from: verify against it, and show its weights");
+  CLI::Option* text = add_path(app, "--text", scoring.text,
+                               "Text file (-: standard input) to score: KL by window with --source, else the loss");
   app.add_flag("--force", arguments->force, "Replace a page that an earlier report has written");
   scoring.add_to(app);
   for (const char* option : {"--window", "--stride", "--windows", "--precision", "--device"}) {

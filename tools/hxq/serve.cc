@@ -93,10 +93,10 @@ RunVerb add_serve(CLI::App& app) {
       ->check(whole_number(1, 1 << 20));
   add_size(app, "--prefix-cache", options.prefix_bytes, 0,
            "Memory for states after beginnings of prompts, from where others go on (256MB; 0: none)");
-  app.add_option("--api-key-file", arguments->api_key_file, "Serve clients that have one of the keys in this file");
+  add_path(app, "--api-key-file", arguments->api_key_file, "Serve clients that have one of the keys in this file");
   add_texts(app, "--cors-origin", options.cors_origins,
             "Let pages of this origin in, as https://example.org (may be given more than once; *: all)");
-  app.add_option("--template", arguments->template_file, "Use the chat template in this file, not the model's own");
+  add_path(app, "--template", arguments->template_file, "Use the chat template in this file, not the model's own");
   const auto add_seconds = [&app](const char* name, double& seconds, const char* description) {
     app.add_option(name, seconds, description)
         ->capture_default_str()

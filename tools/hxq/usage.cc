@@ -64,6 +64,11 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, in
   return app.add_option(name, CLI::callback_t(parse), description)->type_name("SIZE")->type_size(1)->expected(1);
 }
 
+CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path, const std::string& description) {
+  const auto check = [](const std::string& text) { return text.empty() ? not_as_expected("a path", text) : ""; };
+  return app.add_option(name, path, description)->check(CLI::Validator(check, ""));
+}
+
 CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes) {
   return add_size(app, "--max-shard-size", bytes, 1,
                   "Tensors in one file at most; more become shards with an index (5GB)");

@@ -56,6 +56,9 @@ CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& descrip
 CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, int64_t least,
                       const std::string& description);
 
+/// An option that names a file or folder. An empty name, most likely of a variable that is not set, is wrong use.
+CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path, const std::string& description);
+
 /// --max-shard-size.
 CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "console.h"
+#include "usage.h"
 #include "verbs.h"
 
 namespace hxq::tools {
@@ -84,8 +85,8 @@ int run(const Arguments& arguments) {
 RunVerb add_verify(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("DIR", arguments->dir, "Compressed model folder")->required();
-  app.add_option("--source", arguments->source,
-                 "The dense folder it was made from: also measure the distance, and check every fidelity figure");
+  add_path(app, "--source", arguments->source,
+           "The dense folder it was made from: also measure the distance, and check every fidelity figure");
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq verify build/wiki-mamba-7m-hxq --source models/wiki-mamba-7m");
   return [arguments] { return run(*arguments); };
