@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Grows when a function or struct changes or goes; new functions leave it as it is. */
-#define HXQ_C_ABI 6
+#define HXQ_C_ABI 7
 
 typedef enum hxq_status {
   HXQ_OK = 0,
@@ -92,11 +92,13 @@ typedef struct hxq_context hxq_context; /* threads, instruction set and reusable
 typedef struct hxq_matrix hxq_matrix;   /* a compressed weight matrix */
 typedef struct hxq_encoded hxq_encoded; /* the tensors that stand for a compressed matrix */
 
-/* Called with the name of the tensor at hand (empty at the end) and with bytes done and in all. Any result but 0 stops
- * the work: the call returns HXQ_CANCELLED and leaves nothing behind. */
+/* Functions may be null; both are called in the calling thread. report: with the name of the tensor at hand (empty at
+ * the end) and with bytes done and in all; any result but 0 stops the work: the call returns HXQ_CANCELLED and leaves
+ * nothing behind. notice: with a line that the user should read, such as what is left out. */
 typedef struct hxq_progress {
   int32_t (*report)(const char* tensor, int64_t done, int64_t total, void* user);
   void* user;
+  void (*notice)(const char* line, void* user);
 } hxq_progress;
 
 /* ---- The library ---- */
@@ -170,9 +172,13 @@ HXQ_API hxq_status hxq_decode(hxq_context* context, const hxq_matrix* matrix, co
 
 /* ---- Compression of one matrix ---- */
 
-/* Whether the policy would compress a tensor of that role ("embedding", "projection" or "head"), shape and dtype; its
- * data is not looked at. */
-HXQ_API hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_t* answer);
+/* Whether the runtime knows the architecture that `config`, the text of a config.json, names: then tensors have roles.
+ */
+HXQ_API hxq_status hxq_knows_architecture(const char* config, int32_t* answer);
+/* Whether the policy would compress a tensor of that shape and dtype; its data is not looked at. role: "embedding",
+ * "projection" or "head"; null: nothing tells what it is for, so shape and dtype decide alone. profile: one of
+ * hxq_profiles; null: the first. */
+HXQ_API hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, const char* profile, int32_t* answer);
 
 typedef struct hxq_encode_options {
   double sidecar_fraction; /* the share of weights kept exactly, 0 to 1 */

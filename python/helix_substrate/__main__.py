@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+import threading
 
 from . import _core
 
@@ -32,6 +35,50 @@ def _bits_by_role(pairs: list[tuple[str, int]]) -> dict[str, int]:
     if len(by_role) < len(pairs):
         raise ValueError("--bits-for names a role twice")
     return by_role
+
+
+def _low_rank(text: str) -> int | None:
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected auto, off or a rank, not {text!r}")
+    return int(text)
+
+
+class _Once(argparse.Action):
+    """Takes an option that has one value; of two, one would be left out in silence."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = namespace.__dict__.setdefault("_given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"argument {option_string}: given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register("action", None, _Once)
+
+
+@contextlib.contextmanager
+def _signals_as_exits():
+    """SIGTERM and SIGHUP end the work as ^C does: nothing is left of what was being written."""
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has one ignored
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _compress(arguments) -> int:
@@ -72,7 +119,7 @@ def _decompress(arguments) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m helix_substrate", description=__doc__)
+    parser = _Parser(prog="python -m helix_substrate", description=__doc__)
     parser.add_argument("--version", action="version", version=_core.version())
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -87,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         help="other bits for embedding, projection or head",
     )  # fmt: skip
     verb.add_argument("--sidecar-fraction", type=float, default=0.001, help="share of weights kept exactly (0.001)")
-    verb.add_argument("--low-rank", type=int, metavar="N", help="rank of a term kept apart (one where it pays)")
+    verb.add_argument(
+        "--low-rank", type=_low_rank, metavar="N", help="rank of a term kept apart, auto (where it pays) or off"
+    )
     verb.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="tensors to store exactly")
     verb.add_argument("--only", action="append", default=[], metavar="PATTERN", help="compress nothing but these")
     verb.add_argument("--threads", type=int, default=0)
@@ -108,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("decompress", help="write a compressed folder as a dense one")
     verb.add_argument("source")
     verb.add_argument("destination")
-    verb.add_argument("--dtype", choices=("F32", "F16", "BF16"), default="F32")
+    verb.add_argument("--dtype", type=str.upper, choices=("F32", "F16", "BF16"), default="F32")
     verb.set_defaults(run=_decompress)
 
     for verb in verbs.choices.values():
@@ -119,7 +168,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv=None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with _signals_as_exits():
+            return arguments.run(arguments)
     except (_core.HxqError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

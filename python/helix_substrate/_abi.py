@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-ABI = 6
+ABI = 7
 
 #: Statuses that calls are told apart by.
 INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED = 1, 3, 5
@@ -39,7 +39,8 @@ Rows = _struct("rows", data=_P, dtype=_I, stride=_N)
 OutputRows = _struct("output_rows", data=_P, dtype=_I, stride=_N)
 FloatRows = _struct("float_rows", data=_P, stride=_N)
 Report = ctypes.CFUNCTYPE(c_int32, c_char_p, c_int64, c_int64, c_void_p)
-Progress = _struct("progress", report=Report, user=_P)
+Notice = ctypes.CFUNCTYPE(None, c_char_p, c_void_p)
+Progress = _struct("progress", report=Report, user=_P, notice=Notice)
 MatrixInfo = _struct(
     "matrix_info", rows=_N, cols=_N, codewords=_I, vector_dim=_I, outliers=_N, rank=_N, bytes=_N
 )  # fmt: skip
@@ -111,7 +112,8 @@ _SIGNATURES = {
     "hxq_gather_rows": [_P, _P, _N, _P, POINTER(OutputRows)],
     "hxq_gather_gradient": [_P, _P, _N, _P, _P, _P],
     "hxq_decode": [_P, _P, POINTER(OutputRows)],
-    "hxq_would_compress": [c_char_p, POINTER(Tensor), POINTER(_I)],
+    "hxq_knows_architecture": [c_char_p, POINTER(_I)],
+    "hxq_would_compress": [c_char_p, POINTER(Tensor), c_char_p, POINTER(_I)],
     "hxq_profiles": [POINTER(_P)],
     "hxq_encode": [POINTER(Tensor), POINTER(EncodeOptions), POINTER(_P), POINTER(Fidelity)],
     "hxq_encoded_part": [_P, c_size_t, POINTER(Tensor)],
@@ -172,7 +174,7 @@ def _load() -> ctypes.CDLL:
     if override:
         path = Path(override)
     if not path.exists():
-        raise ImportError(f"{path} is missing: helix_substrate is used from a source tree; run `pip install python/`")
+        raise ImportError(f"{path} is missing: helix_substrate is used from a source tree; run `pip install .` there")
     library = ctypes.CDLL(str(path))
     _check(library, path)
     for name, arguments in _SIGNATURES.items():

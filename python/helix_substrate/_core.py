@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import json
+import logging
 import os
 import queue
 import threading
@@ -17,6 +18,8 @@ from typing import Callable, Mapping, Optional, Sequence, Union
 
 from . import _abi
 from ._abi import library
+
+logger = logging.getLogger("helix_substrate")
 
 #: Element types by their safetensors name, in the order of `hxq_dtype`.
 DTYPES = {name: code for code, name in enumerate("F32 F16 BF16 F64 I64 I32 I16 U16 U8 I8 BOOL".split())}
@@ -166,11 +169,19 @@ def _destroy_matrix(address: int, owner) -> None:
     library.hxq_matrix_destroy(address)
 
 
-def would_compress(role: str, dtype: str, shape) -> bool:
+def knows_architecture(config: dict) -> bool:
+    """Whether the library knows what the tensors of a model with that configuration are for."""
+    answer = c_int32()
+    check(library.hxq_knows_architecture(text_in_c(json.dumps(config)), byref(answer)))
+    return bool(answer.value)
+
+
+def would_compress(role: Optional[str], dtype: str, shape, profile: Optional[str] = None) -> bool:
+    """role: None if nothing tells what the tensor is for."""
     if len(shape) > 4:
         return False
-    answer = c_int32()
-    check(library.hxq_would_compress(text_in_c(role), byref(tensor(None, dtype, shape, 0)), byref(answer)))
+    answer, asked = c_int32(), tensor(None, dtype, shape, 0)
+    check(library.hxq_would_compress(_name(role), byref(asked), _name(profile), byref(answer)))
     return bool(answer.value)
 
 
@@ -195,7 +206,7 @@ def low_rank_code(low_rank: Optional[int]) -> int:
 
 def whole_number(name: str, value: int, kind=c_int32) -> int:
     """value, as fields of that type take it: ctypes would cut off what is beyond. Raises ValueError and TypeError."""
-    if not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}, expected a whole number")
     if kind(value).value != value:
         raise ValueError(f"{name} is {value}, out of range")
@@ -287,11 +298,15 @@ class _Work:
         self._stopped = False
 
     def run(self, call: Callable[[_abi.Progress], int], progress: Progress) -> None:
-        """call(progress of the library) -> status. Raises what `progress` raises, once the work has stopped."""
+        """call(progress of the library) -> status. Raises what `progress` raises, once the work has stopped. What the
+        library notices is logged as warnings."""
         worker = threading.Thread(target=self._work, args=(call,), name="helix_substrate")
         worker.start()
         try:
             while (report := self._reports.get()) is not None:
+                if isinstance(report, str):
+                    logger.warning("%s", report)
+                    continue
                 if progress is not None:
                     progress(*report)
                 self._answers.put(0)
@@ -305,10 +320,10 @@ class _Work:
             raise self._failure
 
     def _work(self, call) -> None:
-        report = _abi.Report(self._report)
+        report, notice = _abi.Report(self._report), _abi.Notice(self._notice)
         self._failure: Optional[BaseException] = None
         try:
-            check(call(_abi.Progress(report, None)))
+            check(call(_abi.Progress(report, None, notice)))
         except BaseException as failure:
             self._failure = failure
         finally:
@@ -319,6 +334,9 @@ class _Work:
             return 1
         self._reports.put((tensor.decode(errors="replace"), done, total))
         return self._answers.get()
+
+    def _notice(self, line: bytes, _) -> None:
+        self._reports.put(line.decode(errors="replace"))
 
 
 def stored_modules(paths) -> dict:
@@ -381,7 +399,7 @@ def verify(folder: Folder, source: Optional[Folder] = None, progress: Progress =
 
 def decompress(source: Folder, destination: Folder, dtype: str = "F32", progress: Progress = None) -> None:
     """Writes a compressed folder as a dense one, matrices as dtype: F32 (exact), F16 or BF16."""
-    if dtype.upper() not in ("F32", "F16", "BF16"):
+    if not isinstance(dtype, str) or dtype.upper() not in ("F32", "F16", "BF16"):
         raise ValueError(f"dtype is {dtype}, expected F32, F16 or BF16")
     source, destination, code = path_in_c(source), path_in_c(destination), DTYPES[dtype.upper()]
     _Work().run(lambda report: library.hxq_decompress(source, destination, code, byref(report)), progress)

@@ -143,6 +143,8 @@ class Model(OpenModel):
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """Continues the sequence with `tokens`, then `count` times with the most likely token. Returns those."""
+        if _core.whole_number("count", count) < 0:
+            raise ValueError(f"count is {count}, expected 0 or more")
         found: list[int] = []
         phase = _abi.PREFILL
         for _ in range(count):

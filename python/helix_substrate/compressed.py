@@ -481,6 +481,8 @@ def encode(
     """The stored tensors of `weight` [rows, cols] compressed by the CPU, on the weight's device, and how far they are
     from it (a dict). encoding: profile, bits, group and low_rank, as for `compress`."""
     source = weight.detach()
+    if not source.is_floating_point():
+        raise TypeError(f"{name} is {source.dtype}, expected floating-point numbers")
     if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         source = source.float()
     source = source.to("cpu").contiguous()

@@ -30,6 +30,15 @@ def _check_profile(profile: str, sidecar_fraction: float, low_rank: Optional[int
     return known[profile]
 
 
+def _check_modules(modules: list) -> list:
+    """Entries are paths, or objects that name them."""
+    if isinstance(modules, (list, tuple)):
+        paths = [entry.get("module") if isinstance(entry, dict) else entry for entry in modules]
+        if all(isinstance(path, str) for path in paths):
+            return list(modules)
+    raise TypeError(f"compressed_modules is {str(modules)[:80]}, expected a list of paths of modules")
+
+
 class HxqConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model, and the options for compressing one while it is loaded.
 
@@ -86,7 +95,7 @@ class HxqConfig(QuantizationConfigMixin):
         self.compress_embeddings = compress_embeddings
         self.accelerate_ssm = accelerate_ssm
         self.precision = precision
-        self.compressed_modules = compressed_modules or []
+        self.compressed_modules = _check_modules(compressed_modules or [])
 
     @classmethod
     def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):

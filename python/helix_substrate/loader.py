@@ -116,7 +116,7 @@ class Loader:
         """Adds the LoRA matrices that the files hold (of `enable_lora`) to the modules."""
         wanted = {f"{path}.lora_A": module for path, module in self.made.items() if isinstance(module, HelixLinear)}
         for key, shape in _shapes_in(self.files):
-            for name in self._names(key):
+            for name in set(self._names(key)):
                 if name in wanted:
                     wanted[name].enable_lora(shape[0])
 
@@ -156,6 +156,8 @@ class Loader:
         """Reads parts again that were cast to the model's dtype: codebooks and sidecars keep theirs."""
         wanted = {}
         for path, module in self.made.items():
+            if not isinstance(module, Compressed):
+                continue  # tied to another one since
             own = {**module.stored_tensors(), "lora_scaling": module._buffers.get("lora_scaling")}
             for stored, tensor in own.items():
                 if tensor is not None and tensor.is_floating_point() and tensor.dtype is not torch.float32:
@@ -215,7 +217,7 @@ class Loader:
         """Compresses a model that was loaded dense."""
         selection = select(
             model, self.config.modules_to_not_convert or (), self.config.compress_embeddings, self.fresh,
-            option="modules_to_not_convert",
+            option="modules_to_not_convert", profile=self.config.profile,
         )  # fmt: skip
         # transformers' bar: `transformers.utils.logging.disable_progress_bar()` turns it off with the others.
         with transformers.utils.logging.tqdm(total=len(selection.modules), desc="Compressing") as bar:

@@ -71,7 +71,10 @@ class HelixLinear(Compressed, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, sidecar_fraction: float = 0.001, name: str = "") -> "HelixLinear":
-        """Compresses a dense layer into a new one. The bias is kept as it is; `.fidelity` says how close it is."""
+        """Compresses a dense layer into a new one, bias kept; `.fidelity` says how close it is. Raises TypeError for
+        what is no linear layer with a dense weight."""
+        if not (isinstance(linear, nn.Linear) or is_conv1d(type(linear))) or isinstance(linear, WithoutWeight):
+            raise TypeError(f"{name or 'the layer'} is a {type(linear).__name__}, expected a dense linear layer")
         return compressed_copy(linear, sidecar_fraction, name)
 
     @property
@@ -109,11 +112,15 @@ class HelixLinear(Compressed, nn.Linear):
 
     def enable_lora(self, rank: int = 8, alpha: float = 1.0) -> "HelixLinear":
         """Adds y += (alpha / rank) x A^T B^T: A [rank, in] uniform within 1 / sqrt(in), B [out, rank] zeros. They are
-        saved and loaded with the model."""
+        saved and loaded with the model. Raises ValueError where there is LoRA already, which would be lost."""
         if _core.whole_number("LoRA rank", rank) < 1:
             raise ValueError(f"LoRA rank is {rank}, expected 1 or more")
         if type(self).forward not in (HelixLinear.forward, HelixConv1D.forward):
             raise TypeError(f"{self.label} is a {self.dense_class.__name__}: LoRA is added to plain linear layers only")
+        if "lora_A" in self._parameters:
+            raise ValueError(f"{self.label} has LoRA of rank {len(self.lora_A)} already: merge_lora() first")
+        if not math.isfinite(alpha):
+            raise ValueError(f"LoRA alpha is {alpha}, expected a finite number")
         bound = 1 / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features).uniform_(-bound, bound))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank))
@@ -205,6 +212,8 @@ class HelixLinear(Compressed, nn.Linear):
         return {"tensor_name": self.tensor_name, "kernel": kernel, **ops.matrix_info(self.parts, self.rows, self.cols)}
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"compute dtype is {dtype!r}, expected a floating-point dtype of torch")
         self.weight_dtype = dtype
 
     def set_sidecar_policy(self, mode: str = "default", threshold: Optional[float] = None) -> None:
@@ -319,11 +328,11 @@ class HelixEmbedding(Compressed, nn.Embedding):
     def from_embedding(
         cls, embedding: nn.Embedding, sidecar_fraction: float = 0.001, name: str = ""
     ) -> "HelixEmbedding":
-        """Compresses a dense table into a new module."""
+        """Compresses a dense table into a new module. Raises TypeError for what is no embedding with a dense weight."""
+        if not isinstance(embedding, nn.Embedding) or isinstance(embedding, WithoutWeight):
+            raise TypeError(f"{name or 'the module'} is a {type(embedding).__name__}, expected a dense embedding")
         if embedding.max_norm is not None:
-            raise ValueError(
-                f"{name or 'the embedding'} has max_norm, which changes the table: it cannot be compressed"
-            )
+            raise ValueError(f"{name or 'the embedding'} has max_norm, which changes it: it cannot be compressed")
         return compressed_copy(embedding, sidecar_fraction, name)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ from .modules import can_be_compressed
 
 logger = logging.getLogger("helix_substrate")
 
+#: How reasons begin that nobody asked for.
+_NOT_SMALLER = "would not"
 #: A model of which less than this share of the weights in matrices gets compressed is worth a warning.
 _EXPECTED_SHARE = 0.9
 
@@ -79,11 +81,18 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
 
 
 def select(
-    model: nn.Module, keep: Iterable[str], embeddings: bool, fresh: Iterable[str] = (), option: str = "keep"
+    model: nn.Module,
+    keep: Iterable[str],
+    embeddings: bool,
+    fresh: Iterable[str] = (),
+    option: str = "keep",
+    profile: Optional[str] = None,
 ) -> Selection:
     """keep: patterns of modules that stay dense; one that matches none is warned of. embeddings: whether embeddings are
-    compressed. fresh: paths of modules whose weights were made up, not loaded."""
+    compressed. fresh: paths of modules whose weights were made up, not loaded. Sizes are judged as `hxq compress` does:
+    by shape alone where the runtime does not know the architecture."""
     patterns, fresh = check_patterns(option, keep), set(fresh)
+    has_roles = _has_roles(model)
     tied = tied_modules(model)
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -100,7 +109,9 @@ def select(
         names = [name for p in (path, *sharing.get(path, ())) for name in paths[id(_module(model, p))]]
         matching = [pattern for pattern in patterns if any(matches(name, pattern) for name in names)]
         used.update(matching)
-        reason = f"matches '{matching[0]}'" if matching else _reason(module, embeddings, not fresh.isdisjoint(names))
+        reason = f"matches '{matching[0]}'" if matching else None
+        if reason is None:
+            reason = _reason(module, embeddings, not fresh.isdisjoint(names), has_roles, profile)
         if reason is None:
             chosen[path] = module
         else:
@@ -115,7 +126,17 @@ def _module(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
-def _reason(module: nn.Module, embeddings: bool, fresh: bool) -> Optional[str]:
+def _has_roles(model: nn.Module) -> bool:
+    """Whether the runtime knows the architecture of a model, whose class is what `architectures` will be once saved."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return isinstance(model_type, str) and _core.knows_architecture(
+        {"model_type": model_type, "architectures": [type(model).__name__]}
+    )
+
+
+def _reason(
+    module: nn.Module, embeddings: bool, fresh: bool, has_roles: bool, profile: Optional[str]
+) -> Optional[str]:
     """Why a module that could be compressed is not; None if it is."""
     weight = module._parameters["weight"]
     if isinstance(module, nn.Embedding) and not embeddings:
@@ -125,10 +146,12 @@ def _reason(module: nn.Module, embeddings: bool, fresh: bool) -> Optional[str]:
     if type(weight) not in (nn.Parameter, torch.Tensor) or weight.is_meta:
         return f"holds a {type(weight).__name__} on {weight.device}"
     dtype = ops.DTYPE_NAMES.get(weight.dtype, "")
+    if dtype not in ("F32", "F16", "BF16"):
+        return f"is in {weight.dtype}"
     role = "embedding" if isinstance(module, nn.Embedding) else "projection"
-    if dtype not in ("F32", "F16", "BF16", "F64") or not _core.would_compress(role, dtype, weight.shape):
-        return "would not get smaller"
-    return None
+    if _core.would_compress(role if has_roles else None, dtype, weight.shape, profile):
+        return None
+    return f"{_NOT_SMALLER} get smaller" if has_roles else f"{_NOT_SMALLER} get a quarter smaller, or is below 32 x 32"
 
 
 def compressed_paths(model: nn.Module) -> list[str]:
@@ -162,7 +185,7 @@ def warn_of_share(model: nn.Module, selection: Selection) -> float:
     share, left = share_compressed(model)
     asked = 0
     for path, reason in selection.kept.items():
-        if not reason.startswith("would not"):
+        if not reason.startswith(_NOT_SMALLER):
             asked += model.get_submodule(path)._parameters["weight"].numel()
     total = sum(left.values())
     if total and share + (1 - share) * asked / total < _EXPECTED_SHARE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Callable, Iterable, Optional
 
@@ -31,20 +32,23 @@ def compress_selected(
     profile: Optional[str] = None,
     low_rank: Optional[int] = None,
 ) -> dict:
-    """Compresses the selected modules in place; the report of `compress_model`."""
+    """Compresses the selected modules in place; the report of `compress_model`. If that is stopped, those that were
+    done stay compressed."""
     report = []
     held = dense = 0
-    for path, module in selection.modules.items():
-        if progress is not None:
-            progress(path)
-        weight = module._parameters["weight"]
-        parts, fidelity = encode(weight, sidecar_fraction, path, profile=profile, low_rank=low_rank)
-        dense += weight.numel() * weight.element_size()
-        become_compressed(module, parts, path)
-        module.fidelity = fidelity
-        held += module.memory_savings()["compressed_bytes"]
-        report.append({"module": path, **fidelity})
-    share(model, selection.tied)
+    try:
+        for path, module in selection.modules.items():
+            if progress is not None:
+                progress(path)
+            weight = module._parameters["weight"]
+            parts, fidelity = encode(weight, sidecar_fraction, path, profile=profile, low_rank=low_rank)
+            dense += weight.numel() * weight.element_size()
+            become_compressed(module, parts, path)
+            module.fidelity = fidelity
+            held += module.memory_savings()["compressed_bytes"]
+            report.append({"module": path, **fidelity})
+    finally:
+        share(model, selection.tied)
     compressed = warn_of_share(model, selection)
     return {
         "modules": report,
@@ -72,7 +76,7 @@ def compress_model(
     keep: modules that stay dense, as `modules_to_not_convert` of `HxqConfig`: paths or ends of paths, regular
     expressions, or shell patterns of whole paths. Modules that would not get smaller stay as they are. A module or
     weight that is used in several places stays shared. A model of transformers can then be saved with
-    `save_pretrained` and loaded again.
+    `save_pretrained` and loaded again, also where an exception of `progress`, or ^C, has left a part of it dense.
     profile: how matrices are stored, as for `HxqConfig`. progress(path): called before each module.
 
     Returns {"modules": [{"module", "snr_db", "cosine", "max_error", "outliers"}], "kept": [{"module", "reason"}],
@@ -87,16 +91,21 @@ def compress_model(
     keep = check_patterns("keep", keep)
     if not 0 <= sidecar_fraction <= 0.5:
         raise ValueError(f"sidecar_fraction is {sidecar_fraction}, expected 0 to 0.5")
-    report = compress_selected(model, select(model, keep, embeddings), sidecar_fraction, progress, profile, low_rank)
-    if report["modules"] and _is_pretrained(model):
+    mark = None
+    if _is_pretrained(model):
         from .quantizer import HxqConfig, mark_compressed
 
         config = HxqConfig(
             sidecar_fraction=sidecar_fraction, modules_to_not_convert=keep or None, compress_embeddings=embeddings,
             profile=profile, low_rank=low_rank,
         )  # fmt: skip
-        mark_compressed(model, config)
-    return report
+        mark = functools.partial(mark_compressed, model, config)
+    selection = select(model, keep, embeddings, profile=profile)
+    try:
+        return compress_selected(model, selection, sidecar_fraction, progress, profile, low_rank)
+    finally:
+        if mark is not None and any(isinstance(module, Compressed) for module in selection.modules.values()):
+            mark()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import pickle
 import re
@@ -59,6 +60,15 @@ def test_command_line(dense_folder, tmp_path, capsys):
     assert code == 0 and (tmp_path / "dense" / "model.safetensors").exists()
     code, _, err = verb("compress", dense_folder, folder)
     assert code == 1 and err.startswith("error:") and err.count("\n") == 1
+    for options, fault in (
+        (("--bits", 4, "--bits", 5), "--bits: given twice"),
+        (("--low-rank", "some"), "expected auto, off or a rank"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            verb("compress", dense_folder, tmp_path / "no", *options)
+        assert fault in capsys.readouterr().err
+    plain = ("--low-rank", "off", "--keep", "*x*", "--keep", "*t*")
+    assert verb("compress", dense_folder, tmp_path / "plain", *plain)[0] == 0
 
 
 def test_the_first_page_as_it_is_printed(tmp_path):
@@ -157,6 +167,21 @@ def test_a_string_is_no_list_of_patterns(dense_folder, tmp_path):
         helix_substrate.HxqConfig(modules_to_not_convert="lm_head")
     with pytest.raises(TypeError, match="expected a list"):
         helix_substrate.compress_model(torch.nn.Sequential(torch.nn.Linear(64, 64)), keep="0")
+
+
+def test_what_the_core_notices_is_logged(dense_folder, tmp_path, caplog):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors").symlink_to(dense_folder / "model.safetensors")
+    (source / "other.pt").write_text("weights")
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        helix_substrate.compress(source, tmp_path / "hxq", keep=["*norm*"])
+    assert "does not know this architecture" in caplog.text and "left out: other.pt" in caplog.text
+    assert "pattern '*norm*' has no effect" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        helix_substrate.compress(dense_folder, tmp_path / "known")
+    assert not caplog.text
 
 
 # ---- Names of the older package ----

@@ -179,6 +179,15 @@ def test_interrupts_stop_the_work(dense_folder, tmp_path):
     assert all((folder / "hxq_receipt.json").exists() for folder in made)
 
 
+def test_the_command_leaves_nothing_when_it_is_terminated(dense_folder, tmp_path):
+    command = [sys.executable, "-m", "helix_substrate", "compress", dense_folder, tmp_path / "x", "--profile", "g3"]
+    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(tmp_path.iterdir()):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM and not any(tmp_path.iterdir())
+
+
 def test_progress_is_called_in_the_callers_thread(dense_folder, tmp_path):
     import threading
 

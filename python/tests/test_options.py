@@ -144,6 +144,22 @@ def test_weights_that_are_not_a_layers_own_are_refused():
     ):
         with pytest.raises(ValueError, match="cannot be compressed"):
             make(module)
+    for make, module, found in (
+        (HelixLinear.from_linear, nn.Embedding(64, 64), "Embedding"),
+        (HelixLinear.from_linear, HelixLinear.from_linear(nn.Linear(64, 64)), "HelixLinear"),
+        (HelixLinear.from_linear, nn.Linear(64, 64, dtype=torch.complex64), "complex64"),
+        (HelixEmbedding.from_embedding, nn.Linear(64, 64), "Linear"),
+    ):
+        with pytest.raises(TypeError, match=f"is .*{found}, expected"):
+            make(module)
+    with pytest.raises(TypeError, match="expected a floating-point dtype"):
+        HelixLinear.from_linear(nn.Linear(64, 64)).set_compute_dtype("float16")
+
+
+@pytest.mark.parametrize("modules", [5, [5], [{}], "lm_head"])
+def test_lists_of_compressed_modules_that_are_none(modules):
+    with pytest.raises(TypeError, match="expected a list of paths"):
+        HxqConfig.from_dict({"quant_method": "hxq", "compressed_modules": modules})
 
 
 def test_a_layer_by_itself_is_refused():
@@ -158,6 +174,28 @@ def test_the_report_says_what_was_kept():
     kept = {entry["module"]: entry["reason"] for entry in report["kept"]}
     assert kept == {"lm_head": "matches 'lm_head'", "model.embed_tokens": "is an embedding"}
     assert 0.5 < report["share"] < 0.8
+
+
+@pytest.mark.parametrize("kind, profile", [("llama", None), ("llama", "g4"), ("falcon_mamba", None)])
+def test_sizes_are_judged_as_by_the_command(kind, profile, tmp_path):
+    """Keys of 16 rows have a role in a Llama; where nothing tells what a matrix is for, so small a one stays dense."""
+    config = transformers.LlamaConfig(
+        vocab_size=320, hidden_size=64, num_hidden_layers=1, intermediate_size=128, num_attention_heads=8,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    if kind == "falcon_mamba":
+        config = transformers.FalconMambaConfig(vocab_size=320, hidden_size=64, num_hidden_layers=1, state_size=8)
+        model = transformers.FalconMambaForCausalLM(config)
+    save_dense(model, tmp_path / "dense")
+    receipt = helix_substrate.compress(tmp_path / "dense", tmp_path / "hxq", profile=profile)
+    by_command = {entry["name"] for entry in receipt["tensors"] if entry["codec"] != "exact"}
+    compress_model(model, embeddings=True, profile=profile)
+    loaded = load(tmp_path / "dense", quantization_config=HxqConfig(profile=profile))
+    for made in (model, loaded):
+        assert {f"{path}.weight" for path in made.config.quantization_config.compressed_modules} == by_command
+    small = "self_attn.k_proj" if kind == "llama" else "mixer.x_proj"
+    assert any(small in name for name in by_command) == (kind == "llama")
 
 
 def test_newly_made_heads_stay_dense(tmp_path):

@@ -105,6 +105,30 @@ def test_made_dense_it_is_saved_dense(kind, method, tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+def test_a_model_of_which_a_part_was_compressed_is_saved(tmp_path):
+    """^C while it is compressed leaves the others dense, tied heads among them."""
+
+    def stop(path):
+        if path.endswith("layers.0.self_attn.v_proj"):
+            raise KeyboardInterrupt
+
+    model = tiny("qwen2")
+    with pytest.raises(KeyboardInterrupt):
+        compress_model(model, embeddings=True, progress=stop)
+    assert helix_modules(model) and type(model.model.layers[1].mlp.up_proj) is nn.Linear
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(model))
+
+
+def test_a_head_that_was_not_tied_can_be(tmp_path):
+    model = tiny("llama")
+    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    compress_model(model, embeddings=True)
+    model.save_pretrained(tmp_path)
+    tied = load(tmp_path, tie_word_embeddings=True)
+    assert torch.equal(logits(tied), logits(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lora_of_the_modules_is_saved(dtype, tmp_path):
     tiny("llama").save_pretrained(tmp_path / "dense")

@@ -47,6 +47,12 @@ def test_lora_semantics(layer, floats):
     assert torch.allclose(da, s * (g @ layer.lora_B).T @ x, atol=1e-4)
     assert torch.allclose(dx, g @ weight + s * (g @ layer.lora_B) @ layer.lora_A, atol=1e-4)
     assert {"lora_A", "lora_B"} <= layer.state_dict().keys()
+    with pytest.raises(ValueError, match="LoRA of rank 4 already"):
+        layer.enable_lora(rank=2)  # what was trained would be lost
+    assert torch.equal(layer(x), y)
+    layer.merge_lora()
+    layer.enable_lora(rank=2)
+    assert layer.lora_A.shape == (2, 48)
 
 
 def test_merging_by_the_module(layer):

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <utility>
@@ -35,6 +36,12 @@ void require_pointers(std::initializer_list<NamedPointer> pointers) {
   for (const auto& [name, pointer] : pointers) {
     if (pointer == nullptr) throw InvalidArgument(fmt::format("{} is null", name));
   }
+}
+
+std::string optional_text(const char* name, const char* text) {
+  if (text == nullptr) return "";
+  if (*text == '\0') throw InvalidArgument(fmt::format("{} is an empty text, expected null for none", name));
+  return text;
 }
 
 void require_sizes(std::initializer_list<NamedSize> sizes) {
@@ -129,6 +136,15 @@ Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count
     if (!added) throw InvalidArgument(fmt::format("{}.{} is given twice", name, parts[i].name));
   }
   return Checkpoint::over(std::move(tensors));
+}
+
+void require_parts_of(const Codec& codec, const hxq_tensor* parts, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    const std::string_view name = parts[i].name;
+    const auto is_it = [&](const PartSpec& part) { return name == part.suffix || name == part.older_name; };
+    if (std::ranges::any_of(codec.parts, is_it)) continue;
+    throw InvalidArgument(fmt::format("'{}' is no part of codec '{}'", name, codec.id));
+  }
 }
 
 Shape matrix_shape_of(int64_t rows, int64_t cols) {

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <initializer_list>
+#include <string>
 
 #include "capi/guard.h"
+#include "codec/codec.h"
 #include "hxq/arithmetic.h"
 #include "hxq/tensor.h"
 #include "io/checkpoint.h"
@@ -24,6 +26,9 @@ struct NamedPointer {
   const void* pointer;
 };
 void require_pointers(std::initializer_list<NamedPointer> pointers);
+
+/// A text that may be null for the default, which is empty here. An empty one is no way to say so.
+std::string optional_text(const char* name, const char* text);
 
 struct NamedSize {
   const char* name;
@@ -52,6 +57,8 @@ Shape shape_of(const hxq_tensor& tensor);
 TensorView view_of(const hxq_tensor& tensor);
 /// The parts of a matrix as a checkpoint that stores them under `name`.
 Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count);
+/// Every part is one of the codec's: what nobody reads would be left out in silence.
+void require_parts_of(const Codec& codec, const hxq_tensor* parts, size_t count);
 /// The shape [rows, cols] that a caller gives, empty for 0, 0.
 Shape matrix_shape_of(int64_t rows, int64_t cols);
 

@@ -83,6 +83,7 @@ hxq_status hxq_cuda_matrix_create(const char* name, const hxq_tensor* parts, siz
     require_pointers({{"matrix", matrix}});
     const Checkpoint checkpoint = checkpoint_of(name, parts, count);
     const auto stored = read_matrix(checkpoint, name, matrix_shape_of(rows, cols));
+    require_parts_of(*stored->codec, parts, count);
     if (stored->codec != &kCodebookCodec) {
       throw Error(
           fmt::format("{}: matrices of codec '{}' have no kernels for NVIDIA GPUs: keep the module on the CPU, "

@@ -11,6 +11,7 @@
 #include "capi/handles.h"
 #include "compress/policy.h"
 #include "hxq/compress.h"
+#include "io/json.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -46,17 +47,27 @@ std::optional<int> low_rank_option(int32_t given) {
 
 namespace {
 
-/// The caller's choice, checked; options of the default encoder are left to `codebook_options`.
-Encoding chosen_encoding(const hxq_encode_options* options) {
-  if (options == nullptr) return find_encoding({});
-  const EncodingChoice choice{
-      .profile = options->profile == nullptr ? "" : options->profile, .bits = options->bits, .group = options->group};
-  Encoding encoding;
+/// profile: null for the first.
+Encoding encoding_of(const char* profile, int bits = 0, int64_t group = 0) {
+  const EncodingChoice choice{.profile = optional_text("profile", profile), .bits = bits, .group = group};
   try {
-    encoding = find_encoding(choice);
+    return find_encoding(choice);
   } catch (const Error& error) {
     throw InvalidArgument(error.what());
   }
+}
+
+Role role_of(std::string_view name) {
+  for (const Role known : {Role::embedding, Role::projection, Role::head}) {
+    if (name_of(known) == name) return known;
+  }
+  throw InvalidArgument(fmt::format("role is '{}', expected embedding, projection or head", name));
+}
+
+/// The caller's choice, checked; options of the default encoder are left to `codebook_options`.
+Encoding chosen_encoding(const hxq_encode_options* options) {
+  if (options == nullptr) return find_encoding({});
+  Encoding encoding = encoding_of(options->profile, options->bits, options->group);
   if (encoding.encoder == encoders().front()) return encoding;
   hxq_encode_options standard;
   hxq_encode_options_init(&standard);
@@ -98,15 +109,22 @@ hxq_status hxq_profiles(char** json) {
   });
 }
 
-hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, int32_t* answer) {
+hxq_status hxq_knows_architecture(const char* config, int32_t* answer) {
   return guard("asking the policy", [&] {
-    require_pointers({{"role", role}, {"tensor", tensor}, {"answer", answer}});
-    for (const Role known : {Role::embedding, Role::projection, Role::head}) {
-      if (name_of(known) != role) continue;
-      *answer = choose_codec(find_encoding({}), known, shape_of(*tensor), dtype_of(tensor->dtype)) != nullptr;
-      return;
-    }
-    throw InvalidArgument(fmt::format("role is '{}', expected embedding, projection or head", role));
+    require_pointers({{"config", config}, {"answer", answer}});
+    *answer = is_known(parse_json(config, "config.json"));
+  });
+}
+
+hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, const char* profile, int32_t* answer) {
+  return guard("asking the policy", [&] {
+    require_pointers({{"tensor", tensor}, {"answer", answer}});
+    const Encoding encoding = encoding_of(profile);
+    const Shape shape = shape_of(*tensor);
+    const DType dtype = dtype_of(tensor->dtype);
+    const Encoder* encoder = role == nullptr ? choose_codec_by_shape(encoding, shape, dtype)
+                                             : choose_codec(encoding, role_of(role), shape, dtype);
+    *answer = encoder != nullptr;
   });
 }
 

@@ -28,6 +28,11 @@ std::function<void(std::string_view, int64_t, int64_t)> report_to(const hxq_prog
   };
 }
 
+std::function<void(const std::string&)> notice_to(const hxq_progress* progress) {
+  if (progress == nullptr || progress->notice == nullptr) return {};
+  return [call = *progress](const std::string& line) { call.notice(line.c_str(), call.user); };
+}
+
 /// The files as one checkpoint; `opened` keeps them mapped.
 Checkpoint join(const char* const* paths, size_t count, std::vector<Checkpoint>& opened) {
   TensorMap tensors;
@@ -121,7 +126,7 @@ CompressOptions compress_options(const hxq_compress_options* options) {
   if (chosen.max_shard_bytes < 0) {
     throw InvalidArgument(fmt::format("max_shard_bytes is {}, expected 0 or more", chosen.max_shard_bytes));
   }
-  return {.profile = chosen.profile == nullptr ? "" : chosen.profile,
+  return {.profile = optional_text("profile", chosen.profile),
           .bits = chosen.bits,
           .group = chosen.group,
           .bits_for = bits_by_role(chosen.bits_for, chosen.bits_for_count),
@@ -159,6 +164,7 @@ hxq_status hxq_compress(const char* source, const char* destination, const hxq_c
     require_pointers({{"source", source}, {"destination", destination}, {"receipt_json", receipt_json}});
     CompressOptions chosen = compress_options(options);
     chosen.progress = report_to(progress);
+    chosen.notice = notice_to(progress);
     *receipt_json = copy_text(to_json(compress(source, destination, chosen)));
   });
 }
@@ -167,7 +173,7 @@ hxq_status hxq_verify(const char* folder, const char* source, const hxq_progress
   return guard("verifying a model", [&] {
     require_pointers({{"folder", folder}, {"json", json}});
     VerifyOptions options;
-    if (source != nullptr) options.source = source;
+    options.source = optional_text("source", source);
     options.progress = report_to(progress);
     *json = copy_text(to_json(verify(folder, options)));
   });
@@ -176,7 +182,8 @@ hxq_status hxq_verify(const char* folder, const char* source, const hxq_progress
 hxq_status hxq_decompress(const char* source, const char* destination, int32_t dtype, const hxq_progress* progress) {
   return guard("decompressing a model", [&] {
     require_pointers({{"source", source}, {"destination", destination}});
-    decompress(source, destination, {.dtype = float_dtype_of(dtype), .progress = report_to(progress)});
+    decompress(source, destination,
+               {.dtype = float_dtype_of(dtype), .progress = report_to(progress), .notice = notice_to(progress)});
   });
 }
 

@@ -110,6 +110,7 @@ hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t c
     require_pointers({{"matrix", matrix}});
     const Checkpoint checkpoint = checkpoint_of(name, parts, count);
     auto stored = read_matrix(checkpoint, name, matrix_shape_of(rows, cols));
+    require_parts_of(*stored->codec, parts, count);
     StoredForm form = stored->codec->describe(checkpoint, name);
     *matrix = new hxq_matrix{kernels::cpu::prepare(std::move(stored)), std::move(form)};
   });

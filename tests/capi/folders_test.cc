@@ -166,7 +166,7 @@ TEST(Folders, StopWhenProgressAsksTo) {
   const std::string folder = compressed().string();
   for (const int32_t stop_at : {1, 4}) {
     Reports reports{.stop_at = stop_at};
-    const hxq_progress progress = {Reports::report, &reports};
+    const hxq_progress progress = {Reports::report, &reports, nullptr};
     char* text = nullptr;
     expect_failure(hxq_compress(kModel.c_str(), target.c_str(), nullptr, &progress, &text), HXQ_CANCELLED, "cancelled");
     reports.count = 0;
@@ -176,6 +176,26 @@ TEST(Folders, StopWhenProgressAsksTo) {
     EXPECT_EQ(text, nullptr);
     EXPECT_TRUE(fs::is_empty(dir.path())) << "something is left behind";
   }
+}
+
+TEST(Folders, NoticesAreTold) {
+  const TempDir dir;
+  const std::string source = (dir.path() / "source").string(), target = (dir.path() / "target").string();
+  fs::create_directory(source);
+  fs::copy(fs::path(kModel) / "model.safetensors", source);
+  dir.write("source/other.pt", "weights");
+  std::string lines;
+  const auto notice = [](const char* line, void* user) { *static_cast<std::string*>(user) += line; };
+  const hxq_progress progress = {nullptr, &lines, notice};
+  char* text = nullptr;
+  ASSERT_OK(hxq_compress(source.c_str(), target.c_str(), nullptr, &progress, &text));
+  taken(text);
+  EXPECT_NE(lines.find("does not know this architecture (there is no config.json)"), lines.npos) << lines;
+  EXPECT_NE(lines.find("left out: other.pt"), lines.npos) << lines;
+  lines.clear();
+  dir.write("target/other.pt", "weights");
+  ASSERT_OK(hxq_decompress(target.c_str(), (dir.path() / "dense").c_str(), HXQ_F32, &progress));
+  EXPECT_NE(lines.find("left out: other.pt"), lines.npos) << lines;
 }
 
 TEST(Folders, CompressToShards) {
@@ -204,7 +224,7 @@ void compress_and_be_killed(const std::string& target) {
     const auto report = [](const char*, int64_t, int64_t, void* user) {
       return ++*static_cast<int32_t*>(user) == 3 ? raise(SIGKILL) : 0;
     };
-    const hxq_progress progress = {report, &reports};
+    const hxq_progress progress = {report, &reports, nullptr};
     char* text = nullptr;
     hxq_compress(kModel.c_str(), target.c_str(), nullptr, &progress, &text);
     _exit(1);
@@ -283,6 +303,8 @@ TEST(Folders, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   expect_invalid(hxq_inspect(nullptr, &text), "folder is null");
   expect_invalid(hxq_inspect(kModel.c_str(), nullptr), "json is null");
   expect_invalid(hxq_verify(nullptr, nullptr, nullptr, &text), "folder is null");
+  expect_invalid(hxq_verify(kModel.c_str(), "", nullptr, &text), "source is an empty text");
+  expect_invalid(with([](auto& o) { o.profile = ""; }), "profile is an empty text");
   expect_invalid(hxq_stored_modules(nullptr, 1, &text), "paths is null");
   expect_invalid(hxq_stored_modules(nothing, 1, &text), "a path is null");
   expect_invalid(hxq_stored_modules(nothing, 0, &text), "no files");

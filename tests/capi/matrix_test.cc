@@ -276,11 +276,25 @@ TEST(Encode, TakesAProfile) {
 TEST(Encode, ThePolicyAnswers) {
   int32_t answer = -1;
   const hxq_tensor large = tensor(nullptr, HXQ_BF16, {512, 512}, nullptr);
-  ASSERT_OK(hxq_would_compress("projection", &large, &answer));
+  ASSERT_OK(hxq_would_compress("projection", &large, nullptr, &answer));
   EXPECT_EQ(answer, 1);
   const hxq_tensor integers = tensor(nullptr, HXQ_I64, {512, 512}, nullptr);
-  ASSERT_OK(hxq_would_compress("projection", &integers, &answer));
+  ASSERT_OK(hxq_would_compress("projection", &integers, nullptr, &answer));
   EXPECT_EQ(answer, 0);
+  const hxq_tensor narrow = tensor(nullptr, HXQ_F32, {16, 512}, nullptr);
+  for (const char* role : {"projection", static_cast<const char*>(nullptr)}) {
+    ASSERT_OK(hxq_would_compress(role, &narrow, nullptr, &answer));
+    EXPECT_EQ(answer, role != nullptr);
+  }
+  const hxq_tensor small = tensor(nullptr, HXQ_BF16, {16, 64}, nullptr);  // a codebook of its own outweighs the gain
+  for (const char* profile : {"g4", "hxq"}) {
+    ASSERT_OK(hxq_would_compress("projection", &small, profile, &answer));
+    EXPECT_EQ(answer, profile == std::string("g4"));
+  }
+  for (const char* config : {R"({"model_type": "llama"})", R"({"model_type": "bert"})"}) {
+    ASSERT_OK(hxq_knows_architecture(config, &answer));
+    EXPECT_EQ(answer, std::string(config).find("llama") != std::string::npos);
+  }
 }
 
 }  // namespace

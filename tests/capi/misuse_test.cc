@@ -45,6 +45,8 @@ TEST(Misuse, Matrices) {
   expect_invalid(create([](auto& p) { p[0].shape[0] = -16; }), "shape is [-16]");
   expect_invalid(create([](auto& p) { p[1].shape[0] = kHuge; }), "no tensor has it");
   expect_invalid(create([](auto& p) { p[0].data = nullptr; }), "no data");
+  const auto add_part = [](auto& p) { p.push_back(tensor("scales", HXQ_F32, {3}, p.back().data)); };
+  expect_invalid(create(add_part), "'scales' is no part of codec 'codebook'");
   // What the tensors hold is data, not the call.
   expect_failure(create(same, kRows + 1), HXQ_BAD_DATA, "m.");
   expect_failure(create([](auto& p) { p[0].shape[0] = 3; }), HXQ_BAD_DATA, "expected less than 3");
@@ -180,11 +182,13 @@ TEST(Misuse, Encoding) {
   EXPECT_EQ(made, nullptr);
 
   int32_t answer = -7;
-  expect_invalid(hxq_would_compress("pope", &good, &answer), "role is 'pope'");
-  expect_invalid(hxq_would_compress(nullptr, &good, &answer), "role is null");
-  expect_invalid(hxq_would_compress("head", nullptr, &answer), "tensor is null");
+  expect_invalid(hxq_would_compress("pope", &good, nullptr, &answer), "role is 'pope'");
+  expect_invalid(hxq_would_compress("head", &good, "g9", &answer), "profile is 'g9'");
+  expect_invalid(hxq_knows_architecture(nullptr, &answer), "config is null");
+  expect_failure(hxq_knows_architecture("{", &answer), HXQ_BAD_DATA, "config.json");
+  expect_invalid(hxq_would_compress("head", nullptr, nullptr, &answer), "tensor is null");
   const hxq_tensor negative = tensor("w", HXQ_F32, {-2, 32}, nullptr);
-  expect_invalid(hxq_would_compress("head", &negative, &answer), "shape is [-2, 32]");
+  expect_invalid(hxq_would_compress("head", &negative, nullptr, &answer), "shape is [-2, 32]");
   EXPECT_EQ(answer, -7);
   hxq_tensor part = {};
   ASSERT_OK(hxq_encode(&good, nullptr, &made, nullptr));
