@@ -201,8 +201,8 @@ RunVerb add_bench(CLI::App& app) {
   app.add_flag("--json", arguments->json, "Print JSON");
   arguments->model.add_to(app);
   app.footer(
-      "Example: hxq bench build/demo/wiki-mamba-7m-hxq\n"
-      "Read bandwidth is measured right before and after each burst of decoding, because it drifts.");
+      "Read bandwidth is measured right before and after each burst of decoding, because it drifts.\n"
+      "Example: hxq bench build/mine");
   return [arguments] { return run(*arguments); };
 }
 

@@ -135,7 +135,7 @@ RunVerb add_chat(CLI::App& app) {
       "it;\n"
       "empty lines are left out. A message that the model's context does not hold is taken back. Messages that got no\n"
       "answer make the exit code 1, except at a terminal.\n"
-      "Example: hxq chat build/mine --system \"Answer in one sentence.\" --temperature 0.7 --top-p 0.9");
+      "Example: hxq chat build/mine --template models/plain-chat.jinja --stop user:");
   return [arguments] { return run(*arguments); };
 }
 

@@ -153,7 +153,7 @@ RunVerb add_compress(CLI::App& app) {
                  "Adjacent weights that share a scale, a multiple of 8 (0: the profile's)")
       ->check(whole_number<int64_t>(8, 65536));
   app.add_option("--bits-for", arguments->bits_for,
-                 "ROLE=N: other bits for the embedding, the head or the projections");
+                 "ROLE=N: other bits for a kind of matrix: embedding, head or projection");
   app.add_option("--sidecar", arguments->options.sidecar_fraction, "Share of each tensor's weights kept exactly")
       ->capture_default_str()
       ->check(number("a number from 0 to 0.5", [](double share) { return share >= 0 && share <= 0.5; }));
@@ -177,7 +177,7 @@ RunVerb add_compress(CLI::App& app) {
       ->excludes(dry_run);
   add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print the receipt (or the plan) as JSON");
-  app.footer("Example: hxq compress models/wiki-mamba-7m build/wiki-mamba-7m-hxq");
+  app.footer("Example: hxq compress models/wiki-mamba-7m build/mine");
   return [arguments] { return run(*arguments); };
 }
 

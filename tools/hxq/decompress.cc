@@ -55,7 +55,7 @@ RunVerb add_decompress(CLI::App& app) {
       ->capture_default_str();
   add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print JSON");
-  app.footer("Example: hxq decompress build/wiki-mamba-7m-hxq build/wiki-mamba-7m-dense");
+  app.footer("Example: hxq decompress build/mine build/mine-dense");
   return [arguments] { return run(*arguments); };
 }
 

@@ -171,7 +171,7 @@ RunVerb add_generate(CLI::App& app) {
       "stop\n"
       "or context; or interrupted, since what there is by then is printed after ^C, too.\n"
       "Sampling settings of generation_config.json are not used: without options, the most likely token is taken.\n"
-      "Example: hxq generate build/wiki-mamba-7m-hxq --prompt \"The city of London is\" --max-tokens 64 --stream");
+      "Example: hxq generate build/mine --prompt \"The city of London is\" --max-tokens 64 --stream");
   return [arguments] { return run(*arguments); };
 }
 

@@ -51,7 +51,7 @@ RunVerb add_inspect(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("DIR", arguments->dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
   app.add_flag("--json", arguments->json, "Print JSON");
-  app.footer("Example: hxq inspect build/wiki-mamba-7m-hxq");
+  app.footer("Example: hxq inspect build/mine");
   return [arguments] {
     const Inspection inspection = inspect(arguments->dir);
     print(arguments->json ? to_json(inspection) : table_text(inspection));

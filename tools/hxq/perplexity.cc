@@ -53,8 +53,8 @@ RunVerb add_perplexity(CLI::App& app) {
   app.add_flag("--json", arguments->json, "Print JSON, every window included");
   scoring.add_to(app);
   app.footer(
-      "Example: hxq perplexity build/wiki-mamba-7m-hxq --text models/wikitext2-excerpt.txt --against "
-      "models/wiki-mamba-7m");
+      "Example: hxq perplexity build/mine --text models/wikitext2-excerpt.txt "
+      "--against models/wiki-mamba-7m --windows 4");
   return [arguments] { return run(*arguments); };
 }
 

@@ -93,12 +93,12 @@ RunVerb add_report(CLI::App& app) {
            "The dense folder it was made from: verify against it, and show its weights");
   CLI::Option* text = add_path(app, "--text", scoring.text,
                                "Text file (-: standard input) to score: KL by window with --source, else the loss");
-  app.add_flag("--force", arguments->force, "Replace a page that an earlier report has written");
+  app.add_flag("-f,--force", arguments->force, "Replace a page that an earlier report has written");
   scoring.add_to(app);
   for (const char* option : {"--window", "--stride", "--windows", "--precision", "--device"}) {
     app.get_option(option)->needs(text);
   }
-  app.footer("Example: hxq report build/wiki-mamba-7m-hxq --source models/wiki-mamba-7m");
+  app.footer("Example: hxq report build/mine --source models/wiki-mamba-7m");
   return [arguments] { return run(*arguments); };
 }
 

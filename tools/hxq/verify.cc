@@ -88,7 +88,7 @@ RunVerb add_verify(CLI::App& app) {
   add_path(app, "--source", arguments->source,
            "The dense folder it was made from: also measure the distance, and check every fidelity figure");
   app.add_flag("--json", arguments->json, "Print JSON");
-  app.footer("Example: hxq verify build/wiki-mamba-7m-hxq --source models/wiki-mamba-7m");
+  app.footer("Example: hxq verify build/mine --source models/wiki-mamba-7m");
   return [arguments] { return run(*arguments); };
 }
 

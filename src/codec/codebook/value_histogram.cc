@@ -48,6 +48,28 @@ void append(ValueHistogram& histogram, double value, int64_t count, float low, f
                           bad, weights.size(), weights.at(first), first));
 }
 
+/// Takes values in ascending order, and counts apart those that are not finite.
+class DistinctValues {
+ public:
+  void add(float value, int64_t count) {
+    if (std::isfinite(value)) {
+      append(histogram_, value, count, value, value);
+    } else {
+      bad_ += count;
+    }
+  }
+
+  /// Throws `Error` if a value was not finite.
+  ValueHistogram finish(const Weights& weights) {
+    if (bad_ > 0) throw_not_finite(weights, bad_);
+    return std::move(histogram_);
+  }
+
+ private:
+  ValueHistogram histogram_;
+  int64_t bad_ = 0;
+};
+
 /// Calls `take` with all weights in [begin, end), some at a time.
 template <class Take>
 void read_blocks(const Weights& weights, int64_t begin, int64_t end, Take take) {
@@ -96,22 +118,15 @@ ValueHistogram count_16bit(const Weights& weights, int threads, float (*decode)(
     return sum;
   };
 
-  ValueHistogram histogram;
-  int64_t bad = 0;
+  DistinctValues distinct;
   for (uint32_t key = 0; key < 65536; ++key) {
     // Patterns in the order of the numbers they stand for: the negative ones run backwards.
     const uint32_t bits = key < 0x8000u ? 0xffffu - key : key - 0x8000u;
     const int64_t count = total(bits);
     if (count == 0) continue;
-    const float value = decode(static_cast<uint16_t>(bits));
-    if (!std::isfinite(value)) {
-      bad += count;
-    } else {
-      append(histogram, value, count, value, value);
-    }
+    distinct.add(decode(static_cast<uint16_t>(bits)), count);
   }
-  if (bad > 0) throw_not_finite(weights, bad);
-  return histogram;
+  return distinct.finish(weights);
 }
 
 // Ascending as the floats are, for the bits of a float.
@@ -125,20 +140,12 @@ ValueHistogram sort_floats(const Weights& weights) {
     for (const float value : values) keys.push_back(order_key(std::bit_cast<uint32_t>(value)));
   });
   std::sort(keys.begin(), keys.end());
-  ValueHistogram histogram;
-  int64_t bad = 0;
+  DistinctValues distinct;
   for (size_t begin = 0, end = 0; begin < keys.size(); begin = end) {
     while (end < keys.size() && keys[end] == keys[begin]) ++end;
-    const auto value = std::bit_cast<float>(bits_of_key(keys[begin]));
-    const auto count = static_cast<int64_t>(end - begin);
-    if (!std::isfinite(value)) {
-      bad += count;
-    } else {
-      append(histogram, value, count, value, value);
-    }
+    distinct.add(std::bit_cast<float>(bits_of_key(keys[begin])), static_cast<int64_t>(end - begin));
   }
-  if (bad > 0) throw_not_finite(weights, bad);
-  return histogram;
+  return distinct.finish(weights);
 }
 
 constexpr int kBinBits = 12;  // of the mantissa: two more than the codebook's own values have
