@@ -58,6 +58,11 @@ class _Common(HfQuantizer):
     def validate_environment(self, *args, **kwargs):
         device_map = kwargs.get("device_map")
         for place in set(device_map.values()) if isinstance(device_map, dict) else {device_map}:
+            if place == "disk" and _MAJOR < 5:
+                raise ValueError(
+                    "device_map puts modules on disk, which compressed folders can from transformers 5 on: load the "
+                    "model to the CPU, then call accelerate.disk_offload(model, folder)"
+                )
             if place in _PLACES:
                 continue
             device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)

@@ -116,6 +116,12 @@ def test_an_empty_system_message_takes_the_templates_own_away(hxq, tmp_path):
     assert prompts[0] == prompts[2] and len(prompts[1]) < len(prompts[0])
 
 
+def test_a_template_without_a_place_for_messages(hxq, tmp_path):
+    """Most likely another file."""
+    for verb in ("chat", "serve"):
+        hxq(verb, MODEL, "--template", MODEL / "config.json").fails_with("config.json: is no chat template", "no place")
+
+
 def test_a_template_without_a_place_for_the_system_message(hxq, tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "console.h"
+#include "hxq/error.h"
 #include "hxq/utf8.h"
 #include "usage.h"
 
@@ -71,6 +72,18 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
           ""));
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
   app.final_callback([&sampling] { check_sampling(sampling); });
+}
+
+void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer, const std::string& file) {
+  const auto prompt = [&](const char* message) {
+    return chat_template.render(std::vector<ChatMessage>{{"user", message}}, tokenizer).text;
+  };
+  try {
+    if (prompt("Hello") != prompt("Good morning")) return;
+  } catch (const Error&) {
+    return;  // it looks at messages, and wants others
+  }
+  throw Error("is no chat template: it has no place for messages", {.file = file});
 }
 
 nlohmann::ordered_json result_json(const GenerateResult& result) {

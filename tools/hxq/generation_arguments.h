@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "hxq/chat.h"
 #include "hxq/generate.h"
 
 namespace hxq::tools {
@@ -15,6 +16,9 @@ CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::
 
 /// How to choose tokens and when to stop: the options that all verbs share which generate text.
 void add_generation_options(CLI::App& app, GenerateOptions& options);
+
+/// Throws `Error` where no message would reach the model: what was read from `file` is no chat template.
+void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer, const std::string& file);
 
 /// What was generated and how fast, for --json.
 nlohmann::ordered_json result_json(const GenerateResult& result);

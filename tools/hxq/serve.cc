@@ -59,6 +59,10 @@ int run(Arguments& arguments) {
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   const std::optional<ChatTemplate> chat_template =
       arguments.template_file.empty() ? ChatTemplate::load(arguments.dir) : ChatTemplate::read(arguments.template_file);
+  if (chat_template) {
+    check_takes_messages(*chat_template, tokenizer,
+                         arguments.template_file.empty() ? arguments.dir : arguments.template_file);
+  }
   Server server(model, tokenizer, chat_template ? &*chat_template : nullptr, options);
   print(fmt::format("{} serves {}\n", server.address(), options.model_name));
   server.run();
