@@ -11,35 +11,7 @@ extern __shared__ __align__(1024) unsigned char dynamic_shared[];
 
 namespace hxq::cuda {
 
-/// Where the table is: entry i of lane l is at i << 7 | l << 2 from its start. Addresses are put together from an
-/// index, a lane and the table's own address without addition, so it lies at a multiple of its size.
-struct LookupTable {
-  static constexpr uint32_t kBytes = 32768;
-  /// Dynamic shared memory up to the end of the table. It starts somewhere in the first kBytes, behind what the system
-  /// keeps for itself.
-  static constexpr uint32_t kSharedBytes = 2 * kBytes;
-
-  /// What all lookups of a lane have in common.
-  __device__ static uint32_t lane_base(const void* shared_memory) {
-    const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));
-    return (start + kBytes - 1) / kBytes * kBytes + threadIdx.x % 32 * 4;
-  }
-
-  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
-    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
-    uint32_t value;
-    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"((shifted & 0x7f80u) | lane_base));
-    return value;
-  }
-
-  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
-    const uint32_t address = lane_base / kBytes * kBytes + static_cast<uint32_t>(entry) * (kBytes / 256) + copies * 16;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
-  }
-};
-
-/// The same table where it lies at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from
-/// there.
+/// The table at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from there.
 class SmallTable {
  public:
   static constexpr uint32_t kBytes = 32768;

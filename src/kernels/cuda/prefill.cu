@@ -5,8 +5,8 @@
 namespace hxq::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kPanelBytes = int64_t{20} << 20;
+constexpr int kThreads = 512;
+constexpr int kBlocks = 3;  ///< of a multiprocessor that decode
 
 struct Panel {
   CodebookWeight weight;
@@ -14,33 +14,33 @@ struct Panel {
   __nv_bfloat16* out;  // [rows, cols]
 };
 
-/// 16 adjacent weights of the panel.
-__device__ inline void decode_unit(uint32_t lane_base, const uint4& bytes, uint4* to) {
-  const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
-  uint32_t out[8];
+/// 8 adjacent weights of the panel.
+__device__ inline uint4 decode_unit(const SmallTable& table, const uint2& bytes) {
+  const uint32_t words[2] = {bytes.x, bytes.y};
+  uint32_t out[4];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t first = LookupTable::look_up(lane_base, words[i / 2], i % 2 * 2);
-    out[i] = __byte_perm(first, LookupTable::look_up(lane_base, words[i / 2], i % 2 * 2 + 1), 0x5410);
+  for (int i = 0; i < 4; ++i) {
+    const float first = table.look_up(words[i / 2], i % 2 * 2), second = table.look_up(words[i / 2], i % 2 * 2 + 1);
+    out[i] = __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x5410);
   }
-  to[0] = make_uint4(out[0], out[1], out[2], out[3]);
-  to[1] = make_uint4(out[4], out[5], out[6], out[7]);
+  return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
 /// Rows without scales or a low-rank term, whose bytes are aligned: a run of units, several of which are in flight.
-__device__ inline void decode_plain(uint32_t lane_base, const void* indices, __nv_bfloat16* out, int64_t units) {
+/// Lanes write 16 bytes side by side.
+__device__ inline void decode_plain(const SmallTable& table, const void* indices, __nv_bfloat16* out, int64_t units) {
   constexpr int kAtOnce = 4;
-  const auto* from = static_cast<const uint4*>(indices);
+  const auto* from = static_cast<const uint2*>(indices);
   auto* to = reinterpret_cast<uint4*>(out);
   for (int64_t begin = threadIdx.x; begin < units; begin += kAtOnce * kThreads) {
-    uint4 bytes[kAtOnce] = {};
+    uint2 bytes[kAtOnce] = {};
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * kThreads < units) bytes[i] = load_bytes_once(from + begin + i * kThreads);
+      if (begin + i * kThreads < units) bytes[i] = __ldcs(from + begin + i * kThreads);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * kThreads < units) decode_unit(lane_base, bytes[i], to + 2 * (begin + i * kThreads));
+      if (begin + i * kThreads < units) to[begin + i * kThreads] = decode_unit(table, bytes[i]);
     }
   }
 }
@@ -53,23 +53,22 @@ __device__ inline float decode_element(const CodebookWeight& w, int64_t row, int
 }
 
 /// A block decodes adjacent rows, then puts all their outliers in place.
-__global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Panel p) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  const uint32_t lane_base = LookupTable::lane_base(memory);
+__global__ void __launch_bounds__(kThreads, kBlocks) decode_kernel(const __grid_constant__ Panel p) {
+  const SmallTable table;
   const CodebookWeight& w = p.weight;
   let_successors_begin();
   wait_for_predecessors();
-  const TableFill<kThreads> table(w.codebook, w.k);
-  table.store<LookupTable>(
-      lane_base, [](float level) { return static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(level))); });
+  TableFill<kThreads>(w.codebook, w.k).store([](float level) {
+    return __uint_as_float(__bfloat16_as_ushort(__float2bfloat16_rn(level)));
+  });
   __syncthreads();
   const int64_t begin = p.first_row + p.rows * blockIdx.x / gridDim.x;
   const int64_t end = p.first_row + p.rows * (blockIdx.x + 1) / gridDim.x;
   const auto* indices = static_cast<const unsigned char*>(w.indices) + begin * w.cols;
   __nv_bfloat16* out = p.out + (begin - p.first_row) * w.cols;
   const int64_t count = (end - begin) * w.cols;
-  if (w.rank == 0 && !w.channel_scales && w.cols % 16 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 16 == 0) {
-    decode_plain(lane_base, indices, out, count / 16);
+  if (w.rank == 0 && !w.channel_scales && w.cols % 8 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 8 == 0) {
+    decode_plain(table, indices, out, count / 8);
   } else {
     for (int64_t i = threadIdx.x; i < count; i += kThreads) {
       out[i] = __float2bfloat16_rn(decode_element(w, begin + i / w.cols, i % w.cols, 0.0f));
@@ -102,8 +101,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t panel_rows(const CodebookWeight& weight) {
-  const int64_t fit = kPanelBytes / (2 * weight.cols) / 128 * 128;
+int64_t panel_rows(const CodebookWeight& weight, int64_t panel_bytes) {
+  const int64_t fit = panel_bytes / (2 * weight.cols) / 128 * 128;
   const int64_t most = fit > 128 ? fit : 128;
   // Equal panels: a short last one would leave multiprocessors idle.
   const int64_t count = ceil_div(weight.rows, most);
@@ -118,12 +117,13 @@ bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noex
 }
 
 size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  if (tokens < kPrefillTokens) return 0;
-  return static_cast<size_t>(panel_rows(weight) * weight.cols + tokens * weight.cols) * 2;
+  if (tokens < kPrefillTokens || !has_cublas()) return 0;
+  return static_cast<size_t>(panel_rows(weight, kPanelBytes) * weight.cols + tokens * weight.cols) * 2;
 }
 
-Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept {
-  const int64_t most = panel_rows(weight);
+Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Stream stream,
+                       int64_t panel_bytes) noexcept {
+  const int64_t most = panel_rows(weight, panel_bytes);
   auto* panel = static_cast<__nv_bfloat16*>(args.workspace.data);
   Input x = args.x;
   const auto tokens = static_cast<unsigned>(args.tokens);
@@ -138,12 +138,11 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
     status = launch(start_with_bias_kernel, {.grid = dim3(tokens), .block = dim3(kThreads)}, stream, args.y, args.bias,
                     weight.rows, args.accumulate);
   }
-  const auto blocks = static_cast<unsigned>(3 * current_device().multiprocessors);
+  const auto blocks = static_cast<unsigned>(kBlocks * current_device().multiprocessors);
   for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
     const int64_t rows = weight.rows - row < most ? weight.rows - row : most;
-    status = launch(decode_kernel,
-                    {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = LookupTable::kSharedBytes}, stream,
-                    Panel{.weight = weight, .first_row = row, .rows = rows, .out = panel});
+    status = launch(decode_kernel, {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = SmallTable::kBytes},
+                    stream, Panel{.weight = weight, .first_row = row, .rows = rows, .out = panel});
     if (status != Status::ok) break;
     Output y = args.y;
     y.data = static_cast<char*>(y.data) + row * element_bytes(y.dtype);
