@@ -270,7 +270,6 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
       hopper::init_barrier(&outliers.full[0], 1);
       hopper::init_barrier(&outliers.full[1], 1);
       hopper::fence_barriers();
-      if (p.weight_changes) wait_for_predecessors();
       bringer.bring_first_weights();
     }
     __syncthreads();
@@ -293,7 +292,6 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
     }
   } else {
     hopper::grow_registers<L::kMultiplierRegisters>();
-    if (p.weight_changes) wait_for_predecessors();
     const TableFill<L::kMultipliers> table(weight.codebook, weight.k);
     Multiplier<kN, kRowGroups, kTwoLevels, kAligned> multiplier(p, part);
     table.template store<WideTable>(WideTable::lane_base(L::at(L::kTable)),
@@ -402,7 +400,6 @@ Status codebook_gemm(const LinearArgs& args, const FusedProduct* products, int64
     outliers |= products[i].weight.outlier_row_begin != nullptr;
   }
   Parameters p{.tokens = args.tokens,
-               .weight_changes = args.weight_changes,
                .plan = plan_gemm({rows, static_cast<size_t>(count)}, first.cols, args.tokens, parts_of(first, args),
                                  plain, current_device().clusters),
                .count = count};

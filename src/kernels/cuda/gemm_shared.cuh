@@ -22,7 +22,6 @@ struct Part {
 struct Parameters {
   PackedX x;
   int64_t tokens;
-  bool weight_changes;
   GemmPlan plan;
   int64_t count;
   Part parts[kMaxFusedProducts];

@@ -28,7 +28,6 @@ struct GemvPart {
 
 struct GemvParameters {
   FusedInput input;
-  bool weight_changes;
   GemvPlan plan;  ///< of all parts, but for their blocks
   int row_slots;  ///< of the plan
   int round;      ///< rows that a block finishes together, whole steps
@@ -378,7 +377,6 @@ __global__ void __launch_bounds__(kThreads, kUnits == 1 ? 2 : 1) gemv_kernel(con
   const CodebookWeight& weight = product.weight;
   BlockRows rows(p.part[number]);
   Worker<kUnits, kPlain> worker(p, weight, rows, dynamic_shared + sizeof(GemvShared));
-  if (p.weight_changes) wait_for_predecessors();
   const TableFill<kThreads> fill(weight.codebook, weight.k);
   worker.start();
   rows.find_outliers(weight);
@@ -457,12 +455,11 @@ Status fused_linear(const FusedInput& input, const FusedProduct* products, int64
             products[i].weight.cols == products[0].weight.cols;
   }
   if (!valid) return Status::invalid_value;
-  return codebook_gemv(input, {products, static_cast<size_t>(count)}, false, stream);
+  return codebook_gemv(input, {products, static_cast<size_t>(count)}, stream);
 }
 
-Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> products, bool weight_changes,
-                     Stream stream) noexcept {
-  GemvParameters p{.input = input, .weight_changes = weight_changes, .parts = static_cast<int>(products.size())};
+Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> products, Stream stream) noexcept {
+  GemvParameters p{.input = input, .parts = static_cast<int>(products.size())};
   int64_t rows[kMaxFusedProducts], blocks[kMaxFusedProducts], all_rows = 0;
   bool plain = true;
   for (int i = 0; i < p.parts; ++i) {

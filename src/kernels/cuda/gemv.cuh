@@ -14,7 +14,6 @@ inline constexpr int kGemvMaxRank = 4;
 bool supports_codebook_gemv(const CodebookWeight& weight) noexcept;
 
 /// Products of one token with 1 to kMaxFusedProducts matrices of as many columns, in one kernel.
-Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> products, bool weight_changes,
-                     Stream stream) noexcept;
+Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> products, Stream stream) noexcept;
 
 }  // namespace hxq::cuda

@@ -71,7 +71,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
                      .accumulate = args.accumulate,
                      .low_rank_product = product ? product + t * weight.rank : nullptr};
     one.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
-    if (const Status status = codebook_gemv(input, {&one, 1}, args.weight_changes, stream); status != Status::ok) {
+    if (const Status status = codebook_gemv(input, {&one, 1}, stream); status != Status::ok) {
       return status;
     }
   }

@@ -49,8 +49,6 @@ struct LinearArgs {
   const float* bias = nullptr;  // [rows], or null
   bool accumulate = false;      ///< add to y
   Precision precision = Precision::exact;
-  /// The kernel just before in the stream may write the weight (an optimizer's step): nothing of it is read early.
-  bool weight_changes = false;
   Workspace workspace;  ///< at least `linear_workspace`
 };
 

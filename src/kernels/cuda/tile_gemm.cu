@@ -196,7 +196,6 @@ __global__ void __launch_bounds__(decoders_for(kN) + kMultipliers, 1)
     }
     hopper::fence_barriers();
   }
-  if (p.weight_changes) wait_for_predecessors();
   const TableFill<kDecoders + kMultipliers> fill(p.weight.codebook, p.weight.k);
   const float per_scale = 1.0f / tile_scale_of(p.weight);
   fill.store([&](float level) { return __uint_as_float(two_halves(level * per_scale)); });
@@ -337,7 +336,6 @@ Status tile_gemm(const CodebookWeight& weight, const LinearArgs& args, const flo
                              .low_rank_product = low_rank_product,
                              .tokens = args.tokens,
                              .accumulate = args.accumulate,
-                             .weight_changes = args.weight_changes,
                              .plan = plan,
                              .scales = scales,
                              .partial_sums = reinterpret_cast<float*>(memory),

@@ -24,7 +24,6 @@ struct TileGemmParameters {
   const float* low_rank_product;
   int64_t tokens;
   bool accumulate;
-  bool weight_changes;
   TileGemmPlan plan;
   const float* scales;  // [tokens] of x
   float* partial_sums;  // [units, columns / 2, kMultipliers]

@@ -107,41 +107,48 @@ struct Cuda {
         view_of(weight));
   }
 
-  static bool fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
-    const CudaContext& on = on_cuda(context);
-    const auto count = static_cast<int64_t>(args.count);
-    if (count > cuda::kMaxFusedProducts) return false;
-    if (args.products[0].args.tokens != 1) return joint_linear(args, context);
-    cuda::FusedInput in{.x = input(args.products[0].args.x, 0)};
-    if (const auto& norm = args.norm) {
-      if (norm->groups != 1) return false;
-      in = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
-    }
-    cuda::StepProducts step{.input = in, .count = count};
-    for (int64_t i = 0; i < count; ++i) {
-      const auto& [weight, one] = args.products[static_cast<size_t>(i)];
-      const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
-      if (codebook == nullptr || !on.kernels.supports_fused_linear(in, *codebook)) return false;
-      step.products[i] = {.weight = *codebook, .y = output(one.y, 0), .bias = one.bias, .accumulate = one.accumulate};
-    }
-    if (on.collect(step)) return true;
-    on.run("products", [&] { return on.kernels.fused_linear(in, step.products, count, on.stream); });
-    return true;
-  }
-
-  /// The same for several tokens; a norm is a kernel of its own.
-  static bool joint_linear(const FusedLinearArgs& args, const Context& context) noexcept {
-    const CudaContext& on = on_cuda(context);
-    const LinearArgs& first = args.products[0].args;
-    cuda::FusedProduct products[cuda::kMaxFusedProducts];
-    size_t workspace = 0;
+  /// products [args.count]; false where a matrix is none of codebooks.
+  static bool describe(const FusedLinearArgs& args, cuda::FusedProduct* products) noexcept {
     for (size_t i = 0; i < args.count; ++i) {
       const auto& [weight, one] = args.products[i];
       const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
       if (codebook == nullptr) return false;
       products[i] = {
           .weight = *codebook, .y = output(one.y, one.y_stride), .bias = one.bias, .accumulate = one.accumulate};
-      if (on.measures) workspace = std::max(workspace, workspace_of(on.kernels, *codebook, first.tokens));
+    }
+    return true;
+  }
+
+  static bool fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    cuda::StepProducts step{.count = static_cast<int64_t>(args.count)};
+    if (step.count > cuda::kMaxFusedProducts || !describe(args, step.products)) return false;
+    if (args.products[0].args.tokens != 1) {
+      joint_linear(args, step.products, context);
+      return true;
+    }
+    step.input = {.x = input(args.products[0].args.x, 0)};
+    if (const auto& norm = args.norm) {
+      if (norm->groups != 1) return false;
+      step.input = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
+    }
+    for (int64_t i = 0; i < step.count; ++i) {
+      if (!on.kernels.supports_fused_linear(step.input, step.products[i].weight)) return false;
+    }
+    if (on.collect(step)) return true;
+    on.run("products", [&] { return on.kernels.fused_linear(step.input, step.products, step.count, on.stream); });
+    return true;
+  }
+
+  /// The same for several tokens; a norm is a kernel of its own.
+  static void joint_linear(const FusedLinearArgs& args, const cuda::FusedProduct* products,
+                           const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const LinearArgs& first = args.products[0].args;
+    const auto count = static_cast<int64_t>(args.count);
+    size_t workspace = 0;
+    for (int64_t i = 0; on.measures && i < count; ++i) {
+      workspace = std::max(workspace, workspace_of(on.kernels, products[i].weight, first.tokens));
     }
     if (args.norm) rms_norm(*args.norm, context);
     const cuda::LinearArgs there{.x = input(first.x, first.x_stride),
@@ -149,10 +156,7 @@ struct Cuda {
                                  .precision = precision_of(on),
                                  .workspace = on.workspace};
     on.run(
-        "products",
-        [&] { return on.kernels.joint_linear(there, products, static_cast<int64_t>(args.count), on.stream); },
-        workspace);
-    return true;
+        "products", [&] { return on.kernels.joint_linear(there, products, count, on.stream); }, workspace);
   }
 
   static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
