@@ -16,7 +16,7 @@ import tempfile
 
 SHAPES = ["mamba-130m", "mamba-1.4b", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
 BATCHED = ["mamba-130m", "tinyllama-1.1b"]
-PROMPTS = ["mamba-130m", "tinyllama-1.1b"]
+PROMPTS = ["mamba-130m", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
 PROMPT = "The city of London is"
 #: How far the perplexity may be from the CPU's, relative; KL from the dense model's likewise.
 PERPLEXITY_BOUND = {"exact": 1e-5, "fast": 2e-4}

@@ -212,37 +212,47 @@ hxq_status hxq_cuda_ssd(hxq_cuda_call* call, const hxq_ssd_args* given) {
     CudaCall on(call);
     const hxq_ssd_args& args = *given;
     const int64_t inner = args.heads * args.head_dim, coefficients = args.groups * args.state_size;
-    run_batch(on,
-              {.count = sizes.batch,
-               .tokens = sizes.tokens,
-               .states = args.state,
-               .state_size = args.state_size * inner,
-               .matrix = args.a_log,
-               .matrix_rows = args.heads,
-               .matrix_cols = 1,
-               .matrix_is_log = true},
-              "Mamba-2's recurrence", nothing, [&](const cuda::UniformBatch& made, const cuda::Workspace&) {
-                require_pointers({{"y", args.y}});
-                const FloatRows xbc = float_rows("xbc", args.xbc, sizes.rows, inner + 2 * coefficients);
-                return on.kernels().ssd({.batch = made.batch,
-                                         .x = floats(xbc),
-                                         .b = floats(xbc.data + inner, xbc.stride),
-                                         .c = floats(xbc.data + inner + coefficients, xbc.stride),
-                                         .dt = floats(float_rows("dt", args.dt, sizes.rows, args.heads)),
-                                         .dt_bias = args.dt_bias,
-                                         .dt_min = args.dt_min,
-                                         .dt_max = args.dt_max,
-                                         .a = made.matrix,
-                                         .d = args.d,
-                                         .z = floats(float_rows("z", args.z, sizes.rows, inner)),
-                                         .states = made.states,
-                                         .y = output(args.y, inner),
-                                         .heads = args.heads,
-                                         .head_dim = args.head_dim,
-                                         .groups = args.groups,
-                                         .state_size = args.state_size},
-                                        on.stream());
-              });
+    run_batch(
+        on,
+        {.count = sizes.batch,
+         .tokens = sizes.tokens,
+         .states = args.state,
+         .state_size = args.state_size * inner,
+         .matrix = args.a_log,
+         .matrix_rows = args.heads,
+         .matrix_cols = 1,
+         .matrix_is_log = true},
+        "Mamba-2's recurrence",
+        [&](const cuda::Batch& batch) {
+          return on.kernels().ssd_workspace({.batch = batch,
+                                             .heads = args.heads,
+                                             .head_dim = args.head_dim,
+                                             .groups = args.groups,
+                                             .state_size = args.state_size});
+        },
+        [&](const cuda::UniformBatch& made, const cuda::Workspace& workspace) {
+          require_pointers({{"y", args.y}});
+          const FloatRows xbc = float_rows("xbc", args.xbc, sizes.rows, inner + 2 * coefficients);
+          return on.kernels().ssd({.batch = made.batch,
+                                   .x = floats(xbc),
+                                   .b = floats(xbc.data + inner, xbc.stride),
+                                   .c = floats(xbc.data + inner + coefficients, xbc.stride),
+                                   .dt = floats(float_rows("dt", args.dt, sizes.rows, args.heads)),
+                                   .dt_bias = args.dt_bias,
+                                   .dt_min = args.dt_min,
+                                   .dt_max = args.dt_max,
+                                   .a = made.matrix,
+                                   .d = args.d,
+                                   .z = floats(float_rows("z", args.z, sizes.rows, inner)),
+                                   .states = made.states,
+                                   .y = output(args.y, inner),
+                                   .heads = args.heads,
+                                   .head_dim = args.head_dim,
+                                   .groups = args.groups,
+                                   .state_size = args.state_size,
+                                   .workspace = workspace},
+                                  on.stream());
+        });
   });
 }
 

@@ -77,6 +77,7 @@ Status selective_scan(const ScanArgs& args, Stream stream) noexcept;
 ///     delta   = clamp(softplus(dt[t, h] + dt_bias[h]), dt_min, dt_max)
 ///     s[n, p] = exp(delta * A[h]) * s[n, p] + delta * B[t, g, n] * x[t, h, p]
 ///     y[t, h, p] = (sum_n s[n, p] * C[t, g, n] + D[h] * x[t, h, p]) * silu(z[t, h, p])
+/// Segments of many tokens are cut into runs as those of a selective scan.
 struct SsdArgs {
   Batch batch;
   Input x;                         // [total_rows, heads * head_dim]
@@ -93,9 +94,11 @@ struct SsdArgs {
   int64_t heads = 0;              ///< a multiple of groups
   int64_t head_dim = 0;
   int64_t groups = 0;
-  int64_t state_size = 0;  ///< 1 to kMaxSsdState
+  int64_t state_size = 0;    ///< 1 to kMaxSsdState
+  Workspace workspace = {};  ///< `ssd_workspace`
 };
 inline constexpr int64_t kMaxSsdState = 256;
+size_t ssd_workspace(const SsdArgs& args) noexcept;
 Status ssd(const SsdArgs& args, Stream stream) noexcept;
 
 }  // namespace hxq::cuda

@@ -23,7 +23,8 @@ const std::vector<Case> kCases = {{{1}},
                                   {{7, 0, 1, 40}, DType::f32, 1},
                                   {{64, 65, 3}, DType::f16, 2},
                                   {{200, 1}, DType::f32},
-                                  {{333}, DType::bf16}};
+                                  {{333}, DType::bf16},
+                                  {{300, 5, 700, 129}, DType::f32}};
 
 std::string name_of_case(const Case& c) {
   return std::to_string(c.lengths.size()) + " segments, first of " + std::to_string(c.lengths[0]) + " " +
@@ -239,28 +240,32 @@ TEST(CudaSequence, StepsThroughSsd) {
       for (float& value : a) value = -std::exp(value);
       const DeviceRows dx(x, batch.rows, heads * dim, 3, test.dtype),
           dz(z, batch.rows, heads * dim, test.gap, test.dtype), dy(batch.rows, heads * dim, test.gap, test.dtype);
-      const DeviceRows db(b, batch.rows, groups * states, 1, test.dtype),
-          dc(c, batch.rows, groups * states, 2, test.dtype), ddt(dt, batch.rows, heads, 1, test.dtype);
+      // Rows of B and C that lie at multiples of 16 bytes, and others.
+      const int64_t gap = test.gap == 0 ? 4 : 1;
+      const DeviceRows db(b, batch.rows, groups * states, gap, test.dtype),
+          dc(c, batch.rows, groups * states, 2 * gap, test.dtype), ddt(dt, batch.rows, heads, 1, test.dtype);
       const DeviceArray<float> da(a), dd(d), dbias(bias);
       const float low = 0.01f, high = 2.0f;
-      HXQ_EXPECT_OK(ssd({.batch = batch.batch(),
-                         .x = dx.input(),
-                         .b = db.input(),
-                         .c = dc.input(),
-                         .dt = ddt.input(),
-                         .dt_bias = dbias.data(),
-                         .dt_min = low,
-                         .dt_max = high,
-                         .a = da.data(),
-                         .d = dd.data(),
-                         .z = dz.input(),
-                         .states = batch.pointers.data(),
-                         .y = dy.output(),
-                         .heads = heads,
-                         .head_dim = dim,
-                         .groups = groups,
-                         .state_size = states},
-                        nullptr));
+      SsdArgs args{.batch = batch.batch(),
+                   .x = dx.input(),
+                   .b = db.input(),
+                   .c = dc.input(),
+                   .dt = ddt.input(),
+                   .dt_bias = dbias.data(),
+                   .dt_min = low,
+                   .dt_max = high,
+                   .a = da.data(),
+                   .d = dd.data(),
+                   .z = dz.input(),
+                   .states = batch.pointers.data(),
+                   .y = dy.output(),
+                   .heads = heads,
+                   .head_dim = dim,
+                   .groups = groups,
+                   .state_size = states};
+      const DeviceArray<std::byte> workspace(ssd_workspace(args));
+      args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
+      HXQ_EXPECT_OK(ssd(args, nullptr));
       expect_finished();
       Expected expected, expected_state;
       std::vector<float> got_state;

@@ -50,6 +50,7 @@ constexpr Kernels kKernels = {
     .selective_scan = selective_scan,
     .supports_mamba_step = supports_mamba_step,
     .mamba_step = mamba_step,
+    .ssd_workspace = ssd_workspace,
     .ssd = ssd,
     .extend_cache = extend_cache,
     .attention_workspace = attention_workspace,

@@ -19,7 +19,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 8;
+  static constexpr int kVersion = 9;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -57,6 +57,7 @@ struct Kernels {
   Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
   bool (*supports_mamba_step)(const MambaStepArgs&) noexcept;
   Status (*mamba_step)(const MambaStepArgs&, Stream) noexcept;
+  size_t (*ssd_workspace)(const SsdArgs&) noexcept;
   Status (*ssd)(const SsdArgs&, Stream) noexcept;
   Status (*extend_cache)(const ExtendCacheArgs&, Stream) noexcept;
   size_t (*attention_workspace)(const AttentionArgs&) noexcept;

@@ -225,26 +225,26 @@ struct Cuda {
 
   static void ssd(const SsdArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    on.run("Mamba-2's recurrence", [&] {
-      return on.kernels.ssd({.batch = ragged(args.batch),
-                             .x = input(args.x, args.xbc_stride),
-                             .b = input(args.b, args.xbc_stride),
-                             .c = input(args.c, args.xbc_stride),
-                             .dt = input(args.dt, args.dt_stride),
-                             .dt_bias = args.dt_bias,
-                             .dt_min = args.dt_min,
-                             .dt_max = args.dt_max,
-                             .a = args.a,
-                             .d = args.d,
-                             .z = input(args.z, args.z_stride),
-                             .states = args.state,
-                             .y = output(args.y, args.heads * args.head_dim),
-                             .heads = args.heads,
-                             .head_dim = args.head_dim,
-                             .groups = args.groups,
-                             .state_size = args.state_size},
-                            on.stream);
-    });
+    const cuda::SsdArgs there{.batch = ragged(args.batch),
+                              .x = input(args.x, args.xbc_stride),
+                              .b = input(args.b, args.xbc_stride),
+                              .c = input(args.c, args.xbc_stride),
+                              .dt = input(args.dt, args.dt_stride),
+                              .dt_bias = args.dt_bias,
+                              .dt_min = args.dt_min,
+                              .dt_max = args.dt_max,
+                              .a = args.a,
+                              .d = args.d,
+                              .z = input(args.z, args.z_stride),
+                              .states = args.state,
+                              .y = output(args.y, args.heads * args.head_dim),
+                              .heads = args.heads,
+                              .head_dim = args.head_dim,
+                              .groups = args.groups,
+                              .state_size = args.state_size,
+                              .workspace = on.workspace};
+    on.run(
+        "Mamba-2's recurrence", [&] { return on.kernels.ssd(there, on.stream); }, on.kernels.ssd_workspace(there));
   }
 
   /// The table is not made: `extend_cache`, which alone reads it, works the angles out as it rotates.
