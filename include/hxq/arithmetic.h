@@ -15,7 +15,7 @@ enum class Phase : uint8_t {
 
 /// What products with prefill rows round, besides the sums: see `kernels::linear`.
 enum class Precision : uint8_t {
-  fast,  ///< x to 11 bits for every 64 columns, where that doubles the speed
+  fast,  ///< x to 11 bits for every 64 columns, where that doubles the speed; on GPUs weights, too (docs/cuda.md)
   exact  ///< nothing
 };
 

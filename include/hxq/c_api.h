@@ -94,7 +94,7 @@ typedef struct hxq_encoded hxq_encoded; /* the tensors that stand for a compress
 
 /* Functions may be null; both are called in the calling thread. report: with the name of the tensor at hand (empty at
  * the end) and with bytes done and in all; any result but 0 stops the work: the call returns HXQ_CANCELLED and leaves
- * nothing behind. notice: with a line that the user should read, such as what is left out. */
+ * nothing behind. notice: with a line that the user should read. All text is UTF-8 and valid during the call. */
 typedef struct hxq_progress {
   int32_t (*report)(const char* tensor, int64_t done, int64_t total, void* user);
   void* user;
@@ -122,8 +122,8 @@ HXQ_API void hxq_context_destroy(hxq_context* context);
 
 /* A matrix over its parts as a checkpoint stores them: codebook, indices and, optionally, sidecar_positions (or
  * sidecar_indices), sidecar_values, svd_U, svd_s, svd_Vt, channel_scales; in any layout the format has. Everything is
- * checked. The indices stay the caller's and must outlive the matrix; all else is copied. rows and cols: the shape; 0,
- * 0 where the indices tell it. name: for messages. */
+ * checked, other parts are refused. Indices and low-rank factors stay the caller's, must outlive the matrix and not
+ * change; all else is copied. rows and cols: the shape; 0, 0 where the indices tell it. name: for messages. */
 HXQ_API hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t count, int64_t rows,
                                      int64_t cols, hxq_matrix** matrix);
 HXQ_API void hxq_matrix_destroy(hxq_matrix* matrix);

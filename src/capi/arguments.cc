@@ -141,7 +141,9 @@ Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count
 void require_parts_of(const Codec& codec, const hxq_tensor* parts, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const std::string_view name = parts[i].name;
-    const auto is_it = [&](const PartSpec& part) { return name == part.suffix || name == part.older_name; };
+    const auto is_it = [&](const PartSpec& part) {
+      return name == part.suffix || (!name.empty() && name == part.older_name);
+    };
     if (std::ranges::any_of(codec.parts, is_it)) continue;
     throw InvalidArgument(fmt::format("'{}' is no part of codec '{}'", name, codec.id));
   }

@@ -16,7 +16,7 @@ struct LowRank {
 
 /// Low-rank term as it is stored, apart from what a codec codes: W += U diag(s) Vt. The factors stay where they are,
 /// in F32, F16 or BF16; all numbers are finite, U times s too.
-struct StoredLowRank {
+struct LowRankView {
   int64_t rank = 0;
   TensorView u = {};          // [rows, rank]
   std::vector<float> s = {};  // [rank]

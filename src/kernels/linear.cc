@@ -166,7 +166,7 @@ Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context
 /// product[t, n] = Vt x of tokens [tokens.begin, tokens.end); the same for a token whatever the others.
 void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tokens, float* product,
                  const CpuContext& context) {
-  const StoredLowRank& term = weight.low_rank;
+  const LowRankView& term = weight.low_rank;
   if (tokens.begin == tokens.end) return;
   cpu::ops_of(context.target)
       .dense_gemv(view_of(term.vt),
@@ -182,7 +182,7 @@ void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tok
 constexpr int64_t kWidened = 256;
 
 /// y += U diag(s) product for some rows of all tokens.
-void add_low_rank(const StoredLowRank& term, const LinearArgs& args, Range rows, const float* product, const Ops& ops) {
+void add_low_rank(const LowRankView& term, const LinearArgs& args, Range rows, const float* product, const Ops& ops) {
   const int64_t rank = term.rank, end = rows.end * rank;
   const DenseMatrix flat = {.rows = 1, .cols = end, .dtype = term.u.dtype, .data = term.u.bytes.data()};
   const float* s = term.s.data();
@@ -208,7 +208,7 @@ void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuCon
   if (args.tokens == 0) return;
   const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
   const CodebookView view = view_of(weight);
-  const StoredLowRank& term = weight.stored().low_rank;
+  const LowRankView& term = weight.stored().low_rank;
   const bool decode = args.phase == Phase::decode;
   // Each thread multiplies Vt with a single token by itself, and with its share of several before x is packed, which
   // ends with a barrier: the term takes none of its own.
@@ -249,7 +249,7 @@ void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t c
   const Ops& ops = cpu::ops_of(context.target);
   const CodebookView view = view_of(prepared);
   const CodebookMatrix& weight = prepared.stored();
-  const StoredLowRank& term = weight.low_rank;
+  const LowRankView& term = weight.low_rank;
   if (context.measures) return;
   const Range mine = context.team.share(count);
   float vt[kWidened];

@@ -144,5 +144,6 @@ def test_folders_that_are_closed_are_named(as_nobody, open_folder):
         result = as_nobody(*arguments)
         result.fails_with("closed")
         assert "filesystem error" not in result.err
+    as_nobody("generate", closed, "-p", "a").fails_with("closed", "Permission denied")
     closed.chmod(0o555)
     as_nobody("compress", source, closed / "out").fails_with("closed: cannot create", "Permission denied")

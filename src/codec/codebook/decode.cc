@@ -6,7 +6,7 @@
 namespace hxq {
 namespace {
 
-void add_low_rank(const StoredLowRank& term, int64_t row, std::span<float> out) {
+void add_low_rank(const LowRankView& term, int64_t row, std::span<float> out) {
   constexpr size_t kColumns = 256;
   float vt[kColumns];
   double sum[kColumns];

@@ -49,7 +49,7 @@ struct CodebookMatrix final : StoredMatrix {
   std::span<const std::byte> indices = {};
   std::vector<float> codebook = {};  // [k, d], row-major
   Sidecar sidecar = {};
-  StoredLowRank low_rank = {};
+  LowRankView low_rank = {};
   std::vector<float> channel_scales = {};  // [cols], empty when absent
 
   void decode_rows(int64_t begin, int64_t end, std::span<float> out) const noexcept override;

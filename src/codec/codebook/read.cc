@@ -176,8 +176,8 @@ Sidecar read_sidecar(const ModuleParts& parts, int64_t rows, int64_t cols) {
   return sidecar;
 }
 
-StoredLowRank read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols) {
-  StoredLowRank low_rank;
+LowRankView read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols) {
+  LowRankView low_rank;
   if (!parts.find("svd_U") && !parts.find("svd_s") && !parts.find("svd_Vt")) return low_rank;
   low_rank.s = parts.floats("svd_s");
   low_rank.rank = static_cast<int64_t>(low_rank.s.size());

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <mutex>
 
 namespace hxq::cuda {
@@ -47,7 +48,9 @@ struct State {
   std::mutex mutex;  // a handle serves one stream at a time
   bool is_loaded = false, was_tried = false;
   Library library;
-  Handle handles[kMaxDevices] = {};
+  /// Sizes of workspaces depend on whether a device has one, so the first answer stays.
+  bool is_known[kMaxDevices] = {};
+  std::atomic<Handle> handles[kMaxDevices] = {};
 };
 
 State& state() {
@@ -71,8 +74,8 @@ bool open_cublas() noexcept {
     s.was_tried = true;
     s.is_loaded = load(s.library);
   }
-  if (!s.is_loaded) return false;
-  if (s.handles[device]) return true;
+  if (!s.is_loaded || s.is_known[device]) return s.handles[device] != nullptr;
+  s.is_known[device] = true;
   Handle handle = nullptr;
   void* workspace = nullptr;
   if (s.library.create(&handle) != 0 || cudaMalloc(&workspace, kWorkspaceBytes) != cudaSuccess ||

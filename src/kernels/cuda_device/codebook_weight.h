@@ -50,7 +50,7 @@ void describe(const CodebookMatrix& matrix, cuda::CodebookWeight& weight, const 
                       std::ranges::all_of(matrix.sidecar.value, is_small);
   const std::vector<float> changes = outlier_changes(matrix);
   const std::vector<uint32_t> row_begin = outlier_row_begin(matrix);
-  const StoredLowRank& term = matrix.low_rank;
+  const LowRankView& term = matrix.low_rank;
   std::vector<float> u, vt;
   if (term.rank > 0) u = to_float(term.u), vt = to_float(term.vt);
   for (size_t i = 0; i < u.size(); ++i) u[i] *= term.s[i % term.s.size()];
