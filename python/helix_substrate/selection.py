@@ -18,8 +18,6 @@ from .modules import can_be_compressed
 
 logger = logging.getLogger("helix_substrate")
 
-#: How reasons begin that nobody asked for.
-_NOT_SMALLER = "would not"
 #: A model of which less than this share of the weights in matrices gets compressed is worth a warning.
 _EXPECTED_SHARE = 0.9
 
@@ -54,13 +52,20 @@ def matches(path: str, pattern: str) -> bool:
     return path.endswith(pattern) or (expression is not None and expression.match(path) is not None)
 
 
+class Kept(NamedTuple):
+    """reason: why a module stays dense. asked: because it was asked for, not because it cannot be compressed."""
+
+    reason: str
+    asked: bool
+
+
 class Selection(NamedTuple):
     """modules: {path: module} to compress. tied: {path: path of the module whose weight it shares}. kept: {path: why it
     stays dense} of modules with matrices."""
 
     modules: dict[str, nn.Module]
     tied: dict[str, str]
-    kept: dict[str, str]
+    kept: dict[str, Kept]
 
 
 def tied_modules(model: nn.Module) -> dict[str, str]:
@@ -109,13 +114,13 @@ def select(
         names = [name for p in (path, *sharing.get(path, ())) for name in paths[id(_module(model, p))]]
         matching = [pattern for pattern in patterns if any(matches(name, pattern) for name in names)]
         used.update(matching)
-        reason = f"matches '{matching[0]}'" if matching else None
-        if reason is None:
-            reason = _reason(module, embeddings, not fresh.isdisjoint(names), has_roles, profile)
-        if reason is None:
+        why = Kept(f"matches '{matching[0]}'", asked=True) if matching else None
+        if why is None:
+            why = _why_kept(module, embeddings, not fresh.isdisjoint(names), has_roles, profile)
+        if why is None:
             chosen[path] = module
         else:
-            kept[path] = reason
+            kept[path] = why
     for pattern in patterns:
         if pattern not in used and not any(matches(p, pattern) for p, _ in model.named_modules()):
             logger.warning("%s: '%s' matches no module of %s", option, pattern, type(model).__name__)
@@ -134,24 +139,25 @@ def _has_roles(model: nn.Module) -> bool:
     )
 
 
-def _reason(
+def _why_kept(
     module: nn.Module, embeddings: bool, fresh: bool, has_roles: bool, profile: Optional[str]
-) -> Optional[str]:
+) -> Optional[Kept]:
     """Why a module that could be compressed is not; None if it is."""
     weight = module._parameters["weight"]
     if isinstance(module, nn.Embedding) and not embeddings:
-        return "is an embedding"
+        return Kept("is an embedding", asked=True)
     if fresh:
-        return "was not in the checkpoint: it is still to be trained"
+        return Kept("was not in the checkpoint: it is still to be trained", asked=True)
     if type(weight) not in (nn.Parameter, torch.Tensor) or weight.is_meta:
-        return f"holds a {type(weight).__name__} on {weight.device}"
+        return Kept(f"holds a {type(weight).__name__} on {weight.device}", asked=False)
     dtype = ops.DTYPE_NAMES.get(weight.dtype, "")
     if dtype not in ("F32", "F16", "BF16"):
-        return f"is in {weight.dtype}"
+        return Kept(f"is in {weight.dtype}", asked=False)
     role = "embedding" if isinstance(module, nn.Embedding) else "projection"
     if _core.would_compress(role if has_roles else None, dtype, weight.shape, profile):
         return None
-    return f"{_NOT_SMALLER} get smaller" if has_roles else f"{_NOT_SMALLER} get a quarter smaller, or is below 32 x 32"
+    smaller = "smaller" if has_roles else "a quarter smaller, or is below 32 x 32"
+    return Kept(f"would not get {smaller}", asked=False)
 
 
 def compressed_paths(model: nn.Module) -> list[str]:
@@ -184,8 +190,8 @@ def warn_of_share(model: nn.Module, selection: Selection) -> float:
     """Says so where much of a model stayed dense that nobody asked to keep. Returns the share compressed."""
     share, left = share_compressed(model)
     asked = 0
-    for path, reason in selection.kept.items():
-        if not reason.startswith(_NOT_SMALLER):
+    for path, why in selection.kept.items():
+        if why.asked:
             asked += model.get_submodule(path)._parameters["weight"].numel()
     total = sum(left.values())
     if total and share + (1 - share) * asked / total < _EXPECTED_SHARE:

@@ -52,7 +52,7 @@ def compress_selected(
     compressed = warn_of_share(model, selection)
     return {
         "modules": report,
-        "kept": [{"module": path, "reason": reason} for path, reason in selection.kept.items()],
+        "kept": [{"module": path, "reason": why.reason} for path, why in selection.kept.items()],
         "share": compressed,
         "compressed_bytes": held,
         "dense_bytes": dense,

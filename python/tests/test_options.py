@@ -176,6 +176,16 @@ def test_the_report_says_what_was_kept():
     assert 0.5 < report["share"] < 0.8
 
 
+@pytest.mark.parametrize("keep, warned", [([], True), (["*"], False)])
+def test_a_type_that_cannot_be_coded_is_not_asked_for(keep, warned, caplog):
+    with caplog.at_level(logging.WARNING, "helix_substrate"):
+        report = compress_model(tiny("llama").double(), embeddings=True, keep=keep)
+    assert report["share"] == 0 and report["modules"] == []
+    reason = "matches '*'" if keep else "is in torch.float64"
+    assert {entry["reason"] for entry in report["kept"]} == {reason}
+    assert ("0 % of the weights of LlamaForCausalLM are compressed" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("kind, profile", [("llama", None), ("llama", "g4"), ("falcon_mamba", None)])
 def test_sizes_are_judged_as_by_the_command(kind, profile, tmp_path):
     """Keys of 16 rows have a role in a Llama; where nothing tells what a matrix is for, so small a one stays dense."""

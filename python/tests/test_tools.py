@@ -32,12 +32,15 @@ def pair(tmp_path):
 def test_parts_of_a_model_may_lie_on_disk(tmp_path):
     helix_substrate.compress_model(model := tiny("llama"))
     model.save_pretrained(tmp_path / "hxq")
-    places = dict(device_map={"model": "disk", "lm_head": "cpu"}, offload_folder=tmp_path / "disk")
-    if BEFORE_5:
-        with pytest.raises(ValueError, match="from transformers 5 on: load the model to the CPU"):
-            load(tmp_path / "hxq", **places)
-    else:
-        assert torch.equal(load(tmp_path / "hxq", **places)(IDS).logits, model(IDS).logits)
+    named = dict(device_map={"model": "disk", "lm_head": "cpu"})
+    no_room = dict(device_map="auto", max_memory={"cpu": 1})
+    for places in (named, no_room):
+        places["offload_folder"] = tmp_path / "disk"
+        if BEFORE_5:
+            with pytest.raises(ValueError, match="from transformers 5 on: load the model to the CPU"):
+                load(tmp_path / "hxq", **places)
+        else:
+            assert torch.equal(load(tmp_path / "hxq", **places)(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
