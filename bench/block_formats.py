@@ -57,9 +57,9 @@ def q6_k(weights: np.ndarray, least_squares: bool = False) -> tuple[np.ndarray, 
     scales = best_scales(blocks, np.ones_like(blocks) if least_squares else blocks**2)
     groups = blocks_of(scales[..., 0], 16)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)
-    unit = as_half(largest / -128)
+    unit = largest / -128  # multiples are counted in it before it is rounded
     multiples = np.clip(np.rint(ratio(groups, unit)), -128, 127)
-    scales = whole(multiples * unit, blocks.shape[-2])[..., None]
+    scales = whole(multiples * as_half(unit), blocks.shape[-2])[..., None]
     decoded = np.clip(np.rint(ratio(blocks, scales)), -32, 31) * scales
     scale_bits = 8 * blocks.shape[-2] + 16 * groups.shape[-2]
     return whole(decoded, weights.shape[-1]), 6 + scale_bits / weights.shape[-1]
@@ -75,7 +75,8 @@ def nf4_levels() -> np.ndarray:
 
 
 def nf4(weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """bitsandbytes' NF4: 64 weights with a float32 scale, the largest magnitude, and the nearest of 16 levels."""
+    """bitsandbytes' NF4 without double quantization: 64 weights with a float32 scale, the largest magnitude, and the
+    nearest of 16 levels. With it, scales are coded too: 4.127 bits and a little more error."""
     blocks = blocks_of(weights.reshape(-1), 64)
     scale = np.abs(blocks).max(-1, keepdims=True).astype(np.float32).astype(np.float64)
     levels = nf4_levels()

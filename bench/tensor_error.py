@@ -6,8 +6,8 @@ A folder has its weights in one model.safetensors; `packaged_models.py` makes so
 the command (`make build`), and `pip install safetensors torch`. Compared are the matrices that `hxq compress` codes;
 ours are decoded by `hxq decompress`. dB are 10 log10 of the sum of squares of a matrix over that of the errors, in
 float64, of the matrix in the middle and the worst. Bits are of all compared matrices, with scales, tables, outliers and
-low-rank terms. A model's line of Markdown has our profile and then the others' format beside it; the exit code is 1
-where ours is not better in the median with fewer bits.
+low-rank terms; those of NF4 are without double quantization. A model's line of Markdown has our profile and then the
+others' format beside it; the exit code is 1 where ours is not better in the median with fewer bits.
 """
 
 import argparse
