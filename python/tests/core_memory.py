@@ -4,6 +4,7 @@ they are."""
 from __future__ import annotations
 
 import ctypes
+import gc
 
 
 def held_by_core(info: dict) -> int:
@@ -18,7 +19,8 @@ class _Mallinfo(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Bytes of this process that malloc has given away."""
+    """Bytes of this process that malloc has given away, but for what Python only has to collect."""
+    gc.collect()
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = _Mallinfo
     now = mallinfo()
