@@ -2,8 +2,10 @@
 
 #include <fmt/ranges.h>
 
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "console.h"
 #include "hxq/error.h"
@@ -21,14 +23,14 @@ size_t prompt_runs(const GenerateResult& result) {
 }
 size_t decode_runs(const GenerateResult& result) { return result.tokens.empty() ? 0 : result.tokens.size() - 1; }
 
-/// Options for choosing among tokens, where nothing is chosen, are most likely a temperature that was forgotten.
-void check_sampling(const SamplingOptions& sampling) {
+/// Options for choosing among tokens, where nothing is chosen, are most likely a temperature that was forgotten,
+/// whatever their values.
+void check_sampling(const SamplingOptions& sampling, std::span<CLI::Option* const> for_choosing) {
   if (sampling.temperature != 0) return;
-  const SamplingOptions none;
-  std::vector<const char*> unused;
-  if (sampling.top_k != none.top_k) unused.push_back("--top-k");
-  if (sampling.top_p != none.top_p) unused.push_back("--top-p");
-  if (sampling.seed != none.seed) unused.push_back("--seed");
+  std::vector<std::string> unused;
+  for (const CLI::Option* option : for_choosing) {
+    if (option->count() > 0) unused.push_back(option->get_name());
+  }
   if (unused.empty()) return;
   throw CLI::ValidationError(
       fmt::format("{} without effect: --temperature is 0, which takes the most likely token", fmt::join(unused, ", ")),
@@ -51,18 +53,19 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--temperature", sampling.temperature, "0: always the most likely token")
       ->capture_default_str()
       ->check(number("a number, at least 0", [](double value) { return value >= 0 && std::isfinite(value); }));
-  app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")
-      ->capture_default_str()
-      ->check(whole_number(0));
-  app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
-      ->capture_default_str()
-      ->check(number("a number above 0 and at most 1", [](double value) { return value > 0 && value <= 1; }));
+  CLI::Option* top_k = app.add_option("--top-k", sampling.top_k, "Choose among the k most likely tokens (0: all)")
+                           ->capture_default_str()
+                           ->check(whole_number(0));
+  CLI::Option* top_p =
+      app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens that make up this probability")
+          ->capture_default_str()
+          ->check(number("a number above 0 and at most 1", [](double value) { return value > 0 && value <= 1; }));
   app.add_option("--repetition-penalty", sampling.repetition_penalty, "> 1: tokens seen before are less likely")
       ->capture_default_str()
       ->check(number("a number above 0", [](double value) { return value > 0 && std::isfinite(value); }));
-  app.add_option("--seed", sampling.seed, "The same seed gives the same text")
-      ->capture_default_str()
-      ->check(whole_number<uint64_t>(0));
+  CLI::Option* seed = app.add_option("--seed", sampling.seed, "The same seed gives the same text")
+                          ->capture_default_str()
+                          ->check(whole_number<uint64_t>(0));
   add_texts(app, "--stop", options.stop, "End before this text (may be given more than once)")
       ->check(CLI::Validator(
           [](const std::string& text) {
@@ -71,7 +74,8 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
           },
           ""));
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on past end-of-text tokens");
-  app.final_callback([&sampling] { check_sampling(sampling); });
+  app.final_callback(
+      [&sampling, for_choosing = std::array{top_k, top_p, seed}] { check_sampling(sampling, for_choosing); });
 }
 
 void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer, const std::string& file) {
