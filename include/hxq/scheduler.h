@@ -56,6 +56,7 @@ class Scheduler {
     int64_t sequences = 64;      ///< that are run at once; more wait
     int64_t prefill_tokens = 0;  ///< of prompts, in a step; 0: as many as the model's device computes at once
     /// The same in a step that also decodes, so that texts go on steadily beside long prompts; 0: `prefill_tokens`.
+    /// Texts that are decoded count, but leave a quarter of it, and 1 at least.
     int64_t prefill_tokens_beside_decode = 0;
     /// Memory, in bytes, for what the model remembers after beginnings of prompts: prompts that begin with one of them
     /// go on from there. Kept are ends of prompts, every 512 tokens, and what `add` names. 0: nothing.
@@ -79,8 +80,8 @@ class Scheduler {
   /// Runs one step; false if there is nothing to run. `wait`: prompts are not brought on, texts whose prompt was run
   /// are. Throws what `Model::forward` throws: nothing has changed then.
   bool step(Prompts prompts = Prompts::run);
-  /// Tokens that the last step ran, of prompts and of texts.
-  int64_t step_tokens() const noexcept;
+  /// Tokens that the last step left of the prompts' budget beside decoding. Below 1: none.
+  int64_t prefill_tokens_left() const noexcept;
 
   /// Forgets a generation, done or not.
   void cancel(Id id);

@@ -85,7 +85,7 @@ struct Scheduler::Impl {
   int64_t next_kept(const Task& task) const noexcept;
   void release(Task& task);
   void forget(Id id);
-  void plan(Prompts prompts);
+  int64_t plan(Prompts prompts);
   void keep_prefix(const Task& task, std::span<const float> logits);
   void advance(Task& task, std::span<float> logits, Clock::time_point now);
 
@@ -102,6 +102,7 @@ struct Scheduler::Impl {
   std::vector<int32_t> tokens;
   std::vector<Segment> segments;
   std::vector<Task*> running;  // by segment
+  int64_t left = 0;            // of the budget, by the last that ran
 };
 
 /// Whether the task is to be run; ends it where it was asked to stop before its text began.
@@ -194,8 +195,8 @@ void Scheduler::Impl::forget(Id id) {
 }
 
 /// The segments of the next step: a token of everyone who decodes, then prompts, if they do not wait, as far as the
-/// budget goes.
-void Scheduler::Impl::plan(Prompts prompts) {
+/// budget goes. What they leave of the budget beside decoding.
+int64_t Scheduler::Impl::plan(Prompts prompts) {
   tokens.clear();
   segments.clear();
   running.clear();
@@ -212,10 +213,11 @@ void Scheduler::Impl::plan(Prompts prompts) {
   for (Task& task : tasks) {
     if (task.sequence && !task.ended() && task.decodes) add(task, 1, Phase::decode);
   }
-  if (prompts == Prompts::wait) return;
-  // Rows to decode count, so that a step of both is no longer than one of prompts alone.
-  const int64_t rows = segments.empty() ? limits.prefill_tokens : limits.prefill_tokens_beside_decode;
-  int64_t budget = std::max<int64_t>(rows - std::ssize(segments), 1);
+  // Rows to decode count, so that a step of both is hardly longer than one of prompts alone, but never stop prompts.
+  const int64_t rows = limits.prefill_tokens_beside_decode, decoded = std::ssize(segments);
+  const int64_t beside = std::max({rows - decoded, rows / 4, int64_t{1}});
+  if (prompts == Prompts::wait) return beside;
+  int64_t budget = decoded == 0 ? limits.prefill_tokens : beside;
   for (Task& task : tasks) {
     if (!task.in_prefill() || budget == 0) continue;
     const int64_t count = std::min(next_kept(task) - task.sequence->position(), budget);
@@ -223,6 +225,7 @@ void Scheduler::Impl::plan(Prompts prompts) {
     add(task, count, Phase::prefill);
     budget -= count;
   }
+  return beside - (std::ssize(tokens) - decoded);
 }
 
 /// Keeps what the model remembers where the task's prompt was run up to a position that is worth it.
@@ -270,12 +273,16 @@ Scheduler::Id Scheduler::add(Generation generation, Sequence& sequence) {
 bool Scheduler::step(Prompts prompts) {
   Impl& my = *impl_;
   const bool brought_on = my.admit();
-  my.plan(prompts);
-  if (my.segments.empty()) return brought_on;
+  const int64_t left = my.plan(prompts);
+  if (my.segments.empty()) {
+    my.left = left;
+    return brought_on;
+  }
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
   const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
   std::span<float> rest = my.workspace.logits(rows * vocab);
   my.model.forward(my.tokens, my.segments, my.workspace, rest);
+  my.left = left;
   const auto now = Clock::now();
   for (size_t s = 0; s < my.segments.size(); ++s) {
     Task& task = *my.running[s];
@@ -289,7 +296,7 @@ bool Scheduler::step(Prompts prompts) {
   return true;
 }
 
-int64_t Scheduler::step_tokens() const noexcept { return std::ssize(impl_->tokens); }
+int64_t Scheduler::prefill_tokens_left() const noexcept { return impl_->left; }
 
 void Scheduler::cancel(Id id) { impl_->forget(id); }
 

@@ -33,9 +33,7 @@ Engine::Engine(const Model& model, const Scheduler::Limits& limits, Pooling pool
     : deliver_(std::move(deliver)),
       scheduler_(model, limits),
       embedder_(model, pooling, limits.sequences),
-      embedded_tokens_(limits.prefill_tokens > 0 ? limits.prefill_tokens : model.info().step_tokens),
-      tokens_beside_texts_(limits.prefill_tokens_beside_decode > 0 ? limits.prefill_tokens_beside_decode
-                                                                   : embedded_tokens_) {
+      embedded_tokens_(limits.prefill_tokens > 0 ? limits.prefill_tokens : model.info().step_tokens) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -116,9 +114,7 @@ bool Engine::turn() {
   const auto start = std::chrono::steady_clock::now();
   const bool prompts_wait = std::exchange(prompts_wait_, false);
   const bool has_texts = step(prompts_wait ? Scheduler::Prompts::wait : Scheduler::Prompts::run);
-  int64_t tokens = has_texts ? tokens_beside_texts_ - scheduler_.step_tokens() : embedded_tokens_;
-  if (prompts_wait) tokens = std::max<int64_t>(tokens, 1);
-  const bool stepped = embed(tokens) || has_texts;
+  const bool stepped = embed(has_texts ? scheduler_.prefill_tokens_left() : embedded_tokens_) || has_texts;
   std::vector<Delivery> deliveries = collect();
   publish(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), stepped);
   if (!deliveries.empty()) deliver_(std::move(deliveries));

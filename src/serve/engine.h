@@ -105,10 +105,10 @@ class Engine {
   // Of the compute thread alone.
   Scheduler scheduler_;
   Embedder embedder_;
-  int64_t embedded_tokens_, tokens_beside_texts_;  // of a turn, at most
-  bool prompts_wait_ = false;                      // in the next turn, in which texts are embedded
-  Ticket taken_ = 0;                               // the last that was submitted and is seen here
-  std::vector<std::unique_ptr<Job>> jobs_;         // in the order in which they came
+  int64_t embedded_tokens_;                 // of a turn without texts, at most
+  bool prompts_wait_ = false;               // in the next turn, in which texts are embedded
+  Ticket taken_ = 0;                        // the last that was submitted and is seen here
+  std::vector<std::unique_ptr<Job>> jobs_;  // in the order in which they came
   std::vector<Delivery> outbox_;
   Status count_;
   std::thread thread_;

@@ -217,40 +217,51 @@ TEST_F(Engines, CancelWhatRunsAndWhatWaits) {
   EXPECT_FALSE(inbox.has_any(waits));
 }
 
-// Beside a text that goes on, prompts and texts to be embedded come on with the tokens of one budget in each turn, and
-// neither keeps the other waiting.
+// Beside texts that go on, a prompt and a text to be embedded come on with the tokens of one budget in each turn, and
+// neither keeps the other waiting. As many texts as the budget leave them a quarter of it.
 TEST_F(Engines, PromptsAndEmbeddingsShareABudget) {
-  constexpr int64_t kBudget = 16, kTokens = 400;
-  const std::vector<int32_t> text(kTokens, 7), prompt(kTokens, 8);
-  std::mutex mutex;
-  std::condition_variable came;
-  Engine* running = nullptr;
-  int64_t last = 0, turns = 0, most = 0, ended = 0, most_apart = 0;
-  const auto look = [&](const std::vector<Engine::Delivery>& deliveries) {
-    const std::lock_guard lock(mutex);
-    const Engine::Status status = running->status();
-    int64_t embedded = 0, prefilled = 0, all = status.prompt_tokens + status.new_tokens;
-    for (const auto& progress : status.embeddings) embedded += progress.run_tokens;
-    for (const auto& progress : status.generations) all += progress.run_tokens;
-    all += embedded;
-    if (status.generations.size() == 2) prefilled = status.generations[1].run_tokens;
-    if (turns++ > 0) most = std::max(most, all - last);
-    if (embedded > 0 && prefilled > 0) most_apart = std::max(most_apart, std::abs(embedded - prefilled));
-    last = all;
-    for (const Engine::Delivery& delivery : deliveries) ended += delivery.update.ending.has_value();
-    came.notify_all();
-  };
-  Engine engine(model_, {.sequences = 2, .prefill_tokens_beside_decode = kBudget}, Pooling::mean, look);
-  std::unique_lock lock(mutex);
-  running = &engine;
-  const auto comes = [&](auto condition) { ASSERT_TRUE(came.wait_for(lock, std::chrono::minutes(5), condition)); };
-  engine.submit(generation({.max_tokens = 1'000'000, .ignore_eos = true, .logprobs = 0}));
-  comes([&] { return turns > 1; });
-  engine.submit(text);
-  engine.submit(Generation(model_.info(), tokenizer_, prompt, {.max_tokens = 1}));
-  comes([&] { return ended == 2; });
-  EXPECT_LE(most, kBudget + 1) << "an end counts a token that was not run";
-  EXPECT_LE(most_apart, 2 * kBudget);
+  constexpr int64_t kBudget = 16, kTokens = 200;
+  for (const int64_t texts : {int64_t{1}, kBudget}) {
+    const int64_t left = std::max(kBudget - texts, kBudget / 4);
+    const std::vector<int32_t> text(kTokens, 7), prompt(kTokens, 8);
+    std::mutex mutex;
+    std::condition_variable came;
+    Engine* running = nullptr;
+    int64_t last = 0, turns = 0, most = 0, ended = 0, most_apart = 0, decoding = 0;
+    const auto look = [&](const std::vector<Engine::Delivery>& deliveries) {
+      const std::lock_guard lock(mutex);
+      const Engine::Status status = running->status();
+      int64_t embedded = 0, prefilled = 0, all = status.prompt_tokens + status.new_tokens;
+      decoding = 0;
+      for (const auto& progress : status.embeddings) embedded += progress.run_tokens;
+      for (const auto& progress : status.generations) {
+        all += progress.run_tokens;
+        decoding += progress.stage == Scheduler::Progress::Stage::decode;
+      }
+      all += embedded;
+      if (std::ssize(status.generations) > texts) prefilled = status.generations.back().run_tokens;
+      if (turns++ > 0) most = std::max(most, all - last);
+      if (embedded > 0 && prefilled > 0) most_apart = std::max(most_apart, std::abs(embedded - prefilled));
+      last = all;
+      for (const Engine::Delivery& delivery : deliveries) ended += delivery.update.ending.has_value();
+      came.notify_all();
+    };
+    Engine engine(model_, {.sequences = texts + 1, .prefill_tokens_beside_decode = kBudget}, Pooling::mean, look);
+    std::unique_lock lock(mutex);
+    running = &engine;
+    const auto comes = [&](auto condition) { ASSERT_TRUE(came.wait_for(lock, std::chrono::minutes(5), condition)); };
+    for (int64_t i = 0; i < texts; ++i) {
+      engine.submit(generation({.max_tokens = 1'000'000, .ignore_eos = true, .logprobs = 0}));
+    }
+    comes([&] { return turns > 1 && decoding == texts; });
+    const int64_t before = turns;
+    engine.submit(text);
+    engine.submit(Generation(model_.info(), tokenizer_, prompt, {.max_tokens = 1}));
+    comes([&] { return ended == 2; });
+    EXPECT_LE(most, texts + left + 1) << "an end counts a token that was not run";
+    EXPECT_LE(most_apart, 2 * kBudget);
+    EXPECT_LE(turns - before, 2 * kTokens / left + 2);
+  }
 }
 
 TEST_F(Engines, EndAllWithAFault) {
