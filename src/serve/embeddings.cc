@@ -1,11 +1,12 @@
 #include "serve/embeddings.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <boost/archive/iterators/base64_from_binary.hpp>
 #include <boost/archive/iterators/transform_width.hpp>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "serve/completion.h"
 #include "serve/completion_request.h"
@@ -27,6 +28,18 @@ std::string base64_of(const std::vector<float>& numbers) {
   using Letters = boost::archive::iterators::base64_from_binary<SixBits>;
   std::string text(Letters(bytes.data()), Letters(bytes.data() + bytes.size()));
   return text.replace(text.size() - missing, missing, missing, '=');
+}
+
+/// As a list of JSON. Whole numbers are written as floats too: clients with strict types tell 1.0 from 1.
+void put_list(std::string& text, const std::vector<float>& numbers) {
+  char separator = '[';
+  for (const float number : numbers) {
+    text += std::exchange(separator, ',');
+    const size_t start = text.size();
+    fmt::format_to(std::back_inserter(text), "{}", number);
+    if (text.find_first_of(".e", start) == text.npos) text += ".0";
+  }
+  text += ']';
 }
 
 }  // namespace
@@ -79,7 +92,8 @@ std::string EmbeddingAnswer::take_piece() {
     if (request_.base64) {
       fmt::format_to(std::back_inserter(piece), R"("{}"}})", base64_of(numbers));
     } else {
-      fmt::format_to(std::back_inserter(piece), "[{}]}}", fmt::join(numbers, ","));
+      put_list(piece, numbers);
+      piece += '}';
     }
   }
   if (taken_ < embeddings_.size()) return piece;

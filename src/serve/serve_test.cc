@@ -9,6 +9,7 @@
 #include "serve/access.h"
 #include "serve/api.h"
 #include "serve/api_error.h"
+#include "serve/embeddings.h"
 #include "serve/engine.h"
 #include "serve/parameters.h"
 #include "text/tokenizer_fixture.h"
@@ -262,6 +263,15 @@ TEST_F(Engines, PromptsAndEmbeddingsShareABudget) {
     EXPECT_LE(most_apart, 2 * kBudget);
     EXPECT_LE(turns - before, 2 * kTokens / left + 2);
   }
+}
+
+TEST_F(Engines, EmbeddingsAreWrittenAsFloats) {
+  const ServedModel served = {model_, tokenizer_, nullptr, "model", 0, 0, 0};
+  EmbeddingAnswer answer({.texts = {{1}}}, served);
+  answer.add(0, {.embedding = {1, -0.0F, 0.5F, 1e-5F, -3e-20F}, .ending = Ending()});
+  const std::string body = answer.take_piece();
+  EXPECT_NE(body.find("[1.0,-0.0,0.5,1e-05,-3e-20]"), body.npos) << body;
+  EXPECT_TRUE(nlohmann::json::accept(body)) << body;
 }
 
 TEST_F(Engines, EndAllWithAFault) {
