@@ -34,6 +34,9 @@ class ChatTemplate {
   /// From a file that holds a template. Throws `Error`.
   static ChatTemplate read(const std::filesystem::path& file);
 
+  /// The file that it was read from, as it was named.
+  const std::string& file() const noexcept;
+
   ChatTemplate(ChatTemplate&&) noexcept;
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();

@@ -24,6 +24,8 @@ class Template {
   /// template's own raise_exception.
   std::string render(const nlohmann::ordered_json& context) const;
 
+  const std::string& file() const noexcept { return file_; }
+
  private:
   std::string file_;
   Body body_;

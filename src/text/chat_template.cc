@@ -116,6 +116,8 @@ ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 ChatTemplate::~ChatTemplate() = default;
 
+const std::string& ChatTemplate::file() const noexcept { return impl_->jinja.file(); }
+
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
   if (const auto file = dir / "chat_template.jinja"; is_there(file)) return read(file);
   const auto path = dir / "tokenizer_config.json";

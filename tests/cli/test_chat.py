@@ -119,7 +119,7 @@ def test_an_empty_system_message_takes_the_templates_own_away(hxq, tmp_path):
 def test_a_template_without_a_place_for_messages(hxq, tmp_path):
     """Most likely another file."""
     for verb in ("chat", "serve"):
-        hxq(verb, MODEL, "--template", MODEL / "config.json").fails_with("config.json: is no chat template", "no place")
+        hxq(verb, MODEL, "--template", MODEL / "config.json").fails_with("config.json: is no chat template", "not show")
 
 
 def test_a_template_without_a_place_for_the_system_message(hxq, tmp_path):

@@ -1,6 +1,7 @@
 """What is asked for is checked, and what is not served is refused: nothing is ignored."""
 
 import json
+import shutil
 import socket
 import subprocess
 
@@ -251,6 +252,27 @@ def test_models_without_a_template(start_server):
     with start_server(MAMBA) as server:
         assert "template" in server.refuses("/v1/chat/completions", CHAT)
         assert server.request("GET", "/v1/models")[2]["data"][0]["has_chat_template"] is False
+
+
+def test_a_model_whose_own_template_takes_messages_in_parts(start_server, tmp_path):
+    """All but chat is served. The same template by --template is wrong use."""
+    folder = shutil.copytree(MAMBA, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    with start_server(folder, end=False) as server:
+        assert "no chat template" in server.refuses("/v1/chat/completions", CHAT)
+        assert server.text("The", max_tokens=1)
+        server.process.terminate()
+        notice, end = server.process.communicate(timeout=100)[1].splitlines()
+    why = f"{template}: is no chat template for text: it does not show the text of a message"
+    assert (notice, end) == (f"hxq: {why}; chat is not served", "hxq: interrupted")
+    given = subprocess.run(
+        [start_server.command, "serve", MAMBA, "--template", template], capture_output=True, text=True, timeout=100
+    )
+    assert (given.returncode, given.stdout, given.stderr) == (1, "", f"hxq: {why}\n")
 
 
 def test_slots(mamba):

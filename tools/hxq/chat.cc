@@ -102,8 +102,7 @@ int run(const Arguments& arguments) {
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const ChatTemplate chat_template = template_of(arguments);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
-  check_takes_messages(chat_template, tokenizer,
-                       arguments.template_file.empty() ? arguments.dir : arguments.template_file);
+  check_shows_messages(chat_template, tokenizer);
   check_system(arguments, chat_template, tokenizer);
   Chat chat(model, tokenizer, chat_template, arguments.system);
   const bool terminal = isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1;

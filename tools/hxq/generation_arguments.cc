@@ -78,7 +78,7 @@ void add_generation_options(CLI::App& app, GenerateOptions& options) {
       [&sampling, for_choosing = std::array{top_k, top_p, seed}] { check_sampling(sampling, for_choosing); });
 }
 
-void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer, const std::string& file) {
+void check_shows_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer) {
   const auto prompt = [&](const char* message) {
     return chat_template.render(std::vector<ChatMessage>{{"user", message}}, tokenizer).text;
   };
@@ -87,7 +87,7 @@ void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& to
   } catch (const Error&) {
     return;  // it looks at messages, and wants others
   }
-  throw Error("is no chat template: it has no place for messages", {.file = file});
+  throw Error("is no chat template for text: it does not show the text of a message", {.file = chat_template.file()});
 }
 
 nlohmann::ordered_json result_json(const GenerateResult& result) {

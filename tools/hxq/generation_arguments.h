@@ -17,8 +17,8 @@ CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::
 /// How to choose tokens and when to stop: the options that all verbs share which generate text.
 void add_generation_options(CLI::App& app, GenerateOptions& options);
 
-/// Throws `Error` where no message would reach the model: what was read from `file` is no chat template.
-void check_takes_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer, const std::string& file);
+/// Throws `Error` where no message would reach the model: another file, or a template for messages in parts.
+void check_shows_messages(const ChatTemplate& chat_template, const Tokenizer& tokenizer);
 
 /// What was generated and how fast, for --json.
 nlohmann::ordered_json result_json(const GenerateResult& result);

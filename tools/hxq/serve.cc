@@ -49,6 +49,22 @@ std::string name_of_model(const std::string& dir) {
   return path.filename().empty() ? "model" : path.filename().string();
 }
 
+/// None where the model has none, or one of its own that shows no message: all but chat can be served.
+std::optional<ChatTemplate> template_of(const Arguments& arguments, const Tokenizer& tokenizer) {
+  const bool own = arguments.template_file.empty();
+  std::optional<ChatTemplate> found =
+      own ? ChatTemplate::load(arguments.dir) : ChatTemplate::read(arguments.template_file);
+  if (!found) return found;
+  try {
+    check_shows_messages(*found, tokenizer);
+  } catch (const Error& error) {
+    if (!own) throw;
+    print_notice(fmt::format("{}; chat is not served", error.what()));
+    found.reset();
+  }
+  return found;
+}
+
 int run(Arguments& arguments) {
   ServeOptions& options = arguments.options;
   options.interrupted = is_interrupted;
@@ -57,12 +73,7 @@ int run(Arguments& arguments) {
   if (!arguments.api_key_file.empty()) options.api_keys = keys_of(arguments.api_key_file);
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
-  const std::optional<ChatTemplate> chat_template =
-      arguments.template_file.empty() ? ChatTemplate::load(arguments.dir) : ChatTemplate::read(arguments.template_file);
-  if (chat_template) {
-    check_takes_messages(*chat_template, tokenizer,
-                         arguments.template_file.empty() ? arguments.dir : arguments.template_file);
-  }
+  const std::optional<ChatTemplate> chat_template = template_of(arguments, tokenizer);
   Server server(model, tokenizer, chat_template ? &*chat_template : nullptr, options);
   print(fmt::format("{} serves {}\n", server.address(), options.model_name));
   server.run();
