@@ -125,17 +125,8 @@ __device__ inline uint32_t two_halves(float level) {
   return static_cast<uint32_t>(__half_as_ushort(high)) | static_cast<uint32_t>(__half_as_ushort(low)) << 16;
 }
 
-/// 16 bytes of weights, read once: kept out of the first-level cache.
-__device__ inline uint4 load_bytes_once(const void* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
-
-/// The same from any address: whole words around it, none of which lies behind the word of `last`, the last byte that
-/// belongs to the array.
+/// 16 bytes of weights from any address: whole words around it, none of which lies behind the word of `last`, the last
+/// byte that belongs to the array.
 __device__ inline uint4 load_bytes_unaligned(const unsigned char* from, const unsigned char* last) {
   const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from) % 4) * 8;
   const auto* words = reinterpret_cast<const uint32_t*>(from - shift / 8);

@@ -2,6 +2,7 @@
 // tokens travel while those at hand are used.
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
@@ -136,9 +137,7 @@ class Worker {
   float bias_, skip_;
 };
 
-/// Where a run's state is kept: no two runs of a batch have the same slot.
-__device__ inline int64_t slot_of(const Place& at, int run) { return at.segment.begin / kRun + at.sequence + run; }
-int64_t slots_of(const Batch& batch) { return batch.total_rows / kRun + batch.count + 1; }
+__device__ inline int64_t slot_of(const Place& at, int run) { return slot_of_run(at.segment, at.sequence, run, kRun); }
 
 __device__ inline float* run_state(const Parameters& p, const Place& at, int run) {
   return p.run_state + slot_of(at, run) * p.args.state_size * p.args.channels + at.channel;
@@ -248,7 +247,7 @@ int runs_of(int32_t max_rows) { return max_rows <= 0 ? 0 : (max_rows + kRun - 1)
 
 size_t scan_workspace(const Batch& batch, int64_t channels, int64_t state_size) noexcept {
   if (runs_of(batch.max_rows) <= 1) return 0;
-  return static_cast<size_t>(slots_of(batch) * channels * (state_size + 1)) * sizeof(float);
+  return static_cast<size_t>(slots_of_runs(batch, kRun) * channels * (state_size + 1)) * sizeof(float);
 }
 
 Status selective_scan(const ScanArgs& args, Stream stream) noexcept {
@@ -257,7 +256,7 @@ Status selective_scan(const ScanArgs& args, Stream stream) noexcept {
   if (args.workspace.bytes < scan_workspace(args.batch, args.channels, args.state_size)) return Status::invalid_value;
   Parameters p{
       .args = args, .runs = runs_of(args.batch.max_rows), .run_state = static_cast<float*>(args.workspace.data)};
-  p.run_delta = p.run_state + slots_of(args.batch) * args.channels * args.state_size;
+  p.run_delta = p.run_state + slots_of_runs(args.batch, kRun) * args.channels * args.state_size;
   return args.state_size <= 16 ? launch_scan<16>(p, stream) : launch_scan<64>(p, stream);
 }
 

@@ -2,6 +2,7 @@
 // states l / 4 * kStates and following of elements l % 4 * 2 and one further. Nothing is shared between warps.
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
@@ -17,18 +18,17 @@ constexpr size_t kMostRunBytes = size_t{256} << 20;
 
 struct Parameters {
   SsdArgs args;
-  int run = 0;  ///< tokens of a run; 0: segments stay whole
-  /// [slots, heads, state_size, head_dim]: what a run makes of zeros, then what it starts from.
+  /// [slots, heads, state_size, head_dim]: what a run makes of zeros, then what it starts from; null: segments stay
+  /// whole.
   float* run_state = nullptr;
   float* run_delta = nullptr;  // [slots, heads]: sums of delta
 
   __device__ int64_t state_elements() const { return args.heads * args.state_size * args.head_dim; }
-  /// Runs of a sequence's segment have adjacent slots.
-  __device__ int64_t slot(int sequence, int run_number) const {
-    return args.batch.segments[sequence].begin / run + sequence + run_number;
+  __device__ int64_t slot(int sequence, int run) const {
+    return slot_of_run(args.batch.segments[sequence], sequence, run, kRun);
   }
-  /// Whether the segment is cut.
-  __device__ bool is_cut(int rows) const { return run > 0 && rows > run; }
+  /// Whether a segment of so many tokens is cut.
+  __device__ bool is_cut(int rows) const { return run_state != nullptr && rows > kRun; }
 };
 
 /// Blocks of a multiprocessor: more warps hide what a token waits for, where registers suffice.
@@ -40,8 +40,6 @@ constexpr int blocks_for(int states) {
 #endif
 }
 
-int64_t most_slots(const Batch& batch) { return batch.total_rows / kRun + batch.count; }
-
 template <int kStates>
 struct Token {
   float b[kStates], c[kStates];
@@ -49,8 +47,8 @@ struct Token {
   float dt;
 };
 
-/// kOutput: from what a run starts to its outputs; otherwise from zeros to what it makes of them. kPlain: everything is
-/// float, and a lane's B and C lie at multiples of 16 bytes.
+/// kOutput: from what a run starts to its outputs, of the last one to the sequence's state; otherwise from zeros to
+/// what a run makes of them. kPlain: everything is float, and a lane's B and C lie at multiples of 16 bytes.
 template <int kStates, bool kOutput, bool kPlain>
 class Worker {
  public:
@@ -63,21 +61,23 @@ class Worker {
         state_begin_(static_cast<int>(threadIdx.x % 32 / 4) * kStates),
         is_cut_(parameters.is_cut(segment_.end - segment_.begin)) {
     const int rows = segment_.end - segment_.begin;
-    begin_ = is_cut_ ? run * parameters.run : 0;
-    end_ = is_cut_ ? min(begin_ + parameters.run, rows) : run == 0 ? rows : 0;
-    state_ = static_cast<float*>(p_.states[sequence]);
+    begin_ = run * kRun;
+    end_ = is_cut_ ? min(begin_ + kRun, rows) : rows;
+    is_last_ = end_ == rows;
+    is_there_ = begin_ < end_ && (kOutput ? is_cut_ || run == 0 : is_cut_ && !is_last_);
+    state_ = static_cast<float*>(p_.states[sequence]) + head * p_.state_size * p_.head_dim;
+    of_run_ = state_;
     if (is_cut_) {
       const int64_t slot = parameters.slot(sequence, run);
-      state_ = parameters.run_state + slot * parameters.state_elements();
+      of_run_ = parameters.run_state + slot * parameters.state_elements() + head * p_.state_size * p_.head_dim;
       delta_ = parameters.run_delta + slot * p_.heads + head;
     }
-    state_ += head * p_.state_size * p_.head_dim;
   }
 
   __device__ void run() {
-    if (begin_ >= end_ || (!kOutput && !is_cut_)) return;
+    if (!is_there_) return;
     float s[kStates][2];
-    for_states([&](int n, int i, int64_t at) { s[n][i] = kOutput ? state_[at] : 0.0f; },
+    for_states([&](int n, int i, int64_t at) { s[n][i] = kOutput ? of_run_[at] : 0.0f; },
                [&](int n, int i) { s[n][i] = 0; });
     const float a = p_.a[head_], bias = p_.dt_bias[head_];
     float all_delta = 0;
@@ -99,8 +99,8 @@ class Worker {
       }
       if (kOutput) write(t, token, y);
     }
-    if (kOutput && is_cut_) return;  // the states after all runs are known
-    for_states([&](int n, int i, int64_t at) { state_[at] = s[n][i]; }, [](int, int) {});
+    if (kOutput && !is_last_) return;
+    for_states([&](int n, int i, int64_t at) { (kOutput ? state_ : of_run_)[at] = s[n][i]; }, [](int, int) {});
     if (!kOutput && threadIdx.x % 32 == 0 && dim_ == 0) *delta_ = all_delta;
   }
 
@@ -173,9 +173,10 @@ class Worker {
   const int64_t head_, group_, dim_;
   const int state_begin_;
   const bool is_cut_;
-  int begin_, end_;         ///< tokens of the run
-  float* state_;            ///< of the head
-  float* delta_ = nullptr;  ///< likewise, where the segment is cut
+  bool is_there_, is_last_;  ///< the run, and of its segment
+  int begin_, end_;          ///< its tokens
+  float *state_, *of_run_;   ///< of the head: the sequence's, and what the run starts from or makes
+  float* delta_ = nullptr;   ///< likewise, where the segment is cut
 };
 
 template <int kStates, bool kOutput, bool kPlain>
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_for(kStates)) ssd_kernel(c
       .run();
 }
 
-/// From what runs make of zeros to what they start from, and the states after the last.
+/// From what runs make of zeros to what they start from.
 __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constant__ Parameters p) {
   let_successors_begin();
   wait_for_predecessors();
@@ -199,18 +200,17 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(const __grid_constan
   const int64_t i = int64_t{blockIdx.x} * kJoinThreads + threadIdx.x, elements = p.state_elements();
   if (!p.is_cut(segment.end - segment.begin) || i >= elements) return;
   const int64_t head = i / (p.args.state_size * p.args.head_dim), first = p.slot(sequence, 0);
-  const int runs = ceil_div(segment.end - segment.begin, p.run);
+  const int last = ceil_div(segment.end - segment.begin, kRun) - 1;
   const float a = p.args.a[head];
-  float* state = static_cast<float*>(p.args.states[sequence]) + i;
-  float s = *state;
+  float* of_run = p.run_state + first * elements + i;
+  float s = static_cast<const float*>(p.args.states[sequence])[i];
 #pragma unroll 4
-  for (int r = 0; r < runs; ++r) {
-    float* of_run = p.run_state + (first + r) * elements + i;
+  for (int r = 0; r < last; ++r, of_run += elements) {
     const float made = *of_run;
     *of_run = s;
     s = fmaf(s, __expf(p.run_delta[(first + r) * p.args.heads + head] * a), made);
   }
-  *state = s;
+  *of_run = s;
 }
 
 bool is_plain(const SsdArgs& args) {
@@ -228,10 +228,10 @@ Status launch_all(const Parameters& p, Stream stream) {
   const auto count = static_cast<unsigned>(args.batch.count);
   const int64_t items = args.heads * ceil_div<int64_t>(args.head_dim, kHeadDims);
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(items, kWarps)), count,
-                                       p.run > 0 ? static_cast<unsigned>(ceil_div(args.batch.max_rows, p.run)) : 1),
+                                       p.run_state ? static_cast<unsigned>(ceil_div(args.batch.max_rows, kRun)) : 1),
                           .block = dim3(kWarps * 32)};
   Status status = Status::ok;
-  if (p.run > 0) {
+  if (p.run_state) {
     const int64_t elements = args.heads * args.state_size * args.head_dim;
     status = launch(ssd_kernel<kStates, false, kPlain>, shape, stream, p);
     if (status == Status::ok) {
@@ -253,7 +253,8 @@ Status launch_states(const Parameters& p, Stream stream) {
 
 size_t ssd_workspace(const SsdArgs& args) noexcept {
   if (args.batch.max_rows <= (kFewestRuns - 1) * kRun) return 0;
-  const int64_t elements = most_slots(args.batch) * args.heads * (args.state_size * args.head_dim + 1);
+  const int64_t slots = slots_of_runs(args.batch, kRun);
+  const int64_t elements = slots * args.heads * (args.state_size * args.head_dim + 1);
   const size_t bytes = static_cast<size_t>(elements) * sizeof(float);
   return bytes <= kMostRunBytes ? bytes : 0;
 }
@@ -267,9 +268,8 @@ Status ssd(const SsdArgs& args, Stream stream) noexcept {
   if (args.workspace.bytes < bytes) return Status::invalid_value;
   Parameters p{.args = args};
   if (bytes > 0) {
-    p.run = kRun;
     p.run_state = static_cast<float*>(args.workspace.data);
-    p.run_delta = p.run_state + most_slots(args.batch) * args.heads * args.state_size * args.head_dim;
+    p.run_delta = p.run_state + slots_of_runs(args.batch, kRun) * args.heads * args.state_size * args.head_dim;
   }
   if (args.state_size <= 16) return launch_states<2>(p, stream);
   if (args.state_size <= 64) return launch_states<8>(p, stream);
