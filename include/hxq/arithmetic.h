@@ -15,7 +15,8 @@ enum class Phase : uint8_t {
 
 /// What products with prefill rows round, besides the sums: see `kernels::linear`.
 enum class Precision : uint8_t {
-  fast,  ///< x to 11 bits for every 64 columns, where that doubles the speed; on GPUs weights, too (docs/cuda.md)
+  /// x to 11 bits for every 64 columns, or 22 of all, where that doubles the speed; on GPUs weights, too (docs/cuda.md)
+  fast,
   exact  ///< nothing
 };
 
@@ -23,7 +24,7 @@ std::string_view name_of(Precision precision) noexcept;
 std::optional<Precision> find_precision(std::string_view name) noexcept;
 
 /// Instruction sets that have kernels of their own, slowest first.
-enum class Target : uint8_t { scalar, avx2, avx512 };
+enum class Target : uint8_t { scalar, avx2, avx512, amx };
 
 std::string_view name_of(Target target) noexcept;
 std::optional<Target> find_target(std::string_view name) noexcept;

@@ -109,7 +109,7 @@ HXQ_API const char* hxq_version(void);
 HXQ_API size_t hxq_struct_size(const char* name);
 /* One line about the last failure in the calling thread; valid until its next call. */
 HXQ_API const char* hxq_last_error(void);
-/* Instruction sets with kernels of their own that this processor runs, slowest first: "scalar,avx2,avx512". */
+/* Instruction sets with kernels of their own that this processor runs, slowest first: "scalar,avx2,avx512,amx". */
 HXQ_API const char* hxq_supported_targets(void);
 /* Frees text that a function here returned through char**. */
 HXQ_API void hxq_free(char* text);

@@ -74,7 +74,7 @@ struct TestGrouped {
 
   /// Whether decode rows multiply integers.
   bool decodes_integers(Target target) const {
-    if (target != Target::avx2) return target == Target::avx512;
+    if (target != Target::avx2) return target >= Target::avx512;
     return options_.uniform || view.bits() == 5 || view.bits() == 6 || (options_.largest <= 127 && view.bits() <= 4);
   }
 

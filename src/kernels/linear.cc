@@ -43,18 +43,16 @@ DenseMatrix view_of(const TensorView& factor) {
 bool has_outliers(const CodebookView& weight) { return weight.outliers > 0; }
 bool has_outliers(const GroupedView&) { return false; }
 
-/// Packs all panels of x in shared scratch, panel_floats apart: `pack(x, tokens, panel)` does one.
+int64_t panels_of(int64_t tokens, int64_t panel_tokens) { return (tokens + panel_tokens - 1) / panel_tokens; }
+
+/// Packs all panels of x in shared scratch, panel_floats apart: `pack(first, panel)` does one.
 template <class Pack>
-const float* pack_input(const Ops& ops, const LinearArgs& args, int64_t panel_floats, const CpuContext& context,
+const float* pack_input(const LinearArgs& args, int64_t panel_tokens, int64_t panel_floats, const CpuContext& context,
                         Pack pack) {
-  const int64_t panels = (args.tokens + ops.panel_tokens - 1) / ops.panel_tokens;
-  float* packed = context.shared(Scratch::kPackedInput, panels * panel_floats);
+  float* packed = context.shared(Scratch::kPackedInput, panels_of(args.tokens, panel_tokens) * panel_floats);
   if (context.measures) return packed;
-  const Range mine = context.team.share(panels);
-  for (int64_t p = mine.begin; p < mine.end; ++p) {
-    const int64_t first = p * ops.panel_tokens;
-    pack(args.x + first * args.x_stride, std::min(ops.panel_tokens, args.tokens - first), packed + p * panel_floats);
-  }
+  const Range mine = context.team.share(panels_of(args.tokens, panel_tokens));
+  for (int64_t p = mine.begin; p < mine.end; ++p) pack(p * panel_tokens, packed + p * panel_floats);
   context.team.barrier();
   return packed;
 }
@@ -66,8 +64,9 @@ template <class Matrix>
 Range gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& context) {
   const Ops& ops = cpu::ops_of(context.target);
   const float* packed =
-      pack_input(ops, args, ops.panel_tokens * weight.cols, context, [&](const float* x, int64_t tokens, float* panel) {
-        ops.pack_panel(x, args.x_stride, tokens, weight.cols, panel);
+      pack_input(args, ops.panel_tokens, ops.panel_tokens * weight.cols, context, [&](int64_t first, float* panel) {
+        const int64_t tokens = std::min(ops.panel_tokens, args.tokens - first);
+        ops.pack_panel(args.x + first * args.x_stride, args.x_stride, tokens, weight.cols, panel);
       });
   constexpr int64_t kTilesAtOnce = 6;
   const int64_t rows_at_once = kTilesAtOnce * ops.tile_rows;
@@ -104,14 +103,11 @@ Range gemm(const Matrix& weight, const LinearArgs& args, const CpuContext& conte
 template <class View>
 Range integer_gemm(const cpu::IntegerGemm<View>& kernel, const View& weight, const LinearArgs& args,
                    const CpuContext& context) {
-  const Ops& ops = cpu::ops_of(context.target);
-  const float* packed = pack_input(ops, args, kernel.panel_floats(weight.cols), context,
-                                   [&](const float* x, int64_t tokens, float* panel) {
-                                     kernel.pack_panel(weight, x, args.x_stride, tokens, panel);
-                                   });
-  float* memory = context.own(kernel.memory_floats(weight));
+  const float* packed = pack_input(args, kernel.panel_tokens, kernel.panel_floats(weight), context,
+                                   [&](int64_t first, float* panel) { kernel.pack_panel(weight, args, first, panel); });
+  float* memory = context.own(kernel.memory_floats(weight, args.tokens));
   if (context.measures) return {};
-  const Range mine = context.team.share(weight.rows, ops.tile_rows);
+  const Range mine = context.team.share(weight.rows, kernel.tile_rows);
   kernel.multiply(weight, args, packed, mine.begin, mine.end, memory);
   return mine;
 }
@@ -128,9 +124,12 @@ Range choose_gemm(const View& weight, const LinearArgs& args, const CpuContext& 
 template <class View>
 void pack_decode_rows(const cpu::Gemv<View>& kernel, const View& weight, const LinearArgs& args, int64_t x_floats,
                       float* packed_x, int64_t width, float* x_columns, const CpuContext& context) {
-  const Range tokens = context.team.share(x_floats > 0 ? args.tokens : 0);
-  for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-    kernel.pack_x(weight, args.x + t * args.x_stride, packed_x + t * x_floats);
+  const int64_t panels = x_floats > 0 ? panels_of(args.tokens, kernel.panel_tokens) : 0;
+  const int64_t pieces = kernel.panel_tokens > 1 && panels < context.team.size() ? context.team.size() : 1;
+  const Range mine = context.team.share(panels * pieces);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const int64_t panel = i / pieces;
+    kernel.pack_x(weight, args, panel * kernel.panel_tokens, {i % pieces, pieces}, packed_x + panel * x_floats);
   }
   const Range cols = context.team.share(width > 0 ? weight.cols : 0, 16);
   cpu::ops_of(context.target)
@@ -149,14 +148,15 @@ Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context
   const bool alone = args.tokens == 1;
   const int64_t width = alone || !has_outliers(weight) ? 0 : cpu::x_columns_width(args.tokens);
   float* memory = context.own(memory_floats + x_floats);
-  float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, args.tokens * x_floats + weight.cols * width);
+  const int64_t packed_floats = panels_of(args.tokens, kernel.panel_tokens) * x_floats;
+  float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, packed_floats + weight.cols * width);
   if (context.measures) return {};
   float* packed_x = alone ? memory + memory_floats : shared;
-  float* x_columns = alone ? nullptr : shared + args.tokens * x_floats;
+  float* x_columns = alone ? nullptr : shared + packed_floats;
   if (!alone) {
     pack_decode_rows(kernel, weight, args, x_floats, packed_x, width, x_columns, context);
   } else if (x_floats > 0) {
-    kernel.pack_x(weight, args.x, packed_x);
+    kernel.pack_x(weight, args, 0, {0, 1}, packed_x);
   }
   const Range mine = context.team.share(weight.rows);
   kernel.multiply(weight, args, {.packed_x = packed_x, .x_columns = x_columns, .memory = memory}, mine.begin, mine.end);

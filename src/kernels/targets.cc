@@ -7,8 +7,8 @@
 namespace hxq {
 namespace {
 
-constexpr std::array<std::pair<Target, std::string_view>, 3> kTargets = {
-    {{Target::scalar, "scalar"}, {Target::avx2, "avx2"}, {Target::avx512, "avx512"}}};
+constexpr std::array<std::pair<Target, std::string_view>, 4> kTargets = {
+    {{Target::scalar, "scalar"}, {Target::avx2, "avx2"}, {Target::avx512, "avx512"}, {Target::amx, "amx"}}};
 constexpr std::array<std::pair<Precision, std::string_view>, 2> kPrecisions = {
     {{Precision::fast, "fast"}, {Precision::exact, "exact"}}};
 

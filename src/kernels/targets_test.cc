@@ -20,6 +20,7 @@ TEST(Targets, NamesAreThoseOfTheSettings) {
   EXPECT_EQ(name_of(Target::scalar), "scalar");
   EXPECT_EQ(name_of(Target::avx2), "avx2");
   EXPECT_EQ(name_of(Target::avx512), "avx512");
+  EXPECT_EQ(name_of(Target::amx), "amx");
 }
 
 // The sum of one row as a target with that many lanes adds it: one sum for each lane of each of two vectors in turn.
@@ -35,7 +36,7 @@ float sum_in_lanes(const float* weights, const float* x, size_t cols, size_t lan
   return sum[0];
 }
 
-// Each target adds in vectors of its own width: the rounding of its sums tells which one ran.
+// Each target adds in vectors of its own width: the rounding of its sums tells which one ran. AMX has those of AVX-512.
 TEST(Targets, TheForcedOneRuns) {
   constexpr int64_t kRows = 20, kCols = 256;
   const std::vector<float> weights = normal_floats(kRows * kCols, 1), x = normal_floats(kCols, 2);
@@ -59,7 +60,7 @@ TEST(Targets, TheForcedOneRuns) {
       // The compiler is free to fuse or not.
       EXPECT_TRUE(y[r] == expected(true) || y[r] == expected(false)) << name_of(target) << " row " << r;
     }
-    results.push_back(y);
+    if (target != Target::amx) results.push_back(y);
   }
   std::sort(results.begin(), results.end());
   EXPECT_EQ(std::adjacent_find(results.begin(), results.end()), results.end()) << "two targets cannot be told apart";

@@ -158,7 +158,7 @@ ModelOptions ModelArguments::options() const {
   options.precision = find_precision(precision).value();
   if (const char* name = std::getenv("HXQ_TARGET"); name != nullptr && *name != 0) {
     options.target = find_target(name);
-    if (!options.target) throw Error(not_as_expected("scalar, avx2 or avx512 in HXQ_TARGET", name));
+    if (!options.target) throw Error(not_as_expected("scalar, avx2, avx512 or amx in HXQ_TARGET", name));
   }
   return options;
 }

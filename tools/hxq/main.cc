@@ -53,7 +53,7 @@ int run(int argc, char** argv) {
       "`hxq VERB --help` shows a verb's options and an example.\n"
       "Exit codes: 0 done, 1 failed or a check did not hold, 2 wrong use, 130 interrupted (^C), 143 terminated, 129 "
       "hung up.\n"
-      "HXQ_TARGET=scalar, avx2 or avx512 in the environment forces an instruction set.");
+      "HXQ_TARGET=scalar, avx2, avx512 or amx in the environment forces an instruction set.");
 
   using hxq::tools::RunVerb;
   std::vector<std::pair<CLI::App*, RunVerb>> verbs;

@@ -106,8 +106,11 @@ int64_t lookup_memory_floats(const CodebookView& weight, int64_t tokens) {
   return OutlierSums::floats(tokens) + kGemvRows * LookedUpRows::stride(weight.cols);
 }
 
-constexpr Gemv<CodebookView> kLookupGemv{
-    .packed_x_floats = nullptr, .pack_x = nullptr, .memory_floats = lookup_memory_floats, .multiply = lookup_gemv};
+constexpr Gemv<CodebookView> kLookupGemv{.panel_tokens = 1,
+                                         .packed_x_floats = nullptr,
+                                         .pack_x = nullptr,
+                                         .memory_floats = lookup_memory_floats,
+                                         .multiply = lookup_gemv};
 
 const Gemv<CodebookView>& lookup_gemv_for(const CodebookView&) { return kLookupGemv; }
 

@@ -194,8 +194,9 @@ void segment_gemv(const CodebookView& weight, const LinearArgs& args, const Gemv
   joint_gemv(rows, weight, args, work.x_columns, begin, end, work.memory);
 }
 
-constexpr Gemv<CodebookView> kSegmentGemv{.packed_x_floats = segment_x_floats,
-                                          .pack_x = pack_segment_x,
+constexpr Gemv<CodebookView> kSegmentGemv{.panel_tokens = 1,
+                                          .packed_x_floats = segment_x_floats,
+                                          .pack_x = pack_token<CodebookView, pack_segment_x>,
                                           .memory_floats = segment_gemv_floats,
                                           .multiply = segment_gemv};
 

@@ -15,6 +15,12 @@ constexpr int64_t kGemvRows = 4;
 /// Tokens that are multiplied with them at once.
 constexpr int kGemvTokens = HXQ_GEMV_TOKENS;
 
+/// Gemv::pack_x of kernels that pack each token by itself.
+template <class View, void (*kPack)(const View& weight, const float* x, float* packed_x)>
+void pack_token(const View& weight, const LinearArgs& args, int64_t first, Piece, float* packed_x) {
+  kPack(weight, args.x + first * args.x_stride, packed_x);
+}
+
 inline int64_t rows_left(int64_t row, int64_t end) { return end - row < kGemvRows ? end - row : kGemvRows; }
 
 /// Adds what `args` asks for to finished sums of rows [row, row + rows), rows <= kGemvRows.

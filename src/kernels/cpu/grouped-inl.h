@@ -113,8 +113,11 @@ int64_t decoded_memory_floats(const GroupedView& weight, int64_t) {
   return kGemvRows * DecodedRows::stride(weight.cols);
 }
 
-constexpr Gemv<GroupedView> kDecodedGemv{
-    .packed_x_floats = nullptr, .pack_x = nullptr, .memory_floats = decoded_memory_floats, .multiply = decoded_gemv};
+constexpr Gemv<GroupedView> kDecodedGemv{.panel_tokens = 1,
+                                         .packed_x_floats = nullptr,
+                                         .pack_x = nullptr,
+                                         .memory_floats = decoded_memory_floats,
+                                         .multiply = decoded_gemv};
 
 const Gemv<GroupedView>& decoded_gemv_for(const GroupedView&) { return kDecodedGemv; }
 

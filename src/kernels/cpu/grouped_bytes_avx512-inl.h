@@ -266,8 +266,11 @@ void byte_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork
   (weight.bits == 3 ? byte_gemv_by_group<3> : byte_gemv_by_group<4>)(weight, args, work, begin, end);
 }
 
-constexpr Gemv<GroupedView> kByteGemv{
-    .packed_x_floats = byte_x_floats, .pack_x = pack_byte_x, .memory_floats = byte_gemv_floats, .multiply = byte_gemv};
+constexpr Gemv<GroupedView> kByteGemv{.panel_tokens = 1,
+                                      .packed_x_floats = byte_x_floats,
+                                      .pack_x = pack_token<GroupedView, pack_byte_x>,
+                                      .memory_floats = byte_gemv_floats,
+                                      .multiply = byte_gemv};
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -38,7 +38,7 @@ inline void scale_levels(const GroupedView& weight, int64_t row, int64_t col, in
 template <int kBits>
 void grouped_gemm_of(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                      float* memory) {
-  integer_gemm(args, weight.cols, packed, begin, end, memory,
+  integer_gemm(weight, args, packed, begin, end, memory,
                [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
                  for (int64_t i = 0; i < rows; ++i) {
                    int16_t* level = tiles.level + i * kLevelStride;

@@ -36,7 +36,7 @@ void decode_grouped_levels(const GroupedView& weight, int64_t row, int64_t rows,
 void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                   float* memory) {
   with_grouped_form(weight, [&]<class Table, int kGroups>() {
-    integer_gemm(args, weight.cols, packed, begin, end, memory,
+    integer_gemm(weight, args, packed, begin, end, memory,
                  [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
                    decode_grouped_levels<Table, kGroups>(weight, row, rows, col, cols, tiles);
                  });

@@ -213,8 +213,9 @@ void group_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWor
 }
 
 template <class Form>
-constexpr Gemv<GroupedView> kGroupGemv{.packed_x_floats = group_x_floats<Form>,
-                                       .pack_x = Form::pack_x,
+constexpr Gemv<GroupedView> kGroupGemv{.panel_tokens = 1,
+                                       .packed_x_floats = group_x_floats<Form>,
+                                       .pack_x = pack_token<GroupedView, Form::pack_x>,
                                        .memory_floats = group_gemv_floats<Form>,
                                        .multiply = group_gemv<Form>};
 

@@ -133,8 +133,9 @@ void grouped_gemv(const GroupedView& weight, const LinearArgs& args, const GemvW
   });
 }
 
-constexpr Gemv<GroupedView> kGroupedGemv{.packed_x_floats = quantized_floats<GroupedView>,
-                                         .pack_x = quantize_x<GroupedView>,
+constexpr Gemv<GroupedView> kGroupedGemv{.panel_tokens = 1,
+                                         .packed_x_floats = quantized_floats<GroupedView>,
+                                         .pack_x = pack_token<GroupedView, quantize_x<GroupedView>>,
                                          .memory_floats = grouped_gemv_floats,
                                          .multiply = grouped_gemv};
 

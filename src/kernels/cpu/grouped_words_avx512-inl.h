@@ -403,8 +403,11 @@ void word_gemv(const GroupedView& weight, const LinearArgs& args, const GemvWork
   });
 }
 
-constexpr Gemv<GroupedView> kWordGemv{
-    .packed_x_floats = word_x_floats, .pack_x = pack_word_x, .memory_floats = word_gemv_floats, .multiply = word_gemv};
+constexpr Gemv<GroupedView> kWordGemv{.panel_tokens = 1,
+                                      .packed_x_floats = word_x_floats,
+                                      .pack_x = pack_token<GroupedView, pack_word_x>,
+                                      .memory_floats = word_gemv_floats,
+                                      .multiply = word_gemv};
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -29,7 +29,10 @@ constexpr int64_t kLevelStride = kLevelCols + 32;  // no multiple of 4 KB, or ro
 /// [width] scales of products.
 inline int64_t block_floats(int64_t width) { return (kPairs + 2) * width; }
 
-int64_t integer_panel_floats(int64_t cols) { return blocks_of(cols) * block_floats(kPanelTokens); }
+template <class View>
+int64_t integer_panel_floats(const View& weight) {
+  return blocks_of(weight.cols) * block_floats(kPanelTokens);
+}
 
 /// 64 columns of one token as pairs, and the scale that restores x.
 struct RoundedX {
@@ -54,14 +57,16 @@ RoundedX round_block(const float* x, int64_t cols) {
 }
 
 template <class View>
-void pack_integer_panel(const View& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel) {
+void pack_integer_panel(const View& weight, const LinearArgs& args, int64_t first_token, float* panel) {
+  const float* x = args.x + first_token * args.x_stride;
+  const int64_t tokens = args.tokens - first_token < kPanelTokens ? args.tokens - first_token : kPanelTokens;
   const int64_t width = panel_width(tokens);
   for (int64_t col = 0; col < weight.cols; col += kBlock, panel += block_floats(width)) {
     for (int64_t first = 0; first < width; first += kLanes) {
       VecF pairs[kPairVectors][HXQ_LANES] = {};
       float scale[HXQ_LANES] = {};
       for (int64_t t = 0; t < kLanes && first + t < tokens; ++t) {
-        const RoundedX rounded = round_block(x + (first + t) * x_stride + col, weight.cols - col);
+        const RoundedX rounded = round_block(x + (first + t) * args.x_stride + col, weight.cols - col);
         for (int64_t i = 0; i < kPairVectors; ++i) pairs[i][t] = reinterpret_cast<VecF>(rounded.pairs[i]);
         scale[t] = rounded.scale;
       }
@@ -99,9 +104,9 @@ struct LevelTiles {
   }
 };
 
-int64_t integer_memory_floats(const GroupedView&) { return LevelTiles::floats(0); }
+int64_t integer_memory_floats(const GroupedView&, int64_t) { return LevelTiles::floats(0); }
 
-int64_t integer_memory_floats(const CodebookView& weight) {
+int64_t integer_memory_floats(const CodebookView& weight, int64_t) {
   static_assert(kLevelRows <= kOutlierRows);
   return LevelTiles::floats(weight.most_outliers);
 }
@@ -209,9 +214,8 @@ void multiply_level_tile(const LevelTiles& tiles, int64_t first, const float* pa
 }
 
 /// One decoded piece of the matrix, `rows` by `cols` at (row, col), with all panels.
-void multiply_piece(int64_t all_cols, const LinearArgs& args, const float* packed, const LevelTiles& tiles, int64_t row,
-                    int64_t rows, int64_t col, int64_t cols) {
-  const int64_t panel_floats = integer_panel_floats(all_cols);
+void multiply_piece(int64_t panel_floats, const LinearArgs& args, const float* packed, const LevelTiles& tiles,
+                    int64_t row, int64_t rows, int64_t col, int64_t cols) {
   for (int64_t first = 0; first < args.tokens; first += kPanelTokens, packed += panel_floats) {
     LinearArgs part = args;
     part.y += first * args.y_stride;
@@ -234,9 +238,10 @@ void multiply_piece(int64_t all_cols, const LinearArgs& args, const float* packe
 bool supports_integer_gemm(const CodebookView& weight) { return weight.index_bits == 8 && weight.integer_levels; }
 
 /// `decode(row, rows, col, cols, tiles)` writes levels, units and outliers of W[row .. row + rows, col .. col + cols).
-template <class Decode>
-void integer_gemm(const LinearArgs& args, int64_t all_cols, const float* packed, int64_t begin, int64_t end,
+template <class View, class Decode>
+void integer_gemm(const View& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                   float* memory, Decode decode) {
+  const int64_t all_cols = weight.cols, panel_floats = integer_panel_floats(weight);
   const LevelTiles tiles(memory);
   for (int64_t row = begin; row < end; row += kLevelRows) {
     const int64_t rows = end - row < kLevelRows ? end - row : kLevelRows;
@@ -244,7 +249,7 @@ void integer_gemm(const LinearArgs& args, int64_t all_cols, const float* packed,
       const int64_t cols = all_cols - col < kLevelCols ? all_cols - col : kLevelCols;
       decode(row, rows, col, cols, tiles);
       fill_tile(tiles, rows, cols);
-      multiply_piece(all_cols, args, packed, tiles, row, rows, col, cols);
+      multiply_piece(panel_floats, args, packed, tiles, row, rows, col, cols);
     }
   }
 }
@@ -256,11 +261,23 @@ void decode_levels(const CodebookView& weight, int64_t row, int64_t rows, int64_
 
 void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                    float* memory) {
-  integer_gemm(args, weight.cols, packed, begin, end, memory,
+  integer_gemm(weight, args, packed, begin, end, memory,
                [&](int64_t row, int64_t rows, int64_t col, int64_t cols, const LevelTiles& tiles) {
                  decode_levels(weight, row, rows, col, cols, tiles);
                  list_outliers(weight, row, rows, col, cols, tiles);
                });
+}
+
+template <class View>
+constexpr IntegerGemm<View> integer_gemm_by(bool (*supports)(const View&),
+                                            decltype(IntegerGemm<View>::multiply) multiply) {
+  return {.supports = supports,
+          .panel_tokens = kPanelTokens,
+          .panel_floats = integer_panel_floats<View>,
+          .pack_panel = pack_integer_panel<View>,
+          .tile_rows = kTileRows,
+          .memory_floats = integer_memory_floats,
+          .multiply = multiply};
 }
 
 }  // namespace

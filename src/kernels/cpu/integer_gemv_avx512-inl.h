@@ -263,8 +263,9 @@ void integer_gemv(const CodebookView& weight, const LinearArgs& args, const Gemv
   joint_gemv(IntegerRows{rows, weight}, weight, args, work.x_columns, begin, end, work.memory);
 }
 
-constexpr Gemv<CodebookView> kIntegerGemv{.packed_x_floats = quantized_floats<CodebookView>,
-                                          .pack_x = quantize_x<CodebookView>,
+constexpr Gemv<CodebookView> kIntegerGemv{.panel_tokens = 1,
+                                          .packed_x_floats = quantized_floats<CodebookView>,
+                                          .pack_x = pack_token<CodebookView, quantize_x<CodebookView>>,
                                           .memory_floats = integer_gemv_floats,
                                           .multiply = integer_gemv};
 

@@ -86,7 +86,7 @@ inline constexpr int64_t kTileStride = kBlockCols + 16;  // no multiple of 4 KB,
 
 /// What a product with decode rows works on besides its arguments; all 64-byte aligned.
 struct GemvWork {
-  const float* packed_x;  // [tokens, packed_x_floats], null if x is taken as it is
+  const float* packed_x;  // [panels, packed_x_floats], null if x is taken as it is
   /// [cols, x_columns_width(tokens)], zero past the last token: for outliers, of more than one token.
   const float* x_columns;
   float* memory;  // memory_floats, the thread's own
@@ -95,12 +95,19 @@ struct GemvWork {
 /// Floats of a column of x, in vectors of every target.
 constexpr int64_t x_columns_width(int64_t tokens) { return (tokens + 15) / 16 * 16; }
 
+/// Piece `index` of `count`.
+struct Piece {
+  int64_t index, count;
+};
+
 /// A way to multiply a matrix with decode rows. What a token's product is does not depend on the others.
 template <class View>
 struct Gemv {
-  /// Floats of one token's packed x, a multiple of 16; null: x is taken as it is.
+  int64_t panel_tokens;  ///< whose x is packed together
+  /// Floats of a panel of packed x, a multiple of 16; null: x is taken as it is.
   int64_t (*packed_x_floats)(const View& weight);
-  void (*pack_x)(const View& weight, const float* x, float* packed_x);
+  /// Packs the panel that begins with token `first`, or one of its pieces; panels of one token have one.
+  void (*pack_x)(const View& weight, const LinearArgs& args, int64_t first, Piece piece, float* packed_x);
   int64_t (*memory_floats)(const View& weight, int64_t tokens);
   /// y for weight rows [begin, end).
   void (*multiply)(const View& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end);
@@ -110,11 +117,14 @@ struct Gemv {
 template <class View>
 struct IntegerGemm {
   bool (*supports)(const View& weight);
-  /// x of at most `panel_tokens` tokens, rounded; panels are panel_floats(cols) apart.
-  int64_t (*panel_floats)(int64_t cols);
-  void (*pack_panel)(const View& weight, const float* x, int64_t x_stride, int64_t tokens, float* panel);
+  int64_t panel_tokens;  ///< whose x is packed together
+  /// Floats of a panel.
+  int64_t (*panel_floats)(const View& weight);
+  /// Packs the panel that begins with token `first`.
+  void (*pack_panel)(const View& weight, const LinearArgs& args, int64_t first, float* panel);
+  int64_t tile_rows;
   /// y of rows [begin, end), begin a multiple of tile_rows; `memory`: memory_floats floats of the thread's own.
-  int64_t (*memory_floats)(const View& weight);
+  int64_t (*memory_floats)(const View& weight, int64_t tokens);
   void (*multiply)(const View& weight, const LinearArgs& args, const float* packed, int64_t begin, int64_t end,
                    float* memory);
 };
@@ -185,5 +195,6 @@ const Ops& ops_of(Target target) noexcept;
 extern const Ops kScalarOps;
 extern const Ops kAvx2Ops;
 extern const Ops kAvx512Ops;
+extern const Ops kAmxOps;
 
 }  // namespace hxq::kernels::cpu

@@ -19,11 +19,9 @@ namespace {
 constexpr Ops avx2_ops() {
   Ops ops = common_ops(Target::avx2);
   ops.codebook_gemv = choose_gemv;
-  ops.codebook_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel<CodebookView>,
-                       integer_memory_floats, codebook_gemm};
+  ops.codebook_gemm = integer_gemm_by<CodebookView>(supports_integer_gemm, codebook_gemm);
   ops.grouped_gemv = choose_grouped_gemv;
-  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, integer_memory_floats,
-                      grouped_gemm};
+  ops.grouped_gemm = integer_gemm_by<GroupedView>(has_integer_groups, grouped_gemm);
   return ops;
 }
 

@@ -1,4 +1,5 @@
-// AVX-512 F, BW, DQ, VL, VBMI, VNNI (Ice Lake and later), FMA, F16C.
+// AVX-512 F, BW, DQ, VL, VBMI, VNNI (Ice Lake and later), FMA, F16C; with AMX-INT8 (Sapphire Rapids and later) a second
+// table.
 #include "kernels/cpu/quantize_avx512-inl.h"
 
 #define HXQ_TILE_ROWS 14
@@ -7,6 +8,7 @@
 #define HXQ_GEMV_TOKENS 3
 
 #include "kernels/cpu/codebook_gemm_avx512-inl.h"
+#include "kernels/cpu/codebook_tiles_amx-inl.h"
 #include "kernels/cpu/grouped_gemm_avx512-inl.h"
 #include "kernels/cpu/grouped_gemv_avx512-inl.h"
 #include "kernels/cpu/ops-inl.h"
@@ -19,16 +21,33 @@ constexpr Ops avx512_ops() {
   Ops ops = common_ops(Target::avx512);
   ops.codebook_gemv = choose_gemv;
   ops.decode_codebook = decode_codebook;
-  ops.codebook_gemm = {supports_integer_gemm, integer_panel_floats, pack_integer_panel<CodebookView>,
-                       integer_memory_floats, codebook_gemm};
+  ops.codebook_gemm = integer_gemm_by<CodebookView>(supports_integer_gemm, codebook_gemm);
   ops.grouped_gemv = choose_grouped_gemv;
-  ops.grouped_gemm = {has_integer_groups, integer_panel_floats, pack_integer_panel<GroupedView>, integer_memory_floats,
-                      grouped_gemm};
+  ops.grouped_gemm = integer_gemm_by<GroupedView>(has_integer_groups, grouped_gemm);
+  return ops;
+}
+
+const Gemv<CodebookView>& choose_tile_gemv(const CodebookView& weight) {
+  return supports_tiles(weight) ? kTileGemv : choose_gemv(weight);
+}
+
+constexpr Ops amx_ops() {
+  Ops ops = avx512_ops();
+  ops.target = Target::amx;
+  ops.codebook_gemv = choose_tile_gemv;
+  ops.codebook_gemm = {.supports = supports_tiles,
+                       .panel_tokens = kTile,
+                       .panel_floats = tile_gemm_floats,
+                       .pack_panel = pack_tile_gemm,
+                       .tile_rows = kTile,
+                       .memory_floats = tile_memory_floats,
+                       .multiply = tile_gemm};
   return ops;
 }
 
 }  // namespace
 
 constinit const Ops kAvx512Ops = avx512_ops();
+constinit const Ops kAmxOps = amx_ops();
 
 }  // namespace hxq::kernels::cpu

@@ -238,8 +238,9 @@ void table_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWo
 }
 
 template <class Table, int kStreams>
-constexpr Gemv<CodebookView> kTableGemv{.packed_x_floats = packed_x_floats,
-                                        .pack_x = pack_x<Table>,
+constexpr Gemv<CodebookView> kTableGemv{.panel_tokens = 1,
+                                        .packed_x_floats = packed_x_floats,
+                                        .pack_x = pack_token<CodebookView, pack_x<Table>>,
                                         .memory_floats = table_memory_floats<Table>,
                                         .multiply = table_gemv<Table, kStreams>};
 

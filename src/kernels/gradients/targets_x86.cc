@@ -4,6 +4,7 @@ namespace hxq::kernels {
 
 const gradients::Ops& gradients::ops_of(Target target) noexcept {
   switch (target) {
+    case Target::amx:
     case Target::avx512:
       return kAvx512Ops;
     case Target::avx2:

@@ -1,0 +1,324 @@
+// Matrix tiles (AMX-INT8): 16 weight rows times up to 16 tokens, 64 columns at a time, in bytes. A weight that is a
+// 16-bit integer is 256 high + low; x is rounded to whole numbers of up to 23 bits (kTileQuantization), which are
+// 65536 x2 + 256 x1 + x0, each a signed byte. Sums of products of bytes are exact over all columns, so that a token's
+// product is the same in any company and in either phase:
+//
+//     2^24 high x2 + 2^16 (high x1 + low x2) + 2^8 (high x0 + low x1)
+//
+// Low x0, at most 2^15 for a column, is left out.
+//
+// Instructions are in assembly since neither g++ 12 nor clang 14 orders its intrinsics after the stores that make what
+// they read.
+
+#pragma once
+
+#include "kernels/cpu/gemm-inl.h"
+#include "kernels/cpu/quantize-inl.h"
+#include "kernels/cpu/quantize_avx512-inl.h"
+
+namespace hxq::kernels::cpu {
+namespace {
+
+constexpr int64_t kTile = 16;                   // rows of a tile, and tokens
+constexpr int64_t kTileBytes = kTile * kBlock;  // of 64 columns
+constexpr int64_t kPlanesOfWeights = 2, kPlanesOfX = 3;
+constexpr int64_t kPowers = 3;  // of 256 that are summed apart
+constexpr int64_t kStepBytes = kPlanesOfWeights * kTileBytes;
+
+/// High x1 and low x2 together stay below 2^31.
+constexpr int64_t kMostTileCols = 32768;
+
+/// Numbers of the tile registers.
+enum Tile : int { kThirdPower, kSecondPower, kFirstPower, kHigh, kLow, kX2, kX1, kX0, kTiles };
+
+template <Tile kTo>
+HXQ_ALWAYS_INLINE void load_tile(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTo) : "memory");
+}
+template <Tile kFrom>
+HXQ_ALWAYS_INLINE void store_tile(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kFrom) : "memory");
+}
+template <Tile kTo>
+HXQ_ALWAYS_INLINE void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kTo));
+}
+/// kTo += a tile of signed bytes times one of signed bytes.
+template <Tile kTo, Tile kW, Tile kWith>
+HXQ_ALWAYS_INLINE void add_signed_products() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kTo), "i"(kW), "i"(kWith));
+}
+/// The same of bytes without a sign.
+template <Tile kTo, Tile kW, Tile kWith>
+HXQ_ALWAYS_INLINE void add_unsigned_products() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kTo), "i"(kW), "i"(kWith));
+}
+
+/// The shapes of all tiles for a number of tokens, as long as this lives.
+class TileShapes {
+ public:
+  explicit TileShapes(int64_t width) {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shapes;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      shapes.row_bytes[tile] = static_cast<uint16_t>(tile == kHigh || tile == kLow ? kBlock : 4 * width);
+      shapes.rows[tile] = kTile;
+    }
+    asm volatile("ldtilecfg %0" : : "m"(shapes));
+  }
+  TileShapes(const TileShapes&) = delete;
+  TileShapes& operator=(const TileShapes&) = delete;
+  ~TileShapes() { asm volatile("tilerelease"); }
+};
+
+/// x of up to kTile tokens: [kTile] the power of two that sums of a token are multiplied by, then [blocks, kPlanesOfX
+/// (x2 first), kTile, width], each four columns of a token.
+constexpr int64_t kTileHead = kTile;
+inline int64_t width_of(int64_t tokens) { return tokens < kTile ? tokens : kTile; }
+inline int64_t panel_tokens_left(const LinearArgs& args, int64_t first) {
+  return args.tokens - first < kTile ? args.tokens - first : kTile;
+}
+inline int64_t tile_panel_floats(int64_t cols, int64_t width) {
+  return kTileHead + blocks_of(cols) * kPlanesOfX * kTile * width;
+}
+
+/// The planes of 64 columns of one token times 2^shift; zeros past the last.
+HXQ_ALWAYS_INLINE void round_to_planes(const float* x, int64_t cols, VecF shift, uint8_t (*planes)[kBlock]) {
+  for (int64_t i = 0; i < kBlock / kLanes; ++i) {
+    const VecF part = _mm512_scalef_ps(columns_of(x + i * kLanes, cols - i * kLanes), shift);
+    const __m512i bias = _mm512_set1_epi32(0x808080);  // makes signed bytes of what is carried
+    const __m512i digits = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(part), bias), bias);
+    const auto put = [&](int64_t plane, __m512i digit) {
+      _mm_store_si128(reinterpret_cast<__m128i*>(planes[plane] + i * kLanes), _mm512_cvtepi32_epi8(digit));
+    };
+    put(0, _mm512_srli_epi32(digits, 16));
+    put(1, _mm512_srli_epi32(digits, 8));
+    put(2, digits);
+  }
+}
+
+/// The power of two that makes whole numbers of up to 0x7f7f7f, three signed bytes, of one token's x. NaN if x is not
+/// finite; sums are then NaN, too.
+inline float shift_of(const float* x, int64_t cols) {
+  VecF largest = {};
+  for (int64_t col = 0; col < cols; col += kLanes) largest = larger_magnitude(largest, columns_of(x + col, cols - col));
+  const float most = largest_lane(largest);
+  if (!(most <= __FLT_MAX__)) return __builtin_nanf("");
+  if (most == 0) return 0;
+  const float exponent = _mm512_getexp_ps(splat(most))[0];
+  const bool is_above = _mm512_scalef_ps(splat(most), splat(22 - exponent))[0] > 0x7f7f7f;
+  return 22 - exponent - (is_above ? 1 : 0);
+}
+
+/// Packs x of the tokens from `first` on. `unit`: what the integers of the weights are in units of.
+void pack_tile_panel(const LinearArgs& args, int64_t first, int64_t cols, float unit, Piece piece, float* panel) {
+  const int64_t x_stride = args.x_stride, tokens = panel_tokens_left(args, first), width = width_of(args.tokens);
+  const int64_t begin = piece.index * blocks_of(cols) / piece.count * kBlock;
+  const int64_t end = (piece.index + 1) * blocks_of(cols) / piece.count * kBlock;
+  const float* x = args.x + first * x_stride;
+  float shift[kTile] = {};
+  for (int64_t t = 0; t < tokens; ++t) shift[t] = shift_of(x + t * x_stride, cols);
+  if (piece.index == 0) store(panel, splat(_mm512_getexp_ps(splat(unit))[0] + 8) - load(shift));
+  panel += kTileHead + begin / kBlock * kPlanesOfX * kTile * width;
+
+  alignas(64) uint8_t planes[kTile][kPlanesOfX][kBlock];
+  for (int64_t col = begin; col < end; col += kBlock) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      round_to_planes(x + t * x_stride + col, cols - col, splat(shift[t]), planes[t]);
+    }
+    for (int64_t plane = 0; plane < kPlanesOfX; ++plane, panel += kTile * width) {
+      if (width == 1) {
+        store(panel, load(planes[0][plane]));
+        continue;
+      }
+      VecF rows[HXQ_LANES] = {};
+      for (int64_t t = 0; t < tokens; ++t) rows[t] = load(planes[t][plane]);
+      transpose(rows);
+      for (int64_t i = 0; i < kTile; ++i) store_first(panel + i * width, rows[i], width);
+    }
+  }
+}
+
+/// Adds the products of 64 columns: weights as [high, low][kTile, kBlock], x as in a panel. Calls `meanwhile(part)` for
+/// each of kParts: what it does runs beside the multiplications.
+constexpr int kParts = 4;
+template <class Meanwhile>
+HXQ_ALWAYS_INLINE void multiply_block(const uint8_t* weights, const float* x, int64_t width, Meanwhile meanwhile) {
+  const int64_t plane = kTile * width, stride = 4 * width;
+  load_tile<kHigh>(weights, kBlock);
+  load_tile<kX2>(x, stride);
+  add_signed_products<kThirdPower, kHigh, kX2>();
+  meanwhile(0);
+  load_tile<kX1>(x + plane, stride);
+  add_signed_products<kSecondPower, kHigh, kX1>();
+  meanwhile(1);
+  load_tile<kX0>(x + 2 * plane, stride);
+  add_signed_products<kFirstPower, kHigh, kX0>();
+  load_tile<kLow>(weights + kTileBytes, kBlock);
+  meanwhile(2);
+  add_unsigned_products<kSecondPower, kLow, kX2>();
+  meanwhile(3);
+  add_unsigned_products<kFirstPower, kLow, kX1>();
+}
+
+HXQ_ALWAYS_INLINE void zero_sums() {
+  zero_tile<kThirdPower>();
+  zero_tile<kSecondPower>();
+  zero_tile<kFirstPower>();
+}
+
+/// What a thread works in.
+struct TileMemory {
+  static constexpr int64_t kRing = 4;  ///< blocks
+  static constexpr int64_t kSums = kPowers * kTile * kTile;
+
+  float* sums;       // [kPowers, kTile, width], whole numbers
+  uint8_t* weights;  // [row tiles, blocks, kStepBytes], or a ring of blocks
+
+  explicit TileMemory(float* memory) : sums(memory), weights(reinterpret_cast<uint8_t*>(memory + kSums)) {}
+
+  /// Row tiles that are multiplied with a panel before the next panel: they stay in the second-level cache.
+  static int64_t tiles(int64_t cols, int64_t tokens) {
+    const int64_t fit = (int64_t{512} << 10) / (blocks_of(cols) * kStepBytes);
+    return tokens <= 4 * kTile || fit < 1 ? 1 : fit > 8 ? 8 : fit;
+  }
+
+  static int64_t floats(int64_t cols, int64_t tokens) {
+    const int64_t blocks = tokens <= kTile ? kRing : tiles(cols, tokens) * blocks_of(cols);
+    return kSums + blocks * kStepBytes / static_cast<int64_t>(sizeof(float));
+  }
+};
+
+HXQ_ALWAYS_INLINE void store_sums(float* sums, int64_t width) {
+  const int64_t apart = kTile * width, stride = 4 * width;
+  store_tile<kThirdPower>(sums, stride);
+  store_tile<kSecondPower>(sums + apart, stride);
+  store_tile<kFirstPower>(sums + 2 * apart, stride);
+}
+
+/// Products, of sums of the powers.
+HXQ_ALWAYS_INLINE VecF join_powers(VecF third, VecF second, VecF first, VecF exponent) {
+  const auto whole = [](VecF sums) { return _mm512_cvtepi32_ps(_mm512_castps_si512(sums)); };
+  const VecF sum = _mm512_fmadd_ps(_mm512_fmadd_ps(whole(third), splat(256), whole(second)), splat(256), whole(first));
+  return _mm512_scalef_ps(sum, exponent);
+}
+
+/// x in floats, for outliers: token t of column c is at[c * stride + t]. `apart`: from panel to panel.
+struct TileColumns {
+  const float* at;
+  int64_t stride, apart;
+};
+
+/// Rows that are asked for from memory while a tile is decoded: each part asks for kTile / kParts rows in sequence,
+/// that of part 0 from `first` on, the others' `apart` rows from each other.
+struct RowsAhead {
+  int64_t first, apart;
+};
+
+/// The product with tiles of a matrix. `Rows`:
+///     Decoder(of, row, rows, ahead).decode(block, part, to)   decodes 64 columns of a part of these rows to [high,
+///     low][kTile, kBlock] first_outlier_of(row)                        the first outlier from a row on finish(outlier,
+///     row, rows, columns, y)       makes products of sums, [kTile][tokens]; the first outlier after that
+template <class Rows>
+struct TileProduct {
+  const Rows& of;
+  const LinearArgs& args;
+  int64_t cols;
+  const float* packed;  ///< panels of kTile tokens
+  int64_t panel_floats;
+  TileColumns columns;
+  TileMemory memory;
+  int64_t width = width_of(args.tokens), blocks = blocks_of(cols);
+
+  const float* panel(int64_t t) const { return packed + t / kTile * panel_floats; }
+
+  /// y (+)= of rows [row, row + rows) with the panel from token t on, whose sums are in the tiles.
+  int64_t finish(int64_t outlier, int64_t t, int64_t row, int64_t rows) const {
+    store_sums(memory.sums, width);
+    const VecF exponent = load(panel(t));
+    const int64_t apart = kTile * width;
+    VecF y[HXQ_LANES];
+    for (int64_t i = 0; i < kTile; ++i) {
+      const float* sums = memory.sums + i * width;
+      y[i] = join_powers(load_first(sums, width), load_first(sums + apart, width), load_first(sums + 2 * apart, width),
+                         exponent);
+    }
+    const int64_t next = of.finish(outlier, row, rows, columns.at + t / kTile * columns.apart, y);
+    LinearArgs part = args;
+    part.y += t * args.y_stride;
+    part.tokens = panel_tokens_left(args, t);
+    put_block(y, part, 0, row, rows);
+    return next;
+  }
+
+  /// The first panel: a block is decoded while the one before is multiplied. All are kept, or only the last ones.
+  int64_t multiply_first(int64_t outlier, int64_t row, int64_t rows, RowsAhead ahead, uint8_t* weights) const {
+    const bool keep = args.tokens > kTile;
+    const typename Rows::Decoder decoder(of, row, rows, ahead);
+    const auto at = [&](int64_t block) { return weights + (keep ? block : block % TileMemory::kRing) * kStepBytes; };
+    const float* x = panel(0) + kTileHead;
+    zero_sums();
+    for (int part = 0; part < kParts; ++part) decoder.decode(0, part, at(0));
+    for (int64_t block = 0; block < blocks; ++block, x += kPlanesOfX * kTile * width) {
+      multiply_block(
+          at(block), x, width, [&](int part) __attribute__((always_inline)) {
+            if (block + 1 < blocks) decoder.decode(block + 1, part, at(block + 1));
+          });
+    }
+    return finish(outlier, 0, row, rows);
+  }
+
+  /// Another.
+  int64_t multiply_next(int64_t outlier, int64_t t, int64_t row, int64_t rows, const uint8_t* weights) const {
+    const float* x = panel(t) + kTileHead;
+    zero_sums();
+    for (int64_t block = 0; block < blocks; ++block, weights += kStepBytes, x += kPlanesOfX * kTile * width) {
+      multiply_block(weights, x, width, [](int) {});
+    }
+    return finish(outlier, t, row, rows);
+  }
+
+  /// Few tokens. Row tiles are taken from kParts streams in turn, as far apart as possible, see gemv_rows-inl.h.
+  /// Returns the end of the last stream.
+  int64_t multiply_streams(int64_t begin, int64_t end) const {
+    const int64_t apart = (end - begin) / (kParts * kTile) * kTile;
+    int64_t outlier[kParts];
+    for (int64_t g = 0; g < kParts; ++g) outlier[g] = of.first_outlier_of(begin + g * apart);
+    for (int64_t done = 0; done < apart; done += kTile) {
+      for (int64_t g = 0; g < kParts; ++g) {
+        const int64_t row = begin + g * apart + done;
+        const RowsAhead ahead{begin + done + kTile + g * kTile / kParts, apart};
+        const int64_t next = multiply_first(outlier[g], row, kTile, ahead, memory.weights);
+        for (int64_t t = kTile; t < args.tokens; t += kTile) multiply_next(outlier[g], t, row, kTile, memory.weights);
+        outlier[g] = next;
+      }
+    }
+    return begin + kParts * apart;
+  }
+
+  /// y of rows [begin, end).
+  void multiply(int64_t begin, int64_t end) const {
+    const TileShapes shapes(width);
+    const int64_t tiles = TileMemory::tiles(cols, args.tokens), at_once = tiles * kTile;
+    if (tiles == 1) begin = multiply_streams(begin, end);
+    int64_t outlier = of.first_outlier_of(begin), next = outlier;
+    for (int64_t first = begin; first < end; first += at_once, outlier = next) {
+      const int64_t last = end - first < at_once ? end : first + at_once;
+      for (int64_t t = 0; t < args.tokens; t += kTile) {
+        next = outlier;
+        uint8_t* weights = memory.weights;
+        for (int64_t row = first; row < last; row += kTile, weights += blocks * kStepBytes) {
+          const int64_t rows = last - row < kTile ? last - row : kTile;
+          next = t == 0 ? multiply_first(next, row, rows, {row + kTile, kTile / kParts}, weights)
+                        : multiply_next(next, t, row, rows, weights);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace hxq::kernels::cpu
