@@ -1,5 +1,6 @@
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/prefill.cuh"
 
 namespace hxq::cuda {
@@ -10,8 +11,18 @@ constexpr int kBlocks = 3;  ///< of a multiprocessor that decode
 
 struct Panel {
   CodebookWeight weight;
-  int64_t first_row, rows;
+  int64_t first_row;
+  BlockShare share;    ///< of the panel's rows
   __nv_bfloat16* out;  // [rows, cols]
+};
+
+/// x, to be rounded.
+struct Rounding {
+  Input x;                       // [tokens, cols]
+  int64_t tokens = 0;            ///< 0: nothing is to be done
+  __nv_bfloat16* out = nullptr;  // [tokens, cols]
+  bool aligned = true;           ///< rows of F32 can be read 16 bytes at a time
+  int lanes_log2 = 9;            ///< threads that share a row
 };
 
 /// 8 adjacent weights of the panel.
@@ -28,68 +39,110 @@ __device__ inline uint4 decode_unit(const SmallTable& table, const uint2& bytes)
 
 /// Rows without scales or a low-rank term, whose bytes are aligned: a run of units, several of which are in flight.
 /// Lanes write 16 bytes side by side.
-__device__ inline void decode_plain(const SmallTable& table, const void* indices, __nv_bfloat16* out, int64_t units) {
-  constexpr int kAtOnce = 4;
-  const auto* from = static_cast<const uint2*>(indices);
-  auto* to = reinterpret_cast<uint4*>(out);
-  for (int64_t begin = threadIdx.x; begin < units; begin += kAtOnce * kThreads) {
-    uint2 bytes[kAtOnce] = {};
+class PlainDecoder {
+ public:
+  __device__ PlainDecoder(const void* indices, int units)
+      : from_(static_cast<const uint2*>(indices) + threadIdx.x), units_(units - static_cast<int>(threadIdx.x)) {}
+
+  /// Asks for the thread's first units.
+  __device__ void start() { fetch(0); }
+  __device__ void finish(const SmallTable& table, __nv_bfloat16* out) {
+    auto* const to = reinterpret_cast<uint4*>(out) + threadIdx.x;
+    for (int begin = 0; begin < units_; begin += kAtOnce * kThreads) {
+      if (begin > 0) fetch(begin);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * kThreads < units) bytes[i] = __ldcs(from + begin + i * kThreads);
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (begin + i * kThreads < units_) to[begin + i * kThreads] = decode_unit(table, bytes_[i]);
+      }
     }
+  }
+
+ private:
+  static constexpr int kAtOnce = 4;
+
+  __device__ void fetch(int begin) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * kThreads < units) to[begin + i * kThreads] = decode_unit(table, bytes[i]);
+      if (begin + i * kThreads < units_) bytes_[i] = __ldcs(from_ + begin + i * kThreads);
+    }
+  }
+
+  const uint2* const from_;
+  const int units_;
+  uint2 bytes_[kAtOnce] = {};
+};
+
+/// The block's share of x.
+__device__ inline void round_rows(const Rounding& r, int cols) {
+  const int lanes = 1 << r.lanes_log2, lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int64_t rows_at_once = kThreads >> r.lanes_log2;
+#pragma unroll 1
+  for (int64_t row = blockIdx.x * rows_at_once + (threadIdx.x >> r.lanes_log2); row < r.tokens;
+       row += gridDim.x * rows_at_once) {
+#pragma unroll 1
+    for (int col = 8 * lane; col < cols; col += 8 * lanes) {
+      float x[8];
+      if (r.x.dtype == DType::f32 && r.aligned) {
+        const auto* from =
+            reinterpret_cast<const float4*>(static_cast<const float*>(r.x.data) + row * r.x.stride + col);
+        *reinterpret_cast<float4*>(x) = from[0];
+        *reinterpret_cast<float4*>(x + 4) = from[1];
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = load_at(r.x, row, col + i);
+      }
+      __nv_bfloat162 out[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[i] = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+      *reinterpret_cast<uint4*>(r.out + row * cols + col) = *reinterpret_cast<const uint4*>(out);
     }
   }
 }
 
 /// An element in full.
-__device__ inline float decode_element(const CodebookWeight& w, int64_t row, int64_t col, float change) {
+__device__ inline float decode_element(const CodebookWeight& w, int64_t row, int col, float change) {
   float value = w.codebook[static_cast<const unsigned char*>(w.indices)[row * w.cols + col]] + change;
   for (int n = 0; n < w.rank; ++n) value = fmaf(w.low_rank_u[row * w.rank + n], w.low_rank_vt[n * w.cols + col], value);
   return w.channel_scales ? value / w.channel_scales[col] : value;
 }
 
-/// A block decodes adjacent rows, then puts all their outliers in place.
-__global__ void __launch_bounds__(kThreads, kBlocks) decode_kernel(const __grid_constant__ Panel p) {
+/// A block decodes adjacent rows, then puts all their outliers in place, and rounds its share of x.
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    decode_kernel(const __grid_constant__ Panel p, const __grid_constant__ Rounding rounding) {
   const SmallTable table;
   const CodebookWeight& w = p.weight;
   let_successors_begin();
-  wait_for_predecessors();
+  const int64_t begin = p.share.begin(static_cast<int>(blockIdx.x));
+  const int rows = p.share.count(static_cast<int>(blockIdx.x)), cols = static_cast<int>(w.cols);
+  const int64_t first = p.first_row + begin;
+  __nv_bfloat16* const out = p.out + begin * cols;
+  const bool plain =
+      w.rank == 0 && !w.channel_scales && w.cols % 8 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 8 == 0;
+  PlainDecoder decoder(static_cast<const unsigned char*>(w.indices) + first * cols, plain ? rows * (cols / 8) : 0);
+  decoder.start();
   TableFill<kThreads>(w.codebook, w.k).store([](float level) {
     return __uint_as_float(__bfloat16_as_ushort(__float2bfloat16_rn(level)));
   });
   __syncthreads();
-  const int64_t begin = p.first_row + p.rows * blockIdx.x / gridDim.x;
-  const int64_t end = p.first_row + p.rows * (blockIdx.x + 1) / gridDim.x;
-  const auto* indices = static_cast<const unsigned char*>(w.indices) + begin * w.cols;
-  __nv_bfloat16* out = p.out + (begin - p.first_row) * w.cols;
-  const int64_t count = (end - begin) * w.cols;
-  if (w.rank == 0 && !w.channel_scales && w.cols % 8 == 0 && reinterpret_cast<uintptr_t>(w.indices) % 8 == 0) {
-    decode_plain(table, indices, out, count / 8);
-  } else {
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-      out[i] = __float2bfloat16_rn(decode_element(w, begin + i / w.cols, i % w.cols, 0.0f));
+  wait_for_predecessors();
+  decoder.finish(table, out);
+  if (!plain) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < rows * cols; i += kThreads) {
+      out[i] = __float2bfloat16_rn(decode_element(w, first + i / cols, i % cols, 0.0f));
     }
   }
-  if (!w.outlier_row_begin || begin == end) return;
+  round_rows(rounding, cols);
+  if (!w.outlier_row_begin || rows == 0) return;
   __syncthreads();
-  int64_t row = begin;
-  for (uint32_t i = w.outlier_row_begin[begin] + threadIdx.x; i < w.outlier_row_begin[end]; i += kThreads) {
-    while (i >= w.outlier_row_begin[row + 1]) ++row;
-    const int64_t col = w.outlier_col[i];
-    out[(row - begin) * w.cols + col] = __float2bfloat16_rn(decode_element(w, row, col, w.outlier_change[i]));
+  const uint32_t* const row_begin = w.outlier_row_begin + first;
+  int row = 0;
+#pragma unroll 1
+  for (uint32_t i = row_begin[0] + threadIdx.x; i < row_begin[rows]; i += kThreads) {
+    while (i >= row_begin[row + 1]) ++row;
+    const int col = static_cast<int>(w.outlier_col[i]);
+    out[row * cols + col] = __float2bfloat16_rn(decode_element(w, first + row, col, w.outlier_change[i]));
   }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    round_kernel(const __grid_constant__ Input x, int64_t cols, __nv_bfloat16* out) {
-  let_successors_begin();
-  wait_for_predecessors();
-  for (int64_t col = threadIdx.x; col < cols; col += kThreads)
-    out[blockIdx.x * cols + col] = __float2bfloat16_rn(load_at(x, blockIdx.x, col));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -126,13 +179,16 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
   const int64_t most = panel_rows(weight, panel_bytes);
   auto* panel = static_cast<__nv_bfloat16*>(args.workspace.data);
   Input x = args.x;
+  Rounding rounding;
   const auto tokens = static_cast<unsigned>(args.tokens);
   Status status = Status::ok;
   if (x.dtype != DType::bf16 || x.stride % 8 != 0 || reinterpret_cast<uintptr_t>(x.data) % 16 != 0) {
-    __nv_bfloat16* rounded = panel + most * weight.cols;
-    status =
-        launch(round_kernel, {.grid = dim3(tokens), .block = dim3(kThreads)}, stream, args.x, weight.cols, rounded);
-    x = {.data = rounded, .stride = weight.cols, .dtype = DType::bf16};
+    rounding = {.x = args.x,
+                .tokens = args.tokens,
+                .out = panel + most * weight.cols,
+                .aligned = x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0};
+    while (rounding.lanes_log2 > 0 && int64_t{1} << (rounding.lanes_log2 - 1) >= weight.cols / 8) --rounding.lanes_log2;
+    x = {.data = rounding.out, .stride = weight.cols, .dtype = DType::bf16};
   }
   if (args.bias && status == Status::ok) {
     status = launch(start_with_bias_kernel, {.grid = dim3(tokens), .block = dim3(kThreads)}, stream, args.y, args.bias,
@@ -142,8 +198,9 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
   for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
     const int64_t rows = weight.rows - row < most ? weight.rows - row : most;
     status = launch(decode_kernel, {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = SmallTable::kBytes},
-                    stream, Panel{.weight = weight, .first_row = row, .rows = rows, .out = panel});
+                    stream, Panel{.weight = weight, .first_row = row, .share = {rows, blocks}, .out = panel}, rounding);
     if (status != Status::ok) break;
+    rounding.tokens = 0;
     Output y = args.y;
     y.data = static_cast<char*>(y.data) + row * element_bytes(y.dtype);
     status = cublas_product(panel, rows, weight.cols, x, y, args.tokens, args.accumulate || args.bias, stream);
