@@ -13,7 +13,7 @@ import sys
 
 #: Each must be there.
 HOT = [
-    r"gemv_kernel<.*true>",
+    r"gemv_kernel<\d, true, \d+>",
     r"gemm_kernel<(8|16|32|64), \d, false, true>",
     r"tile_gemm_kernel<.*>",
     r"pack_kernel<.*, false>",

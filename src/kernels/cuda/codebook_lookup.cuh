@@ -11,20 +11,27 @@ extern __shared__ __align__(1024) unsigned char dynamic_shared[];
 
 namespace hxq::cuda {
 
+/// Where dynamic shared memory starts: what the system keeps lies before it. As a constant it costs no addition.
+#if __CUDA_ARCH__ >= 900
+inline constexpr uint32_t kDynamicStart = 1024;
+#else
+inline constexpr uint32_t kDynamicStart = 0;
+#endif
+
 /// The table at the start of dynamic shared memory: entry i of lane l is at i << 7 | l << 2 from there.
 class SmallTable {
  public:
   static constexpr uint32_t kBytes = 32768;
 
   __device__ SmallTable() : lane_(threadIdx.x % 32 * 4) {
-    if (__cvta_generic_to_shared(dynamic_shared) != kStart) __trap();
+    if (__cvta_generic_to_shared(dynamic_shared) != kDynamicStart) __trap();
     asm("" : "+r"(lane_));  // else its computation is repeated with each lookup
   }
 
   __device__ float look_up(uint32_t word, int byte) const {
     const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
     float entry;
-    asm("ld.shared.f32 %0, [%1 + %2];" : "=f"(entry) : "r"((shifted & 0x7f80u) | lane_), "n"(kStart));
+    asm("ld.shared.f32 %0, [%1 + %2];" : "=f"(entry) : "r"((shifted & 0x7f80u) | lane_), "n"(kDynamicStart));
     return entry;
   }
 
@@ -34,18 +41,13 @@ class SmallTable {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const uint32_t shifted = i % 4 == 0 ? words[i / 4] << 7 : words[i / 4] >> (8 * (i % 4) - 7);
-      asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(entry[i]) : "r"((shifted & 0x7f80u) | lane_), "n"(kStart));
+      asm volatile("ld.shared.f32 %0, [%1 + %2];"
+                   : "=f"(entry[i])
+                   : "r"((shifted & 0x7f80u) | lane_), "n"(kDynamicStart));
     }
   }
 
  private:
-  /// Where dynamic shared memory starts: what the system keeps lies before it. As a constant it costs no addition.
-#if __CUDA_ARCH__ >= 900
-  static constexpr uint32_t kStart = 1024;
-#else
-  static constexpr uint32_t kStart = 0;
-#endif
-
   uint32_t lane_;
 };
 
@@ -69,6 +71,33 @@ struct WideTable {
     const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 256 + copies * 16;
     asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
   }
+};
+
+/// The table at the start of dynamic shared memory as a `WideTable`: what lies between its entries is for others.
+class SpreadTable {
+ public:
+  static constexpr uint32_t kBytes = 65536, kEntryBytes = 256, kGap = 128;
+
+  __device__ SpreadTable() : lane_(threadIdx.x % 32 * 4) {
+    if (__cvta_generic_to_shared(dynamic_shared) != kDynamicStart) __trap();
+    asm("" : "+r"(lane_));  // else its computation is repeated with each lookup
+  }
+
+  __device__ float look_up(uint32_t word, int byte) const {
+    float entry;
+    asm("ld.shared.f32 %0, [%1 + %2];"
+        : "=f"(entry)
+        : "r"(__byte_perm(word, lane_, 0x6504u | static_cast<uint32_t>(byte) << 4)), "n"(kDynamicStart));
+    return entry;
+  }
+
+  __device__ static void store(uint32_t, int entry, int copies, uint32_t value) {
+    *reinterpret_cast<uint4*>(dynamic_shared + static_cast<uint32_t>(entry) * kEntryBytes + copies * 16) =
+        make_uint4(value, value, value, value);
+  }
+
+ private:
+  uint32_t lane_;
 };
 
 /// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue

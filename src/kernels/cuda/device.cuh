@@ -135,6 +135,28 @@ __device__ inline float sum_lanes_each(float (&value)[kCount]) {
   return sum_lanes(value[0], 2 * offset);
 }
 
+/// The same over groups of `lanes` (a power of two, at least kCount) adjacent lanes, without a jump.
+template <int kCount>
+__device__ inline float sum_lanes_each(float (&value)[kCount], int lanes) {
+  int offset = lanes / 2;
+#pragma unroll
+  for (int count = kCount; count > 1; count /= 2, offset /= 2) {
+    const bool upper = threadIdx.x & static_cast<unsigned>(offset);
+#pragma unroll
+    for (int i = 0; i < count / 2; ++i) {
+      const float sent = upper ? value[i] : value[i + count / 2];
+      const float kept = upper ? value[i + count / 2] : value[i];
+      value[i] = kept + __shfl_xor_sync(kAllLanes, sent, offset);
+    }
+  }
+#pragma unroll
+  for (int step = 16 / kCount; step > 0; step /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, value[0], step);
+    if (step <= offset) value[0] += other;
+  }
+  return value[0];
+}
+
 /// The sum over a block of whole warps, known to all threads; `shared` holds 32 floats. Callers may reuse it at once.
 __device__ inline float sum_block(float value, float* shared) {
   value = sum_lanes(value);

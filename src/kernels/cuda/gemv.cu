@@ -7,172 +7,19 @@
 // is short, and its instructions are fetched before.
 
 #include <algorithm>
+#include <atomic>
 
-#include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemv.cuh"
+#include "kernels/cuda/gemv_rows.cuh"
 
 namespace hxq::cuda {
 namespace {
 
-constexpr int kThreads = GemvPlan::kWarps * 32;
-constexpr int kPartials = 1024;       ///< sums of a row by one warp that wait for those of other warps
-constexpr int kReadyOutliers = 1024;  ///< of a block, multiplied ahead
-constexpr int kRowBegins = 512;       ///< rows of a block whose outliers are found in shared memory
+using namespace gemv;
 
-/// One of the products, and the blocks that have it.
-struct GemvPart {
-  FusedProduct product;
-  BlockShare share;
-  int first_block;
-};
-
-struct GemvParameters {
-  FusedInput input;
-  GemvPlan plan;  ///< of all parts, but for their blocks
-  int row_slots;  ///< of the plan
-  int round;      ///< rows that a block finishes together, whole steps
-  int parts;
-  GemvPart part[kMaxFusedProducts];
-};
-
-/// What a block keeps in shared memory, before its slots.
-struct GemvShared {
-  alignas(1024) unsigned char table[SmallTable::kBytes];
-  float partial[kPartials];
-  uint32_t col[kReadyOutliers];                    ///< of the block's first outliers
-  float product[kReadyOutliers];                   ///< their change of the weight, then that times x
-  uint32_t row_begin[kRowBegins + 1];              ///< where the outliers of the block's first rows begin
-  float squares[GemvPlan::kWarps];                 ///< of x, by the warps that share a row
-  float low_rank[kGemvMaxRank][GemvPlan::kWarps];  ///< x times Vt, likewise
-};
-
-/// Bytes that are on their way, of all threads.
-constexpr uint32_t slot_bytes(int compute_capability) {
-  return compute_capability >= 90 && compute_capability < 120 ? 65536 : 32768;
-}
-#ifdef __CUDA_ARCH__
-constexpr uint32_t kSlotBytes = slot_bytes(__CUDA_ARCH__ / 10);
-#else
-constexpr uint32_t kSlotBytes = slot_bytes(90);
-#endif
-
-/// What column `col` of the weight is multiplied with, but for the norm's common factor.
-__device__ inline float input_at(const FusedInput& input, const CodebookWeight& weight, int64_t col) {
-  float x = load_element(input.x.data, input.x.dtype, col);
-  if (input.norm_weight) x *= input.norm_weight[col];
-  return weight.channel_scales ? __fdividef(x, weight.channel_scales[col]) : x;
-}
-
-/// The rows of a block and their outliers.
-struct BlockRows {
-  int64_t first;
-  int count;
-  uint32_t first_outlier = 0, outliers = 0;
-
-  __device__ explicit BlockRows(const GemvPart& part) {
-    const int block = static_cast<int>(blockIdx.x) - part.first_block;
-    first = part.share.begin(block);
-    count = part.share.count(block);
-  }
-
-  __device__ void find_outliers(const CodebookWeight& weight) {
-    if (!weight.outlier_row_begin) return;
-    first_outlier = __ldg(weight.outlier_row_begin + first);
-    outliers = __ldg(weight.outlier_row_begin + first + count) - first_outlier;
-  }
-};
-
-/// Starts to bring what is stored of the block's first outliers.
-__device__ inline void fetch_outliers(const CodebookWeight& weight, const BlockRows& rows, GemvShared& shared) {
-  if (!weight.outlier_row_begin) return;
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i <= min(rows.count, kRowBegins); i += kThreads) {
-    copy_async<4>(shared.row_begin + i, weight.outlier_row_begin + rows.first + i);
-  }
-#pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < min(rows.outliers, uint32_t{kReadyOutliers}); i += kThreads) {
-    copy_async<4>(shared.col + i, weight.outlier_col + rows.first_outlier + i);
-    copy_async<4>(shared.product + i, weight.outlier_change + rows.first_outlier + i);
-  }
-  end_copy_group();
-}
-
-/// Multiplies them with x: each thread those that it fetched itself, before its last kLater groups of copies.
-template <int kLater>
-__device__ inline void multiply_outliers(const FusedInput& input, const CodebookWeight& weight, const BlockRows& rows,
-                                         GemvShared& shared) {
-  wait_for_copies<kLater>();
-#pragma unroll 1
-  for (uint32_t i = threadIdx.x; i < min(rows.outliers, uint32_t{kReadyOutliers}); i += kThreads) {
-    shared.product[i] *= input_at(input, weight, shared.col[i]);
-  }
-}
-
-/// The sum of what the warps that share a row left behind.
-__device__ inline float sum_of_warps(const float* by_warp, int warps) {
-  float sum = 0;
-#pragma unroll 1
-  for (int w = 0; w < warps; ++w) sum += by_warp[w];
-  return sum;
-}
-
-/// What lane `lane` of `lanes` adds to a row of the block beside its codebook's weights.
-__device__ inline float row_extras(const GemvParameters& p, const FusedProduct& product, const GemvShared& shared,
-                                   const BlockRows& rows, int row, int lane, int lanes) {
-  const CodebookWeight& weight = product.weight;
-  float sum = 0;
-  if (weight.outlier_row_begin) {
-    const auto begin_of = [&](int i) {
-      return (i <= kRowBegins ? shared.row_begin[i] : weight.outlier_row_begin[rows.first + i]) - rows.first_outlier;
-    };
-    const uint32_t end = begin_of(row + 1);
-#pragma unroll 1
-    for (uint32_t i = begin_of(row) + lane; i < end; i += lanes) {
-      if (i < kReadyOutliers) {
-        sum += shared.product[i];
-      } else {
-        const uint32_t at = rows.first_outlier + i;
-        sum += weight.outlier_change[at] * input_at(p.input, weight, weight.outlier_col[at]);
-      }
-    }
-  }
-#pragma unroll 1
-  for (int n = lane; n < weight.rank; n += lanes) {
-    const float along =
-        product.low_rank_product ? product.low_rank_product[n] : sum_of_warps(shared.low_rank[n], p.plan.warps());
-    sum += weight.low_rank_u[(rows.first + row) * weight.rank + n] * along;
-  }
-  return sum;
-}
-
-/// Adds up what the warps left behind for rows [begin, end) of the block, and writes y.
-__device__ inline void finish_rows(const GemvParameters& p, const FusedProduct& product, const GemvShared& shared,
-                                   const BlockRows& rows, int begin, int end) {
-  constexpr int kLanes = 4;  ///< that share a row
-  const int lane = static_cast<int>(threadIdx.x) % kLanes, warps = p.plan.warps();
-  float factor = 1;
-  if (p.input.norm_weight) {
-    const float mean = __fdividef(sum_of_warps(shared.squares, warps), static_cast<float>(product.weight.cols));
-    factor = rsqrtf(mean + p.input.eps);
-  }
-#pragma unroll 1
-  for (int first = begin; first < end; first += kThreads / kLanes) {
-    const int row = first + static_cast<int>(threadIdx.x) / kLanes;
-    float sum = 0;
-    if (row < end) {
-      sum = row_extras(p, product, shared, rows, row, lane, kLanes);
-#pragma unroll 1
-      for (int w = lane; w < warps; w += kLanes) sum += shared.partial[(row - begin) * warps + w];
-    }
-    sum = factor * sum_lanes<kLanes>(sum);
-    if (row < end && lane == 0) {
-      const int64_t at = rows.first + row;
-      if (product.bias) sum += product.bias[at];
-      if (product.accumulate) sum += load_element(product.y.data, product.y.dtype, at);
-      store_element(product.y.data, product.y.dtype, at, sum);
-    }
-  }
-}
+/// When a block has no more than that left, blocks of the next kernel may begin: their first bytes come while this one
+/// ends, and not before, as it would wait for its own.
+constexpr int64_t kLastBytes = 64 * 1024;
 
 /// One thread's part of the products: its columns do not change. `kPlain`: rows and x are aligned, and x is taken as it
 /// is; otherwise anything goes, and bytes are read when they are needed.
@@ -180,43 +27,45 @@ template <int kUnits, bool kPlain>
 class Worker {
  public:
   static constexpr int kRows = GemvPlan::rows_at_once(kUnits);  ///< of a step
-  static constexpr int kAhead = kSlotBytes / (16 * kThreads * kUnits);
-  static_assert(kAhead % kRows == 0);
+  static constexpr int kAhead = kHalves * kRows;                ///< rows whose bytes are on their way
 
-  __device__ Worker(const GemvParameters& p, const CodebookWeight& weight, const BlockRows& rows, unsigned char* slots)
+  __device__ Worker(const GemvParameters& p, const CodebookWeight& weight, const BlockRows& rows)
       : input_(p.input),
         plan_(p.plan),
         weight_(weight),
-        slots_(slots + threadIdx.x * 16),
-        row_slots_(p.row_slots),
-        slot_(plan_.slot_of(static_cast<int>(threadIdx.x))),
-        first_of_warp_(plan_.slot_of(static_cast<int>(threadIdx.x / 32 * 32))),
-        rows_(rows.count),
+        row_slots_(p.plan.row_slots()),
+        block_rows_(rows.count),
         cols_(static_cast<int>(weight_.cols)),
         indices_(static_cast<const unsigned char*>(weight_.indices) + rows.first * weight_.cols) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) col_[u] = plan_.unit_of(static_cast<int>(threadIdx.x), u) * GemvPlan::kUnitCols;
+    const int slot = plan_.slot_of(static_cast<int>(threadIdx.x));
+    const int slot_of_warp = plan_.slot_of(static_cast<int>(threadIdx.x / 32 * 32));
+    rows_ = slot < row_slots_ && col_[0] < cols_ ? rows.count - slot : kNone;
+    warp_rows_ = slot_of_warp < row_slots_ ? rows.count - slot_of_warp : kNone;
+    ahead_ = static_cast<uint32_t>(slot * cols_ + col_[0]);
   }
 
   __device__ int step() const { return kRows * row_slots_; }
-  /// Rows behind a step's first whose bytes are asked for once `multiply` is done with it.
-  __device__ int ahead() const { return (kAhead + kRows) * row_slots_; }
 
   /// Asks for the bytes of the first rows that precede those which `multiply` asks for. Slots behind the row's end, for
   /// which nothing is asked, get bytes that have a level.
-  __device__ void start() const {
+  __device__ void start() {
     if constexpr (kPlain) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         if (col_[u] < cols_) continue;
 #pragma unroll 1
-        for (int i = 0; i < kAhead; ++i) {
-          *reinterpret_cast<uint4*>(slots_ + (i * kUnits + u) * (16 * kThreads)) = make_uint4(0, 0, 0, 0);
+        for (int i = u; i < kHalves * kHalfSlots; i += kUnits) {
+          const Half half(i / kHalfSlots);
+          *reinterpret_cast<uint4*>(dynamic_shared + half.first + i % kHalfSlots * half.stride) =
+              make_uint4(0, 0, 0, 0);
         }
       }
     }
+    const Half half(kHalves - 1);
 #pragma unroll 1
-    for (int i = 0; i < kAhead - kRows; ++i) fetch(i * row_slots_, (i + kRows) % kAhead);
+    for (int i = 0; i < kAhead - kRows; ++i) fetch(i * row_slots_, half.first + i * kUnits * half.stride, half.stride);
   }
 
   /// Brings the thread's part of x, and leaves in `shared` the sums over x that rows need beside their weights.
@@ -248,11 +97,12 @@ class Worker {
         }
       }
     }
-    const auto warp = static_cast<int>(threadIdx.x) / 32;
-    if (warp >= plan_.warps()) return;  // it has what another has
+    const int group = static_cast<int>(threadIdx.x) >> plan_.lanes_log2;
+    if (static_cast<int>(threadIdx.x / 32 * 32) >> plan_.lanes_log2 >= plan_.groups) return;  // it has what another has
+    const bool writes = group < plan_.groups && (threadIdx.x & static_cast<unsigned>(plan_.lanes() - 1)) == 0;
     if (input_.norm_weight) {
       squares = sum_lanes(squares, plan_.lanes());
-      if (threadIdx.x % 32 == 0) shared.squares[warp] = squares;
+      if (writes) shared.squares[group] = squares;
     }
     if (!with_low_rank) return;
 #pragma unroll 1
@@ -276,70 +126,78 @@ class Worker {
         }
       }
       product = sum_lanes(product, plan_.lanes());
-      if (threadIdx.x % 32 == 0) shared.low_rank[n][warp] = product;
+      if (writes) shared.low_rank[n][group] = product;
     }
   }
 
   /// Products of the rows of a step, which begins at row `begin` of the block, with the thread's part of x, summed over
-  /// the lanes of a row. `partial`: of row 0. What rows outside of [0, end) give stays in the warp. Asks for bytes of
+  /// the lanes of a group. `partial`: of row 0. What rows outside of [0, end) give stays in the warp. Asks for bytes of
   /// later rows.
   __device__ void multiply(int begin, int end, float* partial) {
+    const Half half(half_);
+    uint32_t slot = half.first;
     float sum[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       sum[r] = 0;
-      if (begin + r * row_slots_ + first_of_warp_ < rows_) {  // so small matrices take no more than they have
+      if (begin + r * row_slots_ < warp_rows_) {  // so small matrices take no more than they have
         uint4 bytes[kUnits];
-        take(begin + r * row_slots_, place_ + r, bytes);
+        take(begin + r * row_slots_, slot, half.stride, bytes);
         sum[r] = multiply_row(bytes);
       }
-      fetch(begin + (r + kAhead) * row_slots_, place_ + r);
+      fetch(begin + (r + kAhead) * row_slots_, slot, half.stride);
+      slot += kUnits * half.stride;
     }
-    place_ = (place_ + kRows) % kAhead;
+    if constexpr (kHalves == 2) half_ ^= 1;
     const auto thread = static_cast<int>(threadIdx.x);
-    const int row = begin + slot_;
-    partial += plan_.warp_of(thread);
-    if (plan_.lanes() == 32) {
-      const float total = sum_lanes_each(sum);
-      const int of = row + thread % 32 / (32 / kRows) * row_slots_;
-      if (thread % (32 / kRows) == 0 && of >= 0 && of < end) partial[of * plan_.warps()] = total;
-    } else {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const float total = sum_lanes(sum[r], plan_.lanes());
-        const int of = row + r * row_slots_;
-        if ((thread & (plan_.lanes() - 1)) == 0 && of >= 0 && of < end) partial[of] = total;
-      }
+    const int lanes = plan_.lanes();
+    const float total = sum_lanes_each(sum, lanes);
+    const int own_slot = plan_.slot_of(thread);
+    const int row = begin + own_slot + (thread & (lanes - 1)) / (lanes / kRows) * row_slots_;
+    if ((thread & (lanes / kRows - 1)) == 0 && own_slot < row_slots_ && row >= 0 && row < end) {
+      partial[row * plan_.groups + plan_.group_of(thread)] = total;
     }
   }
 
  private:
-  /// The thread's bytes of its row of those from `first` on.
-  __device__ void fetch(int first, int place) const {
-    const int row = first + slot_;
+  /// Where the thread's slots of a half lie: the first in the gaps of the table, the second behind everything else.
+  struct Half {
+    uint32_t first, stride;
+    __device__ explicit Half(int half) {
+      const uint32_t piece = threadIdx.x / 8, in_piece = threadIdx.x % 8 * 16;
+      first = half == 0 ? piece * SpreadTable::kEntryBytes + SpreadTable::kGap + in_piece
+                        : static_cast<uint32_t>(sizeof(GemvShared)) + threadIdx.x * 16;
+      stride = half == 0 ? kThreads / 8 * SpreadTable::kEntryBytes : 16 * kThreads;
+    }
+  };
+
+  /// The thread's bytes of its row of those from `first` on; they are asked for in turn.
+  __device__ void fetch(int first, uint32_t slot, uint32_t stride) {
     if constexpr (kPlain) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        if (row < rows_ && col_[u] < cols_) {
-          copy_async<16>(slots_ + (place * kUnits + u) * (16 * kThreads),
-                         indices_ + static_cast<uint32_t>(row * cols_ + col_[u]));
+        if (first < rows_ && (u == 0 || col_[u] < cols_)) {
+          copy_async<16>(dynamic_shared + slot + u * stride,
+                         indices_ + (ahead_ + static_cast<uint32_t>(col_[u] - col_[0])));
         }
       }
       end_copy_group();
+      ahead_ += static_cast<uint32_t>(row_slots_ * cols_);
     }
   }
 
   /// They are there, or any bytes if there is no such row: then nothing is made of them. Behind the row's end x is
   /// zero.
-  __device__ void take(int first, int place, uint4 (&bytes)[kUnits]) const {
+  __device__ void take(int first, uint32_t slot, uint32_t stride, uint4 (&bytes)[kUnits]) const {
     if constexpr (kPlain) wait_for_copies<kAhead - 1>();
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if constexpr (kPlain) {
-        bytes[u] = *reinterpret_cast<const uint4*>(slots_ + (place * kUnits + u) * (16 * kThreads));
+        bytes[u] = *reinterpret_cast<const uint4*>(dynamic_shared + slot + u * stride);
       } else {
-        const int row = min(max(first + slot_, 0), rows_ - 1);
-        bytes[u] = load_bytes_unaligned(indices_ + row * cols_ + min(col_[u], cols_ - 1), indices_ + rows_ * cols_ - 1);
+        const int row = min(max(first + plan_.slot_of(static_cast<int>(threadIdx.x)), 0), block_rows_ - 1);
+        bytes[u] =
+            load_bytes_unaligned(indices_ + row * cols_ + min(col_[u], cols_ - 1), indices_ + block_rows_ * cols_ - 1);
       }
     }
   }
@@ -355,33 +213,36 @@ class Worker {
     return sum[0] + sum[1];
   }
 
+  static constexpr int kNone = -(1 << 30);
+
   const FusedInput& input_;
   const GemvPlan& plan_;
   const CodebookWeight& weight_;
-  const SmallTable table_;
-  unsigned char* const slots_;
-  const int& row_slots_;
-  const int slot_, first_of_warp_, rows_, cols_;
+  const SpreadTable table_;
+  const int row_slots_, block_rows_, cols_;
   const unsigned char* const indices_;
-  int place_ = 0;  ///< of the step's first row
+  /// The first row of those of slot 0 for which the thread, or all of its warp, has no row of its own any more.
+  int rows_, warp_rows_;
+  uint32_t ahead_;  ///< where the thread's bytes of its next row that is asked for are
+  int half_ = 0;
   int col_[kUnits];
   float x_[kUnits][16] = {};
 };
 
-template <int kUnits, bool kPlain>
-__global__ void __launch_bounds__(kThreads, kUnits == 1 ? 2 : 1) gemv_kernel(const __grid_constant__ GemvParameters p) {
+template <int kUnits, bool kPlain, int kRegisters>
+__global__ void __maxnreg__(kRegisters) gemv_kernel(const __grid_constant__ GemvParameters p) {
   auto& shared = *reinterpret_cast<GemvShared*>(dynamic_shared);
   int number = 0;
   while (number + 1 < p.parts && static_cast<int>(blockIdx.x) >= p.part[number + 1].first_block) ++number;
   const FusedProduct& product = p.part[number].product;
   const CodebookWeight& weight = product.weight;
   BlockRows rows(p.part[number]);
-  Worker<kUnits, kPlain> worker(p, weight, rows, dynamic_shared + sizeof(GemvShared));
+  Worker<kUnits, kPlain> worker(p, weight, rows);
   const TableFill<kThreads> fill(weight.codebook, weight.k);
   worker.start();
   rows.find_outliers(weight);
   fetch_outliers(weight, rows, shared);
-  fill.store();
+  fill.store<SpreadTable>(0, [](float level) { return __float_as_uint(level); });
   __syncthreads();  // the table is there
 
   const int step = worker.step();
@@ -389,13 +250,12 @@ __global__ void __launch_bounds__(kThreads, kUnits == 1 ? 2 : 1) gemv_kernel(con
   int begin = 0, end = 0;
 #pragma unroll 1
   for (int row = -step; row < rows.count; row += step) {
-    if (row + worker.ahead() >= rows.count) let_successors_begin();
-    worker.multiply(row, end, shared.partial - begin * p.plan.warps());
+    if (row + p.last_rows >= rows.count) let_successors_begin();
+    worker.multiply(row, end, shared.partial - begin * p.plan.groups);
     if (row < 0) {
       wait_for_predecessors();
       worker.load_x(weight.rank > 0 && !product.low_rank_product, shared);
       multiply_outliers<kPlain ? worker.kRows : 0>(p.input, weight, rows, shared);
-      __syncthreads();  // what belongs to outliers and to all of x is there
       end = min(p.round, rows.count);
     } else if (row + step >= end) {
       __syncthreads();
@@ -407,26 +267,31 @@ __global__ void __launch_bounds__(kThreads, kUnits == 1 ? 2 : 1) gemv_kernel(con
   }
 }
 
-/// More than half of a multiprocessor's shared memory, for GPUs where two blocks would fit otherwise.
-size_t bytes_to_be_alone(int compute_capability) {
-  if (compute_capability >= 90 && compute_capability < 120) return 118 * 1024;
-  return compute_capability == 80 ? 84 * 1024 : 0;
+/// A block leaves room for one of the next kernel on its multiprocessor, but two of one kernel must not lie on one:
+/// another would have none, and much of the memory's rate would be lost. So there are two kinds, which take turns: two
+/// blocks of one need too many registers, two of the other too much shared memory.
+constexpr int kManyRegisters = 72, kFewRegisters = 56;
+static_assert(2 * kManyRegisters * kThreads > 65536 && (kManyRegisters + kFewRegisters) * kThreads <= 65536);
+
+/// Whether it is the turn of the kind with few registers.
+bool takes_few_registers() {
+  static std::atomic<unsigned> launches = 0;
+  return launches.fetch_add(1, std::memory_order_relaxed) % 2 != 0;
 }
 
-template <int kUnits>
+/// Of dynamic shared memory of a block.
+size_t shared_bytes(bool few_registers) {
+  const size_t least = sizeof(GemvShared) + (halves(current_device().compute_capability) - 1) * kHalfBytes;
+  return few_registers ? least + 2048 : least;
+}
+
+template <int kUnits, int kRegisters>
 Status launch_units(const GemvParameters& p, int blocks, bool plain, Stream stream) {
-  const int capability = current_device().compute_capability;
-  LaunchShape shape{.grid = dim3(static_cast<unsigned>(blocks)),
-                    .block = dim3(kThreads),
-                    .shared_bytes = sizeof(GemvShared) + slot_bytes(capability)};
-  // Where other multiprocessors are still busy, two blocks of a kernel come to lie on one, and half of the memory's
-  // rate is lost: with much to read that costs more than an early start gains.
-  constexpr int64_t kMuch = 24 * 1024;  ///< bytes of a block
-  int64_t bytes = 0;
-  for (int i = 0; i < p.parts; ++i) bytes += p.part[i].product.weight.rows * p.part[i].product.weight.cols;
-  if (bytes >= kMuch * blocks) shape.shared_bytes = std::max(shape.shared_bytes, bytes_to_be_alone(capability));
-  return plain ? launch(gemv_kernel<kUnits, true>, shape, stream, p)
-               : launch(gemv_kernel<kUnits, false>, shape, stream, p);
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(blocks)),
+                          .block = dim3(kThreads),
+                          .shared_bytes = shared_bytes(kRegisters == kFewRegisters)};
+  return plain ? launch(gemv_kernel<kUnits, true, kRegisters>, shape, stream, p)
+               : launch(gemv_kernel<kUnits, false, kRegisters>, shape, stream, p);
 }
 
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
@@ -468,8 +333,8 @@ Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> prod
     plain = plain && is_plain(input, products[i].weight);
   }
   p.plan = plan_gemv(all_rows, products[0].weight.cols, current_device().multiprocessors);
-  p.row_slots = p.plan.row_slots();
-  p.round = kPartials / p.plan.warps() / p.plan.turn_rows() * p.plan.turn_rows();
+  p.round = kPartials / p.plan.groups / p.plan.turn_rows() * p.plan.turn_rows();
+  p.last_rows = static_cast<int>(std::max<int64_t>(p.plan.turn_rows(), kLastBytes / products[0].weight.cols));
   share_blocks({rows, products.size()}, p.plan.blocks, blocks);
   int all_blocks = 0;
   for (int i = 0; i < p.parts; ++i) {
@@ -478,11 +343,12 @@ Status codebook_gemv(const FusedInput& input, std::span<const FusedProduct> prod
   }
   switch (p.plan.units) {
     case 1:
-      return launch_units<1>(p, all_blocks, plain, stream);
+      return takes_few_registers() ? launch_units<1, kFewRegisters>(p, all_blocks, plain, stream)
+                                   : launch_units<1, kManyRegisters>(p, all_blocks, plain, stream);
     case 2:
-      return launch_units<2>(p, all_blocks, plain, stream);
+      return launch_units<2, 128>(p, all_blocks, plain, stream);
     case 4:
-      return launch_units<4>(p, all_blocks, plain, stream);
+      return launch_units<4, 128>(p, all_blocks, plain, stream);
     default:
       return Status::invalid_value;
   }

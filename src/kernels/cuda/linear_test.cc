@@ -75,9 +75,10 @@ void expect_product(const TestMatrix& matrix, const Call& call, const std::strin
 
 TEST(CudaLinear, MultipliesOneToken) {
   HXQ_NEEDS_GPU();
-  const std::pair<int64_t, int64_t> shapes[] = {{1, 16},      {80, 1536},  {1536, 48},  {33, 50},
-                                                {3072, 768},  {300, 1000}, {257, 4096}, {7, 8192},
-                                                {130, 11008}, {5, 24576},  {2, 28672},  {512, 17}};
+  // The last shape: blocks that finish their rows in several rounds, on a GPU of 132 multiprocessors.
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 16},     {80, 1536},  {1536, 48},  {33, 50},     {3072, 768},
+                                                {300, 1000}, {257, 4096}, {7, 8192},   {130, 11008}, {5, 24576},
+                                                {2, 28672},  {512, 17},   {700, 5632}, {9000, 80},   {10700, 8192}};
   for (const auto& [rows, cols] : shapes) {
     const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.003});
     expect_product(matrix, {}, to_string(Shape{rows, cols}));

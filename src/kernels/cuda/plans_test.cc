@@ -36,7 +36,8 @@ TEST(CudaPlans, GemvTakesEveryUnitOnce) {
         const BlockShare share(rows, plan.blocks);
         const int64_t begin = share.begin(static_cast<int>(b)), count = share.count(static_cast<int>(b));
         EXPECT_LE(count, plan.max_block_rows(rows));
-        for (int thread = 0; thread < GemvPlan::kWarps * 32; ++thread) {
+        for (int thread = 0; thread < GemvPlan::kThreads; ++thread) {
+          if (plan.slot_of(thread) >= plan.row_slots()) continue;
           for (int64_t row = plan.slot_of(thread); row < count; row += plan.row_slots()) {
             for (int i = 0; i < plan.units; ++i) {
               if (plan.unit_of(thread, i) < units)

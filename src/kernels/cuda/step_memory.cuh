@@ -174,7 +174,7 @@ __device__ inline void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(kTh
 
 /// Rows of a block that are finished together where warps share them: whole turns.
 __device__ inline int rows_of_round(const GemvPlan& plan) {
-  return min(kPartials / plan.warps(), kBaseRows) / plan.turn_rows() * plan.turn_rows();
+  return min(kPartials / plan.groups, kBaseRows) / plan.turn_rows() * plan.turn_rows();
 }
 
 /// Bytes of weights on their way, in a ring of shared memory. Both sides walk through the same chunks.

@@ -192,7 +192,7 @@ class Planner {
     int64_t rows[kMaxFusedProducts], blocks[kMaxFusedProducts], all_rows = 0;
     for (size_t i = 0; i < products.size(); ++i) all_rows += rows[i] = products[i].weight.rows;
     const int64_t cols = products[0].weight.cols;
-    common.plan = plan_gemv(all_rows, cols, blocks_);
+    common.plan = plan_gemv(all_rows, cols, blocks_, /*whole_warps=*/true);
     share_blocks({rows, products.size()}, std::max<int64_t>(common.plan.blocks, common.parts), blocks);
     int first_block = 0;
     common.has_few_rows = true;

@@ -246,11 +246,11 @@ __device__ inline void multiply_rows(const Header& header, int begin, int end, c
     __syncwarp();
     if (thread() % 32 == 0) hopper::arrive(&shared().empty[ring.slot()]);
     ring.advance(static_cast<uint32_t>(min(step, end - first) * cols));
-    float* partial = shared().partial + (first - begin) * plan.warps() + plan.warp_of(thread());
+    float* partial = shared().partial + (first - begin) * plan.groups + plan.group_of(thread());
     if (plan.lanes() == 32) {
       const float total = sum_lanes_each(sum);
       const int of = slot + thread() % 32 / (32 / kRows) * row_slots;
-      if (thread() % (32 / kRows) == 0 && first + of < end) partial[of * plan.warps()] = total;
+      if (thread() % (32 / kRows) == 0 && first + of < end) partial[of * plan.groups] = total;
     } else {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -295,7 +295,7 @@ __device__ inline void multiply_large(const Header& header, const RowEnd& row_en
       float sum = 0;
       if (row < end) {
 #pragma unroll 1
-        for (int w = lane; w < plan.warps(); w += kLanes) sum += shared().partial[at * plan.warps() + w];
+        for (int w = lane; w < plan.groups; w += kLanes) sum += shared().partial[at * plan.groups + w];
       }
       sum = sum_lanes<kLanes>(sum);
       if (row < end && lane == 0) {
