@@ -17,9 +17,8 @@ namespace hxq::kernels {
 ///     prefill  exact      x stays as it is
 ///     decode   either     256 columns  4095, 13 bits   -58 dB         -73 dB
 ///
-/// On AMX both phases, but for `exact`, round x of a codebook with integer levels to 22 bits of the largest of all
-/// columns (cpu/tiles_amx-inl.h): usually less than -110 dB, and -85 dB where one of 32,768 columns holds nearly all of
-/// |x|.
+/// On AMX decode rows of codebooks and all of prefill but `exact` round x to 22 bits of the largest of all columns
+/// (cpu/tiles_amx-inl.h): usually less than -110 dB, and -85 dB where one of 32,768 columns holds nearly all of |x|.
 ///
 /// Errors are in energy, of |x|^2 times the mean square of the weights; that of 256 levels for the weights is about
 /// -45 dB of it. Everywhere else x stays as it is, and products are sums of floats. Outliers are added as differences

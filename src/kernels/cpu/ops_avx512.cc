@@ -11,6 +11,7 @@
 #include "kernels/cpu/codebook_tiles_amx-inl.h"
 #include "kernels/cpu/grouped_gemm_avx512-inl.h"
 #include "kernels/cpu/grouped_gemv_avx512-inl.h"
+#include "kernels/cpu/grouped_tiles_amx-inl.h"
 #include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/table_avx512-inl.h"
 
@@ -42,6 +43,13 @@ constexpr Ops amx_ops() {
                        .tile_rows = kTile,
                        .memory_floats = tile_memory_floats,
                        .multiply = tile_gemm};
+  ops.grouped_gemm = {.supports = supports_grouped_tiles,
+                      .panel_tokens = kTile,
+                      .panel_floats = grouped_tile_floats,
+                      .pack_panel = pack_grouped_tiles,
+                      .tile_rows = kTile,
+                      .memory_floats = grouped_tile_memory,
+                      .multiply = grouped_tile_gemm};
   return ops;
 }
 

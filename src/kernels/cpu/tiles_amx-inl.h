@@ -182,8 +182,8 @@ struct TileMemory {
 
   /// Row tiles that are multiplied with a panel before the next panel: they stay in the second-level cache.
   static int64_t tiles(int64_t cols, int64_t tokens) {
-    const int64_t fit = (int64_t{512} << 10) / (blocks_of(cols) * kStepBytes);
-    return tokens <= 4 * kTile || fit < 1 ? 1 : fit > 8 ? 8 : fit;
+    const int64_t fit = (int64_t{1} << 20) / (blocks_of(cols) * kStepBytes);
+    return tokens <= 4 * kTile || fit < 1 ? 1 : fit > 16 ? 16 : fit;
   }
 
   static int64_t floats(int64_t cols, int64_t tokens) {
