@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "hxq/tensor.h"
@@ -22,6 +23,10 @@ struct LowRankView {
   std::vector<float> s = {};  // [rank]
   TensorView vt = {};         // [rank, cols]
 
+  int64_t bytes() const noexcept {
+    return static_cast<int64_t>(u.bytes.size() + s.size() * sizeof(float) + vt.bytes.size());
+  }
+
   /// U[row, n] s[n].
   float scaled_u(int64_t row, int64_t n) const noexcept {
     float value;
@@ -29,5 +34,13 @@ struct LowRankView {
     return value * s[static_cast<size_t>(n)];
   }
 };
+
+class ModuleParts;
+
+/// The parts svd_U, svd_s and svd_Vt of a matrix [rows, cols], checked; rank 0 where there are none. Throws `Error`.
+LowRankView read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols);
+
+/// Adds the term's row to that row of the matrix without it, [cols]: summed in double, rounded once to float.
+void add_low_rank(const LowRankView& term, int64_t row, std::span<float> out) noexcept;
 
 }  // namespace hxq

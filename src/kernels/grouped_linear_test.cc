@@ -79,6 +79,22 @@ TEST_P(GroupedLinearTest, AnyLevelsAndScales) {
   }
 }
 
+TEST_P(GroupedLinearTest, LowRankTerms) {
+  for (const int bits : {3, 6, 8}) {
+    for (GroupedOptions options : {GroupedOptions{.rank = 1},
+                                   {.rank = 9, .factors = DType::f32},
+                                   {.rank = 300, .factors = DType::bf16},
+                                   {.uniform = true, .rank = 2}}) {
+      options.rows = options.rank == 1 ? 600 : 31, options.cols = 330, options.bits = options.uniform ? 8 : bits;
+      const TestGrouped matrix(options);
+      for (const int64_t tokens : {1, 2, 5, 33}) {
+        expect_product(matrix, {.tokens = tokens, .x_pad = 3, .bias = true, .accumulate = tokens == 5, .threads = 3});
+      }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 // The largest levels that integers stand for, and larger ones.
 TEST_P(GroupedLinearTest, LevelsOfAllSizes) {
   for (int bits = 3; bits <= 8; ++bits) {
@@ -156,6 +172,24 @@ TEST_P(GroupedLinearTest, DecodesAndGathersAsTheDecoder) {
       });
       EXPECT_EQ(decoded, matrix.weights);
       for (size_t c = 0; c < row.size(); ++c) EXPECT_EQ(row[c], matrix.weight(5, static_cast<int64_t>(c)));
+    }
+  }
+}
+
+TEST_P(GroupedLinearTest, GathersRowsWithTheirTerm) {
+  for (const DType factors : {DType::f32, DType::f16, DType::bf16}) {
+    const TestGrouped matrix({.rows = 7, .cols = 303, .group = 24, .rank = 3, .factors = factors});
+    std::vector<float> decoded(matrix.weights.size()), rows(3 * 303);
+    const std::vector<int32_t> ids = {5, 0, 5};
+    Scratch scratch(2);
+    run_on_cpu(2, GetParam(), scratch, [&](const CpuContext& context) {
+      matrix.prepared->decode_rows(0, 7, decoded.data(), context);
+      matrix.prepared->gather_rows(ids.data(), 3, rows.data(), context);
+    });
+    EXPECT_EQ(decoded, matrix.weights);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const double expected = matrix.weight(ids[i / 303], static_cast<int64_t>(i % 303));
+      EXPECT_NEAR(rows[i], expected, 4e-7 * (0.1 + std::fabs(expected)));
     }
   }
 }

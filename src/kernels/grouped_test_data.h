@@ -17,6 +17,8 @@ struct GroupedOptions {
   float largest = 127;       ///< whole levels are clamped to this
   bool uniform = false;      ///< levels from -128 to 127, of 8 bits
   int64_t scales = 256;      ///< scale levels, on a logarithmic grid
+  int64_t rank = 0;
+  DType factors = DType::f16;  ///< the type of low-rank factors
   uint32_t seed = 1;
 };
 
@@ -26,8 +28,10 @@ struct TestGrouped {
   std::unique_ptr<const cpu::PreparedGrouped> prepared;  // of the view
   std::vector<float> weights;                            // [rows, cols]
   std::unique_ptr<GuardedBytes> packed, scales;
+  TestTerm factors;
 
-  explicit TestGrouped(const GroupedOptions& options) : options_(options) {
+  explicit TestGrouped(const GroupedOptions& options)
+      : factors(options.rows, options.cols, options.rank, options.factors, options.seed + 2), options_(options) {
     std::mt19937 random(options.seed);
     view.rows = options.rows;
     view.cols = options.cols;
@@ -58,6 +62,7 @@ struct TestGrouped {
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(static_cast<int64_t>(random() % 1000) % options.scales);
     scales = std::make_unique<GuardedBytes>(bytes);
     view.scales = scales->bytes();
+    view.low_rank = factors.view;
     weights.resize(static_cast<size_t>(options.rows * options.cols));
     view.decode_rows(0, options.rows, weights);
     prepared = std::make_unique<cpu::PreparedGrouped>(std::make_unique<GroupedMatrix>(view));

@@ -111,16 +111,44 @@ struct MatrixOptions {
   uint32_t seed = 1;
 };
 
+/// Random numbers of that type in guarded memory.
+inline TensorView random_factor(const Shape& shape, DType dtype, uint32_t seed, std::unique_ptr<GuardedBytes>& memory) {
+  std::vector<std::byte> bytes;
+  for (const float value : normal_floats(element_count(shape), seed)) {
+    const uint32_t bits = dtype == DType::f16    ? f16_from_float(value)
+                          : dtype == DType::bf16 ? bf16_from_float(value)
+                                                 : std::bit_cast<uint32_t>(value);
+    for (size_t i = 0; i < size_of(dtype); ++i) bytes.push_back(static_cast<std::byte>(bits >> 8 * i));
+  }
+  memory = std::make_unique<GuardedBytes>(bytes);
+  return {dtype, shape, memory->bytes()};
+}
+
+/// A low-rank term whose factors are of that type, and in guarded memory.
+struct TestTerm {
+  LowRankView view;
+  std::unique_ptr<GuardedBytes> u_memory, vt_memory;
+
+  TestTerm(int64_t rows, int64_t cols, int64_t rank, DType factors, uint32_t seed) {
+    if (rank == 0) return;
+    view = {.rank = rank,
+            .u = random_factor({rows, rank}, factors, seed, u_memory),
+            .s = normal_floats(rank, seed + 3, 0.01f),
+            .vt = random_factor({rank, cols}, factors, seed + 1, vt_memory)};
+  }
+};
+
 /// A codebook matrix with its indices in guarded memory, and its weights as they must decode.
 struct TestMatrix {
   CodebookMatrix view;
   std::unique_ptr<const cpu::PreparedCodebook> prepared;  // of the view
   std::vector<float> weights;                             // [rows, cols], with sidecar, without low-rank term
   std::unique_ptr<GuardedBytes> memory;
-  std::unique_ptr<GuardedBytes> u_memory, vt_memory;  // of the low-rank factors
-  LowRank term = {};                                  // what they hold
+  TestTerm factors;
+  LowRank term = {};  // what they hold
 
-  explicit TestMatrix(const MatrixOptions& options) {
+  explicit TestMatrix(const MatrixOptions& options)
+      : factors(options.rows, options.cols, options.rank, options.factors, options.seed + 2) {
     std::mt19937 random(options.seed);
     view.rows = options.rows;
     view.cols = options.cols;
@@ -141,10 +169,7 @@ struct TestMatrix {
     view.indices = memory->bytes();
     if (options.sidecar > 0) add_sidecar(options, random);
     if (options.rank > 0) {
-      view.low_rank.rank = options.rank;
-      view.low_rank.u = factor({options.rows, options.rank}, options.factors, options.seed + 2, u_memory);
-      view.low_rank.s = normal_floats(options.rank, options.seed + 5, 0.01f);
-      view.low_rank.vt = factor({options.rank, options.cols}, options.factors, options.seed + 3, vt_memory);
+      view.low_rank = factors.view;
       term = {.rank = options.rank, .u_scaled = to_float(view.low_rank.u), .vt = to_float(view.low_rank.vt)};
       for (size_t i = 0; i < term.u_scaled.size(); ++i) term.u_scaled[i] *= view.low_rank.s[i % view.low_rank.s.size()];
     }
@@ -166,19 +191,6 @@ struct TestMatrix {
   }
 
  private:
-  /// Random numbers of that type in guarded memory.
-  static TensorView factor(const Shape& shape, DType dtype, uint32_t seed, std::unique_ptr<GuardedBytes>& memory) {
-    std::vector<std::byte> bytes;
-    for (const float value : normal_floats(element_count(shape), seed)) {
-      const uint32_t bits = dtype == DType::f16    ? f16_from_float(value)
-                            : dtype == DType::bf16 ? bf16_from_float(value)
-                                                   : std::bit_cast<uint32_t>(value);
-      for (size_t i = 0; i < size_of(dtype); ++i) bytes.push_back(static_cast<std::byte>(bits >> 8 * i));
-    }
-    memory = std::make_unique<GuardedBytes>(bytes);
-    return {dtype, shape, memory->bytes()};
-  }
-
   static std::vector<std::byte> pack(const std::vector<uint32_t>& index, IndexLayout layout) {
     std::vector<std::byte> bytes;
     const auto put = [&](uint32_t value) { bytes.push_back(static_cast<std::byte>(value)); };

@@ -164,9 +164,8 @@ Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context
 }
 
 /// product[t, n] = Vt x of tokens [tokens.begin, tokens.end); the same for a token whatever the others.
-void multiply_vt(const CodebookMatrix& weight, const LinearArgs& args, Range tokens, float* product,
+void multiply_vt(const LowRankView& term, const LinearArgs& args, Range tokens, float* product,
                  const CpuContext& context) {
-  const LowRankView& term = weight.low_rank;
   if (tokens.begin == tokens.end) return;
   cpu::ops_of(context.target)
       .dense_gemv(view_of(term.vt),
@@ -202,35 +201,62 @@ void add_low_rank(const LowRankView& term, const LinearArgs& args, Range rows, c
   }
 }
 
-}  // namespace
-
-void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) noexcept {
-  if (args.tokens == 0) return;
-  const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
-  const CodebookView view = view_of(weight);
-  const LowRankView& term = weight.stored().low_rank;
+/// The product with a matrix and its low-rank term.
+template <class View>
+void multiply(const View& weight, const LowRankView& term, const LinearArgs& args, const CpuContext& context) {
   const bool decode = args.phase == Phase::decode;
   // Each thread multiplies Vt with a single token by itself, and with its share of several before x is packed, which
   // ends with a barrier: the term takes none of its own.
   const bool alone = decode && args.tokens == 1;
   float* product =
       term.rank > 0 && !alone ? context.shared(Scratch::kLowRankProduct, args.tokens * term.rank) : nullptr;
-  if (product) multiply_vt(weight.stored(), transformed, context.team.share(args.tokens), product, context);
-  const Range mine = decode ? gemv(view, transformed, context) : choose_gemm(view, transformed, context);
+  if (product) multiply_vt(term, args, context.team.share(args.tokens), product, context);
+  const Range mine = decode ? gemv(weight, args, context) : choose_gemm(weight, args, context);
   if (term.rank > 0 && alone) product = context.own(term.rank);
   if (context.measures) return;
   if (term.rank > 0) {
-    if (alone) multiply_vt(weight.stored(), transformed, {0, 1}, product, context);
-    add_low_rank(term, transformed, mine, product, cpu::ops_of(context.target));
+    if (alone) multiply_vt(term, args, {0, 1}, product, context);
+    add_low_rank(term, args, mine, product, cpu::ops_of(context.target));
   }
   context.team.barrier();
 }
 
+/// Adds the term's row to that of a matrix.
+void add_row(const LowRankView& term, int64_t row, int64_t width, float* out, const Ops& ops) {
+  float vt[kWidened];
+  for (int64_t n = 0; n < term.rank; ++n) {
+    const float u = term.scaled_u(row, n);
+    for (int64_t begin = 0; begin < width; begin += kWidened) {
+      const int64_t cols = std::min(kWidened, width - begin);
+      ops.decode_dense(view_of(term.vt), n, 1, begin, cols, vt, cols);
+      for (int64_t c = 0; c < cols; ++c) out[begin + c] += u * vt[c];
+    }
+  }
+}
+
+/// Rows with the low-rank term, before a transform is undone.
+template <class View>
+void gather(const View& weight, const LowRankView& term, const int32_t* ids, Range mine, float* out,
+            const CpuContext& context) {
+  const Ops& ops = cpu::ops_of(context.target);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    float* row = out + i * weight.cols;
+    decode(ops, weight, ids[i], 1, 0, weight.cols, row, weight.cols);
+    add_row(term, ids[i], weight.cols, row, ops);
+  }
+}
+
+}  // namespace
+
+void linear(const PreparedCodebook& weight, const LinearArgs& args, const CpuContext& context) noexcept {
+  if (args.tokens == 0) return;
+  const LinearArgs transformed = transform_input(weight.stored().transform(), args, context);
+  multiply(view_of(weight), weight.stored().low_rank, transformed, context);
+}
+
 void linear(const PreparedGrouped& weight, const LinearArgs& args, const CpuContext& context) noexcept {
   if (args.tokens == 0) return;
-  const GroupedView view = weight.view();
-  args.phase == Phase::decode ? gemv(view, args, context) : choose_gemm(view, args, context);
-  if (!context.measures) context.team.barrier();
+  multiply(weight.view(), weight.stored().low_rank, args, context);
 }
 
 void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext& context) noexcept {
@@ -244,54 +270,30 @@ void linear(const DenseMatrix& weight, const LinearArgs& args, const CpuContext&
   if (!context.measures) context.team.barrier();
 }
 
-void gather_rows(const PreparedCodebook& prepared, const int32_t* ids, int64_t count, float* out,
+void gather_rows(const PreparedCodebook& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept {
-  const Ops& ops = cpu::ops_of(context.target);
-  const CodebookView view = view_of(prepared);
-  const CodebookMatrix& weight = prepared.stored();
-  const LowRankView& term = weight.low_rank;
   if (context.measures) return;
   const Range mine = context.team.share(count);
-  float vt[kWidened];
+  gather(view_of(weight), weight.stored().low_rank, ids, mine, out, context);
+  const std::vector<float>& scales = weight.stored().channel_scales;
   for (int64_t i = mine.begin; i < mine.end; ++i) {
-    float* row = out + i * weight.cols;
-    ops.decode_codebook(view, ids[i], 1, 0, weight.cols, row, weight.cols);
-    for (int64_t n = 0; n < term.rank; ++n) {
-      const float u = term.scaled_u(ids[i], n);
-      for (int64_t begin = 0; begin < weight.cols; begin += kWidened) {
-        const int64_t cols = std::min(kWidened, weight.cols - begin);
-        ops.decode_dense(view_of(term.vt), n, 1, begin, cols, vt, cols);
-        for (int64_t c = 0; c < cols; ++c) row[begin + c] += u * vt[c];
-      }
-    }
-    for (size_t c = 0; c < weight.channel_scales.size(); ++c) row[c] /= weight.channel_scales[c];
+    for (size_t c = 0; c < scales.size(); ++c) out[i * weight.cols() + static_cast<int64_t>(c)] /= scales[c];
   }
   context.team.barrier();
 }
-
-namespace {
-
-/// Rows that are stored with no transform and no further term.
-template <class View>
-void gather_plain_rows(const View& weight, const int32_t* ids, int64_t count, float* out, const CpuContext& context) {
-  if (context.measures) return;
-  const Range mine = context.team.share(count);
-  for (int64_t i = mine.begin; i < mine.end; ++i) {
-    decode(cpu::ops_of(context.target), weight, ids[i], 1, 0, weight.cols, out + i * weight.cols, weight.cols);
-  }
-  context.team.barrier();
-}
-
-}  // namespace
 
 void gather_rows(const PreparedGrouped& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept {
-  gather_plain_rows(weight.view(), ids, count, out, context);
+  if (context.measures) return;
+  gather(weight.view(), weight.stored().low_rank, ids, context.team.share(count), out, context);
+  context.team.barrier();
 }
 
 void gather_rows(const DenseMatrix& weight, const int32_t* ids, int64_t count, float* out,
                  const CpuContext& context) noexcept {
-  gather_plain_rows(weight, ids, count, out, context);
+  if (context.measures) return;
+  gather(weight, {}, ids, context.team.share(count), out, context);
+  context.team.barrier();
 }
 
 }  // namespace hxq::kernels

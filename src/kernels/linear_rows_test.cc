@@ -109,6 +109,8 @@ TEST_P(LinearRowsTest, GroupedProductsDependOnNothingButThemselves) {
     }
   }
   expect_same_rows(*TestGrouped({.rows = 39, .cols = 330, .bits = 8, .uniform = true}).prepared);
+  for (const int bits : {4, 8})
+    expect_same_rows(*TestGrouped({.rows = 39, .cols = 130, .bits = bits, .rank = 2}).prepared);
 }
 
 TEST_P(LinearRowsTest, DenseProductsDependOnNothingButThemselves) {

@@ -6,22 +6,6 @@
 namespace hxq {
 namespace {
 
-void add_low_rank(const LowRankView& term, int64_t row, std::span<float> out) {
-  constexpr size_t kColumns = 256;
-  float vt[kColumns];
-  double sum[kColumns];
-  for (size_t begin = 0; begin < out.size(); begin += kColumns) {
-    const std::span<float> columns = out.subspan(begin, std::min(kColumns, out.size() - begin));
-    std::ranges::copy(columns, sum);
-    for (int64_t n = 0; n < term.rank; ++n) {
-      const double u = term.scaled_u(row, n);
-      read_floats(term.vt, n * static_cast<int64_t>(out.size()) + static_cast<int64_t>(begin), {vt, columns.size()});
-      for (size_t c = 0; c < columns.size(); ++c) sum[c] += u * vt[c];
-    }
-    std::ranges::transform(sum, sum + columns.size(), columns.begin(), [](double v) { return static_cast<float>(v); });
-  }
-}
-
 void decode_row(const CodebookMatrix& m, int64_t row, std::span<float> out) {
   const int64_t codewords = m.cols / m.d;  // in one row
   for (int64_t c = 0; c < m.cols; ++c) {
@@ -51,10 +35,10 @@ std::vector<float> CodebookMatrix::weight_levels() const {
 }
 
 int64_t CodebookMatrix::bytes_read() const noexcept {
-  const size_t floats = codebook.size() + low_rank.s.size() + channel_scales.size();
-  const size_t stored = indices.size() + low_rank.u.bytes.size() + low_rank.vt.bytes.size();
+  const size_t floats = codebook.size() + channel_scales.size();
   constexpr size_t kOutlier = 2 * sizeof(uint32_t) + sizeof(float);  // row, column, value
-  return static_cast<int64_t>(stored + sizeof(float) * floats + kOutlier * sidecar.value.size());
+  return low_rank.bytes() +
+         static_cast<int64_t>(indices.size() + sizeof(float) * floats + kOutlier * sidecar.value.size());
 }
 
 }  // namespace hxq

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -174,24 +173,6 @@ Sidecar read_sidecar(const ModuleParts& parts, int64_t rows, int64_t cols) {
     sidecar.value.push_back(outlier.value);
   }
   return sidecar;
-}
-
-LowRankView read_low_rank(const ModuleParts& parts, int64_t rows, int64_t cols) {
-  LowRankView low_rank;
-  if (!parts.find("svd_U") && !parts.find("svd_s") && !parts.find("svd_Vt")) return low_rank;
-  low_rank.s = parts.floats("svd_s");
-  low_rank.rank = static_cast<int64_t>(low_rank.s.size());
-  parts.require_shape("svd_s", {low_rank.rank});
-  parts.require_shape("svd_U", {rows, low_rank.rank});
-  parts.require_shape("svd_Vt", {low_rank.rank, cols});
-  const std::vector<float> u = parts.floats("svd_U");
-  for (size_t i = 0; i < u.size(); ++i) {
-    if (!std::isfinite(u[i] * low_rank.s[i % low_rank.s.size()])) parts.fail("svd_s", "svd_U times svd_s overflows");
-  }
-  parts.floats("svd_Vt");  // all are finite
-  low_rank.u = parts.get("svd_U");
-  low_rank.vt = parts.get("svd_Vt");
-  return low_rank;
 }
 
 std::vector<float> read_channel_scales(const ModuleParts& parts, int64_t cols) {

@@ -17,8 +17,10 @@ namespace {
 using Kind = PartSpec::Kind;
 
 constexpr PartSpec kParts[] = {
-    {"grouped_indices", Kind::needed},      {"grouped_levels", Kind::needed}, {"grouped_scales", Kind::needed},
-    {"grouped_scale_levels", Kind::needed}, {"grouped_shape", Kind::needed},
+    {"grouped_indices", Kind::needed}, {"grouped_levels", Kind::needed},
+    {"grouped_scales", Kind::needed},  {"grouped_scale_levels", Kind::needed},
+    {"grouped_shape", Kind::needed},   {"svd_U", Kind::optional},
+    {"svd_s", Kind::optional},         {"svd_Vt", Kind::optional},
 };
 
 constexpr int64_t kMinLevels = 8, kMaxLevels = 256;
@@ -26,6 +28,7 @@ constexpr int64_t kMinLevels = 8, kMaxLevels = 256;
 /// What the parts' shapes and `grouped_shape` say of the matrix.
 struct Geometry {
   int64_t rows = 0, cols = 0, group = 0;
+  int64_t rank = 0;  ///< of the low-rank term
 };
 
 /// The number of elements of a part that is a list.
@@ -41,10 +44,13 @@ Geometry read_geometry(const ModuleParts& parts) {
   if (k < kMinLevels || k > kMaxLevels || (k & (k - 1)) != 0) {
     parts.fail("grouped_levels", fmt::format("{} levels, expected 8, 16, 32, 64, 128 or 256", k));
   }
-  parts.require_shape("grouped_shape", {2});
-  int64_t stated[2];
-  std::memcpy(stated, parts.get("grouped_shape", DType::i64).bytes.data(), sizeof stated);
-  const auto [cols, group] = stated;
+  // The rank of a low-rank term is a third number, so that those who know of no term refuse what has one.
+  const TensorView& shape = parts.get("grouped_shape", DType::i64);
+  const bool has_term = shape.shape == Shape{3};
+  if (!has_term) parts.require_shape("grouped_shape", {2});
+  int64_t stated[3] = {};
+  std::memcpy(stated, shape.bytes.data(), (has_term ? 3 : 2) * sizeof(int64_t));
+  const auto [cols, group, rank] = stated;
   if (cols < 1 || cols > kMax) {
     parts.fail("grouped_shape", fmt::format("{} columns, expected 1 to {}", cols, kMax), 0);
   }
@@ -60,7 +66,15 @@ Geometry read_geometry(const ModuleParts& parts) {
   parts.require_shape("grouped_indices", {rows, GroupedMatrix::packed_bytes(cols, bits)});
   parts.require_shape("grouped_scales", {rows, GroupedMatrix::groups_of(cols, group)});
   parts.require_matrix("grouped_indices", {rows, cols}, {});
-  return {rows, cols, group};
+  if (has_term && rank < 1) {
+    parts.fail("grouped_shape", fmt::format("a term of rank {}, expected 1 or more", rank), 2 * sizeof(int64_t));
+  }
+  for (const std::string_view factor : {"svd_U", "svd_s", "svd_Vt"}) {
+    if (!has_term && parts.find(factor))
+      parts.fail("grouped_shape", fmt::format("states no rank, but {} is there", factor));
+  }
+  if (has_term) parts.require_shape("svd_s", {rank});
+  return {rows, cols, group, rank};
 }
 
 /// Every scale is a number of a scale level, and every weight that can be made of them is finite.
@@ -113,6 +127,7 @@ std::unique_ptr<const StoredMatrix> read(const Checkpoint& checkpoint, std::stri
   matrix->scales = parts.get("grouped_scales", DType::u8).bytes;
   check_scales(parts, *matrix);
   check_padding(parts, *matrix);
+  matrix->low_rank = read_low_rank(parts, matrix->rows, matrix->cols);
   return matrix;
 }
 
@@ -120,9 +135,11 @@ StoredForm describe(const Checkpoint& checkpoint, std::string_view module) {
   const ModuleParts parts(checkpoint, module);
   const Geometry geometry = read_geometry(parts);
   const int64_t k = length(parts, "grouped_levels");
-  return {.text = fmt::format("{} levels, groups of {}", k, geometry.group),
-          .dtype = DType::u8,
-          .facts = {{"codewords", k}, {"group", geometry.group}}};
+  StoredForm form{.text = fmt::format("{} levels, groups of {}", k, geometry.group),
+                  .dtype = DType::u8,
+                  .facts = {{"codewords", k}, {"group", geometry.group}, {"low_rank", geometry.rank}}};
+  if (geometry.rank > 0) form.text += fmt::format(" + rank {}", geometry.rank);
+  return form;
 }
 
 }  // namespace
@@ -138,6 +155,9 @@ void GroupedMatrix::decode_rows(int64_t begin, int64_t end, std::span<float> out
       const size_t index = ((byte(at) | following << 8) >> shift) & (levels.size() - 1);
       const auto scale = static_cast<size_t>(scales[static_cast<size_t>(r * groups() + c / group)]);
       out[static_cast<size_t>((r - begin) * cols + c)] = scale_levels[scale] * levels[index];
+    }
+    if (low_rank.rank > 0) {
+      add_low_rank(low_rank, r, out.subspan(static_cast<size_t>((r - begin) * cols), static_cast<size_t>(cols)));
     }
   }
 }
@@ -159,7 +179,8 @@ std::vector<float> GroupedMatrix::weight_levels() const {
 }
 
 int64_t GroupedMatrix::bytes_read() const noexcept {
-  return static_cast<int64_t>(packed.size() + scales.size() + sizeof(float) * (levels.size() + scale_levels.size()));
+  const size_t tables = sizeof(float) * (levels.size() + scale_levels.size());
+  return static_cast<int64_t>(packed.size() + scales.size() + tables) + low_rank.bytes();
 }
 
 constinit const Codec kGroupedCodec = {

@@ -78,21 +78,27 @@ TEST(Grouped, DecodesEveryWidth) {
   }
 }
 
-/// What reading the module says, with one part replaced.
-template <class T>
-std::string refusal(const std::string& part, DType dtype, const Shape& shape, const std::vector<T>& values,
-                    const Shape& expected = {}) {
-  TestCheckpoint files = module();
-  files.set("m." + part, dtype, shape, values);
+/// What reading the module says.
+std::string refusal_of(const TestCheckpoint& files, const Shape& expected = {}) {
   const Checkpoint checkpoint = files.open();
   try {
     read_matrix(checkpoint, "m", expected);
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("model.safetensors"), std::string::npos) << error.what();
-    EXPECT_NE(std::string(error.what()).find("m.grouped_"), std::string::npos) << error.what();
     return error.what();
   }
   return "read";
+}
+
+/// The same with one part replaced.
+template <class T>
+std::string refusal(const std::string& part, DType dtype, const Shape& shape, const std::vector<T>& values,
+                    const Shape& expected = {}) {
+  TestCheckpoint files = module();
+  files.set("m." + part, dtype, shape, values);
+  const std::string message = refusal_of(files, expected);
+  EXPECT_NE(message.find("m.grouped_"), std::string::npos) << message;
+  return message;
 }
 
 void expect_in(const std::string& message, const char* text) {
@@ -134,7 +140,7 @@ TEST(Grouped, RefusesShapesThatDoNotFit) {
   expect_in(refusal("grouped_indices", DType::u8, {10}, std::vector<uint8_t>(10)), "expected [rows, bytes]");
   expect_in(refusal("grouped_indices", DType::i8, {2, 5}, std::vector<int8_t>(10)), "expected U8");
   expect_in(refusal("grouped_scales", DType::u8, {2, 3}, std::vector<uint8_t>(6)), "expected [2, 2]");
-  expect_in(refusal("grouped_shape", DType::i64, {3}, std::vector<int64_t>{11, 8, 1}), "expected [2]");
+  expect_in(refusal("grouped_shape", DType::i64, {4}, std::vector<int64_t>{11, 8, 1, 1}), "expected [2]");
   expect_in(refusal("grouped_shape", DType::i32, {2}, std::vector<int32_t>{11, 8}), "expected I64");
   for (const int64_t group : {-8, 0, 4, 12}) {
     expect_in(refusal("grouped_shape", DType::i64, {2}, std::vector<int64_t>{11, group}), "a multiple of 8");
@@ -145,6 +151,61 @@ TEST(Grouped, RefusesShapesThatDoNotFit) {
   }
   expect_in(refusal("grouped_shape", DType::i64, {2}, std::vector<int64_t>{14, 8}), "expected [2, 6]");
   expect_in(refusal("grouped_shape", DType::i64, {2}, std::vector<int64_t>{11, 8}, {11, 2}), "expected [11, 2]");
+}
+
+/// With a term of rank 2 on top.
+TestCheckpoint with_term() {
+  TestCheckpoint files = module();
+  files.set("m.grouped_shape", DType::i64, {3}, std::vector<int64_t>{11, 8, 2});
+  files.set("m.svd_U", DType::f16, {2, 2}, std::vector<uint16_t>{0x3c00, 0x3800, 0xc000, 0x0000});  // 1, 0.5; -2, 0
+  files.set("m.svd_s", DType::f32, {2}, std::vector<float>{0.25f, 4});
+  std::vector<float> vt(22);
+  for (size_t i = 0; i < 22; ++i) vt[i] = static_cast<float>(i) - 7.3f;
+  files.set("m.svd_Vt", DType::f32, {2, 11}, vt);
+  return files;
+}
+
+TEST(Grouped, AddsTheLowRankTerm) {
+  const Checkpoint checkpoint = with_term().open(), plain = module().open();
+  EXPECT_EQ(codec_of(checkpoint, "m"), &kGroupedCodec);
+  const auto matrix = read_matrix(checkpoint, "m", {2, 11});
+  std::vector<float> out(22), without(22);
+  matrix->decode_rows(0, 2, out);
+  read_matrix(plain, "m")->decode_rows(0, 2, without);
+  for (size_t c = 0; c < 11; ++c) {
+    const double first = static_cast<float>(c) - 7.3f, second = static_cast<float>(c + 11) - 7.3f;
+    EXPECT_EQ(out[c], static_cast<float>(without[c] + 0.25 * first + 2 * second));
+    EXPECT_EQ(out[11 + c], static_cast<float>(without[11 + c] - 0.5 * first));
+  }
+  EXPECT_EQ(matrix->bytes_read(), read_matrix(plain, "m")->bytes_read() + 8 + 8 + 88);
+  const StoredForm form = kGroupedCodec.describe(checkpoint, "m");
+  EXPECT_EQ(form.text, "8 levels, groups of 8 + rank 2");
+  EXPECT_EQ(form.facts.back().name, "low_rank");
+  EXPECT_EQ(form.facts.back().value, 2);
+}
+
+TEST(Grouped, RefusesTermsThatDoNotFit) {
+  const auto refused = [](const std::string& part, DType dtype, const Shape& shape, const auto& values) {
+    TestCheckpoint files = with_term();
+    files.set("m." + part, dtype, shape, values);
+    return refusal_of(files);
+  };
+  for (const int64_t rank : {-1, 0}) {
+    expect_in(refused("grouped_shape", DType::i64, {3}, std::vector<int64_t>{11, 8, rank}), "expected 1 or more");
+  }
+  expect_in(refused("grouped_shape", DType::i64, {3}, std::vector<int64_t>{11, 8, 3}), "expected [3]");
+  expect_in(refused("grouped_shape", DType::i64, {3}, std::vector<int64_t>{11, 8, 1}), "expected [1]");
+  expect_in(refused("grouped_shape", DType::i64, {2}, std::vector<int64_t>{11, 8}),
+            "states no rank, but svd_U is there");
+  expect_in(refused("svd_U", DType::f32, {1, 2}, std::vector<float>(2)), "expected [2, 2]");
+  expect_in(refused("svd_Vt", DType::f32, {11, 2}, std::vector<float>(22)), "expected [2, 11]");
+  expect_in(refused("svd_Vt", DType::i64, {2, 11}, std::vector<int64_t>(22)), "expected F32");
+  expect_in(refused("svd_Vt", DType::f32, {2, 11}, std::vector<float>(22, NAN)), "value 0 is nan");
+  expect_in(refused("svd_s", DType::f32, {2}, std::vector<float>{1, INFINITY}), "value 1 is inf");
+  expect_in(refused("svd_s", DType::f32, {2}, std::vector<float>{3e38f, 1}), "overflows");
+  for (const char* factor : {"svd_U", "svd_s", "svd_Vt"}) {
+    expect_in(refused(factor, DType::f32, {0}, std::vector<float>()), "is missing or empty");
+  }
 }
 
 }  // namespace

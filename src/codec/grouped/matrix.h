@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/grouped/codec.h"
+#include "codec/low_rank.h"
 
 namespace hxq {
 
@@ -14,6 +15,7 @@ namespace hxq {
 /// where it is.
 ///
 ///     W[r, c] = scale_levels[scales[r, c / group]] * levels[index(r, c)]       one product of floats
+///     W[r, c] = W[r, c] + sum over i of (U[r, i] s[i]) Vt[i, c]                summed in double, rounded once to float
 ///
 /// Every scale is a number of a scale level, every product is finite, and the bits after a row's last index are zero:
 /// the codec's `read` has checked it.
@@ -25,6 +27,7 @@ struct GroupedMatrix final : StoredMatrix {
   std::vector<float> scale_levels = {};    ///< [1 to 256]
   std::span<const std::byte> packed = {};  ///< [rows, row_bytes()]: indices of bits() each, lowest bits first
   std::span<const std::byte> scales = {};  ///< [rows, groups()]
+  LowRankView low_rank = {};
 
   int bits() const noexcept { return static_cast<int>(std::bit_width(levels.size())) - 1; }
   int64_t row_bytes() const noexcept { return packed_bytes(cols, bits()); }

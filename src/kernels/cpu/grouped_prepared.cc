@@ -153,6 +153,9 @@ void PreparedGrouped::decode_rows(int64_t begin, int64_t end, float* out, const 
   const Range mine = context.team.share(end - begin);
   ops_of(context.target)
       .decode_grouped(view(), begin + mine.begin, mine.end - mine.begin, 0, cols(), out + mine.begin * cols(), cols());
+  for (int64_t i = mine.begin; i < mine.end && stored_->low_rank.rank > 0; ++i) {
+    add_low_rank(stored_->low_rank, begin + i, {out + i * cols(), static_cast<size_t>(cols())});
+  }
   context.team.barrier();
 }
 
