@@ -19,14 +19,12 @@ QUANT_METHODS = tuple(
 _STATED = {"bits": 8, "n_clusters": 256, "vector_dim": 1}
 
 
-def _check_profile(profile: str, sidecar_fraction: float, low_rank: Optional[int]) -> dict:
+def _check_profile(profile: str, sidecar_fraction: float) -> dict:
     known = _core.profiles()
     if profile not in known:
         raise ValueError(f"profile is {profile!r}, expected one of {', '.join(known)}")
     if known[profile]["group"] and sidecar_fraction != 0.001:
         raise ValueError(f"profile {profile!r} keeps no outliers, so sidecar_fraction has no effect")
-    if known[profile]["group"] and low_rank is not None:
-        raise ValueError(f"profile {profile!r} has no low-rank terms, so low_rank has no effect")
     return known[profile]
 
 
@@ -85,7 +83,7 @@ class HxqConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.profile = profile
         if profile is not None:
-            form = _check_profile(profile, sidecar_fraction, low_rank)
+            form = _check_profile(profile, sidecar_fraction)
             if form["group"]:
                 self.stated = {"bits": form["bits"], "group": form["group"]}
                 self.quant_method = form["quant_method"]

@@ -138,12 +138,12 @@ class HelixLinear(Compressed, nn.Linear):
 
     def train_codebook(self, trained: bool = True) -> "HelixLinear":
         """Makes the codebook a parameter. Indices stay: they have no gradient."""
-        if self.part("codebook") is None:
-            raise ValueError(f"{self.label} is stored without a codebook: there is none to train")
         return self._as_parameter("codebook", trained)
 
     def _as_parameter(self, name: str, trained: bool) -> "HelixLinear":
         tensor = self.part(name)
+        if tensor is None or trained and self.part("codebook") is None:
+            raise ValueError(f"{self.label} is stored without a codebook: its {name} cannot be trained")
         if name in self._buffers and trained:
             del self._buffers[name]
             self.register_parameter(name, nn.Parameter(tensor))

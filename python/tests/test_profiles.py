@@ -18,15 +18,20 @@ PROFILES = {"g8": (8, 64), "g8-uniform": (8, 32), "g6": (6, 32), "g4": (4, 32), 
 
 
 def decoded_by_definition(parts):
-    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)]."""
-    columns, group = parts["grouped_shape"].tolist()
+    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)] + sum over j of U[r, j] * s[j] * Vt[j, c]."""
+    columns, group, *rank = parts["grouped_shape"].tolist()
     levels = parts["grouped_levels"]
     bits = levels.numel().bit_length() - 1
     shifts = torch.arange(8)
     ones_and_zeros = (parts["grouped_indices"][..., None] >> shifts & 1).flatten(1)[:, : columns * bits]
     indices = (ones_and_zeros.unflatten(1, (columns, bits)).long() << torch.arange(bits)).sum(-1)
     scales = parts["grouped_scale_levels"][parts["grouped_scales"].long()].repeat_interleave(group, 1)[:, :columns]
-    return scales * levels[indices]
+    weights = scales * levels[indices]
+    if rank:
+        u, s, vt = (parts[name].double() for name in ("svd_U", "svd_s", "svd_Vt"))
+        assert s.shape == (rank[0],)
+        weights = (weights.double() + u * s @ vt).float()
+    return weights
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -103,6 +108,59 @@ def test_bits_by_role(tmp_path, capfd):
     with pytest.raises(SystemExit):
         main([*command, "--bits-for", "embedding=x"])
     assert "expected ROLE=N" in capfd.readouterr().err
+
+
+def offset_layer():
+    """A column far from zero, which is worth a term."""
+    torch.manual_seed(0)
+    dense = nn.Linear(200, 96)
+    with torch.no_grad():
+        dense.weight[:, 70] += 1
+    return dense
+
+
+def test_a_low_rank_term_beside_groups():
+    dense = offset_layer()
+    parts, fidelity = encode(dense.weight, profile="g4")
+    plain, without = encode(dense.weight, profile="g4", low_rank=0)
+    assert parts["grouped_shape"].tolist() == [200, 32, 1] and plain["grouped_shape"].tolist() == [200, 32]
+    assert fidelity["snr_db"] > without["snr_db"] + 4
+    layer = nn.Sequential(nn.Linear(200, 96))
+    layer[0].load_state_dict(dense.state_dict())
+    compress_model(layer, profile="g4")
+    layer = layer[0]
+    assert layer.has_svd and layer.rank == 1
+    weight = decoded_by_definition(layer.stored_tensors())
+    assert torch.equal(layer.decode_weight(), weight)
+    for x in (torch.randn(1, 200), torch.randn(3, 1, 200), torch.randn(5, 200, requires_grad=True)):
+        torch.testing.assert_close(layer(x), x @ weight.T + layer.bias, rtol=1e-3, atol=5e-3)  # x is rounded
+    with helix_substrate.precision("exact"):
+        torch.testing.assert_close(layer(x), x @ weight.T + layer.bias, rtol=1e-5, atol=1e-5)
+    g = torch.randn(5, 96)
+    (dx,) = torch.autograd.grad(layer(x), x, g)
+    torch.testing.assert_close(dx, g @ weight, rtol=1e-4, atol=1e-4)
+    layer.enable_lora(2).freeze_base()
+    with pytest.raises(ValueError, match="svd_U cannot be trained"):
+        layer.freeze_base(freeze_svd=False)
+    layer.merge_lora()
+    assert layer.rank == 1, "merging keeps the column apart"
+
+
+def test_low_rank_terms_are_saved_and_loaded(tmp_path):
+    dense = tiny("llama")
+    with torch.no_grad():
+        dense.model.embed_tokens.weight[:, 3] += 2
+    save_dense(dense, tmp_path / "dense")
+    config = HxqConfig(profile="g6", low_rank=2)
+    model = type(dense).from_pretrained(tmp_path / "dense", quantization_config=config, dtype=torch.float32)
+    assert all(m.stored_tensors()["svd_s"].numel() == 2 for m in helix_modules(model))
+    table = model.model.embed_tokens
+    torch.testing.assert_close(table(torch.arange(4)), decoded_by_definition(table.stored_tensors())[:4])
+    model.save_pretrained(tmp_path / "saved")
+    again = type(dense).from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert torch.equal(logits(again), logits(model))
+    helix_substrate.compress(tmp_path / "dense", tmp_path / "g6", profile="g6", low_rank=2)
+    assert torch.equal(logits(type(dense).from_pretrained(tmp_path / "g6", dtype=torch.float32)), logits(model))
 
 
 @pytest.mark.parametrize("profile", ["g8-uniform", "hxq-segments"])

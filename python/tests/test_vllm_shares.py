@@ -74,7 +74,11 @@ def unsorted_outliers(rng, rows, cols):
 
 
 def low_rank(rng, rows, cols):
-    parts, dense = outliers(rng, rows, cols)
+    return with_term(rng, *outliers(rng, rows, cols))
+
+
+def with_term(rng, parts, dense):
+    rows, cols = dense.shape
     u, vt = (rng.standard_normal(shape).astype(np.float16) for shape in ((rows, 3), (3, cols)))
     s = np.array([2.0, 1.0, 0.5], np.float32)
     for j in range(3):
@@ -116,6 +120,11 @@ def grouped(bits, group):
     return make
 
 
+def grouped_low_rank(rng, rows, cols):
+    parts, dense = with_term(rng, *grouped(4, 32)(rng, rows, cols))
+    return {**parts, "grouped_shape": torch.tensor([cols, 32, 3])}, dense
+
+
 def dense_only(rng, rows, cols):
     dense = rng.standard_normal((rows, cols)).astype(np.float32)
     return {"weight": torch.from_numpy(dense)}, dense
@@ -124,7 +133,7 @@ def dense_only(rng, rows, cols):
 STORED = {
     "scalar": scalar, "outliers": outliers, "unsorted outliers": unsorted_outliers, "low rank": low_rank,
     "channel scales": channel_scales, "pairs": pairs, "packed": packed, "grouped 3": grouped(3, 32),
-    "grouped 4": grouped(4, 32), "grouped 8": grouped(8, 64), "dense": dense_only,
+    "grouped 4": grouped(4, 32), "grouped 8": grouped(8, 64), "grouped, term": grouped_low_rank, "dense": dense_only,
 }  # fmt: skip
 
 

@@ -71,11 +71,13 @@ Encoding chosen_encoding(const hxq_encode_options* options) {
   if (encoding.encoder == encoders().front()) return encoding;
   hxq_encode_options standard;
   hxq_encode_options_init(&standard);
-  if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords ||
-      options->low_rank != standard.low_rank) {
-    throw InvalidArgument(
-        "sidecar_fraction, max_codewords and low_rank have no effect on this profile: expected the defaults");
+  if (options->sidecar_fraction != standard.sidecar_fraction || options->max_codewords != standard.max_codewords) {
+    throw InvalidArgument("sidecar_fraction and max_codewords have no effect on this profile: expected the defaults");
   }
+  if (options->low_rank != standard.low_rank && !encoding.encoder->has_low_rank) {
+    throw InvalidArgument("low_rank has no effect on this profile: expected the default");
+  }
+  encoding.options.low_rank = low_rank_option(options->low_rank);
   encoding.options.threads = options->threads;
   return encoding;
 }

@@ -235,6 +235,22 @@ double high_rate_error(std::vector<float> values, double outliers) {
   return sum * sum * sum * width * width;
 }
 
+/// What the error of groups is in proportion to that each have a scale.
+double grouped_error(const Weights& weights, int64_t group) {
+  std::vector<float> row(static_cast<size_t>(weights.cols()));
+  double sum = 0;
+  for (int64_t r = 0; r < weights.rows(); ++r) {
+    weights.read(r * weights.cols(), row);
+    for (size_t begin = 0; begin < row.size(); begin += static_cast<size_t>(group)) {
+      const size_t end = std::min(row.size(), begin + static_cast<size_t>(group));
+      double largest = 0;
+      for (size_t c = begin; c < end; ++c) largest = std::max(largest, static_cast<double>(std::abs(row[c])));
+      sum += largest * largest;
+    }
+  }
+  return sum;
+}
+
 /// Whole rows, evenly apart: as many as hold `most` weights, but `least` at least, or all.
 std::vector<float> sample_of(const Weights& weights, int64_t most, int64_t least) {
   const int64_t rows = std::min(weights.rows(), std::max(most / weights.cols(), least));
@@ -297,12 +313,16 @@ std::optional<TermProposal> propose_term(const Weights& weights, const ProposalT
   const double least_share = 1 - std::pow(terms.least_gain, -1.0 / 3);
   const std::vector<float> sample = sample_of(weights, kSample, kSampleRows);
   const Weights sampled = matrix_of(sample, weights.cols());
+  const auto error_of = [&](const Weights& rest, double outliers) {
+    return terms.group > 0 ? grouped_error(rest, terms.group)
+                           : high_rate_error(spread_of(rest, kErrorSample), outliers);
+  };
   std::optional<TermProposal> best;
   double least = 0;
   for (Candidate& candidate : candidates(sampled, least_share)) {
     if (!candidate.term) continue;
-    if (least == 0) least = high_rate_error(spread_of(sampled, kErrorSample), terms.outliers_now) / terms.least_gain;
-    const double error = high_rate_error(spread_of(sampled.less(*candidate.term), kErrorSample), terms.outliers_then);
+    if (least == 0) least = error_of(sampled, terms.outliers_now) / terms.least_gain;
+    const double error = error_of(sampled.less(*candidate.term), terms.outliers_then);
     if (!(error < least)) continue;
     least = error;
     best = std::move(candidate.proposal);
@@ -330,6 +350,15 @@ std::optional<LowRank> leading_pair(const Weights& weights, int threads) {
   return with_best_u(weights, std::move(iteration).v(), threads);
 }
 
+Weights less_leading_pairs(Weights weights, int64_t rank, int threads) {
+  while (weights.term().rank < rank) {
+    const std::optional<LowRank> pair = leading_pair(weights, threads);
+    if (!pair) break;
+    weights = weights.less(*pair);
+  }
+  return weights;
+}
+
 StoredFactors stored_factors(const LowRank& term) {
   const auto rank = static_cast<size_t>(term.rank);
   StoredFactors stored;
@@ -343,6 +372,23 @@ StoredFactors stored_factors(const LowRank& term) {
   }
   for (const float value : term.vt) stored.vt.push_back(f16_from_float(value));
   return stored;
+}
+
+std::vector<EncodedPart> parts_of(const LowRank& term, const Shape& shape) {
+  if (term.rank == 0) return {};
+  const StoredFactors stored = stored_factors(term);
+  const auto part = [](const PartPlan& plan, const auto& values) {
+    const auto bytes = std::as_bytes(std::span(values));
+    return EncodedPart{std::string(plan.suffix), plan.dtype, plan.shape, {bytes.begin(), bytes.end()}};
+  };
+  const std::vector<PartPlan> plans = planned_parts(term.rank, shape);
+  return {part(plans[0], stored.u), part(plans[1], stored.s), part(plans[2], stored.vt)};
+}
+
+std::vector<PartPlan> planned_parts(int64_t rank, const Shape& shape) {
+  if (rank == 0) return {};
+  return {
+      {"svd_U", DType::f16, {shape[0], rank}}, {"svd_s", DType::f32, {rank}}, {"svd_Vt", DType::f16, {rank, shape[1]}}};
 }
 
 }  // namespace hxq

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "codec/encoder.h"
 #include "codec/weights.h"
 #include "hxq/tensor.h"
 
@@ -29,11 +30,12 @@ struct ProposalTerms {
   double outliers_now = 0;   ///< share of the weights that is stored exactly without the term, 0 to 1
   double outliers_then = 0;  ///< and with it
   double least_gain = 1;     ///< factor by which the error must fall
+  int64_t group = 0;         ///< columns that share a scale; 0: all weights share their levels
 };
 
 /// The term of rank 1 that would help most, judged on a sample (whole rows of the matrix, evenly apart): the error that
-/// the best codebook leaves by the high-rate formula of Panter and Dite (1951). None if no term lowers that error by
-/// `least_gain`.
+/// the best codebook leaves by the high-rate formula of Panter and Dite (1951), or of groups, whose scales follow their
+/// largest weights, the sum of these squared. None if no term lowers that error by `least_gain`.
 std::optional<TermProposal> propose_term(const Weights& weights, const ProposalTerms& terms);
 
 /// The proposed term of all weights. None if the weights are zero or too large or small for the factors.
@@ -42,6 +44,9 @@ std::optional<LowRank> rank_one_term(const Weights& weights, const TermProposal&
 /// The leading singular pair by power iteration; none as for `rank_one_term`.
 std::optional<LowRank> leading_pair(const Weights& weights, int threads);
 
+/// The weights less that many leading pairs; fewer where there are no more.
+Weights less_leading_pairs(Weights weights, int64_t rank, int threads);
+
 /// A term that was found here, as files hold it.
 struct StoredFactors {
   std::vector<uint16_t> u = {};   ///< binary16 [rows, rank]
@@ -49,6 +54,12 @@ struct StoredFactors {
   std::vector<uint16_t> vt = {};  ///< binary16 [rank, cols]
 };
 StoredFactors stored_factors(const LowRank& term);
+
+/// The parts that hold them; none for rank 0.
+std::vector<EncodedPart> parts_of(const LowRank& term, const Shape& shape);
+
+/// The same before they are known.
+std::vector<PartPlan> planned_parts(int64_t rank, const Shape& shape);
 
 /// Bytes of them.
 constexpr int64_t low_rank_bytes(int64_t rank, const Shape& shape) noexcept {

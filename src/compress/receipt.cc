@@ -110,9 +110,8 @@ ordered_json options_json(const Receipt& receipt) {
     options["bits"] = receipt.bits;
     options["group"] = receipt.group;
     options["bits_for"] = receipt.bits_for;
-  } else {
-    options["low_rank"] = receipt.low_rank ? ordered_json(*receipt.low_rank) : ordered_json();
   }
+  options["low_rank"] = receipt.low_rank ? ordered_json(*receipt.low_rank) : ordered_json();
   if (!receipt.levels.empty()) options["levels"] = receipt.levels;
   return options;
 }

@@ -199,8 +199,10 @@ TEST(Encode, TakesARank) {
   const hxq_tensor given = tensor("w", HXQ_F32, {48, 40}, source.data());
   hxq_encode_options options;
   hxq_encode_options_init(&options);
-  for (const auto& [asked, stored] : {std::pair(-1, 0), {0, 0}, {2, 2}}) {
+  for (const auto& [asked, stored, profile] :
+       {std::tuple(-1, 0, "hxq"), {0, 0, "hxq"}, {2, 2, "hxq"}, {2, 2, "g4"}, {-1, 0, "g4"}}) {
     options.low_rank = asked;
+    options.profile = profile;
     hxq_encoded* made = nullptr;
     ASSERT_OK(hxq_encode(&given, &options, &made, nullptr));
     const EncodedHandle encoded(made);

@@ -42,7 +42,8 @@ def test_a_profile_has_the_bits_that_it_says(hxq, tmp_path, name, bits, group, s
         sizes = {key["key"].rpartition(".grouped_")[2]: key["bytes"] for key in tensor["stored"]}
         assert sizes["indices"] == rows * -(-cols * bits // 8)
         assert sizes["scales"] == rows * -(-cols // group)
-        assert sizes["levels"] == 4 * 2**bits and sizes["scale_levels"] <= 1024 and sizes["shape"] == 16
+        assert sizes["levels"] == 4 * 2**bits and sizes["scale_levels"] <= 1024
+        assert sizes["shape"] == (24 if tensor["name"] == EMBEDDING else 16), "the embedding has a term"
         assert tensor["snr_db"] > snr, tensor["name"]
     result = json.loads(hxq("verify", tmp_path / "out", "--source", MODEL, "--json").out)
     assert result["ok"] and result["fidelities_checked"] == result["compressed"] == 49
@@ -97,6 +98,35 @@ def test_it_runs_as_the_dense_model_does(hxq, g4, tmp_path):
     assert tokens[0] == tokens[1]
     scored = ("--text", TEXT, "--window", 256, "--windows", 3, "--against", MODEL, "--json")
     assert 0.001 < json.loads(hxq("perplexity", g4, *scored).out)["mean_kl"] < 0.1
+
+
+def test_low_rank_terms(hxq, tmp_path):
+    """A rank that is asked for, none, and where it pays: with less error, and bits by which no groups get that far."""
+    found = {}
+    for rank in ("auto", "off", "2"):
+        folder = tmp_path / rank
+        assert hxq("compress", MODEL, folder, "--profile", "g4", "--only", "*embed*", "--low-rank", rank).code == 0
+        receipt = receipt_of(folder)
+        assert receipt["options"]["low_rank"] == {"auto": None, "off": 0, "2": 2}[rank]
+        (tensor,) = (tensor for tensor in receipt["tensors"] if tensor["codec"] != "exact")
+        (inspected,) = (t for t in json.loads(hxq("inspect", folder, "--json").out)["tensors"] if t["codec"] != "exact")
+        assert (" + rank" in hxq("inspect", folder).out) == (rank != "off")
+        result = json.loads(hxq("verify", folder, "--source", MODEL, "--json").out)
+        assert result["ok"] and result["fidelities_checked"] == 1
+        found[rank] = (inspected["low_rank"], tensor["snr_db"], tensor["bits_per_weight"])
+    assert [found[rank][0] for rank in ("auto", "off", "2")] == [1, 0, 2]
+    _, gain, bits = (a - b for a, b in zip(found["auto"], found["off"]))
+    assert gain > 0.9 and bits < 0.07 and gain > 8 * bits
+
+
+def test_readers_without_terms_refuse_them(g4, tmp_path):
+    """Those take columns and group from `grouped_shape`, which has three numbers where there is a term."""
+    with safe_open(g4 / "model.safetensors", "numpy") as stored:
+        shapes = {key: stored.get_tensor(key) for key in stored.keys() if key.endswith(".grouped_shape")}
+        terms = {key.rpartition(".")[0] for key in stored.keys() if key.endswith(".svd_s")}
+    assert terms == {"backbone.embeddings"}
+    for key, shape in shapes.items():
+        assert len(shape) == (3 if key.rpartition(".")[0] in terms else 2)
 
 
 def test_threads_and_resuming_do_not_change_bytes(hxq, g4, tmp_path):

@@ -12,17 +12,26 @@ import numpy
 from safetensors import safe_open
 
 GROUPED = ("indices", "levels", "scales", "scale_levels", "shape")
+TERM = ("svd_U", "svd_s", "svd_Vt")
 
 
 def grouped_weights(stored, module: str):
-    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)], indices in as few bits as they need."""
+    """W[r, c] = scale_levels[scales[r, c / g]] * levels[index(r, c)], indices in as few bits as they need. Where a rank
+    follows columns and group, W[r, c] += U[r, n] * s[n] * Vt[n, c] for each n, in double."""
     part = {name: stored.get_tensor(f"{module}.grouped_{name}") for name in GROUPED}
-    columns, group = part["shape"]
+    columns, group, *rank = part["shape"]
     bits = len(part["levels"]).bit_length() - 1
     ones_and_zeros = numpy.unpackbits(part["indices"], axis=1, bitorder="little")[:, : columns * bits]
     indices = ones_and_zeros.reshape(-1, columns, bits).astype(int) @ (1 << numpy.arange(bits))
     scales = part["scale_levels"][part["scales"]].repeat(group, axis=1)[:, :columns]
-    return scales * part["levels"][indices]
+    weights = scales * part["levels"][indices]
+    if rank:
+        u, s, vt = (stored.get_tensor(f"{module}.{name}").astype(numpy.float32) for name in TERM)
+        total = weights.astype(numpy.float64)
+        for n in range(rank[0]):
+            total += numpy.outer((u[:, n] * s[n]).astype(numpy.float64), vt[n].astype(numpy.float64))
+        weights = total.astype(numpy.float32)
+    return weights
 
 
 def decoded_tensors(folder: pathlib.Path):
@@ -37,7 +46,7 @@ def decoded_tensors(folder: pathlib.Path):
             keys = {key for key in keys if not key.startswith(module + ".")}
         for module in sorted(key.removesuffix(".grouped_indices") for key in keys if key.endswith(".grouped_indices")):
             yield module + ".weight", grouped_weights(stored, module)
-            keys -= {f"{module}.grouped_{name}" for name in GROUPED}
+            keys -= {f"{module}.{name}" for name in (*(f"grouped_{name}" for name in GROUPED), *TERM)}
         for key in sorted(keys):
             yield key, stored.get_tensor(key).astype(numpy.float32)
 

@@ -2,6 +2,7 @@
 
     python make_model.py DENSE && hxq compress --sidecar 0.01 DENSE 1
     hxq compress --profile g4 --bits-for embedding=6 DENSE 2
+    hxq compress --profile g4 --low-rank 2 DENSE 3
 
 Every version stays readable for ever: folders are added here, never changed.
 """

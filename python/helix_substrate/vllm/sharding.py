@@ -88,9 +88,9 @@ def stored_columns(parts: dict[str, torch.Tensor], indices_shape: tuple[int, ...
 
 
 def _grouped_shape(parts: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Columns and group."""
+    """Columns and group; a low-rank term's rank may follow them."""
     stored = parts["grouped_shape"]
-    if stored.dtype is not torch.int64 or stored.shape != (2,) or int(stored.min()) < 1:
+    if stored.dtype is not torch.int64 or stored.shape not in ((2,), (3,)) or int(stored.min()) < 1:
         raise ValueError(f"grouped_shape is {stored.tolist()} ({stored.dtype}), expected columns and group in int64")
     return int(stored[0]), int(stored[1])
 
@@ -189,4 +189,5 @@ def _cut_groups(parts: dict[str, torch.Tensor], columns: Columns) -> None:
         indices = indices.clone()
         indices[:, -1] &= (1 << spare) - 1
     parts["grouped_indices"] = indices.contiguous()
-    parts["grouped_shape"] = torch.tensor([columns.end - columns.begin, smaller], dtype=torch.int64)
+    rank = parts["grouped_shape"][2:].tolist()
+    parts["grouped_shape"] = torch.tensor([columns.end - columns.begin, smaller, *rank], dtype=torch.int64)

@@ -81,11 +81,7 @@ std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& opt
                                  {"sidecar_values", DType::f32, {weights}}};
   const bool has_room = outliers_beside(1, shape, options.sidecar_fraction) >= 0;
   const int64_t rank = options.low_rank ? *options.low_rank : has_room ? kMaxChosenRank : 0;
-  if (rank > 0) {
-    parts.push_back({"svd_U", DType::f16, {shape[0], rank}});
-    parts.push_back({"svd_s", DType::f32, {rank}});
-    parts.push_back({"svd_Vt", DType::f16, {rank, shape[1]}});
-  }
+  std::ranges::copy(planned_parts(rank, shape), std::back_inserter(parts));
   return parts;
 }
 
@@ -131,14 +127,8 @@ class Chooser {
 
   Solution run() const {
     if (!options_.low_rank) return with_what_pays(solve(Weights(source_), budget_));
-    Weights rest(source_);
     const auto wanted = std::min<int64_t>({*options_.low_rank, source_.shape[0], source_.shape[1]});
-    while (rest.term().rank < wanted) {
-      const std::optional<LowRank> pair = leading_pair(rest, threads_);
-      if (!pair) break;
-      rest = rest.less(*pair);
-    }
-    return solve(std::move(rest), budget_);
+    return solve(less_leading_pairs(source_, wanted, threads_), budget_);
   }
 
  private:
@@ -202,12 +192,7 @@ EncodedTensor encode_codebook(const TensorView& source, const CodebookOptions& o
     parts.push_back(part_of("sidecar_positions", DType::i64, {encoded.outliers}, assignment.outliers));
     parts.push_back(part_of("sidecar_values", DType::f32, {encoded.outliers}, values));
   }
-  if (const int64_t rank = weights.term().rank; rank > 0) {
-    const StoredFactors factors = stored_factors(weights.term());
-    parts.push_back(part_of("svd_U", DType::f16, {source.shape[0], rank}, factors.u));
-    parts.push_back(part_of("svd_s", DType::f32, {rank}, factors.s));
-    parts.push_back(part_of("svd_Vt", DType::f16, {rank, source.shape[1]}, factors.vt));
-  }
+  std::ranges::move(parts_of(weights.term(), source.shape), std::back_inserter(parts));
   return encoded;
 }
 

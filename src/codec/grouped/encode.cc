@@ -6,12 +6,15 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "codec/check_source.h"
 #include "codec/grouped/fit.h"
 #include "codec/grouped/matrix.h"
+#include "codec/low_rank_terms.h"
+#include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/threads.h"
 
@@ -33,6 +36,13 @@ constexpr int64_t sample_weights(int bits) { return std::max<int64_t>(int64_t{1}
 /// Scales tried for a group: all of them in small matrices, at least `kLeastTrials` in large ones.
 constexpr int64_t kTrialWork = int64_t{1} << 27;
 constexpr int64_t kLeastTrials = 16;
+constexpr int64_t kMaxChosenRank = 4;  // of a term where it is not told: products must not notice
+constexpr double kMaxTermBits = 0.25;  // per weight, of one pair: small matrices are not tried
+
+/// Bits per weight of a term of rank 1.
+double term_bits(const Shape& shape) noexcept {
+  return 8 * static_cast<double>(low_rank_bytes(1, shape)) / static_cast<double>(element_count(shape));
+}
 
 /// How a matrix is cut into groups.
 struct Cut {
@@ -55,10 +65,9 @@ Cut cut_of(const Shape& shape, const EncodeOptions& options) noexcept {
 }
 
 /// Rows [begin, end) times `factor`.
-std::vector<float> rows_of(const TensorView& source, int64_t begin, int64_t end, float factor = 1) {
-  const auto row_bytes = static_cast<size_t>(source.shape[1]) * size_of(source.dtype);
-  const auto from = static_cast<size_t>(begin) * row_bytes, count = static_cast<size_t>(end - begin) * row_bytes;
-  std::vector<float> rows = to_float({source.dtype, {end - begin, source.shape[1]}, source.bytes.subspan(from, count)});
+std::vector<float> rows_of(const Weights& weights, int64_t begin, int64_t end, float factor = 1) {
+  std::vector<float> rows(static_cast<size_t>((end - begin) * weights.cols()));
+  weights.read(begin * weights.cols(), rows);
   for (float& w : rows) w *= factor;
   return rows;
 }
@@ -72,10 +81,10 @@ float magnitude_of(std::span<const float> weights) {
 
 /// Calls `work(row, span of its weights times factor)` for every row, chunks of rows on several threads.
 template <class Work>
-void for_rows(const TensorView& source, const Cut& cut, float factor, int threads, Work work) {
+void for_rows(const Weights& weights, const Cut& cut, float factor, int threads, Work work) {
   parallel_for(threads, cut.chunks(), [&](int chunk) {
     const int64_t begin = chunk * cut.chunk_rows(), end = std::min(cut.rows, begin + cut.chunk_rows());
-    const std::vector<float> rows = rows_of(source, begin, end, factor);
+    const std::vector<float> rows = rows_of(weights, begin, end, factor);
     const auto width = static_cast<size_t>(cut.cols);
     for (int64_t r = begin; r < end; ++r)
       work(r, std::span(rows).subspan(static_cast<size_t>(r - begin) * width, width));
@@ -83,19 +92,19 @@ void for_rows(const TensorView& source, const Cut& cut, float factor, int thread
 }
 
 /// [rows, groups]. Throws for weights that are not finite.
-std::vector<float> find_peaks(const TensorView& source, const Cut& cut, int threads) {
+std::vector<float> find_peaks(const Weights& weights, const Cut& cut, int threads) {
   std::vector<float> peaks(static_cast<size_t>(cut.rows * cut.groups()));
-  for_rows(source, cut, 1, threads, [&](int64_t r, std::span<const float> row) {
+  for_rows(weights, cut, 1, threads, [&](int64_t r, std::span<const float> row) {
     for (int64_t i = 0; i < cut.groups(); ++i)
       peaks[static_cast<size_t>(r * cut.groups() + i)] = magnitude_of(cut.columns(row, i));
   });
-  if (!std::isfinite(*std::ranges::max_element(peaks))) throw_not_finite(source);
+  if (!std::isfinite(*std::ranges::max_element(peaks))) throw_not_finite(weights.source());
   return peaks;
 }
 
 /// Groups spread over the matrix at distances that no period of rows or columns meets; all of a small one. Groups of
 /// zeros are left out.
-GroupSample take_sample(const TensorView& source, const Cut& cut, std::span<const float> peaks, float factor) {
+GroupSample take_sample(const Weights& weights, const Cut& cut, std::span<const float> peaks, float factor) {
   std::vector<size_t> others;
   for (size_t i = 0; i < peaks.size(); ++i) {
     if (peaks[i] > 0) others.push_back(i);
@@ -114,10 +123,9 @@ GroupSample take_sample(const TensorView& source, const Cut& cut, std::span<cons
     const auto groups = static_cast<size_t>(cut.groups());
     const int64_t r = static_cast<int64_t>(at / groups), i = static_cast<int64_t>(at % groups);
     const int64_t begin = i * cut.group, columns = std::min(cut.group, cut.cols - begin);
-    const size_t size = size_of(source.dtype);
-    const auto bytes =
-        source.bytes.subspan(static_cast<size_t>(r * cut.cols + begin) * size, static_cast<size_t>(columns) * size);
-    for (const float w : to_float({source.dtype, {columns}, bytes})) sample.weights.push_back(w * factor);
+    std::vector<float> group(static_cast<size_t>(columns));
+    weights.read(r * cut.cols + begin, group);
+    for (const float w : group) sample.weights.push_back(w * factor);
     sample.ends.push_back(sample.weights.size());
   }
   return sample;
@@ -151,6 +159,16 @@ Fidelity compare_row(std::span<const float> weights, float factor, std::span<con
                .max_error = std::ranges::max(sums.largest)};
   row.dot = (row.signal + row.decoded - row.squared_error) / 2;
   return row;
+}
+
+/// A row of the source against what it decodes to: `decoded`, of the weights less their term, which are row * factor.
+Fidelity fidelity_of(const Weights& weights, int64_t r, std::span<const float> row, float factor,
+                     std::vector<float>& decoded) {
+  if (weights.term().rank == 0) return compare_row(row, factor, decoded);
+  std::vector<float> source(row.size());
+  weights.read_source(r * weights.cols(), source);
+  weights.add_term(r * weights.cols(), decoded);
+  return compare_row(source, 1, decoded);
 }
 
 /// Indices of `bits` each, lowest bits first; eight of them fill whole bytes.
@@ -200,23 +218,79 @@ void drop_unused(std::vector<float>& scale_levels, std::span<std::byte> scales) 
   for (std::byte& scale : scales) scale = number[static_cast<size_t>(scale)];
 }
 
-GroupedFit fit_matrix(const TensorView& source, const Cut& cut, std::span<const float> peaks, float factor,
-                      bool uniform_levels, int threads) {
-  const GroupSample sample = take_sample(source, cut, peaks, factor);
-  if (sample.size() == 0) {
-    return {.levels = uniform_levels ? hxq::uniform_levels() : std::vector<float>(size_t{1} << cut.bits)};
-  }
-  float least = std::numeric_limits<float>::infinity();
-  for (const float peak : peaks) {
-    if (peak > 0) least = std::min(least, peak);
-  }
-  const float largest = *std::ranges::max_element(peaks);
-  GroupedFit fit = fit_groups(sample, least * factor, largest * factor, {cut.bits, uniform_levels}, threads);
-  fit.set_trials(static_cast<int>(std::clamp<int64_t>(kTrialWork / source.size(), kLeastTrials, 512)));
-  return fit;
-}
+/// Weights, less their term if they have one, and what their groups are stored with.
+struct Solution {
+  Weights weights;
+  std::vector<float> peaks = {};  ///< [rows, groups]
+  float factor = 1;  ///< a power of two that puts the largest weight from 1 to 2: no square is out of range
+  GroupedFit fit = {};
+  double error = 0;  ///< of all weights, if they are as the sample
+};
 
-EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
+/// Finds the solution for a matrix.
+class Chooser {
+ public:
+  Chooser(const TensorView& source, const EncodeOptions& options, int threads)
+      : source_(source), options_(options), cut_(cut_of(source.shape, options)), threads_(threads) {}
+
+  Solution run() const {
+    if (!options_.low_rank) return with_what_pays(solve(source_));
+    find_peaks(source_, cut_, threads_);  // all weights are finite
+    const auto wanted = std::min<int64_t>({*options_.low_rank, source_.shape[0], source_.shape[1]});
+    return solve(less_leading_pairs(source_, wanted, threads_));
+  }
+
+ private:
+  Solution solve(Weights weights) const {
+    Solution solution{.weights = std::move(weights)};
+    solution.peaks = find_peaks(solution.weights, cut_, threads_);
+    const std::vector<float>& peaks = solution.peaks;
+    const float largest = *std::ranges::max_element(peaks);
+    if (largest > 0) solution.factor = std::ldexp(1.0f, std::min(-std::ilogb(largest), 126));
+    const GroupSample sample = take_sample(solution.weights, cut_, peaks, solution.factor);
+    const LevelForm form{options_.bits, options_.levels == Levels::uniform};
+    if (sample.size() == 0) {
+      solution.fit.levels = form.is_uniform ? uniform_levels() : std::vector<float>(size_t{1} << form.bits);
+      return solution;
+    }
+    float least = std::numeric_limits<float>::infinity();
+    for (const float peak : peaks) {
+      if (peak > 0) least = std::min(least, peak);
+    }
+    solution.fit = fit_groups(sample, least * solution.factor, largest * solution.factor, form, threads_);
+    const auto groups = static_cast<double>(peaks.size() - static_cast<size_t>(std::ranges::count(peaks, 0.0f)));
+    solution.error =
+        solution.fit.error / solution.factor / solution.factor * groups / static_cast<double>(sample.size());
+    solution.fit.set_trials(static_cast<int>(std::clamp<int64_t>(kTrialWork / source_.size(), kLeastTrials, 512)));
+    return solution;
+  }
+
+  /// Adds to the term as long as that pays: it must take more error away than smaller groups would for as many bits.
+  Solution with_what_pays(Solution best) const {
+    constexpr double kDbPerBit = 8;  // halving groups of 64 takes 1 dB for an eighth of a bit; of 32, 1.4 for a quarter
+    constexpr double kLeastGain = 1.05;  // 0.2 dB beyond that: less is not worth passes over the weights
+    const double bits = term_bits(source_.shape);
+    if (bits > kMaxTermBits) return best;
+    const double gain = kLeastGain * std::pow(10, kDbPerBit / 10 * bits);
+    while (best.error > 0 && best.weights.term().rank < kMaxChosenRank) {
+      const auto proposal = propose_term(best.weights, {.least_gain = gain, .group = cut_.group});
+      if (!proposal) break;
+      const auto term = rank_one_term(best.weights, *proposal, threads_);
+      if (!term) break;
+      Solution better = solve(best.weights.less(*term));
+      if (!(better.error * gain < best.error)) break;
+      best = std::move(better);
+    }
+    return best;
+  }
+
+  const TensorView& source_;
+  const EncodeOptions& options_;
+  Cut cut_;
+  int threads_;
+};
+
+void check(const TensorView& source, const EncodeOptions& options) {
   check_source(source);
   if (options.bits < 3 || options.bits > 8) throw Error(fmt::format("{} bits, expected 3 to 8", options.bits));
   if (options.group < 8 || options.group % 8 != 0) {
@@ -225,13 +299,19 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   if (options.levels == Levels::uniform && options.bits != 8) {
     throw Error(fmt::format("uniform levels of {} bits, expected 8", options.bits));
   }
+  if (options.low_rank && (*options.low_rank < 0 || *options.low_rank > kMaxLowRank)) {
+    throw Error(fmt::format("low rank is {}, expected 0 to {}", *options.low_rank, kMaxLowRank));
+  }
+}
+
+EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
+  check(source, options);
   const Cut cut = cut_of(source.shape, options);
   const int threads = options.threads > 0 ? options.threads : available_threads();
-  const std::vector<float> peaks = find_peaks(source, cut, threads);
-  // Weights are looked at in a unit in which the largest is from 1 to 2, so that no square is out of range.
-  const float largest_peak = *std::ranges::max_element(peaks);
-  const float factor = largest_peak > 0 ? std::ldexp(1.0f, std::min(-std::ilogb(largest_peak), 126)) : 1;
-  const GroupedFit fit = fit_matrix(source, cut, peaks, factor, options.levels == Levels::uniform, threads);
+  const Solution solution = Chooser(source, options, threads).run();
+  const Weights& weights = solution.weights;
+  const float factor = solution.factor;
+  const GroupedFit& fit = solution.fit;
 
   EncodedPart packed{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}, {}};
   packed.bytes.resize(static_cast<size_t>(cut.rows * cut.row_bytes()));
@@ -240,12 +320,12 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   std::vector<float> scale_levels = stored_scales(fit, factor);
   std::vector<Fidelity> of_rows(static_cast<size_t>(cut.rows));
   const ScaleSearch search(fit.levels, fit.scales());
-  for_rows(source, cut, factor, threads, [&](int64_t r, std::span<const float> row) {
+  for_rows(weights, cut, factor, threads, [&](int64_t r, std::span<const float> row) {
     std::vector<uint8_t> index(row.size());
     std::vector<float> decoded(row.size()), turned(static_cast<size_t>(std::min(cut.group, cut.cols)));
     for (int64_t i = 0; i < cut.groups(); ++i) {
       const auto at = static_cast<size_t>(r * cut.groups() + i), begin = static_cast<size_t>(i * cut.group);
-      if (peaks[at] == 0) continue;
+      if (solution.peaks[at] == 0) continue;
       const std::span<const float> group = cut.columns(row, i);
       const GroupScale found = find_scale(fit, search, group, turned, false);
       const size_t number = 1 + static_cast<size_t>(found.scale) + (found.is_negative ? fit.grid.size() : 0);
@@ -255,20 +335,23 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
       const float unit = scale_levels[number];
       for (size_t c = begin; c < begin + group.size(); ++c) decoded[c] = unit * fit.levels[index[c]];
     }
-    of_rows[static_cast<size_t>(r)] = compare_row(row, 1 / factor, decoded);
+    of_rows[static_cast<size_t>(r)] = fidelity_of(weights, r, row, 1 / factor, decoded);
     pack(index, cut.bits,
          std::span(packed.bytes)
              .subspan(static_cast<size_t>(r * cut.row_bytes()), static_cast<size_t>(cut.row_bytes())));
   });
   drop_unused(scale_levels, scales.bytes);
 
+  std::vector<int64_t> shape = {cut.cols, cut.group};
+  if (weights.term().rank > 0) shape.push_back(weights.term().rank);
   EncodedTensor encoded;
   for (const Fidelity& row : of_rows) encoded.fidelity += row;
   encoded.parts.push_back(std::move(packed));
   encoded.parts.push_back(part_of("grouped_levels", DType::f32, fit.levels));
   encoded.parts.push_back(std::move(scales));
   encoded.parts.push_back(part_of("grouped_scale_levels", DType::f32, scale_levels));
-  encoded.parts.push_back(part_of("grouped_shape", DType::i64, std::vector<int64_t>{cut.cols, cut.group}));
+  encoded.parts.push_back(part_of("grouped_shape", DType::i64, shape));
+  std::ranges::move(parts_of(weights.term(), source.shape), std::back_inserter(encoded.parts));
   return encoded;
 }
 
@@ -280,11 +363,14 @@ int64_t expected_bytes(const Shape& shape, const EncodeOptions& options) noexcep
 
 std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& options) {
   const Cut cut = cut_of(shape, options);
-  return {{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}},
-          {"grouped_levels", DType::f32, {int64_t{1} << cut.bits}},
-          {"grouped_scales", DType::u8, {cut.rows, cut.groups()}},
-          {"grouped_scale_levels", DType::f32, {256}},
-          {"grouped_shape", DType::i64, {2}}};
+  std::vector<PartPlan> parts = {{"grouped_indices", DType::u8, {cut.rows, cut.row_bytes()}},
+                                 {"grouped_levels", DType::f32, {int64_t{1} << cut.bits}},
+                                 {"grouped_scales", DType::u8, {cut.rows, cut.groups()}},
+                                 {"grouped_scale_levels", DType::f32, {256}},
+                                 {"grouped_shape", DType::i64, {3}}};
+  const int64_t chosen = term_bits(shape) > kMaxTermBits ? 0 : kMaxChosenRank;
+  std::ranges::copy(planned_parts(options.low_rank.value_or(chosen), shape), std::back_inserter(parts));
+  return parts;
 }
 
 nlohmann::json config(const EncodeOptions& options) {
@@ -298,6 +384,7 @@ nlohmann::json config(const EncodeOptions& options) {
 constinit const Encoder kGroupedEncoder = {.codec = &kGroupedCodec,
                                            .quant_method = "hxq_grouped",
                                            .keeps_outliers = false,
+                                           .has_low_rank = true,
                                            .profiles = kProfiles,
                                            .expected_bytes = expected_bytes,
                                            .largest_parts = largest_parts,

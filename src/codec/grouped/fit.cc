@@ -138,6 +138,7 @@ class GroupFitter {
       if (error < least) {
         least = error;
         best = fit_;
+        best.error = error;
       }
       if (!falls || form_.is_uniform) break;
     }

@@ -30,6 +30,7 @@ struct GroupedFit {
   std::vector<int> distances = {};
   bool tries_both = false;  ///< whether both signs are searched, or only that of a group's largest magnitude
   ScaleRange reach = {};    ///< the distances to search
+  double error = 0;         ///< of the sample: the sum of squares
 
   /// Lets `trials` scales of a group be searched, of both signs together: those where the best are most likely to be.
   void set_trials(int trials);
