@@ -77,7 +77,8 @@ struct Encoder {
   /// can be the group where these have groups. Empty: nothing to choose.
   std::span<const Profile> profiles = {};
 
-  /// Bytes of a matrix [rows, cols] without outliers: what the policy weighs against the source's.
+  /// Bytes of a matrix [rows, cols] with a term of the rank that is told, and what outliers are beyond the default
+  /// share: what the policy weighs against the source's.
   int64_t (*expected_bytes)(const Shape& shape, const EncodeOptions& options) noexcept;
 
   /// Every part that may be written for a matrix, with shapes as large as they can get.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -64,6 +65,11 @@ std::vector<PartPlan> planned_parts(int64_t rank, const Shape& shape);
 /// Bytes of them.
 constexpr int64_t low_rank_bytes(int64_t rank, const Shape& shape) noexcept {
   return rank * (2 * (shape[0] + shape[1]) + 4);
+}
+
+/// The same of a rank that is told; of one that is chosen, which pays, 0.
+inline int64_t told_term_bytes(std::optional<int> rank, const Shape& shape) noexcept {
+  return rank ? low_rank_bytes(std::min<int64_t>({*rank, shape[0], shape[1]}), shape) : 0;
 }
 
 }  // namespace hxq

@@ -97,6 +97,36 @@ const Encoder* choose_by_shape(const Encoding& encoding, const PlanEntry& entry)
   return choose_codec_by_shape(encoding, entry.view.shape, entry.view.dtype);
 }
 
+const Encoder* choose(const Encoding& encoding, const PlanEntry& entry) {
+  return entry.role ? choose_codec(encoding, *entry.role, entry.view.shape, entry.view.dtype)
+                    : choose_by_shape(encoding, entry);
+}
+
+/// The encoding with as many outliers and such a term as nobody asked for.
+Encoding with_standard_extras(Encoding encoding) {
+  encoding.options.sidecar_fraction = EncodeOptions().sidecar_fraction;
+  encoding.options.low_rank.reset();
+  return encoding;
+}
+
+/// Of matrices that so many outliers, or a term of such a rank, would make larger: they stay exact. Throws `Error` if
+/// none is left to compress.
+void tell_outgrown(int64_t count, const std::vector<PlanEntry>& plan, const CompressOptions& options) {
+  std::string extras;
+  if (options.sidecar_fraction > EncodeOptions().sidecar_fraction) {
+    extras = fmt::format("a sidecar fraction of {}", options.sidecar_fraction);
+  }
+  if (options.low_rank.value_or(0) > 0) {
+    extras += fmt::format("{}a low rank of {}", extras.empty() ? "" : " and ", *options.low_rank);
+  }
+  if (std::ranges::none_of(plan, [](const PlanEntry& entry) { return entry.encoder != nullptr; })) {
+    throw Error(fmt::format("with {}, no matrix takes fewer bytes than it does now", extras));
+  }
+  if (!options.notice) return;
+  options.notice(fmt::format("with {}, {} would take no fewer bytes, and stay exact", extras,
+                             count == 1 ? "a matrix" : fmt::format("{} matrices", count)));
+}
+
 /// Whether the source has a key that would be read as part of the parameter in compressed form, or a tensor that is
 /// named like the module and would be taken for the parameter.
 bool has_part_of(const Checkpoint& source, std::string_view name) {
@@ -218,27 +248,28 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
   if (model) check_described(source, *model);
   const std::map<std::string, Role> roles = model ? roles_of(*model) : std::map<std::string, Role>();
   std::vector<PlanEntry> plan;
+  std::vector<std::string> outgrown;  // exact for their outliers or term alone
   for (const StoredTensor& tensor : tensors) {
     PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}};
-    if (const auto role = roles.find(tensor.name); role != roles.end()) {
-      entry.role = role->second;
-      const auto other = by_role.find(role->second);
-      const Encoding& chosen = other == by_role.end() ? encoding : other->second;
-      entry.encoder = choose_codec(chosen, role->second, entry.view.shape, entry.view.dtype);
-      entry.options = chosen.options;
-    } else if (model == nullptr) {
-      entry.encoder = choose_by_shape(encoding, entry);
-      entry.options = encoding.options;
+    if (const auto role = roles.find(tensor.name); role != roles.end()) entry.role = role->second;
+    const auto other = entry.role ? by_role.find(*entry.role) : by_role.end();
+    const Encoding& chosen = other == by_role.end() ? encoding : other->second;
+    entry.options = chosen.options;
+    if ((entry.role || model == nullptr) && !has_part_of(source, entry.name)) {
+      entry.encoder = choose(chosen, entry);
+      if (!entry.encoder && choose(with_standard_extras(chosen), entry)) outgrown.push_back(entry.name);
     }
-    if (has_part_of(source, entry.name)) entry.encoder = nullptr;
     plan.push_back(std::move(entry));
   }
   check_patterns(options.keep, plan, options);
   check_patterns(options.only, plan, options);
+  const auto is_wanted = [&](const std::string& name) {
+    return (options.only.empty() || matches_any(options.only, name)) && !matches_any(options.keep, name);
+  };
   for (PlanEntry& entry : plan) {
-    const bool wanted = options.only.empty() || matches_any(options.only, entry.name);
-    if (!wanted || matches_any(options.keep, entry.name)) entry.encoder = nullptr;
+    if (!is_wanted(entry.name)) entry.encoder = nullptr;
   }
+  if (const auto count = std::ranges::count_if(outgrown, is_wanted)) tell_outgrown(count, plan, options);
   check_roles(by_role, plan);
   if (const auto notice = experts_notice(plan); notice && options.notice) options.notice(*notice);
   return plan;

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -374,6 +375,30 @@ def test_low_rank_terms(hxq, tmp_path):
     assert set(ranks["off"].values()) == {0} and set(ranks["2"].values()) == {2}
     # Of the bundled model the table of tokens alone has columns that are far from zero.
     assert [name for name, rank in ranks["auto"].items() if rank] == ["backbone.embeddings.weight"]
+
+
+@pytest.mark.parametrize(
+    "profile, option, value, count",
+    [("hxq", "--sidecar", "0.075", 12), ("hxq", "--low-rank", "64", 24), ("g8", "--low-rank", "64", 24)],
+)
+def test_matrices_that_would_grow_stay_exact(hxq, tmp_path, profile, option, value, count):
+    done = hxq("compress", MODEL, tmp_path / "out", "--profile", profile, option, value, "--dry-run", "--json")
+    assert done.code == 0 and f"{value}, {count} matrices would take no fewer bytes, and stay exact" in done.err
+    exact = [t for t in done.json()["tensors"] if t["codec"] == "exact" and t["name"].endswith("_proj.weight")]
+    assert len(exact) == count
+
+
+def test_many_outliers_take_fewer_bytes_or_none(hxq, tmp_path):
+    options = ("--sidecar", "0.075", "--only", "*layers.0.*")
+    assert hxq("compress", MODEL, tmp_path / "out", *options).code == 0
+    tensors = json.loads((tmp_path / "out" / "hxq_receipt.json").read_text())["tensors"]
+    compressed = [t for t in tensors if t["codec"] != "exact"]
+    assert len(compressed) == 3 and all(t["stored_bytes"] < 2 * math.prod(t["shape"]) for t in compressed), "of BF16"
+
+
+def test_nothing_to_compress_for_outliers_is_refused(hxq, tmp_path):
+    hxq("compress", MODEL, tmp_path / "out", "--sidecar", "0.5").fails_with("with a sidecar fraction of 0.5, no matrix")
+    assert not (tmp_path / "out").exists()
 
 
 def test_low_rank_refused(hxq, tmp_path):

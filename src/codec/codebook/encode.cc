@@ -52,10 +52,6 @@ EncodedPart part_of(const char* suffix, DType dtype, const Shape& shape, const s
   return part;
 }
 
-int64_t expected_bytes(const Shape& shape, const EncodeOptions&) noexcept {
-  return shape[0] * shape[1] + kMaxCodewords * static_cast<int64_t>(sizeof(float));
-}
-
 constexpr int64_t kOutlierBytes = 12;  // position and value
 constexpr int64_t kMaxChosenRank = 4;  // where it is not told: products must not notice
 
@@ -71,6 +67,14 @@ int64_t outliers_beside(int64_t rank, const Shape& shape, double sidecar_fractio
   const auto more = static_cast<int64_t>(kTermBits / 8 * static_cast<double>(element_count(shape)));
   const int64_t left = kOutlierBytes * budget + more - low_rank_bytes(rank, shape);
   return left < 0 ? -1 : std::min(budget, left / kOutlierBytes);
+}
+
+int64_t expected_bytes(const Shape& shape, const EncodeOptions& options) noexcept {
+  // As many outliers as there are by default weigh too little to decide.
+  const int64_t few = outlier_budget(shape, std::min(options.sidecar_fraction, EncodeOptions().sidecar_fraction));
+  const int64_t more = kOutlierBytes * (outlier_budget(shape, options.sidecar_fraction) - few);
+  return shape[0] * shape[1] + kMaxCodewords * static_cast<int64_t>(sizeof(float)) + more +
+         told_term_bytes(options.low_rank, shape);
 }
 
 std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& options) {

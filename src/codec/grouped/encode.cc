@@ -358,7 +358,7 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
 int64_t expected_bytes(const Shape& shape, const EncodeOptions& options) noexcept {
   const Cut cut = cut_of(shape, options);
   const int64_t tables = static_cast<int64_t>(sizeof(float)) * ((int64_t{1} << cut.bits) + 256) + 2 * 8;
-  return cut.rows * (cut.row_bytes() + cut.groups()) + tables;
+  return cut.rows * (cut.row_bytes() + cut.groups()) + tables + told_term_bytes(options.low_rank, shape);
 }
 
 std::vector<PartPlan> largest_parts(const Shape& shape, const EncodeOptions& options) {
