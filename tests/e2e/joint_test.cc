@@ -176,11 +176,12 @@ TEST_P(Joint, PromptsComeInAnyPieces) {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* device : {"cpu", "cuda"}) {
-    for (const Case& test : {Case{"tests/golden/1"}, Case{"tests/golden/2"}, Case{"tests/e2e/mamba2-limit"},
-                             Case{"tests/e2e/mamba2-limit", true}, Case{"tests/e2e/zamba2-adapters"},
-                             Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/llama-bias"},
-                             Case{"tests/e2e/llama-bias", true}, Case{"tests/e2e/llama-dynamic", true},
-                             Case{"tests/e2e/qwen2-sliding"}, Case{"tests/e2e/qwen2-sliding", true}}) {
+    for (const Case& test :
+         {Case{"tests/golden/1"}, Case{"tests/golden/2"}, Case{"tests/golden/3"}, Case{"tests/e2e/mamba2-limit"},
+          Case{"tests/e2e/mamba2-limit", true}, Case{"tests/e2e/zamba2-adapters"},
+          Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/llama-bias"}, Case{"tests/e2e/llama-bias", true},
+          Case{"tests/e2e/llama-dynamic", true}, Case{"tests/e2e/qwen2-sliding"},
+          Case{"tests/e2e/qwen2-sliding", true}}) {
       all.push_back({test.folder, test.compressed, device});
     }
   }

@@ -138,7 +138,7 @@ TEST_P(Folders, DamagedAnywhere) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Mutation, Folders,
-                         ::testing::Values("golden/1", "golden/2", "e2e/llama-llama3", "e2e/mamba2-limit",
+                         ::testing::Values("golden/1", "golden/2", "golden/3", "e2e/llama-llama3", "e2e/mamba2-limit",
                                            "e2e/qwen2-sliding", "e2e/zamba2-adapters"),
                          [](const auto& test) {
                            std::string name = test.param;
