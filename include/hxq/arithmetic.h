@@ -15,7 +15,7 @@ enum class Phase : uint8_t {
 
 /// What products with prefill rows round, besides the sums: see `kernels::linear`.
 enum class Precision : uint8_t {
-  /// x to 11 bits for every 64 columns, or 22 of all, where that doubles the speed; on GPUs weights, too (docs/cuda.md)
+  /// x to 11 bits for every 64 columns, on AMX to 22 bits, where that is faster; on GPUs weights, too (docs/cuda.md)
   fast,
   exact  ///< nothing
 };

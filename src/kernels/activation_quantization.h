@@ -17,8 +17,9 @@ namespace hxq::kernels {
 ///     prefill  exact      x stays as it is
 ///     decode   either     256 columns  4095, 13 bits   -58 dB         -73 dB
 ///
-/// On AMX decode rows of codebooks and all of prefill but `exact` round x to 22 bits of the largest of all columns
-/// (cpu/tiles_amx-inl.h): usually less than -110 dB, and -85 dB where one of 32,768 columns holds nearly all of |x|.
+/// On AMX decode rows of such codebooks, and prefill (`fast`) of both kinds, up to 32,768 columns, round x to 22 bits
+/// of the largest of all columns (cpu/tiles_amx-inl.h): no more than -85 dB, which takes 32,768 columns one of which
+/// holds all of |x|, and usually less than -120 dB.
 ///
 /// Errors are in energy, of |x|^2 times the mean square of the weights; that of 256 levels for the weights is about
 /// -45 dB of it. Everywhere else x stays as it is, and products are sums of floats. Outliers are added as differences
@@ -27,15 +28,11 @@ namespace hxq::kernels {
 struct ActivationQuantization {
   int64_t block;
   float largest;
-  /// Products are off as if weights were larger by this many units of their integers: parts of them are left out.
-  float left_out = 0;
 };
 
 inline constexpr ActivationQuantization kPrefillQuantization{.block = 64, .largest = 1023};
 inline constexpr ActivationQuantization kDecodeQuantization{.block = 256, .largest = 4095};
-/// A power of two makes x of a token whole numbers of up to 0x7f7f7f, three signed bytes. The lowest byte of a weight,
-/// up to 255, is not multiplied with that of x, up to 128.
-inline constexpr ActivationQuantization kTileQuantization{
-    .block = INT64_MAX, .largest = 0x3fbfbf, .left_out = 2 * 255 * 128};
+/// A power of two makes x of a token whole numbers of up to 0x7f7f7f, three signed bytes. Up to 32,768 columns.
+inline constexpr ActivationQuantization kTileQuantization{.block = 32768, .largest = 0x3fbfbf};
 
 }  // namespace hxq::kernels

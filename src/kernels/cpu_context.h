@@ -7,7 +7,8 @@
 
 namespace hxq::kernels {
 
-/// The targets this processor can run, slowest first; always has `scalar`.
+/// The targets this processor can run, slowest first; always has `scalar`. No other may be used: Linux is asked here,
+/// once for the whole process, for the tile registers of `amx`.
 std::vector<Target> supported_targets();
 
 /// The operations of the CPU, and those for measuring contexts, which compute nothing.

@@ -93,22 +93,14 @@ struct TestGrouped {
   std::optional<ActivationQuantization> rounding(Target target, Way way) const {
     if (target == Target::scalar || !has_integers()) return {};
     if (way.phase == Phase::prefill && way.precision == Precision::fast) {
-      return target == Target::amx ? tile_rounding() : kPrefillQuantization;
+      const bool tiles = target == Target::amx && view.cols <= kTileQuantization.block;
+      return tiles ? kTileQuantization : kPrefillQuantization;
     }
     if (way.phase == Phase::decode && decodes_integers(target)) return kDecodeQuantization;
     return {};
   }
 
  private:
-  /// Weights are off by at least half a unit of their integers.
-  ActivationQuantization tile_rounding() const {
-    ActivationQuantization rounding = kTileQuantization;
-    double unit = 0;
-    for (int64_t row = 0; row < view.rows; ++row) unit = std::max(unit, 2 * largest_weight_error(view, row));
-    rounding.left_out *= static_cast<float>(unit);
-    return rounding;
-  }
-
   GroupedOptions options_;
 };
 

@@ -33,8 +33,8 @@ void decode(const Ops& ops, const DenseMatrix& weight, int64_t row, int64_t rows
 const cpu::Gemv<CodebookView>& gemv_of(const Ops& ops, const CodebookView& weight) { return ops.codebook_gemv(weight); }
 const cpu::Gemv<GroupedView>& gemv_of(const Ops& ops, const GroupedView& weight) { return ops.grouped_gemv(weight); }
 
-const cpu::IntegerGemm<CodebookView>& gemm_of(const Ops& ops, const CodebookView&) { return ops.codebook_gemm; }
-const cpu::IntegerGemm<GroupedView>& gemm_of(const Ops& ops, const GroupedView&) { return ops.grouped_gemm; }
+const cpu::IntegerGemm<CodebookView>* gemm_of(const Ops& ops, const CodebookView& w) { return ops.codebook_gemm(w); }
+const cpu::IntegerGemm<GroupedView>* gemm_of(const Ops& ops, const GroupedView& w) { return ops.grouped_gemm(w); }
 
 DenseMatrix view_of(const TensorView& factor) {
   return {.rows = factor.shape[0], .cols = factor.shape[1], .dtype = factor.dtype, .data = factor.bytes.data()};
@@ -115,9 +115,9 @@ Range integer_gemm(const cpu::IntegerGemm<View>& kernel, const View& weight, con
 /// Prefill rows: the kernel that is best for the matrix.
 template <class View>
 Range choose_gemm(const View& weight, const LinearArgs& args, const CpuContext& context) {
-  const cpu::IntegerGemm<View>& kernel = gemm_of(cpu::ops_of(context.target), weight);
-  const bool integers = context.precision == Precision::fast && kernel.supports && kernel.supports(weight);
-  return integers ? integer_gemm(kernel, weight, args, context) : gemm(weight, args, context);
+  const bool rounds = context.precision == Precision::fast;
+  const cpu::IntegerGemm<View>* kernel = rounds ? gemm_of(cpu::ops_of(context.target), weight) : nullptr;
+  return kernel ? integer_gemm(*kernel, weight, args, context) : gemm(weight, args, context);
 }
 
 /// Packs x of several decode rows, complete for the whole team.

@@ -55,6 +55,50 @@ TEST_P(LinearTest, ProductsOfSeveralPieces) {
   }
 }
 
+// Up to the widest that tiles take, and beyond. x is one sign and far below one value.
+TEST_P(LinearTest, ProductsOfWideMatrices) {
+  for (const int64_t cols : {kTileQuantization.block, kTileQuantization.block + 64}) {
+    const TestMatrix matrix({.rows = 5, .cols = cols, .levels = Levels::integer});
+    for (const int64_t tokens : {1, 3, 18}) {
+      for (const Way way : kWays) {
+        Product product(5, cols, {.tokens = tokens, .phase = way.phase});
+        std::ranges::fill(product.x, 1.0f);
+        for (int64_t t = 0; t < tokens; ++t) product.x[static_cast<size_t>(t * cols + 7 * t)] = 33025;
+        product.run(*matrix.prepared, GetParam(), 2, way.precision);
+        product.check(
+            5, cols, [&](int64_t r, int64_t c) { return matrix.effective(r, c); },
+            rounding_of(matrix, GetParam(), way));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// All bytes of weights and x as large as they get.
+TEST_P(LinearTest, LargestIntegersDoNotOverflow) {
+  constexpr int64_t kRows = 3, kCols = kTileQuantization.block;
+  constexpr float kWeight = -32528, kX = 65 * 0x1p16f - 128 * 0x1p8f - 128;
+  const std::vector<std::byte> indices(kRows * kCols);
+  CodebookMatrix view;
+  view.rows = kRows;
+  view.cols = kCols;
+  view.k = 2;
+  view.indices = indices;
+  view.codebook = {kWeight, 16384};
+  const cpu::PreparedCodebook matrix(std::make_unique<CodebookMatrix>(view));
+  ASSERT_TRUE(matrix.planes().integer_levels);
+  matrix.finish();
+  for (const int64_t tokens : {1, 2, 17}) {
+    for (const Way way : kWays) {
+      Product product(kRows, kCols, {.tokens = tokens, .phase = way.phase});
+      std::ranges::fill(product.x, kX);
+      product.run(matrix, GetParam(), 1, way.precision);
+      const double expected = static_cast<double>(kCols) * kWeight * kX;
+      for (const float y : product.y) EXPECT_NEAR(y / expected, 1, 1e-4);
+    }
+  }
+}
+
 // What rounding x may cost at most, whatever x is: here one value in 64, or in 256, is far above the others.
 TEST_P(LinearTest, SpikesInInputsCostLessThanTheLevelsDo) {
   constexpr int64_t kRows = 64, kCols = 1600, kTokens = 40;

@@ -28,17 +28,14 @@ struct Way {
 };
 inline constexpr Way kWays[] = {{Phase::decode}, {Phase::prefill}, {Phase::prefill, Precision::exact}};
 
-/// How a kernel rounds x before it multiplies, what is left out in units of weights; nothing: not at all.
+/// How a kernel rounds x before it multiplies; nothing: not at all.
 inline std::optional<ActivationQuantization> rounding_of(const TestMatrix& matrix, Target target, Way way) {
   const bool integers = matrix.prepared->planes().integer_levels && matrix.view.layout == IndexLayout::u8;
   if (target == Target::scalar || !integers) return {};
-  if (target == Target::amx && (way.phase == Phase::decode || way.precision == Precision::fast)) {
-    ActivationQuantization rounding = kTileQuantization;
-    rounding.left_out *= matrix.prepared->planes().scale;
-    return rounding;
-  }
+  const bool tiles = target == Target::amx && matrix.view.cols <= kTileQuantization.block;
+  if (tiles && (way.phase == Phase::decode || way.precision == Precision::fast)) return kTileQuantization;
   if (way.phase == Phase::prefill && way.precision == Precision::fast) return kPrefillQuantization;
-  const bool decodes = target == Target::avx512 || matrix.prepared->planes().has_segments;
+  const bool decodes = target >= Target::avx512 || matrix.prepared->planes().has_segments;
   if (way.phase == Phase::decode && decodes) return kDecodeQuantization;
   return {};
 }
@@ -85,8 +82,8 @@ struct Product {
       const int64_t end = std::min(cols, begin + rounding.block);
       for (int64_t c = begin; c < end; ++c) largest = std::max<double>(largest, std::fabs(xt[c]));
       for (int64_t c = begin; c < end; ++c) {
-        const double error = (std::fabs(weight_at(row, c)) + rounding.left_out) * largest / rounding.largest / 2 +
-                             weight_error * std::fabs(xt[c]);
+        const double error =
+            std::fabs(weight_at(row, c)) * largest / rounding.largest / 2 + weight_error * std::fabs(xt[c]);
         variance += error * error / 3;
         worst += error;
       }

@@ -145,7 +145,7 @@ void ModelArguments::add_to(CLI::App& app) {
   add_threads(app, threads, "Threads (0: all cores, fewer while other programs hold them up)");
   app.add_option(
          "--precision", precision,
-         "What prompts may round: fast (activations to 11 bits, where that is twice as fast) or exact (nothing)")
+         "What prompts may round: fast (activations to 11 bits, or 22, where that is faster) or exact (nothing)")
       ->transform(CLI::IsMember({"fast", "exact"}, CLI::ignore_case))
       ->capture_default_str();
   app.add_option("--device", device, fmt::format("Where the model runs: {}", kDeviceNames))->capture_default_str();

@@ -114,9 +114,9 @@ struct ByteRowKernel {
     }
   };
 
-  /// Minus 128 times the sums of x2, x1, x0.
+  /// Minus 128 times the sums of x2, x1, x0, and 0.
   struct Begin {
-    __m512i of[kPlanesOfX];
+    __m512i of[kPowers];
   };
   Begin begin() const {
     Begin sums = {};
@@ -144,6 +144,7 @@ struct ByteRowKernel {
       sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], high, x2);
       sum[i][1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum[i][1], high, x1), low, x2);
       sum[i][2] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum[i][2], high, x0), low, x1);
+      sum[i][3] = _mm512_dpbusd_epi32(sum[i][3], low, x0);
     }
   }
 
@@ -163,7 +164,7 @@ struct ByteRowKernel {
       __m512i sum[kRows][kPowers];
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int power = 0; power < kPowers; ++power) sum[i][power] = first.of[power];
       }
       int64_t left = weight.cols;
@@ -173,7 +174,7 @@ struct ByteRowKernel {
       add_block(sum, table, index, apart * weight.cols, rest, x);
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int power = 0; power < kPowers; ++power) sums[i][power][r] = _mm512_castsi512_ps(sum[i][power]);
       }
     }
@@ -186,13 +187,14 @@ struct ByteRowKernel {
         total[power] = from_bits(all);
       }
       float y[HXQ_LANES];
-      store(y, join_powers(total[0], total[1], total[2], splat(panel[0])));
+      store(y, join_powers(total, splat(panel[0])));
       int64_t& o = outlier[i];
       for (const int64_t begin = row + i * apart; is_outlier_before(weight, o, begin + rows); ++o) {
         float& to = y[weight.outlier_row[o] - begin];
         to = __builtin_fmaf(weight.outlier_change[o], args.x[weight.outlier_col[o]], to);
       }
-      put_rows(args, row + i * apart, rows, load(y));
+      // Plus the zero that put_block adds where there is no bias.
+      put_rows(args, row + i * apart, rows, args.bias ? load(y) : load(y) + VecF{});
     }
   }
 };
@@ -267,6 +269,13 @@ void tile_gemm(const CodebookView& weight, const LinearArgs& args, const float* 
                              TileMemory(memory)}
       .multiply(begin, end);
 }
+
+constexpr IntegerGemm<CodebookView> kTileGemm{.panel_tokens = kTile,
+                                              .panel_floats = tile_gemm_floats,
+                                              .pack_panel = pack_tile_gemm,
+                                              .tile_rows = kTile,
+                                              .memory_floats = tile_memory_floats,
+                                              .multiply = tile_gemm};
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

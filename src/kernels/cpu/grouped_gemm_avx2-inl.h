@@ -57,5 +57,9 @@ void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float
   kByBits[weight.bits - 3](weight, args, packed, begin, end, memory);
 }
 
+const IntegerGemm<GroupedView>* choose_grouped_gemm(const GroupedView& weight) {
+  return has_integer_groups(weight) ? &kIntegerGemm<GroupedView, grouped_gemm> : nullptr;
+}
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

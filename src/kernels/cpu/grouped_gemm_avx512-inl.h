@@ -43,5 +43,9 @@ void grouped_gemm(const GroupedView& weight, const LinearArgs& args, const float
   });
 }
 
+const IntegerGemm<GroupedView>* choose_grouped_gemm(const GroupedView& weight) {
+  return has_integer_groups(weight) ? &kIntegerGemm<GroupedView, grouped_gemm> : nullptr;
+}
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -90,5 +90,12 @@ void grouped_tile_gemm(const GroupedView& weight, const LinearArgs& args, const 
   });
 }
 
+constexpr IntegerGemm<GroupedView> kGroupedTileGemm{.panel_tokens = kTile,
+                                                    .panel_floats = grouped_tile_floats,
+                                                    .pack_panel = pack_grouped_tiles,
+                                                    .tile_rows = kTile,
+                                                    .memory_floats = grouped_tile_memory,
+                                                    .multiply = grouped_tile_gemm};
+
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -268,16 +268,16 @@ void codebook_gemm(const CodebookView& weight, const LinearArgs& args, const flo
                });
 }
 
-template <class View>
-constexpr IntegerGemm<View> integer_gemm_by(bool (*supports)(const View&),
-                                            decltype(IntegerGemm<View>::multiply) multiply) {
-  return {.supports = supports,
-          .panel_tokens = kPanelTokens,
-          .panel_floats = integer_panel_floats<View>,
-          .pack_panel = pack_integer_panel<View>,
-          .tile_rows = kTileRows,
-          .memory_floats = integer_memory_floats,
-          .multiply = multiply};
+template <class View, auto kMultiply>
+constexpr IntegerGemm<View> kIntegerGemm{.panel_tokens = kPanelTokens,
+                                         .panel_floats = integer_panel_floats<View>,
+                                         .pack_panel = pack_integer_panel<View>,
+                                         .tile_rows = kTileRows,
+                                         .memory_floats = integer_memory_floats,
+                                         .multiply = kMultiply};
+
+const IntegerGemm<CodebookView>* choose_codebook_gemm(const CodebookView& weight) {
+  return supports_integer_gemm(weight) ? &kIntegerGemm<CodebookView, codebook_gemm> : nullptr;
 }
 
 }  // namespace

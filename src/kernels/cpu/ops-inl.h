@@ -18,6 +18,11 @@
 namespace hxq::kernels::cpu {
 namespace {
 
+template <class View>
+const IntegerGemm<View>* no_integer_gemm(const View&) {
+  return nullptr;
+}
+
 constexpr Ops common_ops(Target target) {
   return {
       .target = target,
@@ -34,8 +39,8 @@ constexpr Ops common_ops(Target target) {
       .panel_width = panel_width,
       .pack_panel = pack_panel,
       .multiply_tile = multiply_tile,
-      .codebook_gemm = {},
-      .grouped_gemm = {},
+      .codebook_gemm = no_integer_gemm<CodebookView>,
+      .grouped_gemm = no_integer_gemm<GroupedView>,
       .rms_norm = rms_norm,
       .conv = conv,
       .scan = scan,

@@ -113,10 +113,9 @@ struct Gemv {
   void (*multiply)(const View& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end);
 };
 
-/// The product with prefill rows in integers, for matrices that `supports` it; every function null: none.
+/// A way to multiply a matrix with prefill rows in integers.
 template <class View>
 struct IntegerGemm {
-  bool (*supports)(const View& weight);
   int64_t panel_tokens;  ///< whose x is packed together
   /// Floats of a panel.
   int64_t (*panel_floats)(const View& weight);
@@ -160,8 +159,9 @@ struct Ops {
   void (*multiply_tile)(const float* tile, const float* panel, int64_t cols, const LinearArgs& args, int64_t row,
                         int64_t rows);
 
-  IntegerGemm<CodebookView> codebook_gemm;
-  IntegerGemm<GroupedView> grouped_gemm;
+  /// The best for a matrix; null: none.
+  const IntegerGemm<CodebookView>* (*codebook_gemm)(const CodebookView& weight);
+  const IntegerGemm<GroupedView>* (*grouped_gemm)(const GroupedView& weight);
 
   /// Groups [begin, end) of all tokens' groups.
   void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);

@@ -19,9 +19,9 @@ namespace {
 constexpr Ops avx2_ops() {
   Ops ops = common_ops(Target::avx2);
   ops.codebook_gemv = choose_gemv;
-  ops.codebook_gemm = integer_gemm_by<CodebookView>(supports_integer_gemm, codebook_gemm);
+  ops.codebook_gemm = choose_codebook_gemm;
   ops.grouped_gemv = choose_grouped_gemv;
-  ops.grouped_gemm = integer_gemm_by<GroupedView>(has_integer_groups, grouped_gemm);
+  ops.grouped_gemm = choose_grouped_gemm;
   return ops;
 }
 

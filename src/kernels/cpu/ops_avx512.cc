@@ -22,9 +22,9 @@ constexpr Ops avx512_ops() {
   Ops ops = common_ops(Target::avx512);
   ops.codebook_gemv = choose_gemv;
   ops.decode_codebook = decode_codebook;
-  ops.codebook_gemm = integer_gemm_by<CodebookView>(supports_integer_gemm, codebook_gemm);
+  ops.codebook_gemm = choose_codebook_gemm;
   ops.grouped_gemv = choose_grouped_gemv;
-  ops.grouped_gemm = integer_gemm_by<GroupedView>(has_integer_groups, grouped_gemm);
+  ops.grouped_gemm = choose_grouped_gemm;
   return ops;
 }
 
@@ -32,24 +32,20 @@ const Gemv<CodebookView>& choose_tile_gemv(const CodebookView& weight) {
   return supports_tiles(weight) ? kTileGemv : choose_gemv(weight);
 }
 
+const IntegerGemm<CodebookView>* choose_tile_gemm(const CodebookView& weight) {
+  return supports_tiles(weight) ? &kTileGemm : choose_codebook_gemm(weight);
+}
+
+const IntegerGemm<GroupedView>* choose_grouped_tile_gemm(const GroupedView& weight) {
+  return supports_grouped_tiles(weight) ? &kGroupedTileGemm : choose_grouped_gemm(weight);
+}
+
 constexpr Ops amx_ops() {
   Ops ops = avx512_ops();
   ops.target = Target::amx;
   ops.codebook_gemv = choose_tile_gemv;
-  ops.codebook_gemm = {.supports = supports_tiles,
-                       .panel_tokens = kTile,
-                       .panel_floats = tile_gemm_floats,
-                       .pack_panel = pack_tile_gemm,
-                       .tile_rows = kTile,
-                       .memory_floats = tile_memory_floats,
-                       .multiply = tile_gemm};
-  ops.grouped_gemm = {.supports = supports_grouped_tiles,
-                      .panel_tokens = kTile,
-                      .panel_floats = grouped_tile_floats,
-                      .pack_panel = pack_grouped_tiles,
-                      .tile_rows = kTile,
-                      .memory_floats = grouped_tile_memory,
-                      .multiply = grouped_tile_gemm};
+  ops.codebook_gemm = choose_tile_gemm;
+  ops.grouped_gemm = choose_grouped_tile_gemm;
   return ops;
 }
 

@@ -1,11 +1,9 @@
 // Matrix tiles (AMX-INT8): 16 weight rows times up to 16 tokens, 64 columns at a time, in bytes. A weight that is a
-// 16-bit integer is 256 high + low; x is rounded to whole numbers of up to 23 bits (kTileQuantization), which are
-// 65536 x2 + 256 x1 + x0, each a signed byte. Sums of products of bytes are exact over all columns, so that a token's
-// product is the same in any company and in either phase:
+// 16-bit integer is 256 high + low; x is rounded to whole numbers (kTileQuantization), which are 65536 x2 + 256 x1 +
+// x0, each a signed byte. Sums of products of bytes are exact over all columns, so that a token's product is the same
+// in any company:
 //
-//     2^24 high x2 + 2^16 (high x1 + low x2) + 2^8 (high x0 + low x1)
-//
-// Low x0, at most 2^15 for a column, is left out.
+//     2^24 high x2 + 2^16 (high x1 + low x2) + 2^8 (high x0 + low x1) + low x0
 //
 // Instructions are in assembly since neither g++ 12 nor clang 14 orders its intrinsics after the stores that make what
 // they read.
@@ -22,14 +20,15 @@ namespace {
 constexpr int64_t kTile = 16;                   // rows of a tile, and tokens
 constexpr int64_t kTileBytes = kTile * kBlock;  // of 64 columns
 constexpr int64_t kPlanesOfWeights = 2, kPlanesOfX = 3;
-constexpr int64_t kPowers = 3;  // of 256 that are summed apart
+constexpr int64_t kPowers = 4;  // of 256 that are summed apart
 constexpr int64_t kStepBytes = kPlanesOfWeights * kTileBytes;
 
-/// High x1 and low x2 together stay below 2^31.
-constexpr int64_t kMostTileCols = 32768;
+/// Sums of two products stay below 2^31: high is down to -128, low up to 255, x0 and x1 down to -128.
+constexpr int64_t kMostTileCols = kTileQuantization.block;
+static_assert(kMostTileCols * (128 * 128 + 255 * 128) < int64_t{1} << 31);
 
 /// Numbers of the tile registers.
-enum Tile : int { kThirdPower, kSecondPower, kFirstPower, kHigh, kLow, kX2, kX1, kX0, kTiles };
+enum Tile : int { kPower3, kPower2, kPower1, kPower0, kHigh, kLow, kX, kOtherX, kTiles };
 
 template <Tile kTo>
 HXQ_ALWAYS_INLINE void load_tile(const void* from, int64_t stride) {
@@ -113,15 +112,16 @@ inline float shift_of(const float* x, int64_t cols) {
   return 22 - exponent - (is_above ? 1 : 0);
 }
 
-/// Packs x of the tokens from `first` on. `unit`: what the integers of the weights are in units of.
+/// Packs x of the tokens from `first` on. `unit`: what the integers of the weights are in units of, a power of two.
 void pack_tile_panel(const LinearArgs& args, int64_t first, int64_t cols, float unit, Piece piece, float* panel) {
   const int64_t x_stride = args.x_stride, tokens = panel_tokens_left(args, first), width = width_of(args.tokens);
   const int64_t begin = piece.index * blocks_of(cols) / piece.count * kBlock;
   const int64_t end = (piece.index + 1) * blocks_of(cols) / piece.count * kBlock;
+  if (begin == end && piece.index > 0) return;
   const float* x = args.x + first * x_stride;
   float shift[kTile] = {};
   for (int64_t t = 0; t < tokens; ++t) shift[t] = shift_of(x + t * x_stride, cols);
-  if (piece.index == 0) store(panel, splat(_mm512_getexp_ps(splat(unit))[0] + 8) - load(shift));
+  if (piece.index == 0) store(panel, splat(_mm512_getexp_ps(splat(unit))[0]) - load(shift));
   panel += kTileHead + begin / kBlock * kPlanesOfX * kTile * width;
 
   alignas(64) uint8_t planes[kTile][kPlanesOfX][kBlock];
@@ -149,25 +149,27 @@ template <class Meanwhile>
 HXQ_ALWAYS_INLINE void multiply_block(const uint8_t* weights, const float* x, int64_t width, Meanwhile meanwhile) {
   const int64_t plane = kTile * width, stride = 4 * width;
   load_tile<kHigh>(weights, kBlock);
-  load_tile<kX2>(x, stride);
-  add_signed_products<kThirdPower, kHigh, kX2>();
+  load_tile<kX>(x, stride);
+  add_signed_products<kPower3, kHigh, kX>();
   meanwhile(0);
-  load_tile<kX1>(x + plane, stride);
-  add_signed_products<kSecondPower, kHigh, kX1>();
-  meanwhile(1);
-  load_tile<kX0>(x + 2 * plane, stride);
-  add_signed_products<kFirstPower, kHigh, kX0>();
   load_tile<kLow>(weights + kTileBytes, kBlock);
+  add_unsigned_products<kPower2, kLow, kX>();
+  load_tile<kOtherX>(x + plane, stride);
+  add_signed_products<kPower2, kHigh, kOtherX>();
+  meanwhile(1);
+  add_unsigned_products<kPower1, kLow, kOtherX>();
+  load_tile<kX>(x + 2 * plane, stride);
   meanwhile(2);
-  add_unsigned_products<kSecondPower, kLow, kX2>();
+  add_signed_products<kPower1, kHigh, kX>();
   meanwhile(3);
-  add_unsigned_products<kFirstPower, kLow, kX1>();
+  add_unsigned_products<kPower0, kLow, kX>();
 }
 
 HXQ_ALWAYS_INLINE void zero_sums() {
-  zero_tile<kThirdPower>();
-  zero_tile<kSecondPower>();
-  zero_tile<kFirstPower>();
+  zero_tile<kPower3>();
+  zero_tile<kPower2>();
+  zero_tile<kPower1>();
+  zero_tile<kPower0>();
 }
 
 /// What a thread works in.
@@ -181,28 +183,33 @@ struct TileMemory {
   explicit TileMemory(float* memory) : sums(memory), weights(reinterpret_cast<uint8_t*>(memory + kSums)) {}
 
   /// Row tiles that are multiplied with a panel before the next panel: they stay in the second-level cache.
-  static int64_t tiles(int64_t cols, int64_t tokens) {
+  static int64_t row_tiles(int64_t cols, int64_t tokens) {
     const int64_t fit = (int64_t{1} << 20) / (blocks_of(cols) * kStepBytes);
     return tokens <= 4 * kTile || fit < 1 ? 1 : fit > 16 ? 16 : fit;
   }
 
+  /// Never less for more tokens.
   static int64_t floats(int64_t cols, int64_t tokens) {
-    const int64_t blocks = tokens <= kTile ? kRing : tiles(cols, tokens) * blocks_of(cols);
-    return kSums + blocks * kStepBytes / static_cast<int64_t>(sizeof(float));
+    const int64_t kept = tokens <= kTile ? 0 : row_tiles(cols, tokens) * blocks_of(cols);
+    return kSums + (kept < kRing ? kRing : kept) * kStepBytes / static_cast<int64_t>(sizeof(float));
   }
 };
 
 HXQ_ALWAYS_INLINE void store_sums(float* sums, int64_t width) {
   const int64_t apart = kTile * width, stride = 4 * width;
-  store_tile<kThirdPower>(sums, stride);
-  store_tile<kSecondPower>(sums + apart, stride);
-  store_tile<kFirstPower>(sums + 2 * apart, stride);
+  store_tile<kPower3>(sums, stride);
+  store_tile<kPower2>(sums + apart, stride);
+  store_tile<kPower1>(sums + 2 * apart, stride);
+  store_tile<kPower0>(sums + 3 * apart, stride);
 }
 
-/// Products, of sums of the powers.
-HXQ_ALWAYS_INLINE VecF join_powers(VecF third, VecF second, VecF first, VecF exponent) {
-  const auto whole = [](VecF sums) { return _mm512_cvtepi32_ps(_mm512_castps_si512(sums)); };
-  const VecF sum = _mm512_fmadd_ps(_mm512_fmadd_ps(whole(third), splat(256), whole(second)), splat(256), whole(first));
+/// Products, of sums of the powers, the highest first.
+HXQ_ALWAYS_INLINE VecF join_powers(const VecF (&power)[kPowers], VecF exponent) {
+  VecF sum = {};
+#pragma GCC unroll 4
+  for (const VecF& of : power) {
+    sum = _mm512_fmadd_ps(sum, splat(256), _mm512_cvtepi32_ps(_mm512_castps_si512(of)));
+  }
   return _mm512_scalef_ps(sum, exponent);
 }
 
@@ -219,9 +226,11 @@ struct RowsAhead {
 };
 
 /// The product with tiles of a matrix. `Rows`:
-///     Decoder(of, row, rows, ahead).decode(block, part, to)   decodes 64 columns of a part of these rows to [high,
-///     low][kTile, kBlock] first_outlier_of(row)                        the first outlier from a row on finish(outlier,
-///     row, rows, columns, y)       makes products of sums, [kTile][tokens]; the first outlier after that
+///     Decoder(of, row, rows, ahead)     decodes the rows of a tile:
+///         decode(block, part, to)       64 columns of a part of them to [high, low][kTile, kBlock]
+///     first_outlier_of(row)             the first outlier from a row on
+///     finish(outlier, row, rows, columns, y)
+///                                       makes products of sums, [kTile][tokens]; returns the first outlier after that
 template <class Rows>
 struct TileProduct {
   const Rows& of;
@@ -243,8 +252,9 @@ struct TileProduct {
     VecF y[HXQ_LANES];
     for (int64_t i = 0; i < kTile; ++i) {
       const float* sums = memory.sums + i * width;
-      y[i] = join_powers(load_first(sums, width), load_first(sums + apart, width), load_first(sums + 2 * apart, width),
-                         exponent);
+      const VecF power[] = {load_first(sums, width), load_first(sums + apart, width),
+                            load_first(sums + 2 * apart, width), load_first(sums + 3 * apart, width)};
+      y[i] = join_powers(power, exponent);
     }
     const int64_t next = of.finish(outlier, row, rows, columns.at + t / kTile * columns.apart, y);
     LinearArgs part = args;
@@ -302,7 +312,7 @@ struct TileProduct {
   /// y of rows [begin, end).
   void multiply(int64_t begin, int64_t end) const {
     const TileShapes shapes(width);
-    const int64_t tiles = TileMemory::tiles(cols, args.tokens), at_once = tiles * kTile;
+    const int64_t tiles = TileMemory::row_tiles(cols, args.tokens), at_once = tiles * kTile;
     if (tiles == 1) begin = multiply_streams(begin, end);
     int64_t outlier = of.first_outlier_of(begin), next = outlier;
     for (int64_t first = begin; first < end; first += at_once, outlier = next) {
