@@ -234,7 +234,7 @@ void tile_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWor
                              weight.cols,
                              work.packed_x,
                              tile_x_floats(weight),
-                             {work.x_columns, stride, kTile},
+                             {work.x_columns, stride, work.x_columns ? kTile : 0},
                              TileMemory(work.memory)}
       .multiply(begin, end);
 }
