@@ -18,13 +18,12 @@ pytestmark = pytest.mark.release_independent
 @pytest.mark.parametrize("rank", [0, 2])
 def test_what_the_core_holds_beside_indices(rank):
     """What is counted for small matrices is what is allocated, but for less than 1.5 KB of objects for each."""
-    held, grown = [small_layers(20, rank)], []  # the first ones make threads and caches
-    for _ in range(2):  # something else of the process may allocate meanwhile
-        before = allocated()
-        held.append(small_layers(100, rank))
-        grown.append(allocated() - before)
+    held = [small_layers(20, rank)]  # the first ones make threads and caches
+    before = allocated()
+    held.append(small_layers(400, rank))  # so many that what else the process allocates meanwhile, 25 KB, is little
+    grown = allocated() - before
     counted = sum(held_by_core(run.matrix.info()) for layer in held[1] for run in layer.runs)
-    assert 0 <= min(grown) - counted < 1500 * len(held[1])
+    assert 0 <= grown - counted < 1500 * len(held[1])
 
 
 def small_layers(count: int, rank: int) -> list[Stacked]:
