@@ -114,21 +114,20 @@ struct ByteRowKernel {
     }
   };
 
-  /// Minus 128 times the sums of x2, x1, x0, and 0.
+  /// What sums begin with: minus 128 times those of x2, x1, x0, and 0.
   struct Begin {
-    __m512i of[kPowers];
-  };
-  Begin begin() const {
-    Begin sums = {};
-    const float* x = panel + kTileHead;
-    for (int64_t block = blocks_of(weight.cols); block > 0; --block) {
-      for (int64_t plane = 0; plane < kPlanesOfX; ++plane, x += kTile) {
-        sums.of[plane] = _mm512_dpbusd_epi32(sums.of[plane], _mm512_set1_epi8(-128), _mm512_loadu_si512(x));
+    __m512i of[kPowers] = {};
+
+    Begin(const CodebookView& weight, const float* x) {
+      for (int64_t block = blocks_of(weight.cols); block > 0; --block) {
+        for (int64_t plane = 0; plane < kPlanesOfX; ++plane, x += kTile) {
+          of[plane] = _mm512_dpbusd_epi32(of[plane], _mm512_set1_epi8(-128), _mm512_loadu_si512(x));
+        }
       }
+      for (__m512i& sum : of) sum = _mm512_sub_epi32(__m512i{}, sum);
     }
-    for (__m512i& sum : sums.of) sum = _mm512_sub_epi32(__m512i{}, sum);
-    return sums;
-  }
+  };
+  Begin begin{weight, panel + kTileHead};
 
   template <int kRows>
   HXQ_ALWAYS_INLINE static void add_block(__m512i (&sum)[kRows][kPowers], const Tables& table, const uint8_t* index,
@@ -154,7 +153,6 @@ struct ByteRowKernel {
   __attribute__((noinline)) void multiply(const LinearArgs& args, int64_t row, int64_t rows, int64_t apart,
                                           int64_t* outlier) const {
     const Tables table(weight);
-    const Begin first = begin();
     const __mmask64 rest = first_bytes((weight.cols - 1) % kBlock + 1);
     VecF sums[kRows][kPowers][HXQ_LANES];
     if (rows < kLanes) __builtin_memset(sums, 0, sizeof sums);
@@ -165,7 +163,7 @@ struct ByteRowKernel {
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-        for (int power = 0; power < kPowers; ++power) sum[i][power] = first.of[power];
+        for (int power = 0; power < kPowers; ++power) sum[i][power] = begin.of[power];
       }
       int64_t left = weight.cols;
       for (; left > kBlock; left -= kBlock, index += kBlock, x += kPlanesOfX * kTile) {
@@ -189,8 +187,8 @@ struct ByteRowKernel {
       float y[HXQ_LANES];
       store(y, join_powers(total, splat(panel[0])));
       int64_t& o = outlier[i];
-      for (const int64_t begin = row + i * apart; is_outlier_before(weight, o, begin + rows); ++o) {
-        float& to = y[weight.outlier_row[o] - begin];
+      for (const int64_t first = row + i * apart; is_outlier_before(weight, o, first + rows); ++o) {
+        float& to = y[weight.outlier_row[o] - first];
         to = __builtin_fmaf(weight.outlier_change[o], args.x[weight.outlier_col[o]], to);
       }
       // Plus the zero that put_block adds where there is no bias.
@@ -216,16 +214,6 @@ bool supports_tiles(const CodebookView& weight) {
   return weight.index_bits == 8 && weight.integer_levels && weight.cols <= kMostTileCols;
 }
 
-int64_t tile_x_floats(const CodebookView& weight) { return tile_panel_floats(weight.cols, kTile); }
-
-void pack_tile_x(const CodebookView& weight, const LinearArgs& args, int64_t first, Piece piece, float* panel) {
-  pack_tile_panel(args, first, weight.cols, weight.planes_scale, piece, panel);
-}
-
-int64_t tile_memory_floats(const CodebookView& weight, int64_t tokens) {
-  return TileMemory::floats(weight.cols, tokens);
-}
-
 void tile_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWork& work, int64_t begin, int64_t end) {
   if (args.tokens == 1) return multiply_byte_rows({weight, work.packed_x}, args, begin, end);
   const int64_t stride = x_columns_width(args.tokens);
@@ -240,9 +228,9 @@ void tile_gemv(const CodebookView& weight, const LinearArgs& args, const GemvWor
 }
 
 constexpr Gemv<CodebookView> kTileGemv{.panel_tokens = kTile,
-                                       .packed_x_floats = tile_x_floats,
-                                       .pack_x = pack_tile_x,
-                                       .memory_floats = tile_memory_floats,
+                                       .packed_x_floats = tile_x_floats<CodebookView>,
+                                       .pack_x = pack_tile_x<CodebookView>,
+                                       .memory_floats = tile_memory_floats<CodebookView>,
                                        .multiply = tile_gemv};
 
 /// A panel of prefill rows: the same, then x in floats if there are outliers, [cols, kTile].
@@ -270,12 +258,7 @@ void tile_gemm(const CodebookView& weight, const LinearArgs& args, const float* 
       .multiply(begin, end);
 }
 
-constexpr IntegerGemm<CodebookView> kTileGemm{.panel_tokens = kTile,
-                                              .panel_floats = tile_gemm_floats,
-                                              .pack_panel = pack_tile_gemm,
-                                              .tile_rows = kTile,
-                                              .memory_floats = tile_memory_floats,
-                                              .multiply = tile_gemm};
+constexpr const auto& kCodebookTileGemm = kTileGemm<CodebookView, tile_gemm_floats, pack_tile_gemm, tile_gemm>;
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

@@ -71,31 +71,21 @@ bool supports_grouped_tiles(const GroupedView& weight) {
   return has_integer_groups(weight) && weight.cols <= kMostTileCols;
 }
 
-int64_t grouped_tile_floats(const GroupedView& weight) { return tile_panel_floats(weight.cols, kTile); }
-
 void pack_grouped_tiles(const GroupedView& weight, const LinearArgs& args, int64_t first, float* panel) {
-  pack_tile_panel(args, first, weight.cols, weight.planes_scale, {0, 1}, panel);
-}
-
-int64_t grouped_tile_memory(const GroupedView& weight, int64_t tokens) {
-  return TileMemory::floats(weight.cols, tokens);
+  pack_tile_x(weight, args, first, {0, 1}, panel);
 }
 
 void grouped_tile_gemm(const GroupedView& weight, const LinearArgs& args, const float* packed, int64_t begin,
                        int64_t end, float* memory) {
   with_grouped_form(weight, [&]<class Table, int kGroups>() {
     using Rows = GroupedTiles<Table, kGroups>;
-    TileProduct<Rows>{Rows{weight}, args, weight.cols, packed, grouped_tile_floats(weight), {}, TileMemory(memory)}
-        .multiply(begin, end);
+    TileProduct<Rows>{Rows{weight}, args, weight.cols, packed, tile_x_floats(weight), {}, TileMemory(memory)}.multiply(
+        begin, end);
   });
 }
 
-constexpr IntegerGemm<GroupedView> kGroupedTileGemm{.panel_tokens = kTile,
-                                                    .panel_floats = grouped_tile_floats,
-                                                    .pack_panel = pack_grouped_tiles,
-                                                    .tile_rows = kTile,
-                                                    .memory_floats = grouped_tile_memory,
-                                                    .multiply = grouped_tile_gemm};
+constexpr const auto& kGroupedTileGemm =
+    kTileGemm<GroupedView, tile_x_floats<GroupedView>, pack_grouped_tiles, grouped_tile_gemm>;
 
 }  // namespace
 }  // namespace hxq::kernels::cpu

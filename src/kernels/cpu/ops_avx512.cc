@@ -33,7 +33,7 @@ const Gemv<CodebookView>& choose_tile_gemv(const CodebookView& weight) {
 }
 
 const IntegerGemm<CodebookView>* choose_tile_gemm(const CodebookView& weight) {
-  return supports_tiles(weight) ? &kTileGemm : choose_codebook_gemm(weight);
+  return supports_tiles(weight) ? &kCodebookTileGemm : choose_codebook_gemm(weight);
 }
 
 const IntegerGemm<GroupedView>* choose_grouped_tile_gemm(const GroupedView& weight) {

@@ -330,5 +330,28 @@ struct TileProduct {
   }
 };
 
+/// Floats of a panel of x, as Gemv and IntegerGemm want them, and of a thread's memory.
+template <class View>
+int64_t tile_x_floats(const View& weight) {
+  return tile_panel_floats(weight.cols, kTile);
+}
+template <class View>
+int64_t tile_memory_floats(const View& weight, int64_t tokens) {
+  return TileMemory::floats(weight.cols, tokens);
+}
+
+template <class View>
+void pack_tile_x(const View& weight, const LinearArgs& args, int64_t first, Piece piece, float* panel) {
+  pack_tile_panel(args, first, weight.cols, weight.planes_scale, piece, panel);
+}
+
+template <class View, auto kPanelFloats, auto kPackPanel, auto kMultiply>
+constexpr IntegerGemm<View> kTileGemm{.panel_tokens = kTile,
+                                      .panel_floats = kPanelFloats,
+                                      .pack_panel = kPackPanel,
+                                      .tile_rows = kTile,
+                                      .memory_floats = tile_memory_floats<View>,
+                                      .multiply = kMultiply};
+
 }  // namespace
 }  // namespace hxq::kernels::cpu
