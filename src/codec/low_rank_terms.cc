@@ -1,5 +1,7 @@
 #include "codec/low_rank_terms.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -7,6 +9,8 @@
 #include <span>
 #include <utility>
 
+#include "hxq/compress.h"
+#include "hxq/error.h"
 #include "io/half.h"
 #include "io/threads.h"
 
@@ -348,6 +352,12 @@ std::optional<LowRank> leading_pair(const Weights& weights, int threads) {
   PowerIteration iteration(weights, moments_of(weights, threads).start, threads);
   if (!iteration.run(kSteps)) return std::nullopt;
   return with_best_u(weights, std::move(iteration).v(), threads);
+}
+
+void check_low_rank(std::optional<int> rank) {
+  if (rank && (*rank < 0 || *rank > kMaxLowRank)) {
+    throw Error(fmt::format("low rank is {}, expected 0 to {}", *rank, kMaxLowRank));
+  }
 }
 
 Weights less_leading_pairs(Weights weights, int64_t rank, int threads) {

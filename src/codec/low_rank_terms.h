@@ -67,7 +67,18 @@ constexpr int64_t low_rank_bytes(int64_t rank, const Shape& shape) noexcept {
   return rank * (2 * (shape[0] + shape[1]) + 4);
 }
 
-/// The same of a rank that is told; of one that is chosen, which pays, 0.
+/// Bits per weight of a term of rank 1.
+constexpr double term_bits(const Shape& shape) noexcept {
+  return 8 * static_cast<double>(low_rank_bytes(1, shape)) / static_cast<double>(shape[0] * shape[1]);
+}
+
+/// The highest rank of a term where it is not told: products must not notice it.
+inline constexpr int64_t kMaxChosenRank = 4;
+
+/// Throws `Error` for a rank that is told and cannot be.
+void check_low_rank(std::optional<int> rank);
+
+/// Bytes of a term of the rank that is told; of one that is chosen, which pays, 0.
 inline int64_t told_term_bytes(std::optional<int> rank, const Shape& shape) noexcept {
   return rank ? low_rank_bytes(std::min<int64_t>({*rank, shape[0], shape[1]}), shape) : 0;
 }

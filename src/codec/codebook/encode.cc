@@ -17,7 +17,6 @@
 #include "codec/codebook/fit.h"
 #include "codec/codebook/value_histogram.h"
 #include "codec/low_rank_terms.h"
-#include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/threads.h"
 
@@ -36,9 +35,7 @@ void check(const TensorView& source, const CodebookOptions& options) {
   if (options.max_codewords < 1 || options.max_codewords > kMaxCodewords) {
     throw Error(fmt::format("{} codewords, expected 1 to 256", options.max_codewords));
   }
-  if (options.low_rank && (*options.low_rank < 0 || *options.low_rank > kMaxLowRank)) {
-    throw Error(fmt::format("low rank is {}, expected 0 to {}", *options.low_rank, kMaxLowRank));
-  }
+  check_low_rank(options.low_rank);
   if (options.in_segments && options.max_codewords != kMaxCodewords) {
     throw Error(fmt::format("{} codewords in segments, expected {}", options.max_codewords, kMaxCodewords));
   }
@@ -53,7 +50,6 @@ EncodedPart part_of(const char* suffix, DType dtype, const Shape& shape, const s
 }
 
 constexpr int64_t kOutlierBytes = 12;  // position and value
-constexpr int64_t kMaxChosenRank = 4;  // where it is not told: products must not notice
 
 /// The largest number of outliers.
 int64_t outlier_budget(const Shape& shape, double sidecar_fraction) noexcept {
@@ -150,11 +146,10 @@ class Chooser {
       const double least_gain = rank == 0 ? 1.05 : 1.1;  // 0.2 and 0.4 dB: less is not worth passes over the weights
       if (outliers < 0) break;
       const auto count = static_cast<double>(source_.size());
-      const double bits = 8 * static_cast<double>(low_rank_bytes(1, source_.shape)) / count;
-      const auto proposal =
-          propose_term(best.weights, {.outliers_now = static_cast<double>(best.outliers()) / count,
-                                      .outliers_then = static_cast<double>(outliers) / count,
-                                      .least_gain = least_gain * std::exp2(2 * std::min(bits, kTermBits))});
+      const auto proposal = propose_term(
+          best.weights, {.outliers_now = static_cast<double>(best.outliers()) / count,
+                         .outliers_then = static_cast<double>(outliers) / count,
+                         .least_gain = least_gain * std::exp2(2 * std::min(term_bits(source_.shape), kTermBits))});
       if (!proposal) break;
       const auto term = rank_one_term(best.weights, *proposal, threads_);
       if (!term) break;

@@ -14,7 +14,6 @@
 #include "codec/grouped/fit.h"
 #include "codec/grouped/matrix.h"
 #include "codec/low_rank_terms.h"
-#include "hxq/compress.h"
 #include "hxq/error.h"
 #include "io/threads.h"
 
@@ -36,13 +35,7 @@ constexpr int64_t sample_weights(int bits) { return std::max<int64_t>(int64_t{1}
 /// Scales tried for a group: all of them in small matrices, at least `kLeastTrials` in large ones.
 constexpr int64_t kTrialWork = int64_t{1} << 27;
 constexpr int64_t kLeastTrials = 16;
-constexpr int64_t kMaxChosenRank = 4;  // of a term where it is not told: products must not notice
 constexpr double kMaxTermBits = 0.25;  // per weight, of one pair: small matrices are not tried
-
-/// Bits per weight of a term of rank 1.
-double term_bits(const Shape& shape) noexcept {
-  return 8 * static_cast<double>(low_rank_bytes(1, shape)) / static_cast<double>(element_count(shape));
-}
 
 /// How a matrix is cut into groups.
 struct Cut {
@@ -299,9 +292,7 @@ void check(const TensorView& source, const EncodeOptions& options) {
   if (options.levels == Levels::uniform && options.bits != 8) {
     throw Error(fmt::format("uniform levels of {} bits, expected 8", options.bits));
   }
-  if (options.low_rank && (*options.low_rank < 0 || *options.low_rank > kMaxLowRank)) {
-    throw Error(fmt::format("low rank is {}, expected 0 to {}", *options.low_rank, kMaxLowRank));
-  }
+  check_low_rank(options.low_rank);
 }
 
 EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
