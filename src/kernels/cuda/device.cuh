@@ -117,11 +117,10 @@ __device__ inline float max_lanes(float value, int lanes = 32) {
   return value;
 }
 
-/// Sums of kCount (a power of two up to 32) values over a warp: lane l gets that of value l / (32 / kCount). Lanes
-/// trade halves of what they hold, so that 8 sums take 9 shuffles.
+/// Lanes that are `offset` apart, then half of that and so on, trade halves of what they hold until each has one sum.
+/// Returns how far apart they would be next.
 template <int kCount>
-__device__ inline float sum_lanes_each(float (&value)[kCount]) {
-  int offset = 16;
+__device__ inline int trade_halves(float (&value)[kCount], int offset) {
 #pragma unroll
   for (int count = kCount; count > 1; count /= 2, offset /= 2) {
     const bool upper = threadIdx.x & static_cast<unsigned>(offset);
@@ -132,23 +131,21 @@ __device__ inline float sum_lanes_each(float (&value)[kCount]) {
       value[i] = kept + __shfl_xor_sync(kAllLanes, sent, offset);
     }
   }
+  return offset;
+}
+
+/// Sums of kCount (a power of two up to 32) values over a warp: lane l gets that of value l / (32 / kCount). 8 sums
+/// take 9 shuffles.
+template <int kCount>
+__device__ inline float sum_lanes_each(float (&value)[kCount]) {
+  const int offset = trade_halves(value, 16);
   return sum_lanes(value[0], 2 * offset);
 }
 
 /// The same over groups of `lanes` (a power of two, at least kCount) adjacent lanes, without a jump.
 template <int kCount>
 __device__ inline float sum_lanes_each(float (&value)[kCount], int lanes) {
-  int offset = lanes / 2;
-#pragma unroll
-  for (int count = kCount; count > 1; count /= 2, offset /= 2) {
-    const bool upper = threadIdx.x & static_cast<unsigned>(offset);
-#pragma unroll
-    for (int i = 0; i < count / 2; ++i) {
-      const float sent = upper ? value[i] : value[i + count / 2];
-      const float kept = upper ? value[i + count / 2] : value[i];
-      value[i] = kept + __shfl_xor_sync(kAllLanes, sent, offset);
-    }
-  }
+  const int offset = trade_halves(value, lanes / 2);
 #pragma unroll
   for (int step = 16 / kCount; step > 0; step /= 2) {
     const float other = __shfl_xor_sync(kAllLanes, value[0], step);
