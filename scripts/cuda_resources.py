@@ -15,6 +15,7 @@ import sys
 HOT = [
     r"gemv_kernel<\d, true, \d+>",
     r"gemm_kernel<(8|16|32|64), \d, false, true>",
+    r"skinny_gemm_kernel<.*>",
     r"tile_gemm_kernel<.*>",
     r"pack_kernel<.*, false>",
     r"attention_kernel",

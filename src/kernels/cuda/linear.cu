@@ -9,6 +9,7 @@
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/prefill.cuh"
+#include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/tile_gemm.cuh"
 
 namespace hxq::cuda {
@@ -55,23 +56,19 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
     if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
   }
+  const FusedProduct one{
+      .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
+  if (supports_skinny_gemm(weight, args)) return skinny_gemm(rest, {&one, 1}, stream);
   if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
-  if (args.tokens > 1 && supports_codebook_gemm(weight)) {
-    const FusedProduct one{
-        .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
-    return codebook_gemm(rest, &one, 1, stream);
-  }
+  if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(rest, &one, 1, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   for (int64_t t = 0; t < args.tokens; ++t) {
     FusedInput input{.x = args.x};
     input.x.data = static_cast<const char*>(args.x.data) + t * args.x.stride * element_bytes(args.x.dtype);
-    FusedProduct one{.weight = weight,
-                     .y = args.y,
-                     .bias = args.bias,
-                     .accumulate = args.accumulate,
-                     .low_rank_product = product ? product + t * weight.rank : nullptr};
-    one.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
-    if (const Status status = codebook_gemv(input, {&one, 1}, stream); status != Status::ok) {
+    FusedProduct of_token = one;
+    if (product) of_token.low_rank_product = product + t * weight.rank;
+    of_token.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
+    if (const Status status = codebook_gemv(input, {&of_token, 1}, stream); status != Status::ok) {
       return status;
     }
   }
@@ -89,6 +86,9 @@ Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_
     all.rows += weight.rows;
     together &= weight.rows > 0 && supports_joint_gemm(weight, args.precision) &&
                 args.workspace.bytes >= linear_workspace(weight, args.tokens);
+  }
+  if (together && supports_skinny_gemm(all, args)) {
+    return skinny_gemm(args, {products, static_cast<size_t>(count)}, stream);
   }
   if (together && !supports_prefill(all, args) && !supports_tile_gemm(all, args)) {
     return codebook_gemm(args, products, count, stream);

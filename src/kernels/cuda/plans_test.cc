@@ -13,6 +13,7 @@
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/packed_x.h"
+#include "kernels/cuda/skinny_gemm_plan.h"
 #include "kernels/cuda/tile_gemm_plan.h"
 
 namespace hxq::cuda {
@@ -49,6 +50,56 @@ TEST(CudaPlans, GemvTakesEveryUnitOnce) {
       for (const int times : taken) ASSERT_EQ(times, 1) << rows << "x" << cols << " on " << blocks;
     }
   }
+}
+
+/// Of an H100; of a GPU that has no clusters.
+constexpr int kClusters[9] = {0, 132, 66, 42, 32, 24, 20, 17, 16}, kNoClusters[9] = {0, 132};
+
+TEST(CudaPlans, SkinnyGemmTakesEveryItemOnce) {
+  using Plan = SkinnyPlan;
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 16}, {80, 1536}, {3072, 768}, {34000, 208}, {1000, 8192}}) {
+    for (const int64_t tokens : {2, 9, 64}) {
+      for (const bool two_parts : {false, true}) {
+        const Plan plan = plan_skinny_gemm(rows, cols, tokens, two_parts, kClusters);
+        if (plan.clusters == 0) continue;
+        EXPECT_GE(int64_t{plan.token_groups} * plan.tokens(), tokens);
+        EXPECT_LE(plan.units * plan.token_tiles * (two_parts ? 2 : 1), Plan::kMostUnits);
+        EXPECT_LE(plan.cluster * plan.own_rows * plan.tokens(), Plan::kMostOwnSums);
+        EXPECT_LE(Plan::kWarps * plan.round_tiles * plan.tokens() * Plan::kSumPitch, Plan::kMostTileSums);
+        EXPECT_LE(plan.clusters * plan.cluster * plan.token_groups, 132);
+        const BlockShare share(rows, plan.clusters);
+        std::vector<int> taken(static_cast<size_t>(rows * (cols / 16)));
+        for (int64_t c = 0; c < plan.clusters; ++c) {
+          const int count = share.count(static_cast<int>(c));
+          for (int block = 0; block < plan.cluster; ++block) {
+            for (int thread = 0; thread < Plan::kThreads; ++thread) {
+              const int warp = thread / 32, lane = thread % 32;
+              for (int tile = plan.row_group_of(warp); tile * Plan::kTileRows < count; tile += plan.row_groups) {
+                for (int unit = plan.col_group_of(warp); unit < plan.units; unit += plan.col_groups()) {
+                  const int64_t col = (block * plan.units + unit) * Plan::kUnitCols + Plan::lane_col(lane);
+                  for (const int below : {0, 8}) {
+                    const int row = tile * Plan::kTileRows + Plan::lane_row(lane) + below;
+                    if (row >= count || col >= cols) continue;
+                    ++taken[static_cast<size_t>((share.begin(static_cast<int>(c)) + row) * (cols / 16) + col / 16)];
+                  }
+                }
+              }
+            }
+          }
+        }
+        for (const int times : taken) ASSERT_EQ(times, 1) << rows << "x" << cols << " with " << tokens;
+        for (int row = 0; row < plan.pass_rows(); ++row) ASSERT_EQ(plan.owner_of(row), row / plan.own_rows);
+      }
+    }
+  }
+}
+
+TEST(CudaPlans, SkinnyGemmNeedsClustersWhereABlockCannotHoldX) {
+  EXPECT_EQ(plan_skinny_gemm(1000, 2048, 8, false, kNoClusters).cluster, 1);
+  EXPECT_EQ(plan_skinny_gemm(1000, 2064, 8, false, kNoClusters).clusters, 0);
+  EXPECT_GT(plan_skinny_gemm(1000, 2064, 8, false, kClusters).cluster, 1);
+  EXPECT_EQ(plan_skinny_gemm(1000, 16400, 8, false, kClusters).clusters, 0);
 }
 
 TEST(CudaPlans, MatricesThatShareAKernelGetBlocksByTheirRows) {

@@ -1,5 +1,6 @@
-// Products of a warp by tensor cores, of any GPU since 8.0: d [16, 8] += a [16, 16] b [16, 8], binary16 into float.
-// Which elements a lane holds: BlockPlace and ResultPlace in attention_prefill_plan.h.
+// Products of a warp by tensor cores, of any GPU since 8.0, into float: d [16, 8] += a [16, 16] b [16, 8] of binary16,
+// d [16, 8] += a [16, 8] b [8, 8] of TF32. Which elements a lane holds: BlockPlace and ResultPlace in
+// attention_prefill_plan.h; of TF32, rows and columns of a are l / 4 and l % 4, and 8 and 4 further.
 
 #pragma once
 
@@ -11,6 +12,19 @@ namespace hxq::cuda {
 
 __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline uint32_t to_tf32(float value) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+  return rounded;
+}
+
+__device__ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

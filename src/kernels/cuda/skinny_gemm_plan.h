@@ -1,0 +1,103 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/host_device.h"
+
+/// How the product for few tokens spreads a matrix over clusters of blocks, warps and lanes.
+///
+/// A cluster owns adjacent rows, each of its blocks a part of their columns, of which it holds x. `row_groups` groups
+/// of warps take tiles of 16 rows in turn; the warps of a group take units of 64 columns in turn. Of a tile and a unit,
+/// lane l has 16 adjacent columns of rows l / 4 and l / 4 + 8. After a round of tiles a block adds up the sums of its
+/// warps, after a pass of rounds the cluster those of its blocks, each of which finishes `own_rows` of the pass.
+namespace hxq::cuda {
+
+struct SkinnyPlan {
+  static constexpr int kWarps = 16;
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kTileRows = 16;
+  static constexpr int kUnitCols = 64;
+  static constexpr int kTokens = 8;                ///< of a token tile
+  static constexpr int kMostUnits = 32;            ///< of a block whose x is one number for 8 tokens
+  static constexpr int kMostColGroups = 8;         ///< so that memory is read in pieces of 512 bytes
+  static constexpr int kSumPitch = kTileRows + 4;  ///< lanes write the sums of a tile to different banks
+  static constexpr int kMostTileSums = kWarps * 2 * kTokens * kSumPitch;  ///< floats of the sums of a round
+  static constexpr int kMostPassSums = 4096;                              ///< values of y of a pass
+  static constexpr int kMostOwnSums = kMostPassSums + 8 * 16;  ///< floats of its sums: shares of rows are rounded up
+  static constexpr int kReciprocalBits = 20;
+
+  int token_tiles = 1;  ///< of a block: 1 or 2
+  int token_groups = 1;
+  int cluster = 1;
+  int units = 1;  ///< of a block
+  int col_groups_log2 = 0;
+  int row_groups = 1;
+  int round_tiles = 1;  ///< of a warp: 2 for one token tile
+  int pass_rounds = 1;
+  int own_rows = 1;
+  int own_reciprocal = 1;
+  int64_t clusters = 0;
+
+  HXQ_HOST_DEVICE int col_groups() const { return 1 << col_groups_log2; }
+  HXQ_HOST_DEVICE int tokens() const { return token_tiles * kTokens; }
+  HXQ_HOST_DEVICE int round_rows() const { return row_groups * round_tiles * kTileRows; }
+  HXQ_HOST_DEVICE int pass_rows() const { return pass_rounds * round_rows(); }
+  HXQ_HOST_DEVICE int row_group_of(int warp) const { return warp >> col_groups_log2; }
+  HXQ_HOST_DEVICE int col_group_of(int warp) const { return warp & (col_groups() - 1); }
+  HXQ_HOST_DEVICE static int lane_row(int lane) { return lane / 4; }  ///< and 8 rows further
+  HXQ_HOST_DEVICE static int lane_col(int lane) { return lane % 4 * 16; }
+  /// Which block of the cluster finishes a row of a pass.
+  HXQ_HOST_DEVICE int owner_of(int row) const { return row * own_reciprocal >> kReciprocalBits; }
+
+  void set_pass(int64_t cluster_rows) {
+    const int64_t all_rounds = (cluster_rows + round_rows() - 1) / round_rows();
+    const int most_rows = kMostPassSums / tokens();
+    pass_rounds = static_cast<int>(std::clamp<int64_t>(most_rows / round_rows(), 1, all_rounds));
+    own_rows = (pass_rows() + cluster - 1) / cluster;
+    own_reciprocal = (1 << kReciprocalBits) / own_rows + 1;
+  }
+};
+
+/// The plan that takes the fewest clocks by estimate; no clusters: there is none. All at least 1. `two_parts`: x takes
+/// two numbers. `clusters[n]`: clusters of n blocks that run at once, up to 8; [1] is the number of multiprocessors.
+inline SkinnyPlan plan_skinny_gemm(int64_t rows, int64_t cols, int64_t tokens, bool two_parts, const int* clusters) {
+  SkinnyPlan best;
+  const int64_t units = (cols + SkinnyPlan::kUnitCols - 1) / SkinnyPlan::kUnitCols;
+  const int token_tiles = tokens > SkinnyPlan::kTokens ? 2 : 1;
+  const int64_t most_units = SkinnyPlan::kMostUnits / token_tiles / (two_parts ? 2 : 1);
+  int64_t best_cost = -1;
+  for (int cluster = 1; cluster <= 8; ++cluster) {
+    SkinnyPlan plan;
+    plan.units = static_cast<int>((units + cluster - 1) / cluster);
+    if (clusters[cluster] == 0 || plan.units > most_units) continue;
+    plan.token_tiles = token_tiles;
+    plan.token_groups = static_cast<int>((tokens + plan.tokens() - 1) / plan.tokens());
+    plan.cluster = cluster;
+    plan.round_tiles = 2 / token_tiles;
+    const int64_t most_clusters = std::max(1, clusters[cluster] / plan.token_groups);
+    plan.clusters = std::min(most_clusters, (rows + SkinnyPlan::kTileRows - 1) / SkinnyPlan::kTileRows);
+    const int64_t cluster_rows = (rows + plan.clusters - 1) / plan.clusters;
+    const int64_t tiles = (cluster_rows + SkinnyPlan::kTileRows - 1) / SkinnyPlan::kTileRows;
+    for (int log2 = 0; 1 << log2 <= SkinnyPlan::kMostColGroups; ++log2) {
+      plan.col_groups_log2 = log2;
+      plan.row_groups = SkinnyPlan::kWarps >> log2;
+      if (plan.round_rows() * plan.tokens() > SkinnyPlan::kMostPassSums) continue;
+      plan.set_pass(cluster_rows);
+      // Clocks: of a warp's instructions, of weights on their way, and of what ends rounds and passes.
+      const int64_t warp_tiles = (tiles + plan.row_groups - 1) / plan.row_groups;
+      const int64_t warp_units = (plan.units + plan.col_groups() - 1) / plan.col_groups();
+      const int64_t instructions = warp_tiles * (warp_units * 1000 + 300);
+      const int64_t memory = cluster_rows * plan.units * SkinnyPlan::kUnitCols / 13;
+      const int64_t rounds = (warp_tiles + plan.round_tiles - 1) / plan.round_tiles;
+      const int64_t ends = rounds * 500 + (rounds / plan.pass_rounds + 1) * (cluster > 1 ? 1000 : 300);
+      const int64_t cost = std::max(instructions, memory) + ends;
+      if (best_cost >= 0 && cost >= best_cost) continue;
+      best = plan;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+}  // namespace hxq::cuda
