@@ -207,6 +207,7 @@ __global__ void __launch_bounds__(kThreads, 1) skinny_gemm_kernel(const __grid_c
   sums.prefetch();
   fill.template store<WideTable>(WideTable::lane_base(dynamic_shared + layout::kTable),
                                  [](float level) { return to_tf32(level); });
+  let_successors_begin();
   hopper::cluster_barrier();  // the tables are there, and all blocks run
   int round = 0, in_round = 0, pass = 0;
 #pragma unroll 1
@@ -220,7 +221,6 @@ __global__ void __launch_bounds__(kThreads, 1) skinny_gemm_kernel(const __grid_c
     }
     if (++in_round < p.plan.round_tiles) continue;
     const bool last = (round + 1) * p.plan.round_rows() >= rows.count;
-    if (last) let_successors_begin();
     __syncthreads();
     sums.add_up_round(round, pass);
     in_round = 0;
