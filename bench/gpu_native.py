@@ -15,6 +15,9 @@ import sys
 import tempfile
 
 SHAPES = ["mamba-130m", "mamba-1.4b", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
+#: What make_model takes for profiles with groups; "SHAPE:PROFILE" is a model of one.
+PROFILES = {"g3": (3, 32), "g4": (4, 32), "g6": (6, 32), "g8": (8, 64)}
+SHAPES += [f"tinyllama-1.1b:{profile}" for profile in PROFILES]
 BATCHED = ["mamba-130m", "tinyllama-1.1b"]
 PROMPTS = ["mamba-130m", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
 PROMPT = "The city of London is"
@@ -64,7 +67,9 @@ def check_model(hxq, card, dense, text, work):
 
 def measure_shape(hxq, folder, card, shape, rate, work):
     model = work / shape
-    subprocess.run([folder / "make_model", "--shape", shape, model], check=True)
+    base, _, profile = shape.partition(":")
+    grouped = ["--grouped", *map(str, PROFILES[profile])] if profile else []
+    subprocess.run([folder / "make_model", "--shape", base, *grouped, model], check=True)
 
     def bench(*arguments):
         return hxq("bench", model, "--device", "cuda", "--json", *arguments)
@@ -74,10 +79,10 @@ def measure_shape(hxq, folder, card, shape, rate, work):
         share = f"{100 * found['bytes_per_token'] / (us * 1e-6) / rate:.1f}" if rate else ""
         row(card, f"decode {shape}", f"M={sequences}", "fast", f"{us:.1f}", share)
 
-    prompt = 2048 if shape in PROMPTS else 64
+    prompt = 2048 if base in PROMPTS else 64
     found = bench("--prompt-tokens", prompt, "--decode-tokens", 200, "--rounds", 5)
     decode(found, 1)
-    if shape in PROMPTS:
+    if base in PROMPTS:
         row(card, f"prompt {shape}", prompt, "fast", f"{1e6 * prompt / found['prompt_tokens_per_second']:.1f}")
     if shape in BATCHED:
         decode(bench("--prompt-tokens", 64, "--decode-tokens", 100, "--rounds", 5, "--sequences", 64), 64)

@@ -14,6 +14,7 @@ import sys
 #: Each must be there.
 HOT = [
     r"gemv_kernel<\d, true, \d+>",
+    r"grouped_gemv_kernel<.*>",
     r"gemm_kernel<(8|16|32|64), \d, false, true>",
     r"skinny_gemm_kernel<.*>",
     r"tile_gemm_kernel<.*>",

@@ -32,9 +32,9 @@ HXQ_API hxq_status hxq_cuda_matrix_create(const char* name, const hxq_tensor* pa
 HXQ_API void hxq_cuda_matrix_destroy(hxq_cuda_matrix* matrix);
 /* What has to be on the GPU beside the indices: host memory, valid until the matrix is placed or destroyed. */
 HXQ_API hxq_status hxq_cuda_matrix_arrays(const hxq_cuda_matrix* matrix, const void** data, size_t* bytes);
-/* Where both lie there: the indices as they are stored, readable up to the next multiple of 4 bytes, and the arrays,
- * aligned to 256 bytes. To be done once, before the matrix is used; the memory must outlive it, and no kernel may write
- * it just before a product in the same stream, which reads it early. */
+/* Where both lie there: the indices (of codec grouped: grouped_indices) as they are stored, readable up to the next
+ * multiple of 4 bytes, and the arrays, aligned to 256 bytes. To be done once, before the matrix is used; the memory
+ * must outlive it, and no kernel may write it just before a product in the same stream, which reads it early. */
 HXQ_API hxq_status hxq_cuda_matrix_place(hxq_cuda_matrix* matrix, const void* indices, const void* arrays);
 
 /* As hxq_linear; the phase does not matter. */

@@ -129,15 +129,26 @@ def test_compiled_whole(gpu, linear, dtype):
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(expected, x, g)[0])
 
 
-def test_other_codecs_are_an_error(gpu):
-    parts = {
-        "grouped_indices": torch.zeros(2, 3, dtype=torch.uint8), "grouped_levels": torch.arange(8.0),
-        "grouped_scales": torch.zeros(2, 1, dtype=torch.uint8), "grouped_scale_levels": torch.ones(1),
-        "grouped_shape": torch.tensor([8, 8]),
-    }  # fmt: skip
-    assert ops.decode(ops.matrix_of(parts, 2, 8)).eq(0).all()
-    with pytest.raises(HxqError, match="codec 'grouped' have no kernels for NVIDIA GPUs"):
-        ops.matrix_of({name: part.to(gpu) for name, part in parts.items()}, 2, 8)
+@pytest.mark.parametrize("profile", ["g3", "g4", "g5", "g6", "g7", "g8", "g8-uniform"])
+@pytest.mark.parametrize("features", [130, 256])
+def test_grouped_matrices_give_what_they_give_on_the_cpu(gpu, profile, features):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, features), nn.Linear(features, 97))
+    helix_substrate.compress_model(model, profile=profile)
+    table, layer = model
+    assert "grouped_levels" in layer.stored_tensors()
+    layer.precision = "exact"
+    moved = copy.deepcopy(layer).to(gpu)
+    assert torch.equal(moved.decode_weight().cpu(), layer.decode_weight())
+    weight = layer.decode_weight().double()
+    for tokens in (1, 3, 40):
+        x, g = torch.randn(tokens, features), torch.randn(tokens, 97)
+        on_gpu = x.to(gpu).requires_grad_()
+        y = moved(on_gpu)
+        assert relative(y, x.double() @ weight.T + layer.bias.double()) < 1e-6
+        assert relative(torch.autograd.grad(y, on_gpu, g.to(gpu))[0], g.double() @ weight) < 1e-5
+    ids = torch.tensor([[3, 49], [0, 3]])
+    assert torch.equal(copy.deepcopy(table).to(gpu)(ids.to(gpu)).cpu(), table(ids))
 
 
 @pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])

@@ -2,17 +2,21 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <variant>
 #include <vector>
 
 #include "capi/cuda_call.h"
 #include "codec/codec.h"
 #include "kernels/cuda_device/codebook_weight.h"
+#include "kernels/cuda_device/grouped_weight.h"
 
 using namespace hxq;
 using namespace hxq::capi;
 
+using CudaWeight = std::variant<cuda::CodebookWeight, cuda::GroupedWeight>;
+
 struct hxq_cuda_matrix {
-  cuda::CodebookWeight weight = {};
+  CudaWeight weight = {};
   bool is_placed = false;
   std::vector<std::byte> arrays = {};                                      // until they are placed
   std::vector<std::function<void(const std::byte* arrays)>> setters = {};  // of the weight's fields
@@ -33,10 +37,29 @@ void append(hxq_cuda_matrix& matrix, const T*& field, std::span<const T> values)
       [&field, begin](const std::byte* arrays) { field = reinterpret_cast<const T*>(arrays + begin); });
 }
 
-const cuda::CodebookWeight& placed(const hxq_cuda_matrix* matrix) {
+const CudaWeight& placed(const hxq_cuda_matrix* matrix) {
   require_pointers({{"matrix", matrix}});
   require(matrix->is_placed, "the matrix has not been placed on a GPU");
   return matrix->weight;
+}
+
+/// For what only matrices that can be trained have.
+const cuda::CodebookWeight& placed_codebook(const hxq_cuda_matrix* matrix) {
+  const auto* weight = std::get_if<cuda::CodebookWeight>(&placed(matrix));
+  require(weight != nullptr, "the matrix has no codebook");
+  return *weight;
+}
+
+void describe(const CodebookMatrix& stored, hxq_cuda_matrix& matrix) {
+  kernels::describe(stored, matrix.weight.emplace<cuda::CodebookWeight>(),
+                    [&](auto& field, auto values) { append(matrix, field, values); });
+}
+
+void describe(const GroupedMatrix& stored, hxq_cuda_matrix& matrix) {
+  auto& weight = matrix.weight.emplace<cuda::GroupedWeight>();
+  kernels::describe(stored, weight, [&](auto& field, auto values) { append(matrix, field, values); });
+  append(matrix, weight.scales,
+         std::span(reinterpret_cast<const uint8_t*>(stored.scales.data()), stored.scales.size()));
 }
 
 /// Rows [count, cols] to read, checked.
@@ -56,9 +79,52 @@ cuda::Output output(const char* name, const hxq_output_rows* rows, int64_t count
   return {.data = given.data, .stride = stride, .dtype = dtype};
 }
 
-void require_tokens(const cuda::CodebookWeight& weight, int64_t tokens) {
+template <class Weight>
+void require_tokens(const Weight& weight, int64_t tokens) {
   require_count("tokens", tokens, weight.cols);
   require_count("tokens", tokens, weight.rows);
+}
+
+// What the launchers have for each kind of matrix.
+size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) {
+  return kernels.codebook_linear_workspace(weight, tokens);
+}
+size_t workspace_of(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, int64_t tokens) {
+  return kernels.grouped_linear_workspace(weight, tokens);
+}
+cuda::Status multiply(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, const cuda::LinearArgs& args,
+                      cuda::Stream stream) {
+  return kernels.codebook_linear(weight, args, stream);
+}
+cuda::Status multiply(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, const cuda::LinearArgs& args,
+                      cuda::Stream stream) {
+  return kernels.grouped_linear(weight, args, stream);
+}
+cuda::Status multiply(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight,
+                      const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
+  return kernels.linear_transposed(weight, args, stream);
+}
+cuda::Status multiply(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight,
+                      const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
+  return kernels.grouped_linear_transposed(weight, args, stream);
+}
+cuda::Status gather(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, const cuda::GatherArgs& args,
+                    cuda::Stream stream) {
+  return kernels.codebook_gather_rows(weight, args, stream);
+}
+cuda::Status gather(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, const cuda::GatherArgs& args,
+                    cuda::Stream stream) {
+  return kernels.grouped_gather_rows(weight, args, stream);
+}
+/// With channel scales: what x / scales is multiplied with.
+cuda::Status decode(const cuda::Kernels& kernels, cuda::CodebookWeight weight, const cuda::DecodeArgs& args,
+                    cuda::Stream stream) {
+  weight.channel_scales = nullptr;
+  return kernels.decode_rows(weight, args, stream);
+}
+cuda::Status decode(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, const cuda::DecodeArgs& args,
+                    cuda::Stream stream) {
+  return kernels.decode_grouped_rows(weight, args, stream);
 }
 
 void clear_gradient(const CudaCall& on, const cuda::CodebookWeight& weight, float* gradient) {
@@ -86,15 +152,19 @@ hxq_status hxq_cuda_matrix_create(const char* name, const hxq_tensor* parts, siz
     const Checkpoint checkpoint = checkpoint_of(name, parts, count);
     const auto stored = read_matrix(checkpoint, name, matrix_shape_of(rows, cols));
     require_parts_of(*stored->codec, parts, count);
-    if (stored->codec != &kCodebookCodec) {
+    const bool is_grouped = stored->codec == &kGroupedCodec;
+    if (stored->codec != &kCodebookCodec && !is_grouped) {
       throw Error(
           fmt::format("{}: matrices of codec '{}' have no kernels for NVIDIA GPUs: keep the module on the CPU, "
                       "or make it dense first",
                       name, stored->codec->id));
     }
     auto made = std::make_unique<hxq_cuda_matrix>();
-    kernels::describe(static_cast<const CodebookMatrix&>(*stored), made->weight,
-                      [&](auto& field, auto values) { append(*made, field, values); });
+    if (is_grouped) {
+      describe(static_cast<const GroupedMatrix&>(*stored), *made);
+    } else {
+      describe(static_cast<const CodebookMatrix&>(*stored), *made);
+    }
     *matrix = made.release();
   });
 }
@@ -114,7 +184,7 @@ hxq_status hxq_cuda_matrix_place(hxq_cuda_matrix* matrix, const void* indices, c
   return guard("placing a matrix", [&] {
     require_pointers({{"matrix", matrix}, {"indices", indices}, {"arrays", arrays}});
     require(!matrix->is_placed, "the matrix has been placed already");
-    matrix->weight.indices = indices;
+    std::visit([&](auto& weight) { weight.indices = indices; }, matrix->weight);
     for (const auto& set : matrix->setters) set(static_cast<const std::byte*>(arrays));
     matrix->arrays = {};
     matrix->is_placed = true;
@@ -123,45 +193,48 @@ hxq_status hxq_cuda_matrix_place(hxq_cuda_matrix* matrix, const void* indices, c
 
 hxq_status hxq_cuda_linear(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, const hxq_linear_args* given) {
   return guard("multiplying", [&] {
-    const cuda::CodebookWeight& weight = placed(matrix);
+    const CudaWeight& placed_weight = placed(matrix);
     CudaCall on(call);
     const hxq_linear_args& args = not_null(given, "args");
-    require_tokens(weight, args.tokens);
     const Precision precision = precision_of(args.precision);
-    if (!on.begins(on.kernels().codebook_linear_workspace(weight, args.tokens))) return;
-    on.check(on.kernels().codebook_linear(
-                 weight,
-                 {.x = input("x", &args.x, args.tokens, weight.cols),
-                  .y = output("y", &args.y, args.tokens, weight.rows),
-                  .tokens = args.tokens,
-                  .bias = args.bias,
-                  .precision = precision == Precision::exact ? cuda::Precision::exact : cuda::Precision::fast,
-                  .workspace = on.workspace()},
-                 on.stream()),
-             "a product");
+    std::visit(
+        [&](const auto& weight) {
+          require_tokens(weight, args.tokens);
+          if (!on.begins(workspace_of(on.kernels(), weight, args.tokens))) return;
+          const cuda::LinearArgs there{
+              .x = input("x", &args.x, args.tokens, weight.cols),
+              .y = output("y", &args.y, args.tokens, weight.rows),
+              .tokens = args.tokens,
+              .bias = args.bias,
+              .precision = precision == Precision::exact ? cuda::Precision::exact : cuda::Precision::fast,
+              .workspace = on.workspace()};
+          on.check(multiply(on.kernels(), weight, there, on.stream()), "a product");
+        },
+        placed_weight);
   });
 }
 
 hxq_status hxq_cuda_linear_transposed(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, int64_t tokens,
                                       const hxq_rows* g, const hxq_output_rows* dx) {
   return guard("multiplying with the transpose", [&] {
-    const cuda::CodebookWeight& weight = placed(matrix);
+    const CudaWeight& placed_weight = placed(matrix);
     CudaCall on(call);
-    require_tokens(weight, tokens);
-    if (!on.begins(0)) return;
-    on.check(
-        on.kernels().linear_transposed(
-            weight,
-            {.g = input("g", g, tokens, weight.rows), .dx = output("dx", dx, tokens, weight.cols), .tokens = tokens},
-            on.stream()),
-        "a product with the transpose");
+    std::visit(
+        [&](const auto& weight) {
+          require_tokens(weight, tokens);
+          if (!on.begins(0)) return;
+          const cuda::LinearTransposedArgs there{
+              .g = input("g", g, tokens, weight.rows), .dx = output("dx", dx, tokens, weight.cols), .tokens = tokens};
+          on.check(multiply(on.kernels(), weight, there, on.stream()), "a product with the transpose");
+        },
+        placed_weight);
   });
 }
 
 hxq_status hxq_cuda_codebook_gradient(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, int64_t tokens,
                                       const float* x, const float* g, float* gradient) {
   return guard("computing a codebook's gradient", [&] {
-    const cuda::CodebookWeight& weight = placed(matrix);
+    const cuda::CodebookWeight& weight = placed_codebook(matrix);
     CudaCall on(call);
     require_tokens(weight, tokens);
     require_pointers({{"gradient", gradient}});
@@ -181,21 +254,24 @@ hxq_status hxq_cuda_codebook_gradient(hxq_cuda_call* call, const hxq_cuda_matrix
 hxq_status hxq_cuda_gather_rows(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, int64_t count, const int32_t* ids,
                                 const hxq_output_rows* out) {
   return guard("decoding rows", [&] {
-    const cuda::CodebookWeight& weight = placed(matrix);
+    const CudaWeight& placed_weight = placed(matrix);
     CudaCall on(call);
-    require_count("count", count, weight.cols);
-    if (!on.begins(0) || count == 0) return;
-    require_pointers({{"ids", ids}});
-    on.check(on.kernels().codebook_gather_rows(
-                 weight, {.ids = ids, .count = count, .out = output("out", out, count, weight.cols)}, on.stream()),
-             "looking up rows");
+    std::visit(
+        [&](const auto& weight) {
+          require_count("count", count, weight.cols);
+          if (!on.begins(0) || count == 0) return;
+          require_pointers({{"ids", ids}});
+          const cuda::GatherArgs there{.ids = ids, .count = count, .out = output("out", out, count, weight.cols)};
+          on.check(gather(on.kernels(), weight, there, on.stream()), "looking up rows");
+        },
+        placed_weight);
   });
 }
 
 hxq_status hxq_cuda_gather_gradient(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, int64_t count,
                                     const int32_t* ids, const float* g, float* gradient) {
   return guard("computing a codebook's gradient", [&] {
-    const cuda::CodebookWeight& weight = placed(matrix);
+    const cuda::CodebookWeight& weight = placed_codebook(matrix);
     CudaCall on(call);
     require_count("count", count, weight.cols);
     require_pointers({{"gradient", gradient}});
@@ -214,12 +290,14 @@ hxq_status hxq_cuda_gather_gradient(hxq_cuda_call* call, const hxq_cuda_matrix* 
 
 hxq_status hxq_cuda_decode(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, const hxq_output_rows* out) {
   return guard("decoding a matrix", [&] {
-    cuda::CodebookWeight weight = placed(matrix);
+    const CudaWeight& placed_weight = placed(matrix);
     CudaCall on(call);
-    weight.channel_scales = nullptr;
     if (!on.begins(0)) return;
-    on.check(on.kernels().decode_rows(
-                 weight, {.rows = weight.rows, .out = output("out", out, weight.rows, weight.cols)}, on.stream()),
-             "decoding a matrix");
+    std::visit(
+        [&](const auto& weight) {
+          const cuda::DecodeArgs there{.rows = weight.rows, .out = output("out", out, weight.rows, weight.cols)};
+          on.check(decode(on.kernels(), weight, there, on.stream()), "decoding a matrix");
+        },
+        placed_weight);
   });
 }

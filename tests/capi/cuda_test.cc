@@ -29,7 +29,7 @@ TEST(Cuda, AMatrixIsCheckedAsOnTheCpu) {
   EXPECT_EQ(made, nullptr);
 }
 
-TEST(Cuda, AMatrixOfAnotherCodecIsAnError) {
+TEST(Cuda, AGroupedMatrixHasArraysAndNoCodebook) {
   const std::vector<uint8_t> zeros(6);
   const std::vector<float> levels(8, 1.0f);
   const std::vector<int64_t> shape = {8, 8};
@@ -38,9 +38,19 @@ TEST(Cuda, AMatrixOfAnotherCodecIsAnError) {
       tensor("grouped_scales", HXQ_U8, {2, 1}, zeros.data()),
       tensor("grouped_scale_levels", HXQ_F32, {1}, levels.data()), tensor("grouped_shape", HXQ_I64, {2}, shape.data())};
   hxq_cuda_matrix* made = nullptr;
-  expect_failure(hxq_cuda_matrix_create("m", parts.data(), parts.size(), 0, 0, &made), HXQ_BAD_DATA,
-                 "codec 'grouped' have no kernels for NVIDIA GPUs");
-  EXPECT_EQ(made, nullptr);
+  ASSERT_OK(hxq_cuda_matrix_create("m", parts.data(), parts.size(), 0, 0, &made));
+  const CudaMatrixHandle matrix(made);
+  const void* data = nullptr;
+  size_t bytes = 0;
+  ASSERT_OK(hxq_cuda_matrix_arrays(made, &data, &bytes));
+  EXPECT_GE(bytes, (8 + 256) * sizeof(float) + 2);  // levels, scale levels and scales
+  EXPECT_EQ(std::memcmp(data, levels.data(), 8 * sizeof(float)), 0);
+  float memory[1] = {};
+  ASSERT_OK(hxq_cuda_matrix_place(made, memory, memory));
+  hxq_cuda_call call = {};
+  expect_invalid(hxq_cuda_codebook_gradient(&call, made, 1, memory, memory, memory), "has no codebook");
+  const int32_t id = 0;
+  expect_invalid(hxq_cuda_gather_gradient(&call, made, 1, &id, memory, memory), "has no codebook");
 }
 
 TEST(Cuda, ArraysBeginWithTheCodebook) {

@@ -58,7 +58,7 @@ TEST_P(SecondDevice, GivesTheLogitsOfTheCpu) {
   add_guarded_device();
   const std::string device = GetParam().device;
   HXQ_NEEDS_DEVICE(device);
-  const testing::TestFolder folder(GetParam().folder, GetParam().compressed);
+  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
   if (device == "guarded") {
     EXPECT_EQ(logits_on(folder.path(), {.threads = 2, .device = device}), logits_on(folder.path(), {.threads = 2}));
     return;
@@ -81,6 +81,12 @@ std::vector<Case> cases() {
           Case{"tests/e2e/qwen2-sliding", true}, Case{"tests/e2e/qwen2-layer-types"}}) {
       all.push_back({test.folder, test.compressed, device});
     }
+  }
+  for (const char* profile : {"g3", "g4", "g5", "g6", "g7", "g8", "g8-uniform"}) {
+    all.push_back({"tests/e2e/llama-bias", true, "cuda", profile});
+  }
+  for (const char* folder : {"tests/e2e/mamba2-no-conv-bias", "tests/e2e/zamba2-adapters"}) {
+    all.push_back({folder, true, "cuda", "g4"});
   }
   return all;
 }

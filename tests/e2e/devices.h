@@ -18,14 +18,16 @@ struct DeviceCase {
   const char* folder;
   bool compressed = false;
   const char* device = "cpu";
+  const char* profile = "";  ///< what it is compressed with; empty: the published format
 
   bool on_cpu() const { return std::string_view(device) == "cpu"; }
 };
 
 inline std::string name_of_case(const ::testing::TestParamInfo<DeviceCase>& test) {
   std::string name = std::filesystem::path(test.param.folder).filename();
-  std::ranges::replace(name, '-', '_');
   if (test.param.compressed) name += "_compressed";
+  if (*test.param.profile != 0) name += std::string("_") + test.param.profile;
+  std::ranges::replace(name, '-', '_');
   return test.param.on_cpu() ? name : name + "_" + test.param.device;
 }
 

@@ -15,9 +15,10 @@ namespace hxq::testing {
 /// A model folder of the tests as it is, or compressed into a temporary folder.
 class TestFolder {
  public:
-  TestFolder(const std::string& name, bool compressed) : path_(std::filesystem::path(HXQ_SOURCE_DIR) / name) {
+  TestFolder(const std::string& name, bool compressed, const std::string& profile = "")
+      : path_(std::filesystem::path(HXQ_SOURCE_DIR) / name) {
     if (!compressed) return;
-    compress(path_, made_.path() / "compressed", {});
+    compress(path_, made_.path() / "compressed", {.profile = profile});
     path_ = made_.path() / "compressed";
   }
   const std::filesystem::path& path() const { return path_; }

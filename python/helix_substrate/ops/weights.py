@@ -153,7 +153,7 @@ def _matrix_of_gpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: s
         )
     device = device_of(next(iter(parts.values())))
     host = {part_name: part.cpu() for part_name, part in parts.items()}
-    indices = parts.get("indices", next(iter(parts.values())))
+    indices = next(parts[part] for part in ("indices", "grouped_indices") if part in parts)
     matrix = CudaMatrix(name, _described(name, host), rows, cols, device, indices.data_ptr(), owner=parts)
     matrix.channel_scales = parts.get("channel_scales")
     return matrix

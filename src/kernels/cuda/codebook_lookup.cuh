@@ -154,16 +154,11 @@ __device__ inline uint32_t two_halves(float level) {
   return static_cast<uint32_t>(__half_as_ushort(high)) | static_cast<uint32_t>(__half_as_ushort(low)) << 16;
 }
 
-/// 16 bytes of weights from any address: whole words around it, none of which lies behind the word of `last`, the last
-/// byte that belongs to the array.
+/// 16 bytes of weights from any address.
 __device__ inline uint4 load_bytes_unaligned(const unsigned char* from, const unsigned char* last) {
-  const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from) % 4) * 8;
-  const auto* words = reinterpret_cast<const uint32_t*>(from - shift / 8);
-  uint32_t w[5];
-#pragma unroll
-  for (int i = 0; i < 5; ++i) w[i] = reinterpret_cast<const unsigned char*>(words + i) <= last ? __ldg(words + i) : 0u;
-  return make_uint4(__funnelshift_r(w[0], w[1], shift), __funnelshift_r(w[1], w[2], shift),
-                    __funnelshift_r(w[2], w[3], shift), __funnelshift_r(w[3], w[4], shift));
+  uint32_t w[4];
+  load_words_unaligned(from, last, w);
+  return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
 }  // namespace hxq::cuda

@@ -96,12 +96,13 @@ Status cublas_product(const void* w, int64_t rows, int64_t cols, const Input& x,
   State& s = state();
   const std::scoped_lock lock(s.mutex);
   const float one = 1, beta = accumulate ? 1.0f : 0.0f;
+  const int x_type = x.dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
   const int y_type = y.dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
   Handle handle = s.handles[device_now()];
   const bool is_right =
       s.library.set_stream(handle, static_cast<cudaStream_t>(stream)) == 0 &&
       s.library.gemm(handle, kTranspose, kNoTranspose, static_cast<int>(rows), static_cast<int>(tokens),
-                     static_cast<int>(cols), &one, w, CUDA_R_16BF, static_cast<int>(cols), x.data, CUDA_R_16BF,
+                     static_cast<int>(cols), &one, w, x_type, static_cast<int>(cols), x.data, x_type,
                      static_cast<int>(x.stride), &beta, y.data, y_type, static_cast<int>(y.stride), kComputeFloat,
                      kDefaultAlgorithm) == 0;
   return is_right ? Status::ok : static_cast<Status>(cudaErrorLaunchFailure);

@@ -78,6 +78,22 @@ __device__ inline void load_whole_run(const void* data, DType dtype, int64_t beg
   }
 }
 
+/// Words of bytes from any address: whole ones around them, none of which lies behind the word of `last`, the last byte
+/// that belongs to the array.
+template <int kWords>
+__device__ inline void load_words_unaligned(const unsigned char* from, const unsigned char* last,
+                                            uint32_t (&out)[kWords]) {
+  const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from) % 4) * 8;
+  const auto* words = reinterpret_cast<const uint32_t*>(from - shift / 8);
+  uint32_t w[kWords + 1];
+#pragma unroll
+  for (int i = 0; i <= kWords; ++i) {
+    w[i] = reinterpret_cast<const unsigned char*>(words + i) <= last ? __ldg(words + i) : 0u;
+  }
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) out[i] = __funnelshift_r(w[i], w[i + 1], shift);
+}
+
 __device__ inline void store_element(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::f32) {
     static_cast<float*>(data)[i] = value;

@@ -267,18 +267,6 @@ __global__ void __maxnreg__(kRegisters) gemv_kernel(const __grid_constant__ Gemv
   }
 }
 
-/// A block leaves room for one of the next kernel on its multiprocessor, but two of one kernel must not lie on one:
-/// another would have none, and much of the memory's rate would be lost. So there are two kinds, which take turns: two
-/// blocks of one need too many registers, two of the other too much shared memory.
-constexpr int kManyRegisters = 72, kFewRegisters = 56;
-static_assert(2 * kManyRegisters * kThreads > 65536 && (kManyRegisters + kFewRegisters) * kThreads <= 65536);
-
-/// Whether it is the turn of the kind with few registers.
-bool takes_few_registers() {
-  static std::atomic<unsigned> launches = 0;
-  return launches.fetch_add(1, std::memory_order_relaxed) % 2 != 0;
-}
-
 /// Of dynamic shared memory of a block.
 size_t shared_bytes(bool few_registers) {
   const size_t least = sizeof(GemvShared) + (halves(current_device().compute_capability) - 1) * kHalfBytes;
@@ -303,6 +291,11 @@ bool is_plain(const FusedInput& input, const CodebookWeight& weight) {
 }
 
 }  // namespace
+
+bool takes_few_registers() noexcept {
+  static std::atomic<unsigned> launches = 0;
+  return launches.fetch_add(1, std::memory_order_relaxed) % 2 != 0;
+}
 
 bool supports_codebook_gemv(const CodebookWeight& weight) noexcept {
   return weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 && weight.cols <= kGemvMaxCols;

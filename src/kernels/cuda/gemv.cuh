@@ -10,6 +10,16 @@ namespace hxq::cuda {
 /// The largest rank whose Vt x the kernel works out itself.
 inline constexpr int kGemvMaxRank = 4;
 
+/// A block of a GEMV leaves room for one of the next kernel on its multiprocessor, but two of one kernel must not lie
+/// on one: another would have none, and much of the memory's rate would be lost. So there are two kinds, which take
+/// turns: two blocks of one need too many registers, two of the other too much shared memory.
+inline constexpr int kManyRegisters = 72, kFewRegisters = 56;
+static_assert(2 * kManyRegisters * GemvPlan::kThreads > 65536 &&
+              (kManyRegisters + kFewRegisters) * GemvPlan::kThreads <= 65536);
+
+/// Whether it is the turn of the kind with few registers.
+bool takes_few_registers() noexcept;
+
 /// Whether `codebook_gemv` takes the matrix with an x that is taken as it is.
 bool supports_codebook_gemv(const CodebookWeight& weight) noexcept;
 

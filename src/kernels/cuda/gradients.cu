@@ -10,37 +10,51 @@ constexpr int kCols = 32;      ///< of a block: the lanes of its warps
 constexpr int kRowWarps = 8;   ///< that take turns with the rows
 constexpr int kLevels = 1024;  ///< of a codebook whose gradient is summed in shared memory
 
+template <class Weight>
 struct TransposedParameters {
-  CodebookWeight weight;
+  Weight weight;
   LinearTransposedArgs args;
 };
 
+/// An element without its low-rank term and channel scale.
+__device__ inline float element_of(const CodebookWeight& w, int64_t row, int64_t col) {
+  const auto* indices = static_cast<const uint8_t*>(w.indices);
+  const float weight = codebook_level(indices, w.index_bits, w.codebook, w.d, row * w.cols + col);
+  if (!w.outlier_row_begin) return weight;
+  // Columns ascend within a row: the first that is not smaller.
+  uint32_t low = w.outlier_row_begin[row], high = w.outlier_row_begin[row + 1];
+  const uint32_t end = high;
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (w.outlier_col[middle] < col)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < end && w.outlier_col[low] == col ? weight + w.outlier_change[low] : weight;
+}
+
+__device__ inline float element_of(const GroupedWeight& w, int64_t row, int64_t col) {
+  const auto* from = static_cast<const uint8_t*>(w.indices) + row * w.row_bytes() + col * w.bits / 8;
+  const int shift = static_cast<int>(col * w.bits % 8);
+  const uint32_t both = from[0] | (shift + w.bits > 8 ? from[1] << 8 : 0);
+  return w.scale_levels[w.scales[row * w.groups() + col / w.group]] * w.levels[both >> shift & ((1u << w.bits) - 1)];
+}
+
 /// Warps take turns with the rows, lanes have a column each; what outliers change is added row by row as well.
-__global__ void __launch_bounds__(kCols* kRowWarps) transposed_kernel(const __grid_constant__ TransposedParameters p) {
+template <class Weight>
+__global__ void __launch_bounds__(kCols* kRowWarps)
+    transposed_kernel(const __grid_constant__ TransposedParameters<Weight> p) {
   __shared__ float shared[kRowWarps][kTokens][kCols];
   let_successors_begin();
   wait_for_predecessors();
-  const CodebookWeight& w = p.weight;
+  const Weight& w = p.weight;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int64_t col = int64_t{blockIdx.x} * kCols + lane, first = int64_t{blockIdx.y} * kTokens;
   const bool is_there = col < w.cols;
-  const auto* indices = static_cast<const uint8_t*>(w.indices);
   float sum[kTokens] = {};
   for (int64_t row = warp; row < w.rows && is_there; row += kRowWarps) {
-    float weight = codebook_level(indices, w.index_bits, w.codebook, w.d, row * w.cols + col);
-    if (w.outlier_row_begin) {
-      // Columns ascend within a row: the first that is not smaller.
-      uint32_t low = w.outlier_row_begin[row], high = w.outlier_row_begin[row + 1];
-      const uint32_t end = high;
-      while (low < high) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (w.outlier_col[middle] < col)
-          low = middle + 1;
-        else
-          high = middle;
-      }
-      if (low < end && w.outlier_col[low] == col) weight += w.outlier_change[low];
-    }
+    float weight = element_of(w, row, col);
     for (int n = 0; n < w.rank; ++n)
       weight = fmaf(w.low_rank_u[row * w.rank + n], w.low_rank_vt[n * w.cols + col], weight);
 #pragma unroll
@@ -55,7 +69,9 @@ __global__ void __launch_bounds__(kCols* kRowWarps) transposed_kernel(const __gr
   if (token >= p.args.tokens || !is_there) return;
   float total = 0;
   for (int i = 0; i < kRowWarps; ++i) total += shared[i][warp][lane];
-  if (w.channel_scales) total /= w.channel_scales[col];
+  if constexpr (requires { w.channel_scales; }) {
+    if (w.channel_scales) total /= w.channel_scales[col];
+  }
   store_at(p.args.dx, token, col, total);
 }
 
@@ -92,14 +108,23 @@ __global__ void __launch_bounds__(256) codebook_gradient_kernel(const __grid_con
     atomicAdd(p.args.gradient + i, sums[i]);
 }
 
-}  // namespace
-
-Status linear_transposed(const CodebookWeight& weight, const LinearTransposedArgs& args, Stream stream) noexcept {
+template <class Weight>
+Status multiply_transposed(const Weight& weight, const LinearTransposedArgs& args, Stream stream) {
   if (args.tokens == 0 || weight.cols == 0) return Status::ok;
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(weight.cols, kCols)),
                   static_cast<unsigned>(ceil_div<int64_t>(args.tokens, kTokens)));
-  return launch(transposed_kernel, {.grid = grid, .block = dim3(kCols * kRowWarps)}, stream,
-                TransposedParameters{.weight = weight, .args = args});
+  return launch(transposed_kernel<Weight>, {.grid = grid, .block = dim3(kCols * kRowWarps)}, stream,
+                TransposedParameters<Weight>{.weight = weight, .args = args});
+}
+
+}  // namespace
+
+Status linear_transposed(const CodebookWeight& weight, const LinearTransposedArgs& args, Stream stream) noexcept {
+  return multiply_transposed(weight, args, stream);
+}
+
+Status linear_transposed(const GroupedWeight& weight, const LinearTransposedArgs& args, Stream stream) noexcept {
+  return multiply_transposed(weight, args, stream);
 }
 
 Status codebook_gradient(const CodebookWeight& weight, const CodebookGradientArgs& args, Stream stream) noexcept {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/linear.h"
+#include "kernels/cuda/grouped.h"
 
 /// Gradients of the products. `g` is dL/dy, `dv` is dL/dv.
 namespace hxq::cuda {
@@ -12,6 +12,7 @@ struct LinearTransposedArgs {
   int64_t tokens = 0;
 };
 Status linear_transposed(const CodebookWeight& weight, const LinearTransposedArgs& args, Stream stream) noexcept;
+Status linear_transposed(const GroupedWeight& weight, const LinearTransposedArgs& args, Stream stream) noexcept;
 
 /// dC[j, i] += sum of (g^T x)[r, c] over the elements that take component i of codeword j; outliers take none. x is
 /// taken before the channel scales. The order of the sums is not fixed.

@@ -68,13 +68,15 @@ struct FusedInput {
 };
 
 /// y = W x (+ bias) (+ y)
-struct FusedProduct {
-  CodebookWeight weight;
+template <class Weight>
+struct ProductWith {
+  Weight weight;
   Output y;                                 // [rows]
   const float* bias = nullptr;              // [rows], or null
   bool accumulate = false;                  ///< add to y
   const float* low_rank_product = nullptr;  // [rank]: Vt x, or null: it is worked out
 };
+using FusedProduct = ProductWith<CodebookWeight>;
 inline constexpr int kMaxFusedProducts = 6;
 
 /// Whether `fused_linear` takes the matrix.

@@ -154,15 +154,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t panel_rows(const CodebookWeight& weight, int64_t panel_bytes) {
-  const int64_t fit = panel_bytes / (2 * weight.cols) / 128 * 128;
+}  // namespace
+
+int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype) noexcept {
+  const int64_t fit = panel_bytes / (element_bytes(dtype) * cols) / 128 * 128;
   const int64_t most = fit > 128 ? fit : 128;
   // Equal panels: a short last one would leave multiprocessors idle.
-  const int64_t count = ceil_div(weight.rows, most);
-  return ceil_div(ceil_div(weight.rows, count), int64_t{128}) * 128;
+  const int64_t count = ceil_div(rows, most);
+  return ceil_div(ceil_div(rows, count), int64_t{128}) * 128;
 }
 
-}  // namespace
+Status start_with_bias(const LinearArgs& args, int64_t rows, Stream stream) noexcept {
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(args.tokens)), .block = dim3(kThreads)};
+  return launch(start_with_bias_kernel, shape, stream, args.y, args.bias, rows, args.accumulate);
+}
 
 bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noexcept {
   return args.precision == Precision::fast && args.tokens >= kPrefillTokens && args.y.dtype != DType::f16 &&
@@ -171,16 +176,17 @@ bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noex
 
 size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
   if (tokens < kPrefillTokens || !has_cublas()) return 0;
-  return static_cast<size_t>(panel_rows(weight, kPanelBytes) * weight.cols + tokens * weight.cols) * 2;
+  return static_cast<size_t>(panel_rows(weight.rows, weight.cols, kPanelBytes, DType::bf16) * weight.cols +
+                             tokens * weight.cols) *
+         2;
 }
 
 Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Stream stream,
                        int64_t panel_bytes) noexcept {
-  const int64_t most = panel_rows(weight, panel_bytes);
+  const int64_t most = panel_rows(weight.rows, weight.cols, panel_bytes, DType::bf16);
   auto* panel = static_cast<__nv_bfloat16*>(args.workspace.data);
   Input x = args.x;
   Rounding rounding;
-  const auto tokens = static_cast<unsigned>(args.tokens);
   Status status = Status::ok;
   if (x.dtype != DType::bf16 || x.stride % 8 != 0 || reinterpret_cast<uintptr_t>(x.data) % 16 != 0) {
     rounding = {.x = args.x,
@@ -190,10 +196,7 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
     while (rounding.lanes_log2 > 0 && int64_t{1} << (rounding.lanes_log2 - 1) >= weight.cols / 8) --rounding.lanes_log2;
     x = {.data = rounding.out, .stride = weight.cols, .dtype = DType::bf16};
   }
-  if (args.bias && status == Status::ok) {
-    status = launch(start_with_bias_kernel, {.grid = dim3(tokens), .block = dim3(kThreads)}, stream, args.y, args.bias,
-                    weight.rows, args.accumulate);
-  }
+  if (args.bias) status = start_with_bias(args, weight.rows, stream);
   const auto blocks = static_cast<unsigned>(kBlocks * current_device().multiprocessors);
   for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
     const int64_t rows = weight.rows - row < most ? weight.rows - row : most;

@@ -9,10 +9,20 @@ constexpr Function* overload(Function* function) {
   return function;
 }
 
-using CodebookLinear = Status(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
-using DenseLinear = Status(const DenseWeight&, const LinearArgs&, Stream) noexcept;
-using CodebookGather = Status(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
-using DenseGather = Status(const DenseWeight&, const GatherArgs&, Stream) noexcept;
+template <class Weight>
+using LinearWorkspace = size_t(const Weight&, int64_t) noexcept;
+template <class Weight>
+using Linear = Status(const Weight&, const LinearArgs&, Stream) noexcept;
+template <class Weight>
+using Gather = Status(const Weight&, const GatherArgs&, Stream) noexcept;
+template <class Weight>
+using LinearTransposed = Status(const Weight&, const LinearTransposedArgs&, Stream) noexcept;
+template <class Weight>
+using Decode = Status(const Weight&, const DecodeArgs&, Stream) noexcept;
+using FusedLinear = Status(const FusedInput&, const FusedProduct*, int64_t, Stream) noexcept;
+using SupportsFusedLinear = bool(const FusedInput&, const CodebookWeight&) noexcept;
+using GroupedFusedLinear = Status(const FusedInput&, const GroupedProduct*, int64_t, Stream) noexcept;
+using SupportsGroupedFusedLinear = bool(const FusedInput&, const GroupedProduct*, int64_t) noexcept;
 
 constexpr Kernels kKernels = {
     .describe = describe,
@@ -34,15 +44,20 @@ constexpr Kernels kKernels = {
     .launch_graph = launch_graph,
     .destroy_graph = destroy_graph,
     .open_cublas = open_cublas,
-    .codebook_linear_workspace = overload<size_t(const CodebookWeight&, int64_t) noexcept>(linear_workspace),
-    .codebook_linear = overload<CodebookLinear>(linear),
-    .supports_fused_linear = supports_fused_linear,
-    .fused_linear = fused_linear,
+    .codebook_linear_workspace = overload<LinearWorkspace<CodebookWeight>>(linear_workspace),
+    .codebook_linear = overload<Linear<CodebookWeight>>(linear),
+    .supports_fused_linear = overload<SupportsFusedLinear>(supports_fused_linear),
+    .fused_linear = overload<FusedLinear>(fused_linear),
     .joint_linear = joint_linear,
-    .dense_linear_workspace = overload<size_t(const DenseWeight&, int64_t) noexcept>(linear_workspace),
-    .dense_linear = overload<DenseLinear>(linear),
-    .codebook_gather_rows = overload<CodebookGather>(gather_rows),
-    .dense_gather_rows = overload<DenseGather>(gather_rows),
+    .grouped_linear_workspace = overload<LinearWorkspace<GroupedWeight>>(linear_workspace),
+    .grouped_linear = overload<Linear<GroupedWeight>>(linear),
+    .supports_grouped_fused_linear = overload<SupportsGroupedFusedLinear>(supports_fused_linear),
+    .grouped_fused_linear = overload<GroupedFusedLinear>(fused_linear),
+    .dense_linear_workspace = overload<LinearWorkspace<DenseWeight>>(linear_workspace),
+    .dense_linear = overload<Linear<DenseWeight>>(linear),
+    .codebook_gather_rows = overload<Gather<CodebookWeight>>(gather_rows),
+    .grouped_gather_rows = overload<Gather<GroupedWeight>>(gather_rows),
+    .dense_gather_rows = overload<Gather<DenseWeight>>(gather_rows),
     .copy_rows = copy_rows,
     .rms_norm = rms_norm,
     .causal_conv1d_silu = causal_conv1d_silu,
@@ -64,10 +79,12 @@ constexpr Kernels kKernels = {
     .run_step = run_step,
     .gated_activation = gated_activation,
     .top_k = top_k,
-    .linear_transposed = linear_transposed,
+    .linear_transposed = overload<LinearTransposed<CodebookWeight>>(linear_transposed),
+    .grouped_linear_transposed = overload<LinearTransposed<GroupedWeight>>(linear_transposed),
     .codebook_gradient = codebook_gradient,
     .gather_gradient = gather_gradient,
-    .decode_rows = decode_rows,
+    .decode_rows = overload<Decode<CodebookWeight>>(decode_rows),
+    .decode_grouped_rows = overload<Decode<GroupedWeight>>(decode_rows),
     .uniform_batch_workspace = uniform_batch_workspace,
     .make_uniform_batch = make_uniform_batch,
     .causal_conv1d_silu_gradient = causal_conv1d_silu_gradient,

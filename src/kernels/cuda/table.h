@@ -5,6 +5,7 @@
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gradients.h"
+#include "kernels/cuda/grouped.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/mamba_step.h"
 #include "kernels/cuda/runtime.h"
@@ -19,7 +20,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 9;
+  static constexpr int kVersion = 10;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -46,9 +47,14 @@ struct Kernels {
   bool (*supports_fused_linear)(const FusedInput&, const CodebookWeight&) noexcept;
   Status (*fused_linear)(const FusedInput&, const FusedProduct*, int64_t count, Stream) noexcept;
   Status (*joint_linear)(const LinearArgs&, const FusedProduct*, int64_t count, Stream) noexcept;
+  size_t (*grouped_linear_workspace)(const GroupedWeight&, int64_t tokens) noexcept;
+  Status (*grouped_linear)(const GroupedWeight&, const LinearArgs&, Stream) noexcept;
+  bool (*supports_grouped_fused_linear)(const FusedInput&, const GroupedProduct*, int64_t count) noexcept;
+  Status (*grouped_fused_linear)(const FusedInput&, const GroupedProduct*, int64_t count, Stream) noexcept;
   size_t (*dense_linear_workspace)(const DenseWeight&, int64_t tokens) noexcept;
   Status (*dense_linear)(const DenseWeight&, const LinearArgs&, Stream) noexcept;
   Status (*codebook_gather_rows)(const CodebookWeight&, const GatherArgs&, Stream) noexcept;
+  Status (*grouped_gather_rows)(const GroupedWeight&, const GatherArgs&, Stream) noexcept;
   Status (*dense_gather_rows)(const DenseWeight&, const GatherArgs&, Stream) noexcept;
   Status (*copy_rows)(const CopyRowsArgs&, Stream) noexcept;
   Status (*rms_norm)(const RmsNormArgs&, Stream) noexcept;
@@ -72,9 +78,11 @@ struct Kernels {
   Status (*gated_activation)(const GatedActivationArgs&, Stream) noexcept;
   Status (*top_k)(const TopKArgs&, Stream) noexcept;
   Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;
+  Status (*grouped_linear_transposed)(const GroupedWeight&, const LinearTransposedArgs&, Stream) noexcept;
   Status (*codebook_gradient)(const CodebookWeight&, const CodebookGradientArgs&, Stream) noexcept;
   Status (*gather_gradient)(const CodebookWeight&, const GatherGradientArgs&, Stream) noexcept;
   Status (*decode_rows)(const CodebookWeight&, const DecodeArgs&, Stream) noexcept;
+  Status (*decode_grouped_rows)(const GroupedWeight&, const DecodeArgs&, Stream) noexcept;
   size_t (*uniform_batch_workspace)(const UniformBatchArgs&) noexcept;
   Status (*make_uniform_batch)(const UniformBatchArgs&, UniformBatch&, Stream) noexcept;
   Status (*causal_conv1d_silu_gradient)(const ConvGradientArgs&, Stream) noexcept;

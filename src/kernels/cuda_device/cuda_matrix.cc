@@ -5,6 +5,7 @@
 #include "codec/codec.h"
 #include "kernels/cuda_device/codebook_weight.h"
 #include "kernels/cuda_device/cuda_device.h"
+#include "kernels/cuda_device/grouped_weight.h"
 
 namespace hxq::kernels {
 namespace {
@@ -56,6 +57,15 @@ std::unique_ptr<const CudaMatrix> prepare_codebook(const StoredMatrix& stored, c
   return std::make_unique<CudaMatrix>(stored, view, std::move(uploads).memory(), stored.bytes_read());
 }
 
+std::unique_ptr<const CudaMatrix> prepare_grouped(const StoredMatrix& stored, const CudaDevice& device) {
+  const auto& matrix = static_cast<const GroupedMatrix&>(stored);
+  Uploads uploads(device);
+  cuda::GroupedWeight view{.indices = uploads.put_stored(matrix.packed),
+                           .scales = reinterpret_cast<const uint8_t*>(uploads.put_stored(matrix.scales))};
+  describe(matrix, view, [&]<class T>(const T*& field, std::span<const T> values) { field = uploads.put(values); });
+  return std::make_unique<CudaMatrix>(stored, view, std::move(uploads).memory(), stored.bytes_read());
+}
+
 std::unique_ptr<const CudaMatrix> prepare_decoded(const StoredMatrix& stored, const CudaDevice& device) {
   constexpr int64_t kPanelWeights = int64_t{1} << 20;
   Uploads uploads(device);
@@ -79,6 +89,7 @@ std::unique_ptr<const CudaMatrix> prepare_decoded(const StoredMatrix& stored, co
 std::unique_ptr<const CudaMatrix> prepare_for_cuda(const StoredMatrix& stored, const CudaDevice& device) {
   if (stored.codec == nullptr) return prepare_exact(stored, device);
   if (stored.codec == &kCodebookCodec) return prepare_codebook(stored, device);
+  if (stored.codec == &kGroupedCodec) return prepare_grouped(stored, device);
   return prepare_decoded(stored, device);
 }
 

@@ -4,17 +4,17 @@
 #include <variant>
 #include <vector>
 
-#include "kernels/cuda/linear.h"
+#include "kernels/cuda/grouped.h"
 #include "kernels/device.h"
 
 namespace hxq::kernels {
 
 class CudaDevice;
 
-/// A matrix in the memory of a GPU: a codebook as it is stored, or dense.
+/// A matrix in the memory of a GPU: a codebook or groups as they are stored, or dense.
 class CudaMatrix final : public PreparedMatrix {
  public:
-  using View = std::variant<cuda::CodebookWeight, cuda::DenseWeight>;
+  using View = std::variant<cuda::CodebookWeight, cuda::GroupedWeight, cuda::DenseWeight>;
 
   CudaMatrix(const StoredMatrix& stored, const View& view, std::vector<DeviceArray<std::byte>> memory,
              int64_t bytes_read)

@@ -61,6 +61,9 @@ cuda::ScanArgs there(const ScanArgs& args) noexcept {
 size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) noexcept {
   return kernels.codebook_linear_workspace(weight, tokens);
 }
+size_t workspace_of(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, int64_t tokens) noexcept {
+  return kernels.grouped_linear_workspace(weight, tokens);
+}
 size_t workspace_of(const cuda::Kernels& kernels, const cuda::DenseWeight& weight, int64_t tokens) noexcept {
   return kernels.dense_linear_workspace(weight, tokens);
 }
@@ -68,11 +71,17 @@ cuda::Status multiply(const CudaContext& on, const cuda::CodebookWeight& weight,
                       const cuda::LinearArgs& args) noexcept {
   return on.kernels.codebook_linear(weight, args, on.stream);
 }
+cuda::Status multiply(const CudaContext& on, const cuda::GroupedWeight& weight, const cuda::LinearArgs& args) noexcept {
+  return on.kernels.grouped_linear(weight, args, on.stream);
+}
 cuda::Status multiply(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::LinearArgs& args) noexcept {
   return on.kernels.dense_linear(weight, args, on.stream);
 }
 cuda::Status gather(const CudaContext& on, const cuda::CodebookWeight& weight, const cuda::GatherArgs& args) noexcept {
   return on.kernels.codebook_gather_rows(weight, args, on.stream);
+}
+cuda::Status gather(const CudaContext& on, const cuda::GroupedWeight& weight, const cuda::GatherArgs& args) noexcept {
+  return on.kernels.grouped_gather_rows(weight, args, on.stream);
 }
 cuda::Status gather(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::GatherArgs& args) noexcept {
   return on.kernels.dense_gather_rows(weight, args, on.stream);
@@ -107,14 +116,24 @@ struct Cuda {
         view_of(weight));
   }
 
-  /// products [args.count]; false where a matrix is none of codebooks.
-  static bool describe(const FusedLinearArgs& args, cuda::FusedProduct* products) noexcept {
+  /// products [args.count]; false where a matrix is stored in another way.
+  template <class Weight>
+  static bool describe(const FusedLinearArgs& args, cuda::ProductWith<Weight>* products) noexcept {
     for (size_t i = 0; i < args.count; ++i) {
       const auto& [weight, one] = args.products[i];
-      const auto* codebook = std::get_if<cuda::CodebookWeight>(&view_of(*weight));
-      if (codebook == nullptr) return false;
-      products[i] = {
-          .weight = *codebook, .y = output(one.y, one.y_stride), .bias = one.bias, .accumulate = one.accumulate};
+      const auto* view = std::get_if<Weight>(&view_of(*weight));
+      if (view == nullptr) return false;
+      products[i] = {.weight = *view, .y = output(one.y, one.y_stride), .bias = one.bias, .accumulate = one.accumulate};
+    }
+    return true;
+  }
+
+  /// x of one token, or x before its norm; false where the kernels have no such norm.
+  static bool describe(const FusedLinearArgs& args, cuda::FusedInput& fused) noexcept {
+    fused = {.x = input(args.products[0].args.x, 0)};
+    if (const auto& norm = args.norm) {
+      if (norm->groups != 1) return false;
+      fused = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
     }
     return true;
   }
@@ -122,16 +141,13 @@ struct Cuda {
   static bool fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     cuda::StepProducts step{.count = static_cast<int64_t>(args.count)};
-    if (step.count > cuda::kMaxFusedProducts || !describe(args, step.products)) return false;
+    if (step.count > cuda::kMaxFusedProducts) return false;
+    if (!describe(args, step.products)) return grouped_fused_linear(args, on);
     if (args.products[0].args.tokens != 1) {
       joint_linear(args, step.products, context);
       return true;
     }
-    step.input = {.x = input(args.products[0].args.x, 0)};
-    if (const auto& norm = args.norm) {
-      if (norm->groups != 1) return false;
-      step.input = {.x = input(norm->x, 0), .norm_weight = norm->weight, .eps = norm->eps};
-    }
+    if (!describe(args, step.input)) return false;
     for (int64_t i = 0; i < step.count; ++i) {
       if (!on.kernels.supports_fused_linear(step.input, step.products[i].weight)) return false;
     }
@@ -140,7 +156,19 @@ struct Cuda {
     return true;
   }
 
-  /// The same for several tokens; a norm is a kernel of its own.
+  static bool grouped_fused_linear(const FusedLinearArgs& args, const CudaContext& on) noexcept {
+    cuda::FusedInput fused;
+    cuda::GroupedProduct products[cuda::kMaxFusedProducts];
+    const auto count = static_cast<int64_t>(args.count);
+    if (args.products[0].args.tokens != 1 || !describe(args, products) || !describe(args, fused) ||
+        !on.kernels.supports_grouped_fused_linear(fused, products, count)) {
+      return false;
+    }
+    on.run("products", [&] { return on.kernels.grouped_fused_linear(fused, products, count, on.stream); });
+    return true;
+  }
+
+  /// Of codebooks, for several tokens; a norm is a kernel of its own.
   static void joint_linear(const FusedLinearArgs& args, const cuda::FusedProduct* products,
                            const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
