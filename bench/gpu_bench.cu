@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <numeric>
 #include <random>
 #include <string>
@@ -20,6 +21,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/grouped.h"
 #include "kernels/cuda/linear.h"
 
 namespace {
@@ -49,6 +51,10 @@ T* upload(const std::vector<T>& values) {
   T* data = allocate<T>(values.size());
   require(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
   return data;
+}
+
+void free_all(std::initializer_list<const void*> arrays) {
+  for (const void* array : arrays) cudaFree(const_cast<void*>(array));
 }
 
 template <class T>
@@ -163,15 +169,11 @@ class Rotation {
     }
   }
   ~Rotation() {
-    for (const CodebookWeight& w : weights_) {
-      cudaFree(const_cast<void*>(w.indices));
-      cudaFree(const_cast<float*>(w.codebook));
-      cudaFree(const_cast<uint32_t*>(w.outlier_row_begin));
-      cudaFree(const_cast<uint32_t*>(w.outlier_col));
-      cudaFree(const_cast<float*>(w.outlier_change));
-    }
+    for (const CodebookWeight& w : weights_)
+      free_all({w.indices, w.codebook, w.outlier_row_begin, w.outlier_col, w.outlier_change});
   }
   const std::vector<CodebookWeight>& weights() const { return weights_; }
+  std::string name() const { return "codebook " + std::to_string(rows_) + "x" + std::to_string(cols_); }
   double bytes() const {
     return static_cast<double>(rows_ * cols_) + 8.0 * static_cast<double>(col_.size()) +
            4.0 * static_cast<double>(rows_) + 1024;
@@ -207,6 +209,79 @@ class Rotation {
   std::vector<CodebookWeight> weights_;
 };
 
+/// Grouped matrices of one shape, with whole levels as large as the encoder's.
+class GroupedRotation {
+ public:
+  GroupedRotation(int64_t rows, int64_t cols, int bits) : rows_(rows), cols_(cols), bits_(bits) {
+    const int64_t group = bits >= 7 ? 64 : 32;
+    const auto packed = static_cast<size_t>(rows * cols * bits / 8), scales = static_cast<size_t>(rows * cols / group);
+    bytes_ = static_cast<double>(packed + scales) + 2048;
+    const size_t count = std::max<size_t>(2, std::min<size_t>(kRotationBytes / (packed + scales), 512));
+    std::mt19937 engine(1);
+    std::normal_distribution<float> normal;
+    const float largest = bits <= 4 ? 127 : bits <= 6 ? 2047 : 32767;
+    for (int i = 0; i < 1 << bits; ++i)
+      levels_.push_back(std::round(std::clamp(0.3f * normal(engine), -1.0f, 1.0f) * largest));
+    for (int i = 0; i < 256; ++i) scale_levels_.push_back((1 + static_cast<float>(i) / 256) / largest);
+    for (size_t i = 0; i < count; ++i) {
+      auto* indices = allocate<uint8_t>(packed);
+      auto* numbers = allocate<uint8_t>(scales);
+      fill_random<<<1024, 256>>>(reinterpret_cast<uint32_t*>(indices), packed / 4, static_cast<uint32_t>(i));
+      fill_random<<<1024, 256>>>(reinterpret_cast<uint32_t*>(numbers), scales / 4, static_cast<uint32_t>(i) + 1000);
+      weights_.push_back({.rows = rows,
+                          .cols = cols,
+                          .group = group,
+                          .bits = bits,
+                          .indices = indices,
+                          .scales = numbers,
+                          .levels = upload(levels_),
+                          .scale_levels = upload(scale_levels_),
+                          .level_parts = bits <= 4 ? 1 : 2});
+    }
+  }
+  ~GroupedRotation() {
+    for (const GroupedWeight& w : weights_) free_all({w.indices, w.scales, w.levels, w.scale_levels});
+  }
+  const std::vector<GroupedWeight>& weights() const { return weights_; }
+  std::string name() const {
+    return "grouped " + std::to_string(bits_) + " bits " + std::to_string(rows_) + "x" + std::to_string(cols_);
+  }
+  double bytes() const { return bytes_; }
+
+  /// As that of codebooks.
+  double error(size_t matrix, const std::vector<float>& x, const std::vector<float>& y, int64_t tokens) const {
+    const GroupedWeight& w = weights_[matrix];
+    double worst = 0;
+    for (int64_t r = 0; r < rows_; r += std::max<int64_t>(1, rows_ / 37)) {
+      const int64_t bytes = w.row_bytes(), groups = w.groups();
+      const auto packed = download(static_cast<const uint8_t*>(w.indices) + r * bytes, static_cast<size_t>(bytes));
+      const auto scales = download(w.scales + r * groups, static_cast<size_t>(groups));
+      for (int64_t t = 0; t < tokens; t += std::max<int64_t>(1, tokens / 5)) {
+        double sum = 0, size = 0;
+        for (int64_t c = 0; c < cols_; ++c) {
+          size_t index = 0;
+          for (int64_t bit = (c + 1) * bits_ - 1; bit >= c * bits_; --bit)
+            index = index << 1 | (packed[static_cast<size_t>(bit / 8)] >> bit % 8 & 1);
+          const double term = static_cast<double>(scale_levels_[scales[static_cast<size_t>(c / w.group)]]) *
+                              levels_[index] * x[static_cast<size_t>(t * cols_ + c)];
+          sum += term;
+          size += std::fabs(term);
+        }
+        const double error = std::fabs(y[static_cast<size_t>(t * rows_ + r)] - sum) / size;
+        worst = error >= worst ? error : std::isnan(error) ? INFINITY : worst;
+      }
+    }
+    return worst;
+  }
+
+ private:
+  int64_t rows_, cols_;
+  int bits_;
+  double bytes_;
+  std::vector<float> levels_, scale_levels_;
+  std::vector<GroupedWeight> weights_;
+};
+
 struct Bench {
   cudaStream_t stream;
   double read_rate;
@@ -222,8 +297,9 @@ struct Bench {
   }
 
   /// y = W x for `tokens` tokens of x in `x_type`, y in float.
-  void product(const Rotation& rotation, int64_t tokens, DType x_type, Precision precision) {
-    const CodebookWeight& first = rotation.weights().front();
+  template <class Matrices>
+  void product(const Matrices& rotation, int64_t tokens, DType x_type, Precision precision) {
+    const auto& first = rotation.weights().front();
     std::mt19937 engine(3);
     std::normal_distribution<float> normal;
     std::vector<float> x(static_cast<size_t>(tokens * first.cols));
@@ -257,15 +333,12 @@ struct Bench {
     });
     const size_t last = used - 1;
     const double error = rotation.error(last, x, download(y, static_cast<size_t>(tokens * first.rows)), tokens);
-    std::string what = "codebook " + std::to_string(first.rows) + "x" + std::to_string(first.cols) +
-                       ",M=" + std::to_string(tokens) + "," + (x_type == DType::bf16 ? "bf16 x" : "f32 x") +
+    std::string what = rotation.name() + ",M=" + std::to_string(tokens) + "," +
+                       (x_type == DType::bf16 ? "bf16 x" : "f32 x") +
                        (precision == Precision::fast ? " fast" : " exact");
     row(what, seconds / static_cast<double>(last + 1), rotation.bytes(), error,
         precision == Precision::fast && tokens > 1 ? 0x1p-8 : 2e-6);
-    cudaFree(device_x);
-    cudaFree(device_half);
-    cudaFree(y);
-    cudaFree(workspace);
+    free_all({device_x, device_half, y, workspace});
   }
 
   /// Causal attention of a prompt, queries and outputs in float.
@@ -347,11 +420,7 @@ struct Bench {
                              (precision == Precision::fast ? " fast" : " exact");
     const size_t moved = 2 * q.size() * 4 + elements * (cache == DType::f32 ? 4 : 2);
     row(what, seconds / kLaunches, static_cast<double>(moved), worst, precision == Precision::fast ? 0x1p-8 : 1e-5);
-    for (void* memory : {static_cast<void*>(const_cast<char*>(bytes)), static_cast<void*>(device_table),
-                         static_cast<void*>(table_of), static_cast<void*>(segment), static_cast<void*>(position),
-                         static_cast<void*>(device_q), static_cast<void*>(y), static_cast<void*>(workspace)}) {
-      cudaFree(memory);
-    }
+    free_all({bytes, device_table, table_of, segment, position, device_q, y, workspace});
   }
 };
 
@@ -406,6 +475,18 @@ int main(int argc, char** argv) {
     for (const int64_t tokens : {256, 512, 1024, 2048, 4096}) {
       if ((options.tokens && tokens != options.tokens) || rows * cols < 4096 * 4096) continue;
       bench.product(rotation, tokens, DType::bf16, Precision::fast);
+    }
+  }
+  for (const auto& [rows, cols] : shapes) {
+    if (options.attention_only) break;
+    if ((options.rows && (rows != options.rows || cols != options.cols)) || cols % 128 != 0 || rows < 3072) continue;
+    for (const int bits : {3, 4, 6, 8}) {
+      const GroupedRotation rotation(rows, cols, bits);
+      for (const int64_t tokens : {1, 2, 8, 512}) {
+        if (options.tokens && tokens != options.tokens) continue;
+        const bool many = tokens > 8;
+        bench.product(rotation, tokens, many ? DType::bf16 : DType::f32, many ? Precision::fast : Precision::exact);
+      }
     }
   }
   std::printf("%d wrong answers\n", bench.failures);
