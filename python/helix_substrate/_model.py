@@ -87,6 +87,31 @@ class OpenModel:
         _core.check(library.hxq_forward(self._address, array, len(array)))
 
 
+class Steps:
+    """Calls that continue each of some sequences by one token and write its logits, float32 [len(sequences),
+    vocab_size], to the same place each time."""
+
+    def __init__(self, model: OpenModel, sequences: Sequence[ModelSequence], logits: int):
+        self._held = model, sequences
+        self._ids = (c_int32 * len(sequences))()
+        self._address, row_bytes = model._address, model.vocab_size * ctypes.sizeof(c_float)
+        self._segments = (_abi.Segment * len(sequences))(
+            *(
+                (
+                    sequence.address, ctypes.cast(ctypes.byref(self._ids, i * ctypes.sizeof(c_int32)),
+                    ctypes.POINTER(c_int32)), 1, _abi.DECODE, _abi.LOGITS_LAST, logits + i * row_bytes, 0,
+                )  # fmt: skip
+                for i, sequence in enumerate(sequences)
+            )
+        )
+
+    def __call__(self, tokens: Sequence[int]) -> None:
+        """tokens: one for each sequence. Raises as `OpenModel.run`."""
+        for i, token in enumerate(tokens):
+            self._ids[i] = _core.whole_number("a token", token)
+        _core.check(library.hxq_forward(self._address, self._segments, len(self._segments)))
+
+
 def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.ModelOptions:
     return _abi.ModelOptions(
         threads=_core.whole_number("threads", threads),

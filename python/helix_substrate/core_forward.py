@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import logging
+import sys
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -62,12 +63,17 @@ def _architecture(kind: type) -> Optional[_Architecture]:
     return _Architecture(output, cache_name, attends, "logits_to_keep" in inspect.signature(kind.forward).parameters)
 
 
-class _Generation(NamedTuple):
-    """A `generate` that is going on, and whether it calls nothing of its caller's between two steps."""
+class _Generation:
+    """A `generate` that is going on."""
 
-    model: nn.Module
-    alone: bool
-    threads: int  # of torch
+    def __init__(self, model: nn.Module, alone: bool):
+        self.model = model
+        #: Whether it calls nothing of its caller's between two steps.
+        self.alone = alone
+        #: Of torch.
+        self.threads = torch.get_num_threads()
+        #: The steps to come, where what they continue is in the core.
+        self.steps: Optional[_Steps] = None
 
 
 @functools.cache
@@ -91,13 +97,13 @@ _generation: contextvars.ContextVar[Optional[_Generation]] = contextvars.Context
 @contextlib.contextmanager
 def generating(model: nn.Module, alone: bool):
     """For a block of code that does what `generate` does."""
-    threads = torch.get_num_threads()
-    token = _generation.set(_Generation(model, alone, threads))
+    generation = _Generation(model, alone)
+    token = _generation.set(generation)
     try:
         yield
     finally:
         _generation.reset(token)
-        _set_threads_of_torch(threads)
+        _set_threads_of_torch(generation.threads)
 
 
 class _Call:
@@ -291,7 +297,47 @@ def _run(model: nn.Module, call: _Call):
         kept = slice(-call.keep, None) if isinstance(call.keep, int) else call.keep
         logits = logits[:, kept]
     logits = logits.to(core.device, core.logits_dtype)
-    return architecture.output(logits=logits, **{architecture.cache_name: cache if call.use_cache else None})
+    output = architecture.output(logits=logits, **{architecture.cache_name: cache if call.use_cache else None})
+    generation = _generation.get()
+    if generation is not None and generation.alone and call.use_cache and texts_of(cache) is texts:
+        generation.steps = _Steps(texts, cache, architecture)
+    return output
+
+
+class _Steps:
+    """Forwards of one more token for each row, inside `generate` and with nothing but transformers between them. What
+    transformers and `why_modules` do for a forward takes a tenth of a small model's token; here they are spared it."""
+
+    def __init__(self, texts: Texts, cache, architecture: _Architecture):
+        self._texts, self._cache, self._cache_name = texts, cache, architecture.cache_name
+        self._core = texts.core
+        opened = texts.core.opened
+        self._logits = torch.empty(len(texts.sequences), 1, opened.vocab_size)
+        self._run = _model.Steps(opened, texts.sequences, self._logits.data_ptr())
+        # transformers copies logits before it asks for the next ones, and keeps no result.
+        self._output = architecture.output(logits=self._logits, **{architecture.cache_name: cache})
+        self._longest = opened.context_length + min(texts.padding) if opened.context_length else sys.maxsize
+        self._ids: Optional[torch.Tensor] = None
+
+    def inputs(self, ids: torch.Tensor, arguments: dict[str, Any]) -> Optional[dict[str, Any]]:
+        """The arguments of the next forward, if that takes one token of each row after what the cache holds."""
+        held = arguments.get(self._cache_name) is self._cache and texts_of(self._cache) is self._texts
+        if not held or not self._texts.length + 1 == ids.shape[1] <= self._longest:
+            return None
+        self._ids = ids[:, -1:]
+        return {"input_ids": self._ids, self._cache_name: self._cache}
+
+    def are_next(self, ids) -> bool:
+        """Whether these are the tokens that `inputs` has just given out."""
+        return ids is not None and ids is self._ids
+
+
+def _run_next(steps: _Steps):
+    steps._run(steps._ids.flatten().tolist())
+    steps._ids = None
+    if steps._core.logits_dtype is not torch.float32 or steps._core.device.type != "cpu":
+        steps._output.logits = steps._logits.to(steps._core.device, steps._core.logits_dtype)
+    return steps._output
 
 
 @functools.cache
@@ -309,6 +355,8 @@ def _whole_class(original: type) -> Optional[type]:
             kwargs.update(zip(names, args))
         generation = _generation.get()
         if generation is not None:
+            if generation.steps is not None and generation.steps.are_next(input_ids):
+                return _run_next(generation.steps)
             _set_threads_of_torch(generation.threads)
         call = _Call(self, input_ids, kwargs)
         reason = why_modules(self, call)
@@ -327,6 +375,15 @@ def _whole_class(original: type) -> Optional[type]:
         with generating(self, _runs_alone(args, kwargs)):
             return original.generate(self, *args, **kwargs)
 
+    @functools.wraps(original.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+        generation = _generation.get()
+        if generation is not None and generation.steps is not None and generation.model is self:
+            inputs = generation.steps.inputs(input_ids, kwargs)
+            if inputs is not None:
+                return inputs
+        return original.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+
     def device(self):
         """That of the embedding, a dense model's first parameter: transformers asks some times for each token."""
         table = self.get_input_embeddings()
@@ -336,6 +393,7 @@ def _whole_class(original: type) -> Optional[type]:
         return _restored, (original,), {key: value for key, value in self.__dict__.items() if key != "_core_model"}
 
     members = {"forward": forward, "generate": generate, "device": property(device), "__reduce_ex__": reduce}
+    members.update(prepare_inputs_for_generation=prepare_inputs_for_generation)
     members.update(__module__=original.__module__, __doc__=original.__doc__, _helix_original=original)
     return type(original.__name__, (original,), members)
 

@@ -43,11 +43,14 @@ def calls(monkeypatch, floats):
     """The calls of the core, and the reasons for others. Kernels do not round, so that both ways give the same
     tokens."""
     seen = []
-    run, why = core_forward._run, core_forward.why_modules
+    why = core_forward.why_modules
 
-    def counted(model, call):
-        seen.append("core")
-        return run(model, call)
+    def counted(run):
+        def run_and_count(*arguments):
+            seen.append("core")
+            return run(*arguments)
+
+        return run_and_count
 
     def noted(model, call):
         reason = why(model, call)
@@ -55,7 +58,8 @@ def calls(monkeypatch, floats):
             seen.append(reason)
         return reason
 
-    monkeypatch.setattr(core_forward, "_run", counted)
+    for name in ("_run", "_run_next"):
+        monkeypatch.setattr(core_forward, name, counted(getattr(core_forward, name)))
     monkeypatch.setattr(core_forward, "why_modules", noted)
     return seen
 
@@ -134,6 +138,16 @@ def test_ways_of_generating(kind, options, folders, calls):
     torch.manual_seed(5)
     assert torch.equal(generate(model, **options), expected)
     assert calls == ["core"] * 12
+
+
+def test_steps_after_the_first_are_prepared_by_nobody_else(folders, calls, monkeypatch):
+    model, made = load(folders / "llama"), []
+    inputs = core_forward._Steps.inputs
+    monkeypatch.setattr(core_forward._Steps, "inputs", lambda *a: made.append(inputs(*a)) or made[-1])
+    for ids, mask in ((IDS, None), (ROWS, PADDED)):
+        generate(model, ids, **({} if mask is None else {"attention_mask": mask}))
+        assert len(made) == 11 and None not in made
+        made.clear()
 
 
 def test_more_than_one_call_a_token(folders, calls):
