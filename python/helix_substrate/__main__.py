@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
+import os
 import signal
 import sys
 import threading
@@ -12,8 +14,43 @@ import threading
 from . import _core
 
 
+class _LostOutput(Exception):
+    """What was to be printed cannot be: `error` says why."""
+
+    def __init__(self, error: OSError):
+        super().__init__(error)
+        self.error = error
+
+
+def _say(text: str) -> None:
+    """Prints what the command is called for. Raises _LostOutput where that cannot be written."""
+    if sys.stdout is None:
+        raise _LostOutput(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise _LostOutput(error) from None
+
+
+def _complain(text: str) -> None:
+    """A message, which is lost where there is nobody to read it."""
+    if sys.stderr is not None:  # or `print` would take the standard output
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _forget_output() -> None:
+    """What could not be written is dropped, lest Python tries it again at its end and complains."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _progress(quiet: bool):
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_watched():
         return None
 
     def show(tensor: str, done: int, total: int) -> None:
@@ -61,6 +98,19 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **options)
         self.register("action", None, _Once)
 
+    def print_help(self, file=None):
+        _say(self.format_help().rstrip("\n"))
+
+    def error(self, message):
+        _complain(f"{self.format_usage()}{self.prog}: error: {message}")
+        raise SystemExit(2)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        _say(_core.version())
+        parser.exit()
+
 
 @contextlib.contextmanager
 def _signals_as_exits():
@@ -89,7 +139,7 @@ def _compress(arguments) -> int:
         group=arguments.group, bits_for=_bits_by_role(arguments.bits_for),
     )  # fmt: skip
     totals = receipt["totals"]
-    print(
+    _say(
         f"{totals['tensors_compressed']} tensors compressed, {totals['tensors_exact']} exact; "
         f"{totals['source_bytes'] / 1e6:.1f} MB -> {totals['stored_bytes'] / 1e6:.1f} MB, "
         f"{totals['bits_per_weight']:.2f} bits per weight"
@@ -100,8 +150,8 @@ def _compress(arguments) -> int:
 def _verify(arguments) -> int:
     result = _core.verify(arguments.folder, arguments.source, _progress(arguments.quiet))
     for problem in result["problems"]:
-        print(problem, file=sys.stderr)
-    print(
+        _complain(problem)
+    _say(
         f"{'ok' if result['ok'] else 'NOT ok'}: {result['tensors']} tensors, {result['compressed']} compressed, "
         f"{result['hashes_checked']} hashes and {result['fidelities_checked']} fidelities checked"
     )
@@ -109,7 +159,7 @@ def _verify(arguments) -> int:
 
 
 def _inspect(arguments) -> int:
-    print(json.dumps(_core.inspect(arguments.folder), indent=2))
+    _say(json.dumps(_core.inspect(arguments.folder), indent=2))
     return 0
 
 
@@ -120,7 +170,7 @@ def _decompress(arguments) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m helix_substrate", description=__doc__)
-    parser.add_argument("--version", action="version", version=_core.version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     verb = verbs.add_parser("compress", help="compress a model folder into a new one")
@@ -166,15 +216,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv=None) -> int:
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         with _signals_as_exits():
             return arguments.run(arguments)
-    except (_core.HxqError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except _LostOutput as lost:
+        _forget_output()
+        if isinstance(lost.error, BrokenPipeError):  # who has read enough wants no message
+            return 128 + signal.SIGPIPE
+        _complain(f"error: cannot write to standard output: {lost.error.strerror}")
+        return 1
+    except (_core.HxqError, ValueError, OSError, MemoryError) as error:
+        _complain(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)
+        _complain("\ninterrupted" if _is_watched() else "interrupted")
         return 130
 
 
