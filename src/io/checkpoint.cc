@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <regex>
 #include <set>
 
@@ -18,6 +19,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kSingleFile = "model.safetensors";
 constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr std::string_view kAdapterFile = "adapter_model.safetensors";
+constexpr std::string_view kAdapterPrefix = "base_model.model.";
 constexpr std::string_view kFileSuffix = ".safetensors";
 constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 
@@ -89,11 +91,10 @@ fs::path only_file(const fs::path& dir, std::string_view ending) {
   return files.size() == 1 ? files.front() : fs::path();
 }
 
-/// A shard without the index that lists the others is part of a model, and an adapter is a change of one.
+/// A shard without the index that lists the others is part of a model.
 void check_is_whole(const fs::path& file) {
   static const std::regex kShard(R"((.*)-\d+-of-\d+\.safetensors)");
   const std::string name = file.filename().string();
-  if (name == kAdapterFile) throw Error("is an adapter, not a model: merge it into its model", {.file = file.string()});
   std::smatch match;
   if (!std::regex_match(name, match, kShard)) return;
   throw Error(fmt::format("is one shard of a model, but {}{}, which lists all of them, is missing", match[1].str(),
@@ -126,6 +127,17 @@ void read_folder(const fs::path& dir, CheckpointContents& contents) {
   }
 }
 
+/// An adapter is a change of a model. PEFT gives all of its tensors one prefix, whatever the file is called.
+void check_is_no_adapter(const CheckpointContents& contents) {
+  if (contents.files.size() != 1) return;
+  const fs::path file = contents.files.front().path();
+  const auto is_of_peft = [](const auto& tensor) { return tensor.first.starts_with(kAdapterPrefix); };
+  const bool only_peft = !contents.tensors.empty() && std::ranges::all_of(contents.tensors, is_of_peft);
+  if (file.filename() == kAdapterFile || only_peft) {
+    throw Error("is an adapter, not a model: merge it into its model", {.file = file.string()});
+  }
+}
+
 bool inside(std::span<const std::byte> part, std::span<const std::byte> whole) {
   return !part.empty() && part.data() >= whole.data() && part.data() + part.size() <= whole.data() + whole.size();
 }
@@ -142,6 +154,7 @@ Checkpoint Checkpoint::open(const fs::path& path) {
     } else {
       add_file(SafetensorsFile::open(path), *contents);
     }
+    check_is_no_adapter(*contents);
   });
   return Checkpoint(std::move(contents));
 }

@@ -256,7 +256,18 @@ def test_an_adapter_beside_the_weights_is_left_out_as_a_whole(hxq, model_copy, t
     hxq("generate", model_copy, "--prompt", "a").fails_with("adapter_config.json: is of an adapter, which is not applied")
     # What is left is an adapter alone, which is not compressed as if it were the model.
     (model_copy / "model.safetensors").rename(model_copy / "adapter_model.safetensors")
-    hxq("compress", model_copy, tmp_path / "no").fails_with("adapter_model.safetensors: is an adapter, not a model")
+    adapter = model_copy / "adapter_model.safetensors"
+    for source in (model_copy, adapter):
+        for options in ([], ["--dry-run"]):
+            result = hxq("compress", *options, source, tmp_path / "no")
+            result.fails_with("adapter_model.safetensors: is an adapter, not a model")
+
+
+def test_an_adapter_is_known_by_its_tensors(hxq, tmp_path):
+    names = [f"base_model.model.layers.0.q_proj.lora_{half}.weight" for half in "AB"]
+    write(tmp_path / "mine.safetensors", {name: ("F32", [64, 64], bytes(4 * 64 * 64)) for name in names})
+    for source in (tmp_path, tmp_path / "mine.safetensors"):
+        hxq("compress", "--dry-run", source, tmp_path / "no").fails_with("mine.safetensors: is an adapter, not a model")
 
 
 @pytest.mark.parametrize("kind", ["line of 8 GB", "pipe", "link"])
