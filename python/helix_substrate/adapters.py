@@ -16,8 +16,9 @@ from importlib.abc import MetaPathFinder
 import torch
 from torch import nn
 
-from .compressed import Compressed, WithoutWeight, encode
-from .modules import HelixLinear, Tied, become_compressed, become_own
+from .compressed import Compressed, WithoutWeight
+from .modules import HelixLinear, Tied, become_compressed
+from .stored_form import encode
 from .swap import replace_module
 
 _GUARD = "_check_lora_target_modules_mamba"
@@ -155,7 +156,16 @@ def _part_from(model: nn.Module, layer: nn.Module) -> None:
     }
     for module in list(model.modules()):
         if isinstance(module, Tied) and module.source is source and id(module) not in sharing:
-            become_own(module)
+            _become_own(module)
+
+
+def _become_own(module: Tied) -> None:
+    """Gives a tied module the stored tensors of its source, without a copy, as its own."""
+    source = module.source
+    parts, name, dtype = source.stored_tensors(), module.__dict__.get("tensor_name", ""), source.weight_dtype
+    module._take(nn.Parameter(torch.empty(source.rows, source.cols, dtype=dtype, device="meta")))
+    become_compressed(module, parts, name)
+    module.precision = source.precision
 
 
 def _merge(path: str, layer: nn.Module, sidecar_fraction: float) -> tuple[nn.Module, dict]:

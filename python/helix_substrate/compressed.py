@@ -17,8 +17,8 @@ from torch import nn
 
 from . import _core, ops
 from .offload import onload
-from .ops import PART_NAMES, TORCH_DTYPES, AnyParts, Parts, stamp_of
-from .stored_form import encoding_of
+from .ops import PART_NAMES, AnyParts, Parts, stamp_of
+from .stored_form import encode, encoding_of, matrix_in
 
 _aten = torch.ops.aten
 
@@ -399,23 +399,29 @@ class Compressed(WithoutWeight):
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         # Another compression of the matrix may have other parts, and of other sizes.
-        names = (*PART_NAMES, "sidecar_indices")
-        loaded = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         own = self.stored_tensors()
+        loaded = matrix_in(state_dict, prefix, own)
         fits = loaded.keys() == own.keys() and all(
             own[name].shape == value.shape and own[name].dtype is value.dtype for name, value in loaded.items()
         )
-        if {"codebook", "indices"} <= loaded.keys() and not fits:
+        if loaded and not fits:
             if problem := ops.problem_with(loaded, self.rows, self.cols, self.label):
                 rest[-1].append(problem)  # torch raises all of them at the end
                 return
             device = self.stored_device
-            for name in own:
-                self._buffers.pop(name, None)
-                self._parameters.pop(name, None)
-            room = {name: torch.empty_like(value, device=device) for name, value in loaded.items()}
-            self._take_parts(room, self.rows, self.cols, self.weight_dtype)
+            self._put_parts({name: torch.empty_like(value, device=device) for name, value in loaded.items()})
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _put_parts(self, parts: dict[str, torch.Tensor]) -> None:
+        """Takes these in place of what is stored. What is trained stays the parameter that it is."""
+        stored = set(self._stored_names.values())
+        trained = {name: self._parameters.pop(name) for name in stored & self._parameters.keys()}
+        for name in stored:
+            self._buffers.pop(name, None)
+        self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
+        for name in trained.keys() & self._buffers.keys():
+            trained[name].data = self._buffers.pop(name)
+            self.register_parameter(name, trained[name])
 
     def _own_state(self) -> set[str]:
         return set(self._stored_names.values())
@@ -474,25 +480,3 @@ class Compressed(WithoutWeight):
             "savings_pct": 100 * (1 - held / dense),
         }
 
-
-def encode(
-    weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256, **encoding
-):
-    """The stored tensors of `weight` [rows, cols] compressed by the CPU, on the weight's device, and how far they are
-    from it (a dict). encoding: profile, bits, group and low_rank, as for `compress`."""
-    source = weight.detach()
-    if not source.is_floating_point():
-        raise TypeError(f"{name} is {source.dtype}, expected floating-point numbers")
-    if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        source = source.float()
-    source = source.to("cpu").contiguous()
-    dtype = ops.DTYPE_NAMES[source.dtype]
-    parts, fidelity = _core.encode(
-        name, dtype, source.shape, ops.address(source, name, source.dtype), sidecar_fraction, torch.get_num_threads(),
-        max_codewords, **encoding,
-    )  # fmt: skip
-    tensors = {
-        part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape).to(weight.device)
-        for part, kind, shape, data in parts
-    }
-    return tensors, fidelity

@@ -7,8 +7,8 @@ from typing import Optional
 import torch
 from torch import nn
 
-from .compressed import encode
 from .modules import HelixLinear
+from .stored_form import encode
 
 
 class HelixLinearSTE(HelixLinear):

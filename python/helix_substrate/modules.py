@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .compressed import Compressed, CompressedWeight, WithoutWeight, become, encode, without_weight
+from .compressed import Compressed, CompressedWeight, WithoutWeight, become, without_weight
 from .offload import onload
 from .ops import PART_NAMES
+from .stored_form import encode, encoding_of
 
 #: Subclasses of Linear that compute just what Linear does, with a forward of their own.
 _LIKE_LINEAR = ("FalconLinear", "NonDynamicallyQuantizableLinear")
@@ -170,9 +171,15 @@ class HelixLinear(Compressed, nn.Linear):
         """Compresses W + (alpha / rank) B A anew and drops LoRA; returns how far the result is from that sum."""
         return self.replace_weight(self.merged_weight(), sidecar_fraction)
 
+    @torch.no_grad()
     def reassign_indices(self) -> dict:
-        """Fits codebook and indices again to the weight as it is now (after training the codebook)."""
-        return self.replace_weight(self.decode_weight().detach())
+        """Fits codebook and indices again to the stored weight as it is now (after training the codebook). LoRA and
+        channel scales stay, and what is trained is trained on; returns how far the result is from that weight."""
+        encoding = {**encoding_of(self.stored_tensors()), "low_rank": self.rank or None}
+        parts, fidelity = encode(self.decode_weight(), name=self.label, **encoding)
+        scales = self.part("channel_scales")
+        self._put_parts(parts if scales is None else {**parts, "channel_scales": scales})
+        return fidelity
 
     # ---- Names of the older package ----
 
@@ -472,15 +479,6 @@ def become_tied(module: nn.Module, source: Compressed) -> None:
     kind = module.dense_class if isinstance(module, WithoutWeight) else type(module)
     become(module, tied_class(kind), without_weight(module))
     module._set_source(source)
-
-
-def become_own(module: Tied) -> None:
-    """Gives a tied module the stored tensors of its source, without a copy, as its own."""
-    source = module.source
-    parts, name, dtype = source.stored_tensors(), module.__dict__.get("tensor_name", ""), source.weight_dtype
-    module._take(nn.Parameter(torch.empty(source.rows, source.cols, dtype=dtype, device="meta")))
-    become_compressed(module, parts, name)
-    module.precision = source.precision
 
 
 def compressed_copy(module: nn.Module, sidecar_fraction: float, name: str = "") -> nn.Module:

@@ -1,10 +1,31 @@
-"""How stored parts say that they were encoded."""
+"""The stored tensors of a matrix: made from a dense weight, found in a state dict, and what they say of how they were made."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterable
 
 import torch
+
+from . import _core, ops
+from .ops import TORCH_DTYPES
+
+
+#: What no matrix of a codec is without, and what it may have beside.
+_FORMS = (
+    ({"codebook", "indices"}, {"sidecar_positions", "sidecar_indices", "sidecar_values", "channel_scales"}),
+    ({"grouped_indices", "grouped_levels", "grouped_scales", "grouped_scale_levels", "grouped_shape"}, set()),
+)
+_FACTORS = {"svd_U", "svd_s", "svd_Vt"}
+
+
+def matrix_in(state_dict: dict[str, Any], prefix: str, own: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The stored tensors of the matrix that a state dict holds under a prefix, in whatever form; {} if there is none.
+    own: names of a form that this package need not know."""
+    for needed, beside in (*_FORMS, (set(own), set())):
+        if all(prefix + name in state_dict for name in needed):
+            names = needed | beside | _FACTORS
+            return {name: state_dict[prefix + name] for name in sorted(names) if prefix + name in state_dict}
+    return {}
 
 
 def bits_of(parts: dict[str, torch.Tensor]) -> int:
@@ -24,3 +45,26 @@ def encoding_of(parts: dict[str, torch.Tensor]) -> dict[str, Any]:
     if levels.tolist() == list(range(-128, 128)):
         return {"profile": "g8-uniform", "group": group}
     return {"bits": bits_of(parts), "group": group}
+
+
+def encode(
+    weight: torch.Tensor, sidecar_fraction: float = 0.001, name: str = "weight", max_codewords: int = 256, **encoding
+):
+    """The stored tensors of `weight` [rows, cols] compressed by the CPU, on the weight's device, and how far they are
+    from it (a dict). encoding: profile, bits, group and low_rank, as for `compress`."""
+    source = weight.detach()
+    if not source.is_floating_point():
+        raise TypeError(f"{name} is {source.dtype}, expected floating-point numbers")
+    if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        source = source.float()
+    source = source.to("cpu").contiguous()
+    dtype = ops.DTYPE_NAMES[source.dtype]
+    parts, fidelity = _core.encode(
+        name, dtype, source.shape, ops.address(source, name, source.dtype), sidecar_fraction, torch.get_num_threads(),
+        max_codewords, **encoding,
+    )  # fmt: skip
+    tensors = {
+        part: torch.frombuffer(data, dtype=TORCH_DTYPES[kind]).reshape(shape).to(weight.device)
+        for part, kind, shape, data in parts
+    }
+    return tensors, fidelity

@@ -9,9 +9,10 @@ from typing import Callable, Iterable, Optional
 import torch
 from torch import nn
 
-from .compressed import Compressed, WithoutWeight, encode
+from .compressed import Compressed, WithoutWeight
 from .modules import Tied, become_compressed, become_tied
 from .selection import Selection, check_patterns, select, warn_of_share
+from .stored_form import encode
 
 
 def share(model: nn.Module, tied: dict[str, str]) -> None:

@@ -180,17 +180,16 @@ def test_state_dicts(tmp_path):
 
 
 def test_state_dicts_of_other_compressions(tmp_path):
-    """Outliers are others there, and of another number, or there are none."""
+    """Parts are others there, of other sizes and numbers: outliers, tables of scales, low-rank terms."""
     tiny("llama").save_pretrained(tmp_path)
-    models = [load(tmp_path, quantization_config=HxqConfig(sidecar_fraction=f)) for f in (0.0, 0.001, 0.01)]
+    configs = [HxqConfig(sidecar_fraction=f) for f in (0.0, 0.001, 0.01)]
+    configs += [HxqConfig(profile="g4", low_rank=0), HxqConfig(profile="g6", low_rank=2)]
+    models = [load(tmp_path, quantization_config=config) for config in configs]
     for source in models:
         for target in models:
             target = copy.deepcopy(target)
             target.load_state_dict(source.state_dict())
             assert torch.equal(logits(target), logits(source))
-    grouped = load(tmp_path, quantization_config=HxqConfig(profile="g4"))
-    grouped.load_state_dict(models[1].state_dict())
-    assert torch.equal(logits(grouped), logits(models[1]))
     shell = HelixLinear.from_quantized_config(64, 128)
     layer = models[1].model.layers[0].mlp.up_proj
     shell.load_state_dict(layer.state_dict())
@@ -199,10 +198,19 @@ def test_state_dicts_of_other_compressions(tmp_path):
 
 @pytest.mark.parametrize(
     "name, change",
-    [("indices", lambda part: part[:1]), ("indices", torch.Tensor.float), ("codebook", lambda part: part[:16])],
+    [
+        ("indices", lambda part: part[:1]),
+        ("indices", torch.Tensor.float),
+        ("codebook", lambda part: part[:16]),
+        ("grouped_indices", lambda part: part[:1]),
+        ("grouped_levels", lambda part: part[:3]),
+        ("grouped_shape", lambda part: part[:1]),
+    ],
 )
 def test_state_dicts_that_do_not_fit_are_refused(name, change, tmp_path):
-    model = on_the_fly(tiny("llama"), tmp_path)
+    tiny("llama").save_pretrained(tmp_path)
+    config = HxqConfig(profile="g4") if "grouped" in name else HxqConfig()
+    model = load(tmp_path, quantization_config=config)
     expected, state = logits(model), model.state_dict()
     key = f"model.layers.0.self_attn.q_proj.{name}"
     with pytest.raises(RuntimeError, match="q_proj"):

@@ -83,6 +83,21 @@ def test_trained_codebook(layer):
     assert layer.reassign_indices()["snr_db"] > 35
 
 
+def test_reassigning_keeps_what_is_beside_the_codebook(layer):
+    scaled = HelixLinear(48, 96, **layer.stored_tensors(), bias=layer.bias, channel_scales=torch.rand(48) + 0.5)
+    scaled.enable_lora(4).train_codebook()
+    nn.init.normal_(scaled.lora_B)
+    x, codebook = torch.randn(8, 48), scaled.codebook
+    with torch.no_grad():
+        codebook.mul_(1.1)
+        expected = scaled(x)
+        scaled.reassign_indices()
+        assert (scaled(x) - expected).norm() < 1e-3 * expected.norm()
+    assert scaled.codebook is codebook  # what an optimizer holds
+    scaled(x).square().sum().backward()
+    assert codebook.grad.abs().sum() > 0 and scaled.lora_A.grad.abs().sum() > 0
+
+
 def test_trained_factors():
     torch.manual_seed(0)
     made = HelixLinear.from_linear(nn.Linear(48, 96))

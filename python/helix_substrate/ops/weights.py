@@ -98,16 +98,17 @@ def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> An
 
 
 def problem_with(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> Optional[str]:
-    """Why tensors that are to be loaded, of the codec that can be trained, are no such matrix; None if they are.
+    """Why tensors that are to be loaded are no such matrix; None if they are.
 
     Tensors without memory and those of subclasses are not looked at.
     """
     if any(part.is_meta or type(part) not in (torch.Tensor, torch.nn.Parameter) for part in parts.values()):
         return None
     plain = {part_name: part.detach().cpu().contiguous() for part_name, part in parts.items()}
-    plain.setdefault("sidecar_positions", plain.pop("sidecar_indices", None))
+    if "sidecar_indices" in plain:
+        plain.setdefault("sidecar_positions", plain.pop("sidecar_indices"))
     try:
-        matrix_of(Parts(*(plain.get(part_name) for part_name in PART_NAMES)), rows, cols, name)
+        matrix_of(parts_of(plain), rows, cols, name)
     except (ValueError, RuntimeError) as problem:
         return str(problem)
     return None
