@@ -12,6 +12,7 @@ import time
 import numpy
 import pytest
 from conftest import MODEL, while_it_runs
+from safetensors.numpy import save_file
 from safetensors_file import SafetensorsFile
 from test_compress import leftovers, tree
 
@@ -264,8 +265,8 @@ def test_an_adapter_beside_the_weights_is_left_out_as_a_whole(hxq, model_copy, t
 
 
 def test_an_adapter_is_known_by_its_tensors(hxq, tmp_path):
-    names = [f"base_model.model.layers.0.q_proj.lora_{half}.weight" for half in "AB"]
-    write(tmp_path / "mine.safetensors", {name: ("F32", [64, 64], bytes(4 * 64 * 64)) for name in names})
+    halves = {f"base_model.model.layers.0.q_proj.lora_{half}.weight": numpy.ones((64, 64), "f4") for half in "AB"}
+    save_file(halves, tmp_path / "mine.safetensors")
     for source in (tmp_path, tmp_path / "mine.safetensors"):
         hxq("compress", "--dry-run", source, tmp_path / "no").fails_with("mine.safetensors: is an adapter, not a model")
 
