@@ -116,7 +116,8 @@ class _Common(HfQuantizer):
         return {**self.__dict__, "_model": None}  # a copy of the model attaches its own
 
     def _dequantize(self, model, dtype=None):
-        make_dense(model, dtype)
+        # Once a model was saved, its configuration has the name alone, and transformers passes that on.
+        make_dense(model, getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype)
         return model
 
     def remove_quantization_config(self, model):

@@ -112,7 +112,7 @@ def compress_model(
 @torch.no_grad()
 def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn.Module:
     """Makes all compressed modules dense, in place; dtype: of their weights (that of the model, unless told). Former
-    matrices can be trained like those of a dense model."""
+    matrices can be trained like those of a dense model. Raises TypeError for a dtype that is not one of floats."""
     make_dense(model, dtype)
     if _is_pretrained(model) and getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
@@ -121,6 +121,8 @@ def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> n
 
 @torch.no_grad()
 def make_dense(model: nn.Module, dtype: Optional[torch.dtype] = None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}, expected a floating-point dtype of torch")
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, Compressed):

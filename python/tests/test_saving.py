@@ -167,6 +167,19 @@ def test_partly_dense_models_are_saved(tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+def test_made_dense_after_it_was_saved(tmp_path):
+    """Saving leaves the name of the dtype in the configuration."""
+    model = on_the_fly(tiny("llama"), tmp_path / "dense")
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "hxq")
+    for dtype in (torch.int32, "float16"):
+        with pytest.raises(TypeError, match="expected a floating-point dtype"):
+            decompress_model(model, dtype)
+    model.dequantize()
+    assert not helix_modules(model) and model.dtype is torch.float32
+    assert (logits(model) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def test_state_dicts(tmp_path):
     model, other = on_the_fly(tiny("llama"), tmp_path / "a"), on_the_fly(tiny("llama"), tmp_path / "b")
     with torch.no_grad():
