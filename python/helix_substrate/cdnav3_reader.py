@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from . import _core, ops
+from .stored_form import dense_weight
 
 
 class CDNAv3Reader:
@@ -43,9 +44,8 @@ class CDNAv3Reader:
         return dict(self._parts)
 
     def reconstruct(self):
-        """The decoded matrix, a float32 array [rows, cols]."""
-        matrix = ops.matrix_of(ops.Parts(**self._parts), *self.shape, self.tensor_name)
-        return ops.decode(matrix).numpy()
+        """The decoded matrix, a float32 array [rows, cols]; with channel scales that of the dense layer."""
+        return dense_weight(self._parts, *self.shape, self.tensor_name).numpy()
 
     def reconstruct_block(self, begin: int, end: int):
         """Rows [begin, end) of it."""

@@ -106,7 +106,7 @@ class CompressedWeight(_Virtual):
     def decode(self) -> torch.Tensor:
         if self.device.type == "meta":  # of a model that is being loaded
             return torch.empty(self.shape, dtype=self.dtype, device="meta")
-        return self._module.decode_weight(self.dtype)
+        return self._module.dense_weight(self.dtype)
 
     def __repr__(self):
         return f"CompressedWeight({tuple(self.shape)}, dtype={self.dtype})"
@@ -367,9 +367,17 @@ class Compressed(WithoutWeight):
         with onload(self):
             return ops.decoded(self, dtype or torch.float32)
 
+    def dense_weight(self, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
+        """The weight of a dense layer that computes what the stored matrix does, in float32 unless told."""
+        with onload(self):
+            scales = self.part("channel_scales")
+            if scales is None:
+                return self.decode_weight(dtype)
+            return (self.decode_weight() / scales).to(dtype or torch.float32)
+
     def merged_weight(self) -> torch.Tensor:
         """The dense weight, float32 [rows, cols], with everything that counts besides the stored matrix."""
-        return self.decode_weight()
+        return self.dense_weight()
 
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias: the matrix as the weight of a linear layer."""
@@ -456,9 +464,9 @@ class Compressed(WithoutWeight):
         become(self, self.dense_class, parameters, forget)
 
     def _apply(self, fn, recurse=True):
-        # Codebook, sidecar and factors are the format's: they move between devices, but keep their dtype.
+        # The stored tensors are the format's: they move between devices, but keep their dtype.
         own = self._own_state()
-        kept = {name: b for name, b in self._buffers.items() if name in own and b.is_floating_point()}
+        kept = {name: buffer for name, buffer in self._buffers.items() if name in own}
         probe = fn(torch.empty(0, dtype=self.weight_dtype, device=self.stored_device))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():

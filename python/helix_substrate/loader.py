@@ -20,6 +20,7 @@ from .config import HxqConfig
 from .modules import HelixLinear, become_compressed, can_be_compressed
 from .selection import compressed_paths, select, tied_modules
 from .ssm import accelerate_ssm
+from .stored_form import dense_weight
 from .swap import compress_selected, share
 
 logger = logging.getLogger("helix_substrate")
@@ -130,9 +131,7 @@ class Loader:
         parts = _parts_of(self.files, entries)
         weights = {}
         for entry in entries:
-            matrix = ops.matrix_of(ops.parts_of(parts[entry["module"]]), *_rows_cols(entry), entry["module"])
-            with torch.device("cpu"):  # models are made on meta
-                weights[entry["parameter"]] = ops.decode(matrix)
+            weights[entry["parameter"]] = dense_weight(parts[entry["module"]], *_rows_cols(entry), entry["module"])
             self.ignored += [f"{entry['module']}.{part}" for part in entry["parts"]]
         dense = sum(weight.numel() for weight in weights.values())
         total = dense + sum(module.rows * module.cols for module in self.made.values())

@@ -155,9 +155,7 @@ class HelixLinear(Compressed, nn.Linear):
     @torch.no_grad()
     def merged_weight(self) -> torch.Tensor:
         """The dense weight with LoRA's product added."""
-        weight = self.decode_weight()
-        if self.part("channel_scales") is not None:
-            weight = weight / self.part("channel_scales")
+        weight = self.dense_weight()
         if "lora_A" in self._parameters:
             weight += self._as_stored(self.lora_scaling * (self.lora_B.float() @ self.lora_A.float()))
         return weight

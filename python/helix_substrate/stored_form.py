@@ -28,6 +28,14 @@ def matrix_in(state_dict: dict[str, Any], prefix: str, own: Iterable[str]) -> di
     return {}
 
 
+def dense_weight(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> torch.Tensor:
+    """The weight, float32 [rows, cols] on the CPU, of a dense layer that computes what these stored tensors do."""
+    with torch.device("cpu"):  # models are made on meta
+        weight = ops.decode(ops.matrix_of(ops.parts_of(parts), rows, cols, name))
+    scales = parts.get("channel_scales")
+    return weight if scales is None else weight / scales
+
+
 def bits_of(parts: dict[str, torch.Tensor]) -> int:
     """Of an index of a grouped matrix."""
     return parts["grouped_levels"].numel().bit_length() - 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import numpy
 import pytest
 import torch
 from conftest import ROOT, load
@@ -157,6 +158,16 @@ def test_older_names(peer, dense_folder, tmp_path):
     helix_substrate.accelerate_ssm(model)
     logits = model(IDS).logits
     assert (logits - dense).abs().max() < 0.05 * dense.abs().max()
+
+
+def test_a_reader_counts_channel_scales(tmp_path):
+    helix_substrate.CDNAv3Writer(tmp_path).write_tensor(torch.randn(64, 32), "a.weight")
+    folder, scales = tmp_path / "a_weight.cdnav3", numpy.linspace(0.5, 1.5, 32, dtype="f4")
+    plain = helix_substrate.CDNAv3Reader(folder).reconstruct()
+    numpy.save(folder / "channel_scales.npy", scales)
+    reader = helix_substrate.CDNAv3Reader(folder)
+    assert numpy.array_equal(reader.reconstruct(), plain / scales)
+    assert numpy.array_equal(reader.reconstruct_block(3, 9), (plain / scales)[3:9])
 
 
 def test_a_string_is_no_list_of_patterns(dense_folder, tmp_path):

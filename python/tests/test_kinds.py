@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 import transformers
-from test_models import save_dense, tiny
+from safetensors.torch import load_file, save_file
+from test_models import IDS, save_dense, tiny
 from test_saving import helix_modules
 from torch import nn
 
@@ -221,6 +222,24 @@ def test_what_stays_dense_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "helix_substrate"):
         transformers.MixtralForCausalLM.from_pretrained(tmp_path / "hxq", dtype=torch.float32)
     assert "block_sparse_moe.experts.0.w1" in caplog.text and "are dense" in caplog.text
+
+
+def test_what_is_decoded_while_loading_counts_its_channel_scales(tmp_path):
+    """As `decompress` writes it."""
+    torch.manual_seed(0)
+    mixtral().save_pretrained(tmp_path / "dense")
+    helix_substrate.compress(tmp_path / "dense", tmp_path / "hxq")
+    weights = load_file(tmp_path / "hxq/model.safetensors")
+    module = next(name.removesuffix(".codebook") for name in weights if "experts.0.w1.codebook" in name)
+    weights[f"{module}.channel_scales"] = torch.rand(64) + 0.5
+    save_file(weights, tmp_path / "hxq/model.safetensors", metadata={"format": "pt"})
+    helix_substrate.decompress(tmp_path / "hxq", tmp_path / "decoded")
+    found, expected = (
+        transformers.MixtralForCausalLM.from_pretrained(tmp_path / folder, dtype=torch.float32)
+        for folder in ("hxq", "decoded")
+    )
+    with torch.no_grad(), helix_substrate.precision("exact"):
+        torch.testing.assert_close(found(IDS).logits, expected(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_said_of_a_model_that_is_compressed_whole(tmp_path, caplog):

@@ -176,6 +176,38 @@ def test_weight_can_be_computed_with():
         layer.weight = nn.Parameter(torch.zeros(128, 64))
 
 
+def test_weights_with_channel_scales_are_those_of_the_dense_layer():
+    scales = torch.rand(64) + 0.5
+    table = HelixEmbedding.from_embedding(nn.Embedding(300, 64))
+    layer = HelixLinear(64, 300, **table.stored_tensors(), channel_scales=scales)
+    rows = HelixEmbedding(300, 64, **table.stored_tensors(), channel_scales=scales)
+    x, ids, dense = torch.randn(3, 64), torch.arange(5), table.decode_weight() / scales
+    with helix_substrate.precision("exact"):
+        products = [
+            layer(x), x @ layer.weight.T, x @ layer.weight[:].T, torch.einsum("bi,oi->bo", x, layer.weight),
+            torch.addmm(torch.zeros(300), x, layer.weight.t()), nn.functional.linear(x, layer.weight),
+        ]  # fmt: skip
+    for product in products:
+        torch.testing.assert_close(product, x @ dense.T, rtol=1e-5, atol=1e-5)
+    assert torch.equal(layer.weight + 0, dense) and torch.equal(rows(ids), dense[:5])
+    for module in (layer, rows):
+        module.become_dense()
+        assert torch.equal(module.weight, dense)
+
+
+@pytest.mark.parametrize("profile", [None, "g4"])
+def test_casting_everything_keeps_the_format(profile):
+    """`Module.type` casts whole numbers too, where `Module.to` does not."""
+    model = nn.Sequential(nn.Linear(64, 128))
+    helix_substrate.compress_model(model, profile=profile)
+    x = torch.randn(3, 64)
+    before = model(x)
+    model.type(torch.float16)
+    dtypes = {name: tensor.dtype for name, tensor in model[0].stored_tensors().items()}
+    assert torch.float16 not in {dtypes[name] for name in dtypes if not name.startswith("svd")}, dtypes
+    assert (model(x.half()).float() - before).abs().max() < 5e-3 * before.abs().max()
+
+
 # ---- Mamba layers on the core ----
 
 
