@@ -18,6 +18,7 @@ from torch import nn
 
 from .compressed import Compressed, WithoutWeight
 from .modules import HelixLinear, Tied, become_compressed
+from .offload import check_held
 from .stored_form import encode
 from .swap import replace_module
 
@@ -87,10 +88,11 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
     difference between what it should be and what is stored for it. With `destination` the model is saved there as a
     compressed folder.
 
-    Raises ValueError for what cannot be merged, and OSError for a destination that cannot be a folder, before anything
-    is changed.
+    Raises ValueError for what cannot be merged, RuntimeError for an offloaded model, and OSError for a destination that
+    cannot be a folder, before anything is changed.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_held(inner)
     own = [(p, m) for p, m in inner.named_modules() if isinstance(m, HelixLinear) and "lora_A" in m._parameters]
     adapted = _adapted_modules(inner)
     if not own and not adapted:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _core, ops
-from .offload import onload
+from .offload import check_held, onload
 from .ops import PART_NAMES, AnyParts, Parts, stamp_of
 from .stored_form import encode, encoding_of, matrix_in
 
@@ -287,6 +287,9 @@ def become(module: nn.Module, kind: type, parameters: dict[str, Any], forget=())
     """Gives the module another class and other parameters, in place."""
     for name in forget:
         module.__dict__.pop(name, None)
+    for name in ("forward", "_old_forward"):  # accelerate's hooks keep the class's here, those taken off too
+        if getattr(module.__dict__.get(name), "__func__", None) is type(module).forward:
+            module.__dict__[name] = kind.forward.__get__(module)
     module.__class__ = kind
     module._parameters.clear()
     module._parameters.update(parameters)
@@ -422,6 +425,7 @@ class Compressed(WithoutWeight):
 
     def _put_parts(self, parts: dict[str, torch.Tensor]) -> None:
         """Takes these in place of what is stored. What is trained stays the parameter that it is."""
+        check_held(self)
         stored = set(self._stored_names.values())
         trained = {name: self._parameters.pop(name) for name in stored & self._parameters.keys()}
         for name in stored:
@@ -445,6 +449,7 @@ class Compressed(WithoutWeight):
     def replace_weight(self, weight: torch.Tensor, sidecar_fraction: float = 0.001) -> dict:
         """Compresses `weight` in place of what is there, with as many bits; returns how far the result is from it.
         Channel scales go: the new fit needs none."""
+        check_held(self)
         parts, fidelity = encode(weight, sidecar_fraction, self.label, **encoding_of(self.stored_tensors()))
         self.drop_parts()
         self._take_parts(parts, self.rows, self.cols, self.weight_dtype)
@@ -454,6 +459,7 @@ class Compressed(WithoutWeight):
     def become_dense(self, weight: Optional[torch.Tensor] = None) -> None:
         """Makes the module the dense one that it stands for, in place: another class, and a weight parameter. weight:
         what to take instead of the decoded one."""
+        check_held(self)
         if weight is None:
             weight = self.merged_weight().to(self.weight_dtype)
         self.drop_parts()

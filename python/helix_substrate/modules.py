@@ -17,7 +17,7 @@ from torch import nn
 
 from . import _core, ops
 from .compressed import Compressed, CompressedWeight, WithoutWeight, become, without_weight
-from .offload import onload
+from .offload import check_held, onload
 from .ops import PART_NAMES
 from .stored_form import encode, encoding_of
 
@@ -122,6 +122,7 @@ class HelixLinear(Compressed, nn.Linear):
             raise ValueError(f"{self.label} has LoRA of rank {len(self.lora_A)} already: merge_lora() first")
         if not math.isfinite(alpha):
             raise ValueError(f"LoRA alpha is {alpha}, expected a finite number")
+        check_held(self)
         bound = 1 / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features).uniform_(-bound, bound))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank))
@@ -146,6 +147,7 @@ class HelixLinear(Compressed, nn.Linear):
         if tensor is None or trained and self.part("codebook") is None:
             raise ValueError(f"{self.label} is stored without a codebook: its {name} cannot be trained")
         if name in self._buffers and trained:
+            check_held(self)
             del self._buffers[name]
             self.register_parameter(name, nn.Parameter(tensor))
         elif name in self._parameters:
@@ -389,6 +391,7 @@ class Tied(WithoutWeight):
         self._take(self.source.weight)
 
     def _take(self, weight: nn.Parameter) -> None:
+        check_held(self)
         become(self, self.dense_class, {"weight": weight, **without_weight(self)}, ("_source",))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from .compressed import Compressed, WithoutWeight
 from .modules import Tied, become_compressed, become_tied
+from .offload import check_held
 from .selection import Selection, check_patterns, select, warn_of_share
 from .stored_form import encode
 
@@ -123,6 +124,7 @@ def decompress_model(model: nn.Module, dtype: Optional[torch.dtype] = None) -> n
 def make_dense(model: nn.Module, dtype: Optional[torch.dtype] = None) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point dtype of torch")
+    check_held(model)
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, Compressed):

@@ -131,6 +131,52 @@ def test_offload(kind, buffers, pair):
         assert torch.equal(model(IDS).logits, expected)
 
 
+#: What would change tensors that accelerate puts back before each forward.
+CHANGES = {
+    "merge": lambda model: helix_substrate.merge_adapter(model),
+    "decompress": helix_substrate.decompress_model,
+    "dequantize": lambda model: model.dequantize(),
+    "train": lambda model: model.model.layers[0].mlp.up_proj.requires_grad_(True),
+    "codebook": lambda model: model.model.layers[0].mlp.up_proj.train_codebook(),
+    "weight": lambda model: model.model.layers[0].mlp.up_proj.replace_weight(torch.zeros(128, 64)),
+    "lora": lambda model: model.model.layers[1].mlp.up_proj.enable_lora(2),
+    "resize": lambda model: model.resize_token_embeddings(340, mean_resizing=False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("buffers", [True, False])
+def test_offloaded_models_are_changed_once_they_are_back(change, buffers, pair):
+    accelerate = pytest.importorskip("accelerate")
+    _, model = pair("llama")
+    layer = model.model.layers[0].self_attn.q_proj.enable_lora(2)
+    nn.init.normal_(layer.lora_B)
+    with torch.no_grad():
+        expected = model(IDS).logits
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=buffers)
+    with pytest.raises(RuntimeError, match="is offloaded by accelerate.*remove_hook_from_submodules"):
+        CHANGES[change](model)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected)
+        accelerate.hooks.remove_hook_from_submodules(model)
+        CHANGES[change](model)
+        if change in ("merge", "decompress", "dequantize"):
+            assert (model(IDS).logits - expected).norm() < 0.05 * expected.norm()
+
+
+def test_modules_with_accelerates_hooks_change_form(pair):
+    accelerate = pytest.importorskip("accelerate")
+    dense, model = pair("llama")
+    for each in (dense, model):
+        accelerate.hooks.attach_align_device_hook(each, execution_device="cpu", offload=False)
+    helix_substrate.compress_model(dense)
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert (dense(IDS).logits - expected).norm() < 0.05 * expected.norm()
+        helix_substrate.decompress_model(model)
+        assert (model(IDS).logits - expected).norm() < 0.05 * expected.norm()
+
+
 def test_prompt_tuning(pair):
     peft = pytest.importorskip("peft")
     for config in (
