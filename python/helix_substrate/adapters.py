@@ -99,6 +99,8 @@ def merge_adapter(model: nn.Module, destination: str | os.PathLike | None = None
         raise ValueError("the model has no LoRA adapter on a compressed layer")
     for path, module in adapted:
         _check_mergeable(path, module)
+    for path, module in own + adapted:
+        _check_finite(path, module)
     if destination is not None:
         if os.path.exists(destination) and not os.path.isdir(destination):
             raise NotADirectoryError(
@@ -139,6 +141,18 @@ def _check_mergeable(path: str, layer: nn.Module) -> None:
         raise ValueError(f"{path} is a DoRA adapter, which is more than a sum: it cannot be merged")
     if any(name in getattr(layer, "lora_variant", {}) for name in layer.active_adapters):
         raise ValueError(f"{path} is a variant of LoRA that is more than a sum: it cannot be merged")
+    biased = any(getattr(layer, "lora_bias", {}).get(name) for name in layer.active_adapters)
+    if biased and layer.base_layer._parameters.get("bias") is None:
+        raise ValueError(f"{path} has no bias, but the adapter trains one (lora_bias): it cannot be merged")
+
+
+def _check_finite(path: str, module: nn.Module) -> None:
+    """What is not finite cannot be compressed: better to know before the first matrix is merged."""
+    active = {"base_layer", *module.active_adapters} if hasattr(module, "active_adapters") else None
+    for name, parameter in module.named_parameters():
+        counts = active is None or not active.isdisjoint(name.split("."))
+        if counts and not parameter.isfinite().all():
+            raise ValueError(f"{path}.{name} has values that are not finite: it cannot be merged")
 
 
 def _token_layer(layer: nn.Module):

@@ -287,8 +287,12 @@ def test_what_cannot_be_merged_is_refused_before_anything_changes(tmp_path):
     for config in (
         peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True),
         peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+        peft.LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True),  # where there is no bias
+        peft.LoraConfig(r=4, target_modules=["q_proj"]),
     ):
         model = peft.get_peft_model(compressed("llama", tmp_path), config)
+        with torch.no_grad():
+            [p for name, p in model.named_parameters() if "layers.1" in name and p.requires_grad][-1].fill_(torch.nan)
         before = content_hash(model.get_base_model())
         with pytest.raises(ValueError, match="cannot be merged|only LoRA is merged"):
             helix_substrate.merge_adapter(model, tmp_path / "merged")
