@@ -1,4 +1,4 @@
-"""The stored tensors of a matrix: made from a dense weight, found in a state dict, and what they say of how they were made."""
+"""The stored tensors of a matrix: how they are made, found in a state dict and decoded, and what they say of that."""
 
 from __future__ import annotations
 
