@@ -194,7 +194,8 @@ TEST(CudaGrouped, KeepsValuesFarApart) {
     x.insert(x.end(), row.begin(), row.end());
   }
   const DeviceRows device_x(x, 5, 256, 0, DType::f32), device_y(5, 64, 0, DType::f32);
-  HXQ_EXPECT_OK(linear(device.weight(), {.x = device_x.input(), .y = device_y.output(), .tokens = 5}, nullptr));
+  HXQ_EXPECT_OK(
+      linear(device.weight(), {.x = device_x.input(), .y = device_y.output(), .tokens = 5, .workspace = {}}, nullptr));
   expect_finished();
   const Product expected = multiply_rows(m.weights, 64, 256, x, 5, {}, {});
   expect_close(device_y.values(), expected.y, expected.size, kExact, DType::f32, "sizes");
@@ -282,7 +283,8 @@ TEST(CudaGrouped, RefusesWhatItCannotTake) {
   const TestGrouped m({.rows = 8, .cols = 128, .rank = 9});
   const DeviceGrouped device(m);
   const DeviceRows x(std::vector<float>(256, 1.0f), 2, 128, 0, DType::f32), y(2, 8, 0, DType::f32);
-  EXPECT_EQ(linear(device.weight(), {.x = x.input(), .y = y.output(), .tokens = 2}, nullptr), Status::invalid_value)
+  EXPECT_EQ(linear(device.weight(), {.x = x.input(), .y = y.output(), .tokens = 2, .workspace = {}}, nullptr),
+            Status::invalid_value)
       << "no workspace";
   const GroupedProduct product{.weight = device.weight(), .y = y.output()};
   EXPECT_EQ(fused_linear({.x = x.input()}, &product, 1, nullptr), Status::invalid_value) << "rank 9";
