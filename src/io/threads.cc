@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "io/cpu_quota.h"
+#include "io/spin.h"
 
 namespace hxq {
 namespace {
@@ -20,21 +21,12 @@ namespace {
 using Body = void (*)(int rank, int size, void* argument);
 
 /// What a thread spins before it sleeps: longer than what lies between two decode steps of a small model.
-constexpr int kSpins = 4000;
-
-void pause() noexcept {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
+constexpr std::chrono::microseconds kSpin(50);
 
 /// Returns when `value` is no longer `old`.
 template <class T>
 void wait_for_change(const std::atomic<T>& value, T old) noexcept {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    pause();
-  }
+  if (spin_until([&] { return value.load(std::memory_order_acquire) != old; }, kSpin)) return;
   value.wait(old, std::memory_order_acquire);
 }
 

@@ -1,19 +1,23 @@
 #include "kernels/team.h"
 
+#include <algorithm>
+
+#include "io/spin.h"
 #include "io/threads.h"
 
 namespace hxq {
 
 namespace {
 
-/// Some tens of microseconds: more than threads with equal work drift apart, less than a wake-up is worth.
-constexpr int kSpins = 1000;
+/// More than threads with equal work drift apart. A thread that sleeps is late when it is woken, by a similar time, and
+/// then the others wait for it: too short a spin makes one sleep follow the other.
+constexpr std::chrono::microseconds kSpin(50);
+/// Where threads are held up, as by others on the same processor, which a spin holds up in turn.
+constexpr std::chrono::microseconds kShortSpin(5);
 
-void pause() noexcept {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
+/// How well this thread's spins have ended lately: long ones need kTrusted.
+constexpr int kMostTrust = 32, kTrusted = 16;
+thread_local int trust = kMostTrust;
 
 }  // namespace
 
@@ -25,10 +29,12 @@ void Barrier::wait(int threads) noexcept {
     generation_.notify_all();
     return;
   }
-  for (int spin = 0; spin < kSpins; ++spin) {
-    if (generation_.load(std::memory_order_acquire) != generation) return;
-    pause();
+  const auto is_over = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  if (spin_until(is_over, trust >= kTrusted ? kSpin : kShortSpin)) {
+    trust = std::min(trust + 1, kMostTrust);
+    return;
   }
+  trust = std::max(trust - 2, 0);
   generation_.wait(generation, std::memory_order_acquire);
 }
 
