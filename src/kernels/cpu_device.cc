@@ -1,17 +1,15 @@
 #include <fmt/format.h>
 
 #include <cstring>
-#include <new>
 
 #include "hxq/error.h"
 #include "kernels/cpu/prepare.h"
 #include "kernels/cpu_context.h"
+#include "kernels/cpu_memory.h"
 #include "kernels/device.h"
 
 namespace hxq::kernels {
 namespace {
-
-constexpr std::align_val_t kAlignment{64};
 
 class CpuExecutor final : public Executor {
  public:
@@ -37,11 +35,11 @@ class CpuDevice final : public Device {
   bool is_host() const noexcept override { return true; }
 
   std::byte* allocate(size_t bytes, std::string_view what) const override {
-    void* memory = ::operator new(bytes, kAlignment, std::nothrow);
+    std::byte* memory = allocate_cpu_memory(bytes);
     if (memory == nullptr) throw OutOfMemory(what, bytes);
-    return static_cast<std::byte*>(memory);
+    return memory;
   }
-  void free(std::byte* memory, size_t) const noexcept override { ::operator delete(memory, kAlignment); }
+  void free(std::byte* memory, size_t bytes) const noexcept override { free_cpu_memory(memory, bytes); }
   void upload(std::byte* to, std::span<const std::byte> from) const override {
     std::memcpy(to, from.data(), from.size());
   }
