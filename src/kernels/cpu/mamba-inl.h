@@ -33,11 +33,31 @@ void rms_norm(const RmsNormArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+/// One token, whose inputs of kPast times before are all that the state holds: reads it once.
+template <int kPast>
+void conv_one(const ConvArgs& args, int64_t token, float* state, int64_t channel_begin, int64_t channel_end) {
+  const int64_t channels = args.channels;
+  const float* x = args.x + token * args.x_stride;
+  for (int64_t c = channel_begin; c < channel_end; c += kLanes) {
+    const int64_t n = lanes_at(c, channel_end);
+    VecF input[kPast + 1];
+    for (int j = 0; j < kPast; ++j) input[j] = load_lanes(state + j * channels + c, n);
+    input[kPast] = load_lanes(x + c, n);
+    VecF sum = args.bias ? load_lanes(args.bias + c, n) : VecF{};
+    for (int j = 0; j <= kPast; ++j) sum += load_lanes(args.weight + j * channels + c, n) * input[j];
+    store_lanes(args.y + token * channels + c, vec_silu(sum), n);
+    for (int j = 0; j < kPast; ++j) store_lanes(state + j * channels + c, input[j + 1], n);
+  }
+}
+
 void conv(const ConvArgs& args, int64_t segment, int64_t channel_begin, int64_t channel_end) {
   const int64_t past = args.width - 1;
   const int64_t first = args.batch.segment[segment].begin;
   const int64_t tokens = args.batch.segment[segment].end - first;
   float* state = static_cast<float*>(args.state[segment]);
+  if (tokens == 1 && past == 3 && args.state_rows == past) {
+    return conv_one<3>(args, first, state, channel_begin, channel_end);
+  }
   // Inputs of time t; those before the first token lie in the state.
   const auto input = [&](int64_t t) {
     return t < 0 ? state + (t + args.state_rows) * args.channels : args.x + (first + t) * args.x_stride;
@@ -70,6 +90,11 @@ struct ScanChunk {
   VecF sum[kScanTokens];  // D * u at first
 };
 
+/// A row of the state after a token: what it was decays, the input comes to it.
+inline VecF next_state(VecF h, VecF a, VecF delta, VecF delta_u, float b) {
+  return vec_exp(delta * a) * h + delta_u * b;
+}
+
 /// Runs kStates rows of the state, from `row` on, over the tokens of a chunk, the state in registers.
 template <int kStates>
 void scan_states(const ScanArgs& args, float* state, int64_t first, int64_t tokens, int64_t row, int64_t c, int64_t n,
@@ -86,13 +111,35 @@ void scan_states(const ScanArgs& args, float* state, int64_t first, int64_t toke
     VecF sum = chunk.sum[t];
 #pragma GCC unroll 8
     for (int i = 0; i < kStates; ++i) {
-      h[i] = vec_exp(chunk.delta[t] * a[i]) * h[i] + chunk.delta_u[t] * b[i];
+      h[i] = next_state(h[i], a[i], chunk.delta[t], chunk.delta_u[t], b[i]);
       sum += h[i] * coefficient[i];
     }
     chunk.sum[t] = sum;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kStates; ++i) store_lanes(state + (row + i) * args.channels + c, h[i], n);
+}
+
+/// The same for a chunk of one token and as many rows as registers hold. Rows are often a multiple of 2 KB apart, and a
+/// load waits for an earlier store whose address has the same lower 12 bits: no row is stored before all are loaded.
+constexpr int kStatesOfOne = kLanes == 16 ? 16 : 8;
+inline void scan_states_of_one(const ScanArgs& args, float* state, int64_t token, int64_t row, int64_t c, int64_t n,
+                               ScanChunk& chunk) {
+  VecF h[kStatesOfOne];
+#pragma GCC unroll 16
+  for (int i = 0; i < kStatesOfOne; ++i) h[i] = load_lanes(state + (row + i) * args.channels + c, n);
+  const float* b = args.b + token * args.bc_stride + row;
+  const float* coefficient = args.c + token * args.bc_stride + row;
+  const VecF delta = chunk.delta[0], delta_u = chunk.delta_u[0];
+  VecF sum = chunk.sum[0];
+#pragma GCC unroll 16
+  for (int i = 0; i < kStatesOfOne; ++i) {
+    h[i] = next_state(h[i], load_lanes(args.a + (row + i) * args.channels + c, n), delta, delta_u, b[i]);
+    sum += h[i] * coefficient[i];
+  }
+  chunk.sum[0] = sum;
+#pragma GCC unroll 16
+  for (int i = 0; i < kStatesOfOne; ++i) store_lanes(state + (row + i) * args.channels + c, h[i], n);
 }
 
 /// n <= kLanes channels from c on. A sum runs over the state in order, whatever the number of tokens.
@@ -110,6 +157,9 @@ void scan_channels(const ScanArgs& args, RowRange rows, float* state, int64_t c,
       chunk.sum[t] = d * u;
     }
     int64_t row = 0;
+    for (; tokens == 1 && row + kStatesOfOne <= args.state_size; row += kStatesOfOne) {
+      scan_states_of_one(args, state, first, row, c, n, chunk);
+    }
     for (; row + 4 <= args.state_size; row += 4) scan_states<4>(args, state, first, tokens, row, c, n, chunk);
     for (; row < args.state_size; ++row) scan_states<1>(args, state, first, tokens, row, c, n, chunk);
     for (int64_t t = 0; t < tokens; ++t) {
