@@ -120,44 +120,45 @@ Range choose_gemm(const View& weight, const LinearArgs& args, const CpuContext& 
   return kernel ? integer_gemm(*kernel, weight, args, context) : gemm(weight, args, context);
 }
 
-/// Packs x of several decode rows, complete for the whole team.
+/// Packs x of decode rows, complete for the whole team.
 template <class View>
 void pack_decode_rows(const cpu::Gemv<View>& kernel, const View& weight, const LinearArgs& args, int64_t x_floats,
-                      float* packed_x, int64_t width, float* x_columns, const CpuContext& context) {
+                      float* packed_x, int64_t width, float* x_columns, const cpu::Ops& ops, const Team& team) {
   const int64_t panels = x_floats > 0 ? panels_of(args.tokens, kernel.panel_tokens) : 0;
-  const int64_t pieces = kernel.panel_tokens > 1 && panels < context.team.size() ? context.team.size() : 1;
-  const Range mine = context.team.share(panels * pieces);
+  const int64_t pieces = kernel.panel_tokens > 1 && panels < team.size() ? team.size() : 1;
+  const Range mine = team.share(panels * pieces);
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const int64_t panel = i / pieces;
     kernel.pack_x(weight, args, panel * kernel.panel_tokens, {i % pieces, pieces}, packed_x + panel * x_floats);
   }
-  const Range cols = context.team.share(width > 0 ? weight.cols : 0, 16);
-  cpu::ops_of(context.target)
-      .pack_columns(args.x + cols.begin, args.x_stride, args.tokens, cols.end - cols.begin, width,
-                    x_columns + cols.begin * width);
-  context.team.barrier();
+  const Range cols = team.share(width > 0 ? weight.cols : 0, 16);
+  ops.pack_columns(args.x + cols.begin, args.x_stride, args.tokens, cols.end - cols.begin, width,
+                   x_columns + cols.begin * width);
+  team.barrier();
 }
 
+/// Tokens of a panel that a thread packs in less time than a barrier and reading what others packed take.
+constexpr int64_t kFewTokens = 8;
+
 /// Decode rows: weights are read once, straight from where they are. x is packed by the whole team, or by each thread
-/// for itself if it is of a single token, which takes less time than a barrier. Complete for the rows that it returns.
+/// for itself if it is of a single token or a few, unless the caller needs a barrier. Complete for the rows that it
+/// returns.
 template <class View>
-Range gemv(const View& weight, const LinearArgs& args, const CpuContext& context) {
-  const cpu::Gemv<View>& kernel = gemv_of(cpu::ops_of(context.target), weight);
+Range gemv(const View& weight, const LinearArgs& args, bool needs_barrier, const CpuContext& context) {
+  const cpu::Ops& ops = cpu::ops_of(context.target);
+  const cpu::Gemv<View>& kernel = gemv_of(ops, weight);
   const int64_t x_floats = kernel.packed_x_floats ? kernel.packed_x_floats(weight) : 0;
   const int64_t memory_floats = kernel.memory_floats(weight, args.tokens);
-  const bool alone = args.tokens == 1;
-  const int64_t width = alone || !has_outliers(weight) ? 0 : cpu::x_columns_width(args.tokens);
-  float* memory = context.own(memory_floats + x_floats);
+  const int64_t width = args.tokens == 1 || !has_outliers(weight) ? 0 : cpu::x_columns_width(args.tokens);
   const int64_t packed_floats = panels_of(args.tokens, kernel.panel_tokens) * x_floats;
-  float* shared = alone ? nullptr : context.shared(Scratch::kPackedInput, packed_floats + weight.cols * width);
+  const int64_t input_floats = packed_floats + weight.cols * width;
+  const bool by_team = needs_barrier || args.tokens > (kernel.panel_tokens > 1 ? kFewTokens : 1);
+  float* memory = context.own(memory_floats + (by_team ? 0 : input_floats));
+  float* packed_x = by_team ? context.shared(Scratch::kPackedInput, input_floats) : memory + memory_floats;
   if (context.measures) return {};
-  float* packed_x = alone ? memory + memory_floats : shared;
-  float* x_columns = alone ? nullptr : shared + packed_floats;
-  if (!alone) {
-    pack_decode_rows(kernel, weight, args, x_floats, packed_x, width, x_columns, context);
-  } else if (x_floats > 0) {
-    kernel.pack_x(weight, args, 0, {0, 1}, packed_x);
-  }
+  float* x_columns = packed_x + packed_floats;
+  pack_decode_rows(kernel, weight, args, x_floats, packed_x, width, x_columns, ops,
+                   by_team ? context.team : Team(0, 1));
   const Range mine = context.team.share(weight.rows);
   kernel.multiply(weight, args, {.packed_x = packed_x, .x_columns = x_columns, .memory = memory}, mine.begin, mine.end);
   return mine;
@@ -208,10 +209,10 @@ void multiply(const View& weight, const LowRankView& term, const LinearArgs& arg
   // Each thread multiplies Vt with a single token by itself, and with its share of several before x is packed, which
   // ends with a barrier: the term takes none of its own.
   const bool alone = decode && args.tokens == 1;
-  float* product =
-      term.rank > 0 && !alone ? context.shared(Scratch::kLowRankProduct, args.tokens * term.rank) : nullptr;
+  const bool shares = term.rank > 0 && !alone;
+  float* product = shares ? context.shared(Scratch::kLowRankProduct, args.tokens * term.rank) : nullptr;
   if (product) multiply_vt(term, args, context.team.share(args.tokens), product, context);
-  const Range mine = decode ? gemv(weight, args, context) : choose_gemm(weight, args, context);
+  const Range mine = decode ? gemv(weight, args, shares, context) : choose_gemm(weight, args, context);
   if (term.rank > 0 && alone) product = context.own(term.rank);
   if (context.measures) return;
   if (term.rank > 0) {
