@@ -18,7 +18,7 @@ struct QuarteredIndices {
 
   HXQ_ALWAYS_INLINE explicit QuarteredIndices(__m512i index)
       : value(index),
-        bit6(_mm512_movepi8_mask(_mm512_add_epi8(index, index))),
+        bit6(_mm512_movepi8_mask(_mm512_slli_epi16(index, 1))),
         bit7(_mm512_movepi8_mask(index)),
         both(_kand_mask64(bit6, bit7)) {}
 
@@ -36,18 +36,20 @@ struct CodebookTiles {
   int64_t column_stride;
 
   struct Decoder {
+    const CodebookView& weight;
     ByteTable low, high;
     const uint8_t *index, *later;
     int64_t cols, rows, later_apart;
 
-    HXQ_ALWAYS_INLINE Decoder(const CodebookTiles& of, int64_t row, int64_t count, RowsAhead ahead)
-        : low(of.weight.planes),
-          high(of.weight.planes + 256),
-          index(of.weight.indices + row * of.weight.cols),
-          later(of.weight.indices + ahead.first * of.weight.cols),
-          cols(of.weight.cols),
-          rows(count),
-          later_apart(ahead.apart * cols) {}
+    HXQ_ALWAYS_INLINE explicit Decoder(const CodebookTiles& of)
+        : weight(of.weight), low(weight.planes), high(weight.planes + 256), cols(weight.cols) {}
+
+    HXQ_ALWAYS_INLINE void begin(int64_t row, int64_t count, RowsAhead ahead) {
+      index = weight.indices + row * cols;
+      later = weight.indices + ahead.first * cols;
+      rows = count;
+      later_apart = ahead.apart * cols;
+    }
 
     HXQ_ALWAYS_INLINE void decode(int64_t block, int part, uint8_t* to) const {
       constexpr int64_t kRows = kTile / kParts;
@@ -59,7 +61,7 @@ struct CodebookTiles {
       if (rows == kTile && cols - col >= kBlock) {
 #pragma GCC unroll 4
         for (int64_t i = 0; i < kRows; ++i) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + i * kBlock), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(ahead + i * kBlock), _MM_HINT_T1);
           put(_mm512_loadu_si512(from + i * cols), to + i * kBlock);
         }
       } else {

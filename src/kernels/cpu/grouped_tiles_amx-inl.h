@@ -29,16 +29,19 @@ struct GroupedTiles {
     __m512i lower, upper;
     int64_t row, rows, ahead, ahead_apart;
 
-    HXQ_ALWAYS_INLINE Decoder(const GroupedTiles& of, int64_t first, int64_t count, RowsAhead rows_ahead)
+    HXQ_ALWAYS_INLINE explicit Decoder(const GroupedTiles& of)
         : weight(of.weight),
           table(of.weight),
           by(of.weight),
           lower(_mm512_load_si512(kLowerBytes.at)),
-          upper(_mm512_load_si512(kUpperBytes.at)),
-          row(first),
-          rows(count),
-          ahead(rows_ahead.first),
-          ahead_apart(rows_ahead.apart) {}
+          upper(_mm512_load_si512(kUpperBytes.at)) {}
+
+    HXQ_ALWAYS_INLINE void begin(int64_t first, int64_t count, RowsAhead rows_ahead) {
+      row = first;
+      rows = count;
+      ahead = rows_ahead.first;
+      ahead_apart = rows_ahead.apart;
+    }
 
     HXQ_ALWAYS_INLINE void decode(int64_t block, int part, uint8_t* to) const {
       constexpr int64_t kRows = kTile / kParts;

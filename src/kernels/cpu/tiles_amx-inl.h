@@ -172,15 +172,17 @@ HXQ_ALWAYS_INLINE void zero_sums() {
   zero_tile<kPower0>();
 }
 
+/// Blocks that are decoded before they are multiplied: a tile load waits for stores that are under way.
+constexpr int64_t kBlocksAhead = 2;
+
 /// What a thread works in.
 struct TileMemory {
-  static constexpr int64_t kRing = 4;  ///< blocks
   static constexpr int64_t kSums = kPowers * kTile * kTile;
 
-  float* sums;       // [kPowers, kTile, width], whole numbers
-  uint8_t* weights;  // [row tiles, blocks, kStepBytes], or a ring of blocks
+  float* sums;       // [2, kPowers, kTile, kTile], whole numbers
+  uint8_t* weights;  // [blocks_kept, kStepBytes], a ring
 
-  explicit TileMemory(float* memory) : sums(memory), weights(reinterpret_cast<uint8_t*>(memory + kSums)) {}
+  explicit TileMemory(float* memory) : sums(memory), weights(reinterpret_cast<uint8_t*>(memory + 2 * kSums)) {}
 
   /// Row tiles that are multiplied with a panel before the next panel: they stay in the second-level cache.
   static int64_t row_tiles(int64_t cols, int64_t tokens) {
@@ -188,19 +190,24 @@ struct TileMemory {
     return tokens <= 4 * kTile || fit < 1 ? 1 : fit > 16 ? 16 : fit;
   }
 
+  /// Those of the row tiles that other panels wait for, and those ahead.
+  static int64_t blocks_kept(int64_t cols, int64_t tokens) {
+    const int64_t wait = tokens <= kTile ? 1 : row_tiles(cols, tokens) * blocks_of(cols);
+    return wait + kBlocksAhead;
+  }
+
   /// Never less for more tokens.
   static int64_t floats(int64_t cols, int64_t tokens) {
-    const int64_t kept = tokens <= kTile ? 0 : row_tiles(cols, tokens) * blocks_of(cols);
-    return kSums + (kept < kRing ? kRing : kept) * kStepBytes / static_cast<int64_t>(sizeof(float));
+    return 2 * kSums + blocks_kept(cols, tokens) * kStepBytes / static_cast<int64_t>(sizeof(float));
   }
 };
 
-HXQ_ALWAYS_INLINE void store_sums(float* sums, int64_t width) {
-  const int64_t apart = kTile * width, stride = 4 * width;
-  store_tile<kPower3>(sums, stride);
-  store_tile<kPower2>(sums + apart, stride);
-  store_tile<kPower1>(sums + 2 * apart, stride);
-  store_tile<kPower0>(sums + 3 * apart, stride);
+HXQ_ALWAYS_INLINE void store_sums(float* sums) {
+  constexpr int64_t kApart = kTile * kTile, kStride = kTile * sizeof(float);
+  store_tile<kPower3>(sums, kStride);
+  store_tile<kPower2>(sums + kApart, kStride);
+  store_tile<kPower1>(sums + 2 * kApart, kStride);
+  store_tile<kPower0>(sums + 3 * kApart, kStride);
 }
 
 /// Products, of sums of the powers, the highest first.
@@ -225,8 +232,37 @@ struct RowsAhead {
   int64_t first, apart;
 };
 
+/// Row tiles of rows [begin, end) in the order in which they are decoded. Where each is multiplied with all panels
+/// before the next, they are taken from kParts streams in turn, as far apart as possible, see gemv_rows-inl.h.
+struct TileOrder {
+  int64_t begin, end;
+  int64_t at_once;   ///< that are multiplied with a panel before the next panel
+  int64_t apart;     ///< rows of a stream
+  int64_t streamed;  ///< row tiles of streams; those after them are in sequence
+  int64_t count;
+
+  TileOrder(int64_t first, int64_t last, int64_t row_tiles)
+      : begin(first),
+        end(last),
+        at_once(row_tiles),
+        apart(row_tiles == 1 ? (end - begin) / (kParts * kTile) * kTile : 0),
+        streamed(kParts * apart / kTile),
+        count((end - begin + kTile - 1) / kTile) {}
+
+  int64_t stream(int64_t tile) const { return tile < streamed ? tile % kParts : kParts; }
+  int64_t row(int64_t tile) const {
+    return begin + (tile < streamed ? tile % kParts * apart + tile / kParts * kTile : tile * kTile);
+  }
+  int64_t rows(int64_t tile) const { return end - row(tile) < kTile ? end - row(tile) : kTile; }
+  RowsAhead ahead(int64_t tile) const {
+    if (tile >= streamed) return {row(tile) + kTile, kTile / kParts};
+    return {begin + (tile / kParts + 1) * kTile + tile % kParts * (kTile / kParts), apart};
+  }
+};
+
 /// The product with tiles of a matrix. `Rows`:
-///     Decoder(of, row, rows, ahead)     decodes the rows of a tile:
+///     Decoder(of)
+///         begin(row, rows, ahead)       goes to the rows of a tile
 ///         decode(block, part, to)       64 columns of a part of them to [high, low][kTile, kBlock]
 ///     first_outlier_of(row)             the first outlier from a row on
 ///     finish(outlier, row, rows, columns, y)
@@ -241,92 +277,118 @@ struct TileProduct {
   TileColumns columns;
   TileMemory memory;
   int64_t width = width_of(args.tokens), blocks = blocks_of(cols);
+  uint8_t* ring_end = memory.weights + TileMemory::blocks_kept(cols, args.tokens) * kStepBytes;
 
   const float* panel(int64_t t) const { return packed + t / kTile * panel_floats; }
 
-  /// y (+)= of rows [row, row + rows) with the panel from token t on, whose sums are in the tiles.
-  int64_t finish(int64_t outlier, int64_t t, int64_t row, int64_t rows) const {
-    store_sums(memory.sums, width);
-    const VecF exponent = load(panel(t));
-    const int64_t apart = kTile * width;
+  HXQ_ALWAYS_INLINE uint8_t* next_in_ring(uint8_t* at) const {
+    at += kStepBytes;
+    return at == ring_end ? memory.weights : at;
+  }
+
+  /// Decodes the blocks of all row tiles, one after the other.
+  struct Decoding {
+    const TileProduct& product;
+    const TileOrder& order;
+    typename Rows::Decoder decoder{product.of};
+    int64_t tile = 0, block = 0;
+    uint8_t* to = product.memory.weights;
+
+    HXQ_ALWAYS_INLINE Decoding(const TileProduct& of_product, const TileOrder& of_order)
+        : product(of_product), order(of_order) {
+      decoder.begin(order.row(0), order.rows(0), order.ahead(0));
+    }
+    HXQ_ALWAYS_INLINE bool is_done() const { return tile == order.count; }
+    HXQ_ALWAYS_INLINE void decode(int part) const { decoder.decode(block, part, to); }
+    HXQ_ALWAYS_INLINE void end_block() {
+      to = product.next_in_ring(to);
+      if (++block < product.blocks) return;
+      block = 0;
+      if (++tile < order.count) decoder.begin(order.row(tile), order.rows(tile), order.ahead(tile));
+    }
+  };
+
+  /// Sums of the rows of a tile with the panel from token t on, which wait to become y.
+  struct Unfinished {
+    const float* sums = nullptr;
+    int64_t t, row, rows;
+    const int64_t* outlier;  ///< the first of the tile
+    int64_t* next_outlier;   ///< where the first after it is put
+  };
+
+  __attribute__((noinline)) void finish(const Unfinished& tile) const {
+    const VecF exponent = load(panel(tile.t));
+    constexpr int64_t kApart = kTile * kTile;
     VecF y[HXQ_LANES];
     for (int64_t i = 0; i < kTile; ++i) {
-      const float* sums = memory.sums + i * width;
-      const VecF power[] = {load_first(sums, width), load_first(sums + apart, width),
-                            load_first(sums + 2 * apart, width), load_first(sums + 3 * apart, width)};
+      const float* sums = tile.sums + i * kTile;
+      const VecF power[] = {load(sums), load(sums + kApart), load(sums + 2 * kApart), load(sums + 3 * kApart)};
       y[i] = join_powers(power, exponent);
     }
-    const int64_t next = of.finish(outlier, row, rows, columns.at + t / kTile * columns.apart, y);
+    *tile.next_outlier = of.finish(*tile.outlier, tile.row, tile.rows, columns.at + tile.t / kTile * columns.apart, y);
     LinearArgs part = args;
-    part.y += t * args.y_stride;
-    part.tokens = panel_tokens_left(args, t);
-    put_block(y, part, 0, row, rows);
-    return next;
+    part.y += tile.t * args.y_stride;
+    part.tokens = panel_tokens_left(args, tile.t);
+    put_block(y, part, 0, tile.row, tile.rows);
   }
 
-  /// The first panel: a block is decoded while the one before is multiplied. All are kept, or only the last ones.
-  int64_t multiply_first(int64_t outlier, int64_t row, int64_t rows, RowsAhead ahead, uint8_t* weights) const {
-    const bool keep = args.tokens > kTile;
-    const typename Rows::Decoder decoder(of, row, rows, ahead);
-    const auto at = [&](int64_t block) { return weights + (keep ? block : block % TileMemory::kRing) * kStepBytes; };
-    const float* x = panel(0) + kTileHead;
+  /// Leaves the products of a row tile, whose blocks begin at `from`, with a panel in the tiles. Meanwhile blocks ahead
+  /// are decoded, unless that is done or those of this row tile were decoded for another panel, and the sums before are
+  /// finished: right after they were stored that would wait for the tiles. Returns where the next row tile begins.
+  HXQ_ALWAYS_INLINE uint8_t* multiply_tile(const float* x, uint8_t* from, bool decodes, Decoding& decoding,
+                                           Unfinished& last) const {
     zero_sums();
-    for (int part = 0; part < kParts; ++part) decoder.decode(0, part, at(0));
-    for (int64_t block = 0; block < blocks; ++block, x += kPlanesOfX * kTile * width) {
-      multiply_block(
-          at(block), x, width, [&](int part) __attribute__((always_inline)) {
-            if (block + 1 < blocks) decoder.decode(block + 1, part, at(block + 1));
-          });
-    }
-    return finish(outlier, 0, row, rows);
-  }
-
-  /// Another.
-  int64_t multiply_next(int64_t outlier, int64_t t, int64_t row, int64_t rows, const uint8_t* weights) const {
-    const float* x = panel(t) + kTileHead;
-    zero_sums();
-    for (int64_t block = 0; block < blocks; ++block, weights += kStepBytes, x += kPlanesOfX * kTile * width) {
-      multiply_block(weights, x, width, [](int) {});
-    }
-    return finish(outlier, t, row, rows);
-  }
-
-  /// Few tokens. Row tiles are taken from kParts streams in turn, as far apart as possible, see gemv_rows-inl.h.
-  /// Returns the end of the last stream.
-  int64_t multiply_streams(int64_t begin, int64_t end) const {
-    const int64_t apart = (end - begin) / (kParts * kTile) * kTile;
-    int64_t outlier[kParts];
-    for (int64_t g = 0; g < kParts; ++g) outlier[g] = of.first_outlier_of(begin + g * apart);
-    for (int64_t done = 0; done < apart; done += kTile) {
-      for (int64_t g = 0; g < kParts; ++g) {
-        const int64_t row = begin + g * apart + done;
-        const RowsAhead ahead{begin + done + kTile + g * kTile / kParts, apart};
-        const int64_t next = multiply_first(outlier[g], row, kTile, ahead, memory.weights);
-        for (int64_t t = kTile; t < args.tokens; t += kTile) multiply_next(outlier[g], t, row, kTile, memory.weights);
-        outlier[g] = next;
+    for (int64_t block = 0; block < blocks; ++block, x += kPlanesOfX * kTile * width, from = next_in_ring(from)) {
+      if (decodes && !decoding.is_done()) {
+        multiply_block(
+            from, x, width, [&](int part) __attribute__((always_inline)) { decoding.decode(part); });
+        decoding.end_block();
+      } else {
+        multiply_block(from, x, width, [](int) {});
+      }
+      if (last.sums && (block == 1 || block == blocks - 1)) {
+        finish(last);
+        last.sums = nullptr;
       }
     }
-    return begin + kParts * apart;
+    return from;
   }
 
   /// y of rows [begin, end).
   void multiply(int64_t begin, int64_t end) const {
+    if (begin == end) return;
     const TileShapes shapes(width);
-    const int64_t tiles = TileMemory::row_tiles(cols, args.tokens), at_once = tiles * kTile;
-    if (tiles == 1) begin = multiply_streams(begin, end);
-    int64_t outlier = of.first_outlier_of(begin), next = outlier;
-    for (int64_t first = begin; first < end; first += at_once, outlier = next) {
-      const int64_t last = end - first < at_once ? end : first + at_once;
+    const TileOrder order(begin, end, TileMemory::row_tiles(cols, args.tokens));
+    int64_t outlier[kParts + 1], following = 0;
+    for (int64_t g = 0; g <= kParts; ++g) outlier[g] = of.first_outlier_of(begin + g * order.apart);
+    Decoding decoding(*this, order);
+    for (int64_t i = 0; i < kBlocksAhead && !decoding.is_done(); ++i, decoding.end_block()) {
+      for (int part = 0; part < kParts; ++part) decoding.decode(part);
+    }
+    Unfinished last;
+    float* sums = memory.sums;
+    uint8_t* from = memory.weights;
+    for (int64_t first = 0, end_tile; first < order.count; first = end_tile) {
+      end_tile = order.count - first < order.at_once ? order.count : first + order.at_once;
+      uint8_t* const from_first = from;
       for (int64_t t = 0; t < args.tokens; t += kTile) {
-        next = outlier;
-        uint8_t* weights = memory.weights;
-        for (int64_t row = first; row < last; row += kTile, weights += blocks * kStepBytes) {
-          const int64_t rows = last - row < kTile ? last - row : kTile;
-          next = t == 0 ? multiply_first(next, row, rows, {row + kTile, kTile / kParts}, weights)
-                        : multiply_next(next, t, row, rows, weights);
+        from = from_first;
+        for (int64_t tile = first; tile < end_tile; ++tile) {
+          from = multiply_tile(panel(t) + kTileHead, from, t == 0, decoding, last);
+          store_sums(sums);
+          int64_t* const kept = outlier + order.stream(tile);
+          const bool is_last = tile + 1 == end_tile && t + kTile >= args.tokens;
+          last = {sums,
+                  t,
+                  order.row(tile),
+                  order.rows(tile),
+                  tile == first ? kept : &following,
+                  is_last ? kept : &following};
+          sums = sums == memory.sums ? sums + TileMemory::kSums : memory.sums;
         }
       }
     }
+    finish(last);
   }
 };
 
