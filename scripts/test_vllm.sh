@@ -24,7 +24,7 @@ if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$vllm" ]; then
   "$python" -m pip uninstall -q -y torchvision torchaudio torchcodec
   echo "$vllm" >"$environment/made_of"
 fi
-(cd "$root" && install -Ccmake.define.HXQ_CUDA=OFF --no-deps .)
+(cd "$root" && install --config-settings=cmake.define.HXQ_CUDA=OFF --no-deps .)
 
 cd "$build" # not the source tree: the installed package is tested
 log=$environment/pytest.log

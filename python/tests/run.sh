@@ -17,10 +17,12 @@ install() { "$python" -m pip install -q --no-compile --disable-pip-version-check
 # GPU: without one the kernels would be compiled, for minutes, and not be used.
 install_package() {
   if [ -f "$build/CMakeCache.txt" ]; then
-    (cd "$root" && install -Cbuild-dir="$build" -Ccmake.define.HXQ_BUILD_TOOLS=ON -Ccmake.define.HXQ_BUILD_TESTS=ON "$@")
+    # By the long name: Debian 12's pip has no other.
+    (cd "$root" && install --config-settings=build-dir="$build" --config-settings=cmake.define.HXQ_BUILD_TOOLS=ON \
+      --config-settings=cmake.define.HXQ_BUILD_TESTS=ON "$@")
     cmake -U 'SKBUILD*' "$build" >/dev/null # or the folder would go on building the library as a wheel has it
   else
-    (cd "$root" && install -Ccmake.define.HXQ_CUDA="${HXQ_CUDA:-OFF}" "$@")
+    (cd "$root" && install --config-settings=cmake.define.HXQ_CUDA="${HXQ_CUDA:-OFF}" "$@")
   fi
 }
 
