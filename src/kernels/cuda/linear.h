@@ -39,8 +39,8 @@ struct DenseWeight {
   const void* data = nullptr;
 };
 
-/// y = x W^T (+ bias) (+ y). Where tensor cores are used (more tokens than one), `exact` takes x as two binary16
-/// numbers and levels in full; `fast` takes x and weights as one, for very many tokens both as BF16, where cuBLAS is at
+/// y = x W^T (+ bias) (+ y). Where tensor cores are used (more tokens than one), `exact` takes x as two numbers of 11
+/// bits and levels in full; `fast` takes x and weights as one, for very many tokens both as BF16, where cuBLAS is at
 /// hand.
 struct LinearArgs {
   Input x;   // [tokens, cols]

@@ -99,8 +99,22 @@ TEST(CudaLinear, MultipliesAnyNumberOfTokens) {
                      {.tokens = tokens, .x = DType::bf16, .y = DType::f16, .gap = 5, .bias = true, .accumulate = true},
                      what + " bf16");
       expect_product(matrix, {.tokens = tokens, .precision = Precision::fast}, what + " fast");
+      // Rows of x that are aligned, and not: kernels for few tokens differ.
+      for (const int64_t gap : {8, 1}) {
+        expect_product(
+            matrix, {.tokens = tokens, .x = DType::f16, .y = DType::bf16, .gap = gap, .bias = true, .accumulate = true},
+            what + " f16, gap " + std::to_string(gap));
+        expect_product(matrix, {.tokens = tokens, .gap = gap}, what + " gap " + std::to_string(gap));
+      }
     }
   }
+}
+
+TEST(CudaLinear, ClustersGoOnToFurtherPasses) {
+  HXQ_NEEDS_GPU();
+  const TestMatrix matrix = make_matrix({.rows = 17000, .cols = 592, .outliers = 0.003});
+  expect_product(matrix, {.tokens = 8, .precision = Precision::fast}, "f32");
+  expect_product(matrix, {.tokens = 7, .x = DType::bf16, .precision = Precision::fast}, "bf16");
 }
 
 TEST(CudaLinear, GoesOnToFurtherTiles) {
@@ -126,7 +140,7 @@ TEST(CudaLinear, KeepsTokensApart) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const TestMatrix matrix = make_matrix({.rows = 300, .cols = 320, .outliers = 0.01});
   const DeviceMatrix device(matrix);
-  for (const int64_t tokens : {9, 40, 100}) {
+  for (const int64_t tokens : {8, 9, 40, 100}) {
     for (const Precision precision : {Precision::exact, Precision::fast}) {
       std::vector<float> x = Random(8).normals(static_cast<size_t>(tokens * 320));
       std::vector<std::vector<float>> y;
@@ -288,13 +302,14 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
     bool together = true;
     for (const DeviceMatrix& matrix : on_device) together &= supports_joint_gemm(matrix.weight(), Precision::exact);
     EXPECT_EQ(together, one.together && on_hopper());
-    for (const int64_t tokens : {1, 2, 9, 40, 100}) {
+    for (const auto& [tokens, gap] :
+         {std::pair<int64_t, int64_t>{1, 3}, {2, 3}, {2, 8}, {9, 3}, {9, 8}, {40, 3}, {40, 8}, {100, 3}}) {
       for (const Precision precision : {Precision::exact, Precision::fast}) {
         if (one.rows > 1000 && tokens != 9) continue;
         const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * one.cols), one.x);
         const std::vector<float> bias = Random(3).normals(static_cast<size_t>(one.rows));
         const std::vector<float> start(static_cast<size_t>(tokens * 130), 0.5f);
-        const DeviceRows device_x(x, tokens, one.cols, 3, one.x);
+        const DeviceRows device_x(x, tokens, one.cols, gap, one.x);
         const DeviceArray<float> device_bias(bias);
         std::vector<DeviceRows> y;
         std::vector<FusedProduct> products;
@@ -309,9 +324,9 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                               .accumulate = i == 2});
         }
         const DeviceArray<std::byte> workspace(bytes);
-        const auto multiply_with = [&](size_t workspace_bytes) {
+        const auto multiply_with = [&, count = tokens](size_t workspace_bytes) {
           return joint_linear({.x = device_x.input(),
-                               .tokens = tokens,
+                               .tokens = count,
                                .precision = precision,
                                .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},
                               products.data(), 3, nullptr);
@@ -321,8 +336,9 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
         for (size_t i = 0; i < 3; ++i) {
           const Product expected = multiply(matrices[i], x, tokens, i == 0 ? bias : std::vector<float>{},
                                             i == 2 ? start : std::vector<float>{});
-          expect_close(y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast,
-                       DType::f32, std::to_string(tokens) + " tokens, matrix " + std::to_string(i));
+          expect_close(
+              y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast, DType::f32,
+              std::to_string(tokens) + " tokens, gap " + std::to_string(gap) + ", matrix " + std::to_string(i));
         }
         if (bytes > 0) EXPECT_EQ(multiply_with(bytes - 1), Status::invalid_value);
       }

@@ -194,6 +194,8 @@ class Multiplier {
 template <int kTokenTiles, bool kTwoParts>
 __global__ void __launch_bounds__(kThreads, 1) skinny_gemm_kernel(const __grid_constant__ Parameters p) {
 #if __CUDA_ARCH__ >= 900
+  // Lookups take the lower 16 bits of an address from the index: the table begins where they are zero.
+  if ((hopper::shared_address(dynamic_shared + layout::kTable) & 0xffff) != 0) __trap();
   const int cluster = static_cast<int>(blockIdx.x) / p.plan.cluster;
   int number = 0;
   while (number + 1 < p.parts && cluster >= p.part[number + 1].first_cluster) ++number;
@@ -262,9 +264,8 @@ bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 1
 }  // namespace
 
 bool supports_skinny_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept {
-  const int compute_capability = current_device().compute_capability;
-  return args.tokens > 1 && args.tokens <= most_skinny_tokens(weight, takes_two_parts(args)) &&
-         compute_capability >= 90 && compute_capability < 120 && weight.d == 1 && weight.index_bits == 8 &&
+  return current_device().compute_capability == 90 && args.tokens > 1 &&
+         args.tokens <= most_skinny_tokens(weight, takes_two_parts(args)) && weight.d == 1 && weight.index_bits == 8 &&
          weight.k <= 256 && weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices) &&
          is_aligned(args.x.data) && args.x.stride * element_bytes(args.x.dtype) % 16 == 0 &&
          (args.precision == Precision::fast || weight.levels_fit_half) &&

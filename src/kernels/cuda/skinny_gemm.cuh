@@ -15,8 +15,9 @@ inline int64_t most_skinny_tokens(const CodebookWeight& weight, bool two_parts) 
   return weights <= kMiddleMatrix && !two_parts ? 8 : 0;
 }
 
-/// Whether `skinny_gemm` takes the product: on Hopper, few tokens for the size of the matrix, rows of it and of x
-/// aligned to 16 bytes, no scales of columns; for `Precision::exact` levels that fit binary16.
+/// Whether `skinny_gemm` takes the product: on Hopper, few tokens for the size of the matrix, bytes of single weights,
+/// rows of the matrix and of x aligned to 16 bytes, no scales of columns, and at most 16,384 columns (half of it for
+/// more than 8 tokens, half again for x in two parts); for `Precision::exact` levels that fit binary16.
 bool supports_skinny_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept;
 
 /// y = W x for few tokens and 1 to kMaxFusedProducts matrices of as many columns, each with rows. Levels and x are

@@ -50,7 +50,7 @@ struct Workspace {
 
 /// What tensor cores get of the numbers that they multiply.
 enum class Precision : uint8_t {
-  exact,  ///< two binary16 numbers for one, 22 bits: errors as in float
+  exact,  ///< two numbers of 11 bits (binary16 or TF32) for one: errors as in float
   fast,   ///< one of 11 bits
 };
 
