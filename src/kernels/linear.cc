@@ -154,8 +154,9 @@ Range gemv(const View& weight, const LinearArgs& args, bool needs_barrier, const
   const int64_t input_floats = packed_floats + weight.cols * width;
   const bool by_team = needs_barrier || args.tokens > (kernel.panel_tokens > 1 ? kFewTokens : 1);
   float* memory = context.own(memory_floats + (by_team ? 0 : input_floats));
-  float* packed_x = by_team ? context.shared(Scratch::kPackedInput, input_floats) : memory + memory_floats;
+  float* shared = by_team ? context.shared(Scratch::kPackedInput, input_floats) : nullptr;
   if (context.measures) return {};
+  float* packed_x = by_team ? shared : memory + memory_floats;
   float* x_columns = packed_x + packed_floats;
   pack_decode_rows(kernel, weight, args, x_floats, packed_x, width, x_columns, ops,
                    by_team ? context.team : Team(0, 1));
