@@ -342,11 +342,6 @@ Status launch_any(const Parameters& p, bool plain, bool two_levels, Stream strea
   return two_levels ? launch_kernel<kN, 4, true, false>(p, stream) : launch_kernel<kN, 4, false, false>(p, stream);
 }
 
-/// x of F32 has more bits than one binary16 number holds, and so has what is divided by scales.
-int parts_of(const CodebookWeight& weight, const LinearArgs& args) {
-  return args.precision == Precision::exact && (args.x.dtype == DType::f32 || weight.channel_scales) ? 2 : 1;
-}
-
 /// The matrices, and which clusters each has.
 Status set_parts(const FusedProduct* products, bool plain, Parameters& p) {
   int64_t tiles[kMaxFusedProducts], share[kMaxFusedProducts], first = 0;

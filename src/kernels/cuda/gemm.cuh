@@ -4,6 +4,11 @@
 
 namespace hxq::cuda {
 
+/// Numbers that stand for an element of x: one of 11 bits has not all that F32, or what is divided by scales, has.
+inline int parts_of(const CodebookWeight& weight, const LinearArgs& args) noexcept {
+  return args.precision == Precision::exact && (args.x.dtype == DType::f32 || weight.channel_scales) ? 2 : 1;
+}
+
 /// Whether the tensor-core kernels of this build and GPU take the matrix.
 bool supports_codebook_gemm(const CodebookWeight& weight) noexcept;
 

@@ -282,12 +282,10 @@ Status launch_units(const GemvParameters& p, int blocks, bool plain, Stream stre
                : launch(gemv_kernel<kUnits, false, kRegisters>, shape, stream, p);
 }
 
-bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
 /// Rows and x are read 16 bytes at a time.
 bool is_plain(const FusedInput& input, const CodebookWeight& weight) {
-  return weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices) &&
-         is_aligned(weight.low_rank_vt) && is_aligned(input.x.data) && is_aligned(input.norm_weight);
+  return weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices, 16) &&
+         is_aligned(weight.low_rank_vt, 16) && is_aligned(input.x.data, 16) && is_aligned(input.norm_weight, 16);
 }
 
 }  // namespace

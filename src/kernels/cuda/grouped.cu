@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include "kernels/cuda/cublas.h"
-#include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/grouped_gemv.cuh"
 #include "kernels/cuda/grouped_plan.h"
+#include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/sequence.h"
 
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
   let_successors_begin();
   tables.fill(w);
   wait_for_predecessors();
-  const bool is_aligned = reinterpret_cast<uintptr_t>(p.out.data) % 16 == 0 && p.out.stride % kUnit == 0;
+  const bool whole = is_aligned(p.out.data, 16) && p.out.stride % kUnit == 0;
   for (int64_t i = blockIdx.x; i < p.count; i += gridDim.x) {
     const int64_t row = p.ids ? int64_t{p.ids[i]} : p.first_row + i;
     for (int64_t unit = threadIdx.x; unit * kUnit < w.cols; unit += kThreads) {
@@ -78,13 +78,13 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       const int64_t at = i * p.out.stride + col;
-      if (is_aligned && count == kUnit && p.out.dtype == DType::bf16) {
+      if (whole && count == kUnit && p.out.dtype == DType::bf16) {
         __nv_bfloat162 pairs[kUnit / 2];
 #pragma unroll
         for (int j = 0; j < kUnit / 2; ++j) pairs[j] = __floats2bfloat162_rn(value[2 * j], value[2 * j + 1]);
         *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out.data) + at) =
             *reinterpret_cast<const uint4*>(pairs);
-      } else if (is_aligned && count == kUnit && p.out.dtype == DType::f32) {
+      } else if (whole && count == kUnit && p.out.dtype == DType::f32) {
         auto* const to = reinterpret_cast<float4*>(static_cast<float*>(p.out.data) + at);
         to[0] = make_float4(value[0], value[1], value[2], value[3]);
         to[1] = make_float4(value[4], value[5], value[6], value[7]);
@@ -163,12 +163,6 @@ Status decode(const GroupedWeight& weight, const Rows& rows, Stream stream) {
   return launch(grouped_rows_kernel, shape, stream, weight, rows);
 }
 
-size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-size_t low_rank_bytes(const GroupedWeight& weight, int64_t tokens) {
-  return aligned(static_cast<size_t>(weight.rank * tokens) * sizeof(float));
-}
-
 /// Passes of the GEMV, or of the kernel for any matrix, that take as long as decoding the matrix for cuBLAS.
 constexpr int64_t kFastPasses = 5, kExactPasses = 14;
 
@@ -187,8 +181,8 @@ bool goes_through_panels(const GroupedWeight& weight, const LinearArgs& args) {
 }
 
 size_t panel_bytes(const GroupedWeight& weight, DType dtype) {
-  return aligned(static_cast<size_t>(panel_rows(weight.rows, weight.cols, kPanelBytes, dtype) * weight.cols *
-                                     element_bytes(dtype)));
+  return round_up<256>(static_cast<size_t>(panel_rows(weight.rows, weight.cols, kPanelBytes, dtype) * weight.cols *
+                                           element_bytes(dtype)));
 }
 
 /// y = W x by decoding panels of rows for cuBLAS, scales and low-rank term included.
@@ -198,7 +192,7 @@ Status multiply_panels(const GroupedWeight& weight, const LinearArgs& args, Stre
   const Output panel{.data = args.workspace.data, .stride = weight.cols, .dtype = dtype};
   Input x = args.x;
   Status status = Status::ok;
-  if (x.dtype != dtype || x.stride % 8 != 0 || reinterpret_cast<uintptr_t>(x.data) % 16 != 0) {
+  if (x.dtype != dtype || x.stride % 8 != 0 || !is_aligned(x.data, 16)) {
     const Output to{.data = static_cast<char*>(args.workspace.data) + panel_bytes(weight, dtype),
                     .stride = weight.cols,
                     .dtype = dtype};
@@ -215,15 +209,6 @@ Status multiply_panels(const GroupedWeight& weight, const LinearArgs& args, Stre
     status = cublas_product(panel.data, rows, weight.cols, x, y, args.tokens, args.accumulate || args.bias, stream);
   }
   return status;
-}
-
-/// `args` of tokens [first, first + count).
-LinearArgs part_of(const LinearArgs& args, int64_t first, int64_t count) {
-  LinearArgs part = args;
-  part.x.data = static_cast<const char*>(args.x.data) + first * args.x.stride * element_bytes(args.x.dtype);
-  part.y.data = static_cast<char*>(args.y.data) + first * args.y.stride * element_bytes(args.y.dtype);
-  part.tokens = count;
-  return part;
 }
 
 }  // namespace
@@ -246,10 +231,8 @@ Status linear(const GroupedWeight& weight, const LinearArgs& args, Stream stream
   float* along = nullptr;
   if (weight.rank > 0 && (args.tokens > 1 || weight.rank > kGroupedGemvRank || at_once == 0)) {
     along = static_cast<float*>(args.workspace.data);
-    const DenseWeight vt{.rows = weight.rank, .cols = weight.cols, .dtype = DType::f32, .data = weight.low_rank_vt};
-    const LinearArgs inner{
-        .x = args.x, .y = {.data = along, .stride = weight.rank, .dtype = DType::f32}, .tokens = args.tokens};
-    if (const Status status = dense_linear(vt, inner, nullptr, stream); status != Status::ok) return status;
+    const Status status = multiply_vt(weight, args, nullptr, along, stream);
+    if (status != Status::ok) return status;
   }
   if (at_once == 0) return any_grouped_linear(weight, args, along, stream);
   Status status = Status::ok;

@@ -155,8 +155,6 @@ __global__ void __maxnreg__(limit(kRegisters)) grouped_gemv_kernel(const __grid_
   finish<kBits>(p, product, first_row, rows, share);
 }
 
-bool is_aligned(const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
-
 bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
 /// Gives every product its blocks. Returns the most rows of a block.

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 /// Functions that both the kernels and the tests of the host use: which byte, row and level a thread works on.
 #ifdef __CUDACC__
 #define HXQ_HOST_DEVICE __host__ __device__
@@ -12,6 +15,15 @@ namespace hxq::cuda {
 template <class T>
 HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
+}
+
+template <size_t kMultiple>
+constexpr size_t round_up(size_t bytes) {
+  return ceil_div(bytes, kMultiple) * kMultiple;
+}
+
+HXQ_HOST_DEVICE inline bool is_aligned(const void* data, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
 }  // namespace hxq::cuda

@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/tile_gemm.cuh"
@@ -17,20 +18,6 @@ namespace {
 
 bool are_valid(const LinearArgs& args) {
   return args.tokens >= 0 && is_activation(args.x.dtype) && is_activation(args.y.dtype);
-}
-
-size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-size_t low_rank_bytes(const CodebookWeight& weight, int64_t tokens) {
-  return aligned(static_cast<size_t>(weight.rank * tokens) * sizeof(float));
-}
-
-/// x Vt^T into the workspace.
-Status multiply_vt(const CodebookWeight& weight, const LinearArgs& args, float* product, Stream stream) {
-  const DenseWeight vt{.rows = weight.rank, .cols = weight.cols, .dtype = DType::f32, .data = weight.low_rank_vt};
-  LinearArgs inner{
-      .x = args.x, .y = {.data = product, .stride = weight.rank, .dtype = DType::f32}, .tokens = args.tokens};
-  return dense_linear(vt, inner, weight.channel_scales, stream);
 }
 
 }  // namespace
@@ -54,7 +41,8 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     product = static_cast<float*>(args.workspace.data);
     const size_t used = low_rank_bytes(weight, args.tokens);
     rest.workspace = {.data = static_cast<char*>(args.workspace.data) + used, .bytes = args.workspace.bytes - used};
-    if (const Status status = multiply_vt(weight, args, product, stream); status != Status::ok) return status;
+    if (const Status status = multiply_vt(weight, args, weight.channel_scales, product, stream); status != Status::ok)
+      return status;
   }
   const FusedProduct one{
       .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
@@ -63,12 +51,11 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(rest, &one, 1, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   for (int64_t t = 0; t < args.tokens; ++t) {
-    FusedInput input{.x = args.x};
-    input.x.data = static_cast<const char*>(args.x.data) + t * args.x.stride * element_bytes(args.x.dtype);
+    const LinearArgs part = part_of(args, t, 1);
     FusedProduct of_token = one;
+    of_token.y = part.y;
     if (product) of_token.low_rank_product = product + t * weight.rank;
-    of_token.y.data = static_cast<char*>(args.y.data) + t * args.y.stride * element_bytes(args.y.dtype);
-    if (const Status status = codebook_gemv(input, {&of_token, 1}, stream); status != Status::ok) {
+    if (const Status status = codebook_gemv({.x = part.x}, {&of_token, 1}, stream); status != Status::ok) {
       return status;
     }
   }

@@ -193,17 +193,15 @@ __global__ void __launch_bounds__(kThreads, 5) pack_kernel(const __grid_constant
 #endif
 }
 
-size_t aligned(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
-
 struct Sizes {
   size_t packed, scales, transposed, outlier_sums;
 };
 
 Sizes sizes_of(int64_t padded_cols, int64_t columns, int64_t tokens, int64_t sums) {
-  return {.packed = aligned(static_cast<size_t>(padded_cols * columns) * 2),
-          .scales = aligned(static_cast<size_t>(tokens) * 4),
-          .transposed = aligned(static_cast<size_t>(padded_cols * tokens) * 4),
-          .outlier_sums = aligned(static_cast<size_t>(sums) * 4)};
+  return {.packed = round_up<1024>(static_cast<size_t>(padded_cols * columns) * 2),
+          .scales = round_up<1024>(static_cast<size_t>(tokens) * 4),
+          .transposed = round_up<1024>(static_cast<size_t>(padded_cols * tokens) * 4),
+          .outlier_sums = round_up<1024>(static_cast<size_t>(sums) * 4)};
 }
 
 }  // namespace

@@ -60,11 +60,12 @@ TEST(CudaPlans, SkinnyGemmTakesEveryItemOnce) {
   for (const auto& [rows, cols] :
        {std::pair<int64_t, int64_t>{1, 16}, {80, 1536}, {3072, 768}, {34000, 208}, {1000, 8192}}) {
     for (const int64_t tokens : {2, 9, 64}) {
-      for (const bool two_parts : {false, true}) {
-        const Plan plan = plan_skinny_gemm(rows, cols, tokens, two_parts, kClusters);
+      for (const int parts : {1, 2}) {
+        const Plan plan = plan_skinny_gemm(rows, cols, tokens, parts, kClusters);
+        ASSERT_EQ(plan.clusters > 0, fits_skinny_gemm(cols, tokens, parts, kClusters));
         if (plan.clusters == 0) continue;
         EXPECT_GE(int64_t{plan.token_groups} * plan.tokens(), tokens);
-        EXPECT_LE(plan.units * plan.token_tiles * (two_parts ? 2 : 1), Plan::kMostUnits);
+        EXPECT_LE(plan.units * plan.token_tiles * parts, Plan::kMostUnits);
         EXPECT_LE(plan.cluster * plan.own_rows * plan.tokens(), Plan::kMostOwnSums);
         EXPECT_LE(Plan::kWarps * plan.round_tiles * plan.tokens() * Plan::kSumPitch, Plan::kMostTileSums);
         EXPECT_LE(plan.clusters * plan.cluster * plan.token_groups, 132);
@@ -96,10 +97,10 @@ TEST(CudaPlans, SkinnyGemmTakesEveryItemOnce) {
 }
 
 TEST(CudaPlans, SkinnyGemmNeedsClustersWhereABlockCannotHoldX) {
-  EXPECT_EQ(plan_skinny_gemm(1000, 2048, 8, false, kNoClusters).cluster, 1);
-  EXPECT_EQ(plan_skinny_gemm(1000, 2064, 8, false, kNoClusters).clusters, 0);
-  EXPECT_GT(plan_skinny_gemm(1000, 2064, 8, false, kClusters).cluster, 1);
-  EXPECT_EQ(plan_skinny_gemm(1000, 16400, 8, false, kClusters).clusters, 0);
+  EXPECT_EQ(plan_skinny_gemm(1000, 2048, 8, 1, kNoClusters).cluster, 1);
+  EXPECT_EQ(plan_skinny_gemm(1000, 2064, 8, 1, kNoClusters).clusters, 0);
+  EXPECT_GT(plan_skinny_gemm(1000, 2064, 8, 1, kClusters).cluster, 1);
+  EXPECT_EQ(plan_skinny_gemm(1000, 16400, 8, 1, kClusters).clusters, 0);
 }
 
 TEST(CudaPlans, MatricesThatShareAKernelGetBlocksByTheirRows) {

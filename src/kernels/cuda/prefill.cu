@@ -188,7 +188,7 @@ Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Str
   Input x = args.x;
   Rounding rounding;
   Status status = Status::ok;
-  if (x.dtype != DType::bf16 || x.stride % 8 != 0 || reinterpret_cast<uintptr_t>(x.data) % 16 != 0) {
+  if (x.dtype != DType::bf16 || x.stride % 8 != 0 || !is_aligned(x.data, 16)) {
     rounding = {.x = args.x,
                 .tokens = args.tokens,
                 .out = panel + most * weight.cols,

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/skinny_gemm_sums.cuh"
 #include "kernels/cuda/tensor_core.cuh"
@@ -195,7 +196,7 @@ template <int kTokenTiles, bool kTwoParts>
 __global__ void __launch_bounds__(kThreads, 1) skinny_gemm_kernel(const __grid_constant__ Parameters p) {
 #if __CUDA_ARCH__ >= 900
   // Lookups take the lower 16 bits of an address from the index: the table begins where they are zero.
-  if ((hopper::shared_address(dynamic_shared + layout::kTable) & 0xffff) != 0) __trap();
+  if ((hopper::shared_address(dynamic_shared + layout::kTable) % SpreadTable::kBytes) != 0) __trap();
   const int cluster = static_cast<int>(blockIdx.x) / p.plan.cluster;
   int number = 0;
   while (number + 1 < p.parts && cluster >= p.part[number + 1].first_cluster) ++number;
@@ -251,46 +252,36 @@ Status launch_kernel(const Parameters& p, int64_t clusters, Stream stream) {
   return launch(skinny_gemm_kernel<kTokenTiles, kTwoParts>, shape, stream, p);
 }
 
-bool takes_two_parts(const LinearArgs& args) {
-  return args.precision == Precision::exact && args.x.dtype == DType::f32;
-}
-
-SkinnyPlan plan_of(const LinearArgs& args, int64_t rows, int64_t cols) {
-  return plan_skinny_gemm(rows, cols, args.tokens, takes_two_parts(args), current_device().clusters);
-}
-
-bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
 }  // namespace
 
 bool supports_skinny_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept {
   return current_device().compute_capability == 90 && args.tokens > 1 &&
-         args.tokens <= most_skinny_tokens(weight, takes_two_parts(args)) && weight.d == 1 && weight.index_bits == 8 &&
-         weight.k <= 256 && weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices) &&
-         is_aligned(args.x.data) && args.x.stride * element_bytes(args.x.dtype) % 16 == 0 &&
+         args.tokens <= most_skinny_tokens(weight, parts_of(weight, args)) && weight.d == 1 && weight.index_bits == 8 &&
+         weight.k <= 256 && weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices, 16) &&
+         is_aligned(args.x.data, 16) && args.x.stride * element_bytes(args.x.dtype) % 16 == 0 &&
          (args.precision == Precision::fast || weight.levels_fit_half) &&
-         plan_of(args, weight.rows, weight.cols).clusters > 0;
+         fits_skinny_gemm(weight.cols, args.tokens, parts_of(weight, args), current_device().clusters);
 }
 
 Status skinny_gemm(const LinearArgs& args, std::span<const FusedProduct> products, Stream stream) noexcept {
   Parameters p{.x = args.x, .tokens = static_cast<int>(args.tokens), .parts = static_cast<int>(products.size())};
   int64_t rows[kMaxFusedProducts], share[kMaxFusedProducts], all_rows = 0;
   for (int i = 0; i < p.parts; ++i) all_rows += rows[i] = products[i].weight.rows;
-  p.plan = plan_of(args, all_rows, products[0].weight.cols);
+  const CodebookWeight& first = products[0].weight;
+  const int parts = parts_of(first, args);
+  p.plan = plan_skinny_gemm(all_rows, first.cols, args.tokens, parts, current_device().clusters);
   share_blocks({rows, products.size()}, p.plan.clusters, share);
   int64_t clusters = 0, most_rows = 0;
   for (int i = 0; i < p.parts; ++i) {
     p.part[i] = {.product = products[i], .share = {rows[i], share[i]}, .first_cluster = static_cast<int>(clusters)};
     clusters += share[i];
-    most_rows = std::max(most_rows, (rows[i] + share[i] - 1) / share[i]);
+    most_rows = std::max(most_rows, ceil_div(rows[i], share[i]));
   }
   p.plan.set_pass(most_rows);
   if (p.plan.token_tiles == 1) {
-    return takes_two_parts(args) ? launch_kernel<1, true>(p, clusters, stream)
-                                 : launch_kernel<1, false>(p, clusters, stream);
+    return parts == 2 ? launch_kernel<1, true>(p, clusters, stream) : launch_kernel<1, false>(p, clusters, stream);
   }
-  return takes_two_parts(args) ? launch_kernel<2, true>(p, clusters, stream)
-                               : launch_kernel<2, false>(p, clusters, stream);
+  return parts == 2 ? launch_kernel<2, true>(p, clusters, stream) : launch_kernel<2, false>(p, clusters, stream);
 }
 
 }  // namespace hxq::cuda

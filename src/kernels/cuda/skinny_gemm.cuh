@@ -6,13 +6,13 @@
 
 namespace hxq::cuda {
 
-/// Up to so many tokens it costs less than the kernels for more of them (measured on an H100). `two_parts`: x takes two
-/// numbers.
-inline int64_t most_skinny_tokens(const CodebookWeight& weight, bool two_parts) noexcept {
+/// Up to so many tokens it costs less than the kernels for more of them (measured on an H100). `parts`: numbers for an
+/// element of x.
+inline int64_t most_skinny_tokens(const CodebookWeight& weight, int parts) noexcept {
   constexpr int64_t kSmallMatrix = int64_t{4} << 20, kMiddleMatrix = int64_t{16} << 20;
   const int64_t weights = weight.rows * weight.cols;
-  if (weights <= kSmallMatrix) return two_parts ? 32 : 64;
-  return weights <= kMiddleMatrix && !two_parts ? 8 : 0;
+  if (weights <= kSmallMatrix) return parts == 2 ? 32 : 64;
+  return weights <= kMiddleMatrix && parts == 1 ? 8 : 0;
 }
 
 /// Whether `skinny_gemm` takes the product: on Hopper, few tokens for the size of the matrix, bytes of single weights,

@@ -50,46 +50,67 @@ struct SkinnyPlan {
   /// Which block of the cluster finishes a row of a pass.
   HXQ_HOST_DEVICE int owner_of(int row) const { return row * own_reciprocal >> kReciprocalBits; }
 
+  static_assert(kWarps * 2 * kTileRows * kTokens <= kMostPassSums);  // a round fits
   void set_pass(int64_t cluster_rows) {
-    const int64_t all_rounds = (cluster_rows + round_rows() - 1) / round_rows();
+    const int64_t all_rounds = ceil_div<int64_t>(cluster_rows, round_rows());
     const int most_rows = kMostPassSums / tokens();
     pass_rounds = static_cast<int>(std::clamp<int64_t>(most_rows / round_rows(), 1, all_rounds));
-    own_rows = (pass_rows() + cluster - 1) / cluster;
+    own_rows = ceil_div(pass_rows(), cluster);
     own_reciprocal = (1 << kReciprocalBits) / own_rows + 1;
   }
 };
 
-/// The plan that takes the fewest clocks by estimate; no clusters: there is none. All at least 1. `two_parts`: x takes
-/// two numbers. `clusters[n]`: clusters of n blocks that run at once, up to 8; [1] is the number of multiprocessors.
-inline SkinnyPlan plan_skinny_gemm(int64_t rows, int64_t cols, int64_t tokens, bool two_parts, const int* clusters) {
+/// How x is cut. `parts`: numbers for an element.
+struct SkinnyInput {
+  int64_t units, most_units;  ///< of a row, and of a block, at most
+  int token_tiles;
+
+  SkinnyInput(int64_t cols, int64_t tokens, int parts)
+      : units(ceil_div<int64_t>(cols, SkinnyPlan::kUnitCols)), token_tiles(tokens > SkinnyPlan::kTokens ? 2 : 1) {
+    most_units = SkinnyPlan::kMostUnits / (token_tiles * parts);
+  }
+  /// Whether clusters of n blocks hold a row, and run at all: `clusters[n]` run at once; [1]: the multiprocessors.
+  bool fits(int n, const int* clusters) const { return clusters[n] > 0 && ceil_div<int64_t>(units, n) <= most_units; }
+};
+
+inline constexpr int kMostSkinnyCluster = 8;
+
+/// Whether there is a plan.
+inline bool fits_skinny_gemm(int64_t cols, int64_t tokens, int parts, const int* clusters) {
+  const SkinnyInput x(cols, tokens, parts);
+  for (int n = 1; n <= kMostSkinnyCluster; ++n) {
+    if (x.fits(n, clusters)) return true;
+  }
+  return false;
+}
+
+/// The plan that takes the fewest clocks by estimate; no clusters: there is none. All at least 1.
+inline SkinnyPlan plan_skinny_gemm(int64_t rows, int64_t cols, int64_t tokens, int parts, const int* clusters) {
   SkinnyPlan best;
-  const int64_t units = (cols + SkinnyPlan::kUnitCols - 1) / SkinnyPlan::kUnitCols;
-  const int token_tiles = tokens > SkinnyPlan::kTokens ? 2 : 1;
-  const int64_t most_units = SkinnyPlan::kMostUnits / token_tiles / (two_parts ? 2 : 1);
+  const SkinnyInput x(cols, tokens, parts);
   int64_t best_cost = -1;
-  for (int cluster = 1; cluster <= 8; ++cluster) {
+  for (int cluster = 1; cluster <= kMostSkinnyCluster; ++cluster) {
+    if (!x.fits(cluster, clusters)) continue;
     SkinnyPlan plan;
-    plan.units = static_cast<int>((units + cluster - 1) / cluster);
-    if (clusters[cluster] == 0 || plan.units > most_units) continue;
-    plan.token_tiles = token_tiles;
-    plan.token_groups = static_cast<int>((tokens + plan.tokens() - 1) / plan.tokens());
+    plan.units = static_cast<int>(ceil_div<int64_t>(x.units, cluster));
+    plan.token_tiles = x.token_tiles;
+    plan.token_groups = static_cast<int>(ceil_div<int64_t>(tokens, plan.tokens()));
     plan.cluster = cluster;
-    plan.round_tiles = 2 / token_tiles;
+    plan.round_tiles = 2 / x.token_tiles;
     const int64_t most_clusters = std::max(1, clusters[cluster] / plan.token_groups);
-    plan.clusters = std::min(most_clusters, (rows + SkinnyPlan::kTileRows - 1) / SkinnyPlan::kTileRows);
-    const int64_t cluster_rows = (rows + plan.clusters - 1) / plan.clusters;
-    const int64_t tiles = (cluster_rows + SkinnyPlan::kTileRows - 1) / SkinnyPlan::kTileRows;
+    plan.clusters = std::min(most_clusters, ceil_div<int64_t>(rows, SkinnyPlan::kTileRows));
+    const int64_t cluster_rows = ceil_div(rows, plan.clusters);
+    const int64_t tiles = ceil_div<int64_t>(cluster_rows, SkinnyPlan::kTileRows);
     for (int log2 = 0; 1 << log2 <= SkinnyPlan::kMostColGroups; ++log2) {
       plan.col_groups_log2 = log2;
       plan.row_groups = SkinnyPlan::kWarps >> log2;
-      if (plan.round_rows() * plan.tokens() > SkinnyPlan::kMostPassSums) continue;
       plan.set_pass(cluster_rows);
       // Clocks: of a warp's instructions, of weights on their way, and of what ends rounds and passes.
-      const int64_t warp_tiles = (tiles + plan.row_groups - 1) / plan.row_groups;
-      const int64_t warp_units = (plan.units + plan.col_groups() - 1) / plan.col_groups();
+      const int64_t warp_tiles = ceil_div<int64_t>(tiles, plan.row_groups);
+      const int64_t warp_units = ceil_div(plan.units, plan.col_groups());
       const int64_t instructions = warp_tiles * (warp_units * 1000 + 300);
       const int64_t memory = cluster_rows * plan.units * SkinnyPlan::kUnitCols / 13;
-      const int64_t rounds = (warp_tiles + plan.round_tiles - 1) / plan.round_tiles;
+      const int64_t rounds = ceil_div<int64_t>(warp_tiles, plan.round_tiles);
       const int64_t ends = rounds * 500 + (rounds / plan.pass_rounds + 1) * (cluster > 1 ? 1000 : 300);
       const int64_t cost = std::max(instructions, memory) + ends;
       if (best_cost >= 0 && cost >= best_cost) continue;

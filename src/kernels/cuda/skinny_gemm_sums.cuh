@@ -35,8 +35,9 @@ constexpr uint32_t kArrayBytes = 16 * kThreads;
 constexpr uint32_t kTileSums = 0;
 constexpr uint32_t kOwnSums = kTileSums + SkinnyPlan::kMostTileSums * sizeof(float);
 constexpr uint32_t kLowerSlots = kOwnSums + SkinnyPlan::kMostOwnSums * sizeof(float);  ///< of an item
-constexpr uint32_t kTable = 65536 - 1024;                                              ///< in its gaps, two items
-constexpr uint32_t kUpperSlots = kTable + 65536;                                       ///< of two items
+constexpr uint32_t kStart = 1024;                                                      ///< of dynamic shared memory
+constexpr uint32_t kTable = SpreadTable::kBytes - kStart;                              ///< in its gaps, two items
+constexpr uint32_t kUpperSlots = kTable + SpreadTable::kBytes;                         ///< of two items
 constexpr uint32_t kX = kUpperSlots + 4 * kArrayBytes;  ///< [units, token tiles, parts, 4, 32 lanes] of 16 bytes
 constexpr uint32_t kBytes = kX + SkinnyPlan::kMostUnits * 2048;
 static_assert(kLowerSlots + 2 * kArrayBytes <= kTable && kBytes <= 227 * 1024);

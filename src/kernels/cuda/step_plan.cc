@@ -14,8 +14,6 @@ namespace {
 /// Two units of a lane; x lies in shared memory.
 constexpr int64_t kMostCols = 2 * 32 * GemvPlan::kWarps * GemvPlan::kUnitCols;
 
-bool is_aligned(const void* data, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
-
 bool fits(const CodebookWeight& weight) {
   return supports_codebook_gemv(weight) && weight.rows > 0 && weight.cols <= kMostCols && weight.cols % 16 == 0 &&
          weight.rank <= kGemvMaxRank && !weight.channel_scales && is_aligned(weight.indices, 16) &&

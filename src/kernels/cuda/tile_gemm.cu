@@ -284,16 +284,14 @@ TileGemmPlan plan_of(const CodebookWeight& weight, int64_t tokens) {
   return plan_tile_gemm(weight.rows, weight.cols, tokens, current_device().multiprocessors);
 }
 
-size_t aligned(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
-
 size_t scaled_x_bytes(const CodebookWeight& weight, int64_t tokens) {
-  return aligned(static_cast<size_t>(tokens * weight.cols) * 2);
+  return round_up<1024>(static_cast<size_t>(tokens * weight.cols) * 2);
 }
-size_t scales_bytes(int64_t tokens) { return aligned(static_cast<size_t>(tokens) * sizeof(float)); }
+size_t scales_bytes(int64_t tokens) { return round_up<1024>(static_cast<size_t>(tokens) * sizeof(float)); }
 /// Enough for tiles of any width.
 size_t counters_bytes(const CodebookWeight& weight, int64_t tokens) {
   const int64_t tiles = ceil_div<int64_t>(weight.rows, kRows) * ceil_div<int64_t>(tokens, 16);
-  return aligned(static_cast<size_t>(tiles) * sizeof(uint32_t));
+  return round_up<1024>(static_cast<size_t>(tiles) * sizeof(uint32_t));
 }
 
 bool supports_tiles(const CodebookWeight& weight) {

@@ -12,17 +12,15 @@ struct Layout {
   size_t zeros, all;                         ///< states of zeros, and the workspace's size: twice the tables, zeros
 };
 
-size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 Layout layout_of(const UniformBatchArgs& args) {
   Layout at{};
   const auto count = static_cast<size_t>(args.count);
-  at.segments = aligned(count * sizeof(void*));
-  at.matrix = at.segments + aligned(count * sizeof(RowRange));
+  at.segments = round_up<256>(count * sizeof(void*));
+  at.matrix = at.segments + round_up<256>(count * sizeof(RowRange));
   const int64_t floats = args.matrix ? args.matrix_rows * args.matrix_cols : 0;
-  at.bytes = at.matrix + aligned(static_cast<size_t>(floats) * sizeof(float));
+  at.bytes = at.matrix + round_up<256>(static_cast<size_t>(floats) * sizeof(float));
   at.zeros = 2 * at.bytes;
-  at.all = at.zeros + (args.states ? 0 : aligned(count * static_cast<size_t>(args.state_size) * sizeof(float)));
+  at.all = at.zeros + (args.states ? 0 : round_up<256>(count * static_cast<size_t>(args.state_size) * sizeof(float)));
   return at;
 }
 
