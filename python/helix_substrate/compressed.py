@@ -493,4 +493,3 @@ class Compressed(WithoutWeight):
             "ratio": dense / held,
             "savings_pct": 100 * (1 - held / dense),
         }
-

@@ -9,6 +9,7 @@
 #include "codec/codec.h"
 #include "kernels/cuda_device/codebook_weight.h"
 #include "kernels/cuda_device/grouped_weight.h"
+#include "kernels/cuda_device/launchers.h"
 
 using namespace hxq;
 using namespace hxq::capi;
@@ -85,36 +86,14 @@ void require_tokens(const Weight& weight, int64_t tokens) {
   require_count("tokens", tokens, weight.rows);
 }
 
-// What the launchers have for each kind of matrix.
-size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) {
-  return kernels.codebook_linear_workspace(weight, tokens);
-}
-size_t workspace_of(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, int64_t tokens) {
-  return kernels.grouped_linear_workspace(weight, tokens);
-}
-cuda::Status multiply(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, const cuda::LinearArgs& args,
-                      cuda::Stream stream) {
-  return kernels.codebook_linear(weight, args, stream);
-}
-cuda::Status multiply(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, const cuda::LinearArgs& args,
-                      cuda::Stream stream) {
-  return kernels.grouped_linear(weight, args, stream);
-}
-cuda::Status multiply(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight,
-                      const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
+// As those of launchers.h, for what the runtime does not ask for.
+cuda::Status multiply_transposed(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight,
+                                 const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
   return kernels.linear_transposed(weight, args, stream);
 }
-cuda::Status multiply(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight,
-                      const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
+cuda::Status multiply_transposed(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight,
+                                 const cuda::LinearTransposedArgs& args, cuda::Stream stream) {
   return kernels.grouped_linear_transposed(weight, args, stream);
-}
-cuda::Status gather(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, const cuda::GatherArgs& args,
-                    cuda::Stream stream) {
-  return kernels.codebook_gather_rows(weight, args, stream);
-}
-cuda::Status gather(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, const cuda::GatherArgs& args,
-                    cuda::Stream stream) {
-  return kernels.grouped_gather_rows(weight, args, stream);
 }
 /// With channel scales: what x / scales is multiplied with.
 cuda::Status decode(const cuda::Kernels& kernels, cuda::CodebookWeight weight, const cuda::DecodeArgs& args,
@@ -200,7 +179,7 @@ hxq_status hxq_cuda_linear(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, c
     std::visit(
         [&](const auto& weight) {
           require_tokens(weight, args.tokens);
-          if (!on.begins(workspace_of(on.kernels(), weight, args.tokens))) return;
+          if (!on.begins(kernels::workspace_of(on.kernels(), weight, args.tokens))) return;
           const cuda::LinearArgs there{
               .x = input("x", &args.x, args.tokens, weight.cols),
               .y = output("y", &args.y, args.tokens, weight.rows),
@@ -208,7 +187,7 @@ hxq_status hxq_cuda_linear(hxq_cuda_call* call, const hxq_cuda_matrix* matrix, c
               .bias = args.bias,
               .precision = precision == Precision::exact ? cuda::Precision::exact : cuda::Precision::fast,
               .workspace = on.workspace()};
-          on.check(multiply(on.kernels(), weight, there, on.stream()), "a product");
+          on.check(kernels::multiply(on.kernels(), weight, there, on.stream()), "a product");
         },
         placed_weight);
   });
@@ -225,7 +204,7 @@ hxq_status hxq_cuda_linear_transposed(hxq_cuda_call* call, const hxq_cuda_matrix
           if (!on.begins(0)) return;
           const cuda::LinearTransposedArgs there{
               .g = input("g", g, tokens, weight.rows), .dx = output("dx", dx, tokens, weight.cols), .tokens = tokens};
-          on.check(multiply(on.kernels(), weight, there, on.stream()), "a product with the transpose");
+          on.check(multiply_transposed(on.kernels(), weight, there, on.stream()), "a product with the transpose");
         },
         placed_weight);
   });
@@ -262,7 +241,7 @@ hxq_status hxq_cuda_gather_rows(hxq_cuda_call* call, const hxq_cuda_matrix* matr
           if (!on.begins(0) || count == 0) return;
           require_pointers({{"ids", ids}});
           const cuda::GatherArgs there{.ids = ids, .count = count, .out = output("out", out, count, weight.cols)};
-          on.check(gather(on.kernels(), weight, there, on.stream()), "looking up rows");
+          on.check(kernels::gather(on.kernels(), weight, there, on.stream()), "looking up rows");
         },
         placed_weight);
   });

@@ -53,48 +53,16 @@ class DeviceGrouped {
   std::vector<DeviceArray<float>> arrays_;
 };
 
-struct Call {
-  int64_t tokens = 1;
-  DType x = DType::f32;
-  DType y = DType::f32;
-  int64_t gap = 0;
-  bool bias = false;
-  bool accumulate = false;
-  Precision precision = Precision::exact;
-  int offset = 0;
-};
-
 std::string text_of(const GroupedOptions& o, const Call& call) {
   return std::to_string(o.rows) + "x" + std::to_string(o.cols) + " of " + std::to_string(o.bits) + " bits, groups of " +
          std::to_string(o.group) + ", rank " + std::to_string(o.rank) + ", " + std::to_string(call.tokens) + " tokens";
 }
 
-void expect_product(const GroupedOptions& options, const Call& call, double bound = kExact) {
+/// `offset`: as of DeviceGrouped.
+void expect_product(const GroupedOptions& options, const Call& call, double bound = kExact, int offset = 0) {
   const TestGrouped m(options);
-  const DeviceGrouped device(m, call.offset);
-  Random random(99);
-  const std::vector<float> x = random.normals(static_cast<size_t>(call.tokens * options.cols), call.x);
-  const std::vector<float> start = random.normals(static_cast<size_t>(call.tokens * options.rows), call.y);
-  const std::vector<float> bias = random.normals(static_cast<size_t>(options.rows));
-  const DeviceRows device_x(x, call.tokens, options.cols, call.gap, call.x);
-  DeviceRows device_y(call.tokens, options.rows, call.gap, call.y);
-  if (call.accumulate) device_y.set(start);
-  const DeviceArray<float> device_bias(bias);
-  const DeviceArray<std::byte> workspace(linear_workspace(device.weight(), call.tokens));
-  HXQ_EXPECT_OK(linear(device.weight(),
-                       {.x = device_x.input(),
-                        .y = device_y.output(),
-                        .tokens = call.tokens,
-                        .bias = call.bias ? device_bias.data() : nullptr,
-                        .accumulate = call.accumulate,
-                        .precision = call.precision,
-                        .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
-                       nullptr));
-  expect_finished();
-  const Product expected =
-      multiply_rows(m.weights, options.rows, options.cols, x, call.tokens, call.bias ? bias : std::vector<float>{},
-                    call.accumulate ? start : std::vector<float>{});
-  expect_close(device_y.values(), expected.y, expected.size, bound, call.y, text_of(options, call));
+  const DeviceGrouped device(m, offset);
+  expect_linear(device.weight(), m.weights, call, text_of(options, call), bound);
 }
 
 /// Levels as the encoder writes them.
@@ -133,7 +101,7 @@ TEST(CudaGrouped, TakesRowsThatAreNotAligned) {
       expect_product({.rows = 33, .cols = cols, .bits = bits, .group = 16, .largest = largest_of(bits)}, {});
     }
     for (const int offset : {1, 2, 3, 4, 7}) {
-      expect_product({.rows = 33, .cols = 256, .bits = bits, .largest = largest_of(bits)}, {.offset = offset});
+      expect_product({.rows = 33, .cols = 256, .bits = bits, .largest = largest_of(bits)}, {}, kExact, offset);
     }
   }
 }

@@ -24,16 +24,6 @@ constexpr double kExact = 2e-6;
 /// x and weights have 11 bits.
 constexpr double kFast = 0x1p-10;
 
-struct Call {
-  int64_t tokens = 1;
-  DType x = DType::f32;
-  DType y = DType::f32;
-  int64_t gap = 0;
-  bool bias = false;
-  bool accumulate = false;
-  Precision precision = Precision::exact;
-};
-
 /// Whether this GPU has kernels that multiply several matrices together.
 bool on_hopper() {
   const TestMatrix matrix = make_matrix({.rows = 1, .cols = 16});
@@ -42,31 +32,8 @@ bool on_hopper() {
 }
 
 void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what, double bound) {
-  Random random(99);
-  const auto tokens = call.tokens;
-  const std::vector<float> x = random.normals(static_cast<size_t>(tokens * matrix.cols), call.x);
-  const std::vector<float> start = random.normals(static_cast<size_t>(tokens * matrix.rows), call.y);
-  const std::vector<float> bias = random.normals(static_cast<size_t>(matrix.rows));
-  const DeviceRows device_x(x, tokens, matrix.cols, call.gap, call.x);
-  DeviceRows device_y(tokens, matrix.rows, call.gap, call.y);
-  if (call.accumulate) device_y.set(start);
-  const DeviceArray<float> device_bias(bias);
   const DeviceMatrix device(matrix);
-  const CodebookWeight weight = device.weight();
-  const DeviceArray<std::byte> workspace(linear_workspace(weight, tokens));
-  HXQ_EXPECT_OK(linear(weight,
-                       {.x = device_x.input(),
-                        .y = device_y.output(),
-                        .tokens = tokens,
-                        .bias = call.bias ? device_bias.data() : nullptr,
-                        .accumulate = call.accumulate,
-                        .precision = call.precision,
-                        .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
-                       nullptr));
-  expect_finished();
-  const Product expected = multiply(matrix, x, tokens, call.bias ? bias : std::vector<float>{},
-                                    call.accumulate ? start : std::vector<float>{});
-  expect_close(device_y.values(), expected.y, expected.size, bound, call.y, what);
+  expect_linear(device.weight(), matrix.decoded, call, what, bound);
 }
 
 void expect_product(const TestMatrix& matrix, const Call& call, const std::string& what) {

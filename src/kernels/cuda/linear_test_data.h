@@ -188,6 +188,47 @@ inline Product multiply(const TestMatrix& m, const std::vector<float>& x, int64_
   return multiply_rows(m.decoded, m.rows, m.cols, x, tokens, bias, start);
 }
 
+/// How a product is asked for.
+struct Call {
+  int64_t tokens = 1;
+  DType x = DType::f32;
+  DType y = DType::f32;
+  int64_t gap = 0;  ///< between rows of x, and of y
+  bool bias = false;
+  bool accumulate = false;
+  Precision precision = Precision::exact;
+};
+
+/// Expects `linear` with a matrix on the device, of these weights, to be right.
+template <class Weight, class W>
+void expect_linear(const Weight& weight, const std::vector<W>& decoded, const Call& call, const std::string& what,
+                   double bound) {
+  Random random(99);
+  const auto tokens = call.tokens;
+  const std::vector<float> x = random.normals(static_cast<size_t>(tokens * weight.cols), call.x);
+  const std::vector<float> start = random.normals(static_cast<size_t>(tokens * weight.rows), call.y);
+  const std::vector<float> bias = random.normals(static_cast<size_t>(weight.rows));
+  const DeviceRows device_x(x, tokens, weight.cols, call.gap, call.x);
+  DeviceRows device_y(tokens, weight.rows, call.gap, call.y);
+  if (call.accumulate) device_y.set(start);
+  const DeviceArray<float> device_bias(bias);
+  const DeviceArray<std::byte> workspace(linear_workspace(weight, tokens));
+  HXQ_EXPECT_OK(linear(weight,
+                       {.x = device_x.input(),
+                        .y = device_y.output(),
+                        .tokens = tokens,
+                        .bias = call.bias ? device_bias.data() : nullptr,
+                        .accumulate = call.accumulate,
+                        .precision = call.precision,
+                        .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
+                       nullptr));
+  expect_finished();
+  const Product expected =
+      multiply_rows(decoded, weight.rows, weight.cols, x, tokens, call.bias ? bias : std::vector<float>{},
+                    call.accumulate ? start : std::vector<float>{});
+  expect_close(device_y.values(), expected.y, expected.size, bound, call.y, what);
+}
+
 inline Product multiply_dense(const std::vector<float>& w, int64_t rows, int64_t cols, const std::vector<float>& x,
                               int64_t tokens) {
   return multiply_rows(w, rows, cols, x, tokens, {}, {});

@@ -11,6 +11,7 @@
 #include "hxq/error.h"
 #include "kernels/codebook_facts.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda_device/low_rank_factors.h"
 
 namespace hxq::kernels {
 
@@ -50,17 +51,14 @@ void describe(const CodebookMatrix& matrix, cuda::CodebookWeight& weight, const 
                       std::ranges::all_of(matrix.sidecar.value, is_small);
   const std::vector<float> changes = outlier_changes(matrix);
   const std::vector<uint32_t> row_begin = outlier_row_begin(matrix);
-  const LowRankView& term = matrix.low_rank;
-  std::vector<float> u, vt;
-  if (term.rank > 0) u = to_float(term.u), vt = to_float(term.vt);
-  for (size_t i = 0; i < u.size(); ++i) u[i] *= term.s[i % term.s.size()];
+  const LowRank factors = float_factors(matrix.low_rank);
   place(weight.codebook, std::span<const float>(matrix.codebook));
   place(weight.outlier_row_begin, std::span<const uint32_t>(row_begin));
   place(weight.outlier_col, std::span<const uint32_t>(matrix.sidecar.col));
   place(weight.outlier_change, std::span<const float>(changes));
   place(weight.channel_scales, std::span<const float>(matrix.channel_scales));
-  place(weight.low_rank_u, std::span<const float>(u));
-  place(weight.low_rank_vt, std::span<const float>(vt));
+  place(weight.low_rank_u, std::span<const float>(factors.u_scaled));
+  place(weight.low_rank_vt, std::span<const float>(factors.vt));
 }
 
 }  // namespace hxq::kernels

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda_device/cuda_context.h"
 #include "kernels/cuda_device/cuda_matrix.h"
+#include "kernels/cuda_device/launchers.h"
 #include "kernels/operations.h"
 
 namespace hxq::kernels {
@@ -57,36 +58,6 @@ cuda::ScanArgs there(const ScanArgs& args) noexcept {
           .state_size = args.state_size};
 }
 
-/// What the launchers have for each kind of matrix.
-size_t workspace_of(const cuda::Kernels& kernels, const cuda::CodebookWeight& weight, int64_t tokens) noexcept {
-  return kernels.codebook_linear_workspace(weight, tokens);
-}
-size_t workspace_of(const cuda::Kernels& kernels, const cuda::GroupedWeight& weight, int64_t tokens) noexcept {
-  return kernels.grouped_linear_workspace(weight, tokens);
-}
-size_t workspace_of(const cuda::Kernels& kernels, const cuda::DenseWeight& weight, int64_t tokens) noexcept {
-  return kernels.dense_linear_workspace(weight, tokens);
-}
-cuda::Status multiply(const CudaContext& on, const cuda::CodebookWeight& weight,
-                      const cuda::LinearArgs& args) noexcept {
-  return on.kernels.codebook_linear(weight, args, on.stream);
-}
-cuda::Status multiply(const CudaContext& on, const cuda::GroupedWeight& weight, const cuda::LinearArgs& args) noexcept {
-  return on.kernels.grouped_linear(weight, args, on.stream);
-}
-cuda::Status multiply(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::LinearArgs& args) noexcept {
-  return on.kernels.dense_linear(weight, args, on.stream);
-}
-cuda::Status gather(const CudaContext& on, const cuda::CodebookWeight& weight, const cuda::GatherArgs& args) noexcept {
-  return on.kernels.codebook_gather_rows(weight, args, on.stream);
-}
-cuda::Status gather(const CudaContext& on, const cuda::GroupedWeight& weight, const cuda::GatherArgs& args) noexcept {
-  return on.kernels.grouped_gather_rows(weight, args, on.stream);
-}
-cuda::Status gather(const CudaContext& on, const cuda::DenseWeight& weight, const cuda::GatherArgs& args) noexcept {
-  return on.kernels.dense_gather_rows(weight, args, on.stream);
-}
-
 const CudaMatrix::View& view_of(const PreparedMatrix& weight) noexcept {
   return static_cast<const CudaMatrix&>(weight).view();
 }
@@ -110,7 +81,7 @@ struct Cuda {
     std::visit(
         [&](const auto& matrix) {
           on.run(
-              "a product", [&] { return multiply(on, matrix, there); },
+              "a product", [&] { return multiply(on.kernels, matrix, there, on.stream); },
               on.measures ? workspace_of(on.kernels, matrix, args.tokens) : 0);
         },
         view_of(weight));
@@ -191,8 +162,10 @@ struct Cuda {
                           const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     const cuda::GatherArgs there{.ids = ids, .count = count, .out = output(out, weight.cols())};
-    on.run("looking up rows",
-           [&] { return std::visit([&](const auto& matrix) { return gather(on, matrix, there); }, view_of(weight)); });
+    on.run("looking up rows", [&] {
+      return std::visit([&](const auto& matrix) { return gather(on.kernels, matrix, there, on.stream); },
+                        view_of(weight));
+    });
   }
 
   static void copy_rows(const CopyRowsArgs& args, const Context& context) noexcept {

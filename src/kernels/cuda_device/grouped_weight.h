@@ -1,13 +1,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 #include <vector>
 
 #include "codec/grouped/matrix.h"
 #include "io/half.h"
 #include "kernels/cuda/grouped.h"
+#include "kernels/cuda_device/low_rank_factors.h"
 
 namespace hxq::kernels {
 
@@ -36,14 +36,11 @@ void describe(const GroupedMatrix& matrix, cuda::GroupedWeight& weight, const Pl
   weight.rank = static_cast<int32_t>(matrix.low_rank.rank);
   std::vector<float> scale_levels = matrix.scale_levels;
   scale_levels.resize(256);
-  const LowRankView& term = matrix.low_rank;
-  std::vector<float> u, vt;
-  if (term.rank > 0) u = to_float(term.u), vt = to_float(term.vt);
-  for (size_t i = 0; i < u.size(); ++i) u[i] *= term.s[i % term.s.size()];
+  const LowRank factors = float_factors(matrix.low_rank);
   place(weight.levels, std::span<const float>(matrix.levels));
   place(weight.scale_levels, std::span<const float>(scale_levels));
-  place(weight.low_rank_u, std::span<const float>(u));
-  place(weight.low_rank_vt, std::span<const float>(vt));
+  place(weight.low_rank_u, std::span<const float>(factors.u_scaled));
+  place(weight.low_rank_vt, std::span<const float>(factors.vt));
 }
 
 }  // namespace hxq::kernels
