@@ -154,7 +154,8 @@ def _matrix_of_gpu(parts: dict[str, torch.Tensor], rows: int, cols: int, name: s
         )
     device = device_of(next(iter(parts.values())))
     host = {part_name: part.cpu() for part_name, part in parts.items()}
-    indices = next(parts[part] for part in ("indices", "grouped_indices") if part in parts)
+    # Any part where there are none: a codec that has no kernels there is refused by the core, which names it.
+    indices = parts.get("indices", parts.get("grouped_indices", next(iter(parts.values()))))
     matrix = CudaMatrix(name, _described(name, host), rows, cols, device, indices.data_ptr(), owner=parts)
     matrix.channel_scales = parts.get("channel_scales")
     return matrix
