@@ -146,6 +146,7 @@ __global__ void __maxnreg__(limit(kRegisters)) grouped_gemv_kernel(const __grid_
     if (worker.left() <= kAhead) let_successors_begin();
     worker.next(x_is_there);
     if (x_is_there) continue;
+    __syncthreads();  // nobody reads any more what lies where x comes
     wait_for_predecessors();
     bring_x<kBits>(p, product, dynamic_shared + x_at<kBits>(rows, p.tokens));
     __syncthreads();

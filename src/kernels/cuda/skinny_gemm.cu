@@ -96,8 +96,12 @@ class Multiplier {
     float sum[kTokenTiles][4] = {};
 #pragma unroll 1
     for (int unit = first_unit_; unit < units_; unit += p_.plan.col_groups()) {
-      const Slot slot(item_);
-      if (real) wait_for_copies<layout::kItems - 1>();
+      Slot slot(item_);
+      if (real) {
+        wait_for_copies<layout::kItems - 1>();
+      } else {
+        slot.at = layout::kX;  // nothing comes there yet
+      }
       const uint4 upper = *reinterpret_cast<const uint4*>(dynamic_shared + slot.at);
       const uint4 lower = *reinterpret_cast<const uint4*>(dynamic_shared + slot.at + slot.stride);
       if (real) {
@@ -147,8 +151,8 @@ class Multiplier {
 
   __device__ void multiply_unit(const uint32_t (&upper)[4], const uint32_t (&lower)[4], int unit_tile,
                                 float (&sum)[kTokenTiles][4]) const {
-    // Tensor cores cut off what does not fit in a sum: sums of many units are made in float.
-    float part[kTokenTiles][4] = {};
+    // Tensor cores cut off what does not fit in a sum: those of many units, and of the parts of x, are made in float.
+    float part[kTokenTiles][kParts][4] = {};
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       uint4 x[kTokenTiles][kParts];
@@ -167,8 +171,8 @@ class Multiplier {
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
 #pragma unroll
-          for (int i = kParts - 1; i >= 0; --i) {
-            multiply_add_tf32(part[n], a, j == 0 ? x[n][i].x : x[n][i].z, j == 0 ? x[n][i].y : x[n][i].w);
+          for (int i = 0; i < kParts; ++i) {
+            multiply_add_tf32(part[n][i], a, j == 0 ? x[n][i].x : x[n][i].z, j == 0 ? x[n][i].y : x[n][i].w);
           }
         }
       }
@@ -176,7 +180,7 @@ class Multiplier {
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[n][i] += part[n][i];
+      for (int i = 0; i < 4; ++i) sum[n][i] += kTwoParts ? part[n][0][i] + part[n][kParts - 1][i] : part[n][0][i];
     }
   }
 
@@ -217,6 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1) skinny_gemm_kernel(const __grid_c
   for (int tile = -1; round * p.plan.round_rows() < rows.count; ++tile) {
     multiplier.multiply(tile, in_round);
     if (tile < 0) {
+      __syncthreads();  // nobody reads any more what lies where x comes
       wait_for_predecessors();
       multiplier.load_x();
       __syncthreads();  // x is there
