@@ -33,6 +33,12 @@ bool is_address(const std::string& name) {
   return inet_pton(AF_INET, name.c_str(), &bytes) == 1;
 }
 
+/// RFC 3986, 3.2.2.
+bool may_be_in_name(char c) {
+  constexpr std::string_view kOthers = "-._~%!$&'()*+,;=";
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || kOthers.find(c) != kOthers.npos;
+}
+
 }  // namespace
 
 std::string name_of_host(std::string_view host) {
@@ -42,7 +48,8 @@ std::string name_of_host(std::string_view host) {
   const std::string_view port = host.substr(std::min(colon + 1, host.size()));
   if (!std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; })) return {};
   std::string name(host.substr(0, colon));
-  return name.starts_with('[') && !is_address(name) ? std::string() : name;
+  const bool is_well_formed = name.starts_with('[') ? is_address(name) : std::ranges::all_of(name, may_be_in_name);
+  return is_well_formed ? name : std::string();
 }
 
 Access::Access(std::vector<std::string> keys, std::vector<std::string> origins, std::string host)

@@ -6,7 +6,7 @@
 
 namespace hxq::serve {
 
-/// The name or address in a header Host, without the port; empty if it has none or is malformed.
+/// The name or address in a header Host, without the port; empty if it has none or is malformed (RFC 3986, 3.2.2).
 std::string name_of_host(std::string_view host);
 
 /// Who may use the server.

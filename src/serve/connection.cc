@@ -7,10 +7,12 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <ctime>
 #include <tuple>
 
 #include "hxq/version.h"
 #include "serve/check_request.h"
+#include "serve/http_date.h"
 
 namespace hxq::serve {
 namespace {
@@ -132,7 +134,7 @@ bool Connection::may_drop(size_t bytes) noexcept {
 
 void Connection::note_head(const Request& request) {
   version_ = request.version();
-  keep_alive_ = request.keep_alive() && !hub_.draining;
+  keep_alive_ = request.keep_alive() && has_clear_end(request) && !hub_.draining;
   is_head_ = request.method() == http::verb::head;
   origin_ = text_of(request[http::field::origin]);
   wanted_headers_ = text_of(request[http::field::access_control_request_headers]);
@@ -142,6 +144,7 @@ void Connection::note_head(const Request& request) {
 template <class Message>
 void Connection::put_common(Message& message) const {
   message.set(http::field::server, fmt::format("hxq/{}", kVersion));
+  message.set(http::field::date, http_date(std::time(nullptr)));
   message.set("X-Request-Id", id_);
   message.set("X-Content-Type-Options", "nosniff");
   if (!origin_.empty() && hub_.access.lists(origin_)) {
@@ -388,7 +391,7 @@ asio::awaitable<bool> Connection::answer(Request& request) {
 
 /// Reads the body, after saying that it is awaited where the client asks.
 asio::awaitable<bool> Connection::read_body(Parser& parser) {
-  if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+  if (version_ >= 11 && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
     http::response<http::empty_body> go_on{http::status::continue_, version_};
     co_await http::async_write(stream_, go_on, asio::use_awaitable);
   }
@@ -456,6 +459,7 @@ asio::awaitable<void> Connection::run() {
     } else {
       note_head(parser.get());
       try {
+        resolve_target(parser.get());
         route_ = find_route(path_of(parser.get()));
         check_request(parser.get(), route_, hub_.access, preflight_);
         if (preflight_) refusal = Reply{.status = 204};

@@ -11,6 +11,7 @@
 #include "serve/api_error.h"
 #include "serve/embeddings.h"
 #include "serve/engine.h"
+#include "serve/http_date.h"
 #include "serve/parameters.h"
 #include "text/tokenizer_fixture.h"
 
@@ -77,11 +78,16 @@ TEST(Access, NamesOfTheServer) {
     EXPECT_TRUE(open.admits("http://10.0.0.1:80", "10.0.0.1:80"));
     EXPECT_TRUE(open.admits("http://[fe80::1]:80", "[fe80::1]:80"));
   }
-  for (const char* malformed : {"x:8y", ":80", "[", "[:", "[]", "[::1]x"}) {
+  for (const char* malformed : {"x:8y", ":80", "[", "[:", "[]", "[::1]x", "a b", "me@box", "box/"}) {
     EXPECT_FALSE(Access({}, {}, "").serves(malformed)) << malformed;
     EXPECT_FALSE(Access({}, {"*"}).serves(malformed)) << malformed;
   }
   EXPECT_TRUE(Access({}, {"*"}).serves("box.example")) << "any page may read everything then";
+}
+
+TEST(HttpDate, IsThatOfTheStandard) {
+  EXPECT_EQ(http_date(784111777), "Sun, 06 Nov 1994 08:49:37 GMT");  // RFC 9110's example
+  EXPECT_EQ(http_date(951827696), "Tue, 29 Feb 2000 12:34:56 GMT");
 }
 
 TEST(Parameters, WhatNobodyTakesIsRefused) {
