@@ -4,6 +4,8 @@
 
 #include <cooperative_groups.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/mamba_step.h"
 
@@ -22,39 +24,41 @@ struct Parameters {
   MambaStepArgs args;
   int blocks;    ///< of a cluster
   int channels;  ///< of a block, the last may have fewer
+
+  HXQ_HOST_DEVICE int rows() const { return static_cast<int>(args.x_proj.rows); }
 };
 
 /// What a block keeps in shared memory.
 struct Shared {
-  float* x_proj;     // [x_proj.rows, channels]
-  float* dt_proj;    // [dt_proj.cols, dt_stride]
-  float* u;          // [channels]: the convolution's output
-  float* partial;    // [blocks, x_proj.rows]: what each block's channels add to dt, B and C
-  float* dbc;        // [x_proj.rows]: dt, B, C
-  float* codebook;   // [2, 256, kCopies]
-  uint32_t* begins;  // [x_proj.rows + 1] and then [channels + 1]: where the outliers of rows begin
+  float* codebook;          // [2, 256, kCopies]
+  float* x_proj;            // [x_proj.rows, channels]
+  float* dt_proj;           // [dt_proj.cols, dt_stride]
+  float* u;                 // [channels]: the convolution's output
+  float* partial;           // [blocks, x_proj.rows]: what each block's channels add to dt, B and C
+  float* dbc;               // [x_proj.rows]: dt, B, C
+  uint32_t* begins;         // [x_proj.rows + 1] and then [channels + 1]: where the outliers of rows begin
+  unsigned char* dt_bytes;  // [channels, dt_proj.cols]: as stored
+  unsigned char* x_bytes;   // [x_proj.rows, channels], likewise: where dt_proj comes when x_proj is decoded
   int dt_stride;
+  size_t bytes;  ///< of all
 
   /// Threads of a warp read 16 adjacent elements of two rows: those lie in different banks.
-  HXQ_HOST_DEVICE static int dt_stride_of(int channels) { return ceil_div(channels, 32) * 32 + 16; }
-  HXQ_HOST_DEVICE static int rows_of(const Parameters& p) { return static_cast<int>(p.args.x_proj.rows); }
-
-  __device__ Shared(const Parameters& p, float* memory) : dt_stride(dt_stride_of(p.channels)) {
-    const int rows = rows_of(p);
+  HXQ_HOST_DEVICE Shared(const Parameters& p, float* memory) : dt_stride(ceil_div(p.channels, 32) * 32 + 16) {
+    const int rows = p.rows(), rank = static_cast<int>(p.args.dt_proj.cols);
     codebook = memory;
     x_proj = codebook + 2 * 256 * kCopies;
     dt_proj = x_proj + rows * p.channels;
-    u = dt_proj + static_cast<int>(p.args.dt_proj.cols) * dt_stride;
+    x_bytes = reinterpret_cast<unsigned char*>(dt_proj);
+    u = dt_proj + max_of(rank * dt_stride, rows * p.channels / 4);
     partial = u + p.channels;
     dbc = partial + p.blocks * rows;
     begins = reinterpret_cast<uint32_t*>(dbc + rows);
+    dt_bytes = reinterpret_cast<unsigned char*>(begins + rows + p.channels + 2);
+    bytes = static_cast<size_t>(dt_bytes + p.channels * rank - reinterpret_cast<unsigned char*>(memory));
   }
-  static size_t bytes(const Parameters& p) {
-    const int rows = rows_of(p), begins = rows + p.channels + 2;
-    return sizeof(float) * static_cast<size_t>(2 * 256 * kCopies + rows * p.channels +
-                                               static_cast<int>(p.args.dt_proj.cols) * dt_stride_of(p.channels) +
-                                               p.channels + p.blocks * rows + rows + begins);
-  }
+
+ private:
+  HXQ_HOST_DEVICE static int max_of(int a, int b) { return a > b ? a : b; }
 };
 
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
@@ -63,17 +67,28 @@ __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int threads() { return static_cast<int>(blockDim.x); }
 
 /// The part of a matrix that a block decodes, rows and columns from `first_row` and `first_col` on, cols a multiple of
-/// 4. Memory answers late, and this decides how soon the block is ready: all that is needed is asked for at once, and
-/// only outliers have to be found before they are asked for. `kByRows`: adjacent threads take adjacent rows, otherwise
-/// adjacent words of a row. The weights go to `at(row, col)`, counted from the part's first.
+/// 4. `kByRows`: adjacent threads take adjacent rows, otherwise adjacent words of a row. The weights go to
+/// `at(row, col)`, counted from the part's first. All loops are short and stay loops: instructions come slower than
+/// what they ask for.
 template <bool kByRows>
 class Decoder {
  public:
-  __device__ Decoder(const CodebookWeight& weight, int first_row, int rows, int first_col, int cols, uint32_t* begins)
-      : weight_(weight), first_row_(first_row), rows_(rows), first_col_(first_col), cols_(cols), begins_(begins) {
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) word_[i] = number(i) < words() ? load(number(i)) : 0;
+  /// Asks for the part's bytes, which go to `bytes`, [rows, cols], and for `begins`, [rows + 1].
+  __device__ Decoder(const CodebookWeight& weight, int first_row, int rows, int first_col, int cols,
+                     unsigned char* bytes, uint32_t* begins)
+      : weight_(weight),
+        first_row_(first_row),
+        rows_(rows),
+        first_col_(first_col),
+        cols_(cols),
+        bytes_(bytes),
+        begins_(begins) {
+    const auto* from = static_cast<const unsigned char*>(weight.indices);
+    each_word([&](int row, int col) {
+      copy_async<4>(bytes + row * cols + col, from + (first_row + row) * weight.cols + first_col + col);
+    });
     if (!weight_.outlier_row_begin) return;
+#pragma unroll 1
     for (int i = thread(); i <= rows_; i += threads())
       copy_async<4>(begins_ + i, weight_.outlier_row_begin + first_row_ + i);
   }
@@ -87,14 +102,23 @@ class Decoder {
     change_ = __ldg(weight_.outlier_change + outlier_);
   }
 
+  /// `bytes` is there.
   template <class At>
   __device__ void decode(const float* codebook, const At& at) const {
+    each_word([&](int row, int col) {
+      const uint32_t word = *reinterpret_cast<const uint32_t*>(bytes_ + row * cols_ + col);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      if (number(i) < words()) decode(word_[i], number(i), codebook, at);
-    }
+      for (int j = 0; j < 4; ++j) {
+        at(row, col + j) = codebook[(word >> 8 * j & 0xff) * kCopies + threadIdx.x % kCopies];
+      }
 #pragma unroll 1
-    for (int i = kTogether; number(i) < words(); ++i) decode(load(number(i)), number(i), codebook, at);
+      for (int r = 0; r < weight_.rank; ++r) {
+        const float u = __ldg(weight_.low_rank_u + (first_row_ + row) * weight_.rank + r);
+        const float* vt = weight_.low_rank_vt + r * weight_.cols + first_col_ + col;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) at(row, col + j) = fmaf(u, __ldg(vt + j), at(row, col + j));
+      }
+    });
   }
 
   /// After all weights are decoded.
@@ -103,6 +127,7 @@ class Decoder {
     if (!weight_.outlier_row_begin) return;
     uint32_t col = col_;
     float change = change_;
+#pragma unroll 1
     for (uint32_t i = outlier_; i < begins_[rows_]; i += blockDim.x) {
       if (i != outlier_) {
         col = __ldg(weight_.outlier_col + i);
@@ -111,6 +136,7 @@ class Decoder {
       const int own_col = static_cast<int>(col) - first_col_;
       if (own_col < 0 || own_col >= cols_) continue;
       int row = 0;  // the last that begins at i or before
+#pragma unroll 1
       for (int step = kMostThreads; step > 0; step /= 2) {
         if (row + step < rows_ && begins_[row + step] <= i) row += step;
       }
@@ -119,36 +145,23 @@ class Decoder {
   }
 
  private:
-  static constexpr int kTogether = 8;  ///< words of a thread that are asked for ahead
-
-  __device__ int words() const { return rows_ * cols_ / 4; }
-  __device__ static int number(int i) { return thread() + i * threads(); }
-  __device__ int row_of(int n) const { return kByRows ? n % rows_ : n / (cols_ / 4); }
-  __device__ int col_of(int n) const { return (kByRows ? n / rows_ : n % (cols_ / 4)) * 4; }
-  __device__ unsigned load(int n) const {
-    const auto* bytes = static_cast<const unsigned char*>(weight_.indices);
-    return __ldg(
-        reinterpret_cast<const unsigned*>(bytes + (first_row_ + row_of(n)) * weight_.cols + first_col_ + col_of(n)));
-  }
-  template <class At>
-  __device__ void decode(unsigned word, int n, const float* codebook, const At& at) const {
-    const int row = row_of(n), col = col_of(n);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float value = codebook[(word >> 8 * j & 0xff) * kCopies + threadIdx.x % kCopies];
+  /// Calls `body(row, col)` for the words of the part that the thread has.
+  template <class Body>
+  __device__ void each_word(const Body& body) const {
+    const int outer_end = kByRows ? cols_ / 4 : rows_, inner_end = kByRows ? rows_ : cols_ / 4;
 #pragma unroll 1
-      for (int r = 0; r < weight_.rank; ++r) {
-        value = fmaf(__ldg(weight_.low_rank_u + (first_row_ + row) * weight_.rank + r),
-                     __ldg(weight_.low_rank_vt + r * weight_.cols + first_col_ + col + j), value);
+    for (int outer = thread() / 32; outer < outer_end; outer += threads() / 32) {
+#pragma unroll 1
+      for (int inner = thread() % 32; inner < inner_end; inner += 32) {
+        kByRows ? body(inner, outer * 4) : body(outer, inner * 4);
       }
-      at(row, col + j) = value;
     }
   }
 
   const CodebookWeight& weight_;
   const int first_row_, rows_, first_col_, cols_;
-  uint32_t* const begins_;  // [rows_ + 1]: where the outliers of the part's rows begin
-  unsigned word_[kTogether];
+  unsigned char* const bytes_;
+  uint32_t* const begins_;          ///< where the outliers of the part's rows begin
   uint32_t outlier_ = 0, col_ = 0;  ///< the thread's first outlier
   float change_ = 0;
 };
@@ -158,7 +171,7 @@ class Channel {
  public:
   /// Reads weights alone.
   __device__ Channel(const MambaStepArgs& args, int64_t channel, bool is_there)
-      : args_(args), c_(channel), half_(static_cast<int>(threadIdx.x % 2)), is_there_(is_there) {
+      : args_(args), c_(channel), half_(thread() % 2), is_there_(is_there) {
     const ConvArgs& conv = args.conv;
     const ScanArgs& scan = args.scan;
 #pragma unroll
@@ -188,8 +201,8 @@ class Channel {
         const int t = kept - (kMostTaps - 1) + j;
         if (t >= 0) x[j] = past[t * conv.channels + c_];
       }
-      x[kMostTaps - 1] = load_at(conv.x, row, c_);
-      z_ = load_at(args_.scan.z, row, c_);
+      x[kMostTaps - 1] = float_at(conv.x, row);
+      z_ = float_at(args_.scan.z, row);
     }
 #pragma unroll
     for (int i = 0; i < kOwnStates; ++i) h_[i] = has_state(i) ? states_[state_at(i)] : 0.0f;
@@ -199,6 +212,7 @@ class Channel {
     u_ = silu(sum);
     __syncwarp();  // both have read the state
     if (is_there_ && half_ == 0) {
+#pragma unroll 1
       for (int t = 0; t + 1 < kept; ++t) past[t * conv.channels + c_] = past[(t + 1) * conv.channels + c_];
       if (kept > 0) past[(kept - 1) * conv.channels + c_] = x[kMostTaps - 1];
     }
@@ -224,18 +238,23 @@ class Channel {
       y = fmaf(h_[i], dbc[rank + size + n], y);
     }
     y += __shfl_xor_sync(kAllLanes, y, 1);
-    if (is_there_ && half_ == 0) store_at(args_.scan.y, row, c_, fmaf(skip_, u_, y) * silu(z_));
+    if (!is_there_ || half_ == 1) return;
+    static_cast<float*>(args_.scan.y.data)[row * args_.scan.y.stride + c_] = fmaf(skip_, u_, y) * silu(z_);
   }
 
  private:
   __device__ bool has_state(int i) const {
     return is_there_ && 2 * i + half_ < static_cast<int>(args_.scan.state_size);
   }
+  /// The channel's element of a row.
+  __device__ float float_at(const Input& x, int64_t row) const {
+    return static_cast<const float*>(x.data)[row * x.stride + c_];
+  }
   __device__ int64_t state_at(int i) const { return (2 * i + half_) * args_.scan.channels + c_; }
 
   const MambaStepArgs& args_;
   const int64_t c_;
-  const int half_;
+  const int half_;  ///< of the states
   const bool is_there_;
   float* states_ = nullptr;  // [state_size, channels]
   float tap_[kMostTaps], conv_bias_, dt_bias_, skip_, z_ = 0, u_ = 0;
@@ -245,11 +264,12 @@ class Channel {
 /// What the block's channels add to dt, B and C goes to all blocks of the cluster.
 __device__ inline void share_products(const Parameters& p, const Shared& shared, int own) {
   const auto cluster = cooperative_groups::this_cluster();
-  const auto rank = static_cast<int>(cluster.block_rank());
-  const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
-  const int rows = Shared::rows_of(p);
-  for (int first = static_cast<int>(threadIdx.x / 32); first < rows; first += warps * kRowsAtOnce) {
+  const int lane = thread() % 32, warps = threads() / 32, rows = p.rows();
+  float* const to = shared.partial + static_cast<int>(cluster.block_rank()) * rows;
+#pragma unroll 1
+  for (int first = thread() / 32; first < rows; first += warps * kRowsAtOnce) {
     float sum[kRowsAtOnce] = {};
+#pragma unroll 1
     for (int c = lane; c < own; c += 32) {
       const float u = shared.u[c];
 #pragma unroll
@@ -262,8 +282,9 @@ __device__ inline void share_products(const Parameters& p, const Shared& shared,
     const float total = sum_lanes_each(sum);
     const int row = first + lane / kLanes * warps;
     if (row >= rows) continue;
-    for (int to = lane % kLanes; to < p.blocks; to += kLanes) {
-      *cluster.map_shared_rank(shared.partial + rank * rows + row, to) = total;
+#pragma unroll 1
+    for (int block = lane % kLanes; block < p.blocks; block += kLanes) {
+      *cluster.map_shared_rank(to + row, block) = total;
     }
   }
 }
@@ -274,13 +295,15 @@ __global__ void __launch_bounds__(kMostThreads) mamba_step_kernel(const __grid_c
   let_successors_begin();
   const MambaStepArgs& args = p.args;
   const Shared shared(p, mamba_step_memory);
-  const int sequence = static_cast<int>(blockIdx.x) / p.blocks;
-  const int first = min(static_cast<int>(cluster.block_rank()) * p.channels, static_cast<int>(args.conv.channels));
-  const int own = max(min(p.channels, static_cast<int>(args.conv.channels) - first), 0);
-  const int mine = thread() / 2;
-  const int x_rows = Shared::rows_of(p), stride = p.channels;
-  Decoder<false> x_proj(args.x_proj, 0, x_rows, first, own, shared.begins);
-  Decoder<true> dt_proj(args.dt_proj, first, own, 0, static_cast<int>(args.dt_proj.cols), shared.begins + x_rows + 1);
+  const int first_channel =
+      min(static_cast<int>(cluster.block_rank()) * p.channels, static_cast<int>(args.conv.channels));
+  const int own = max(min(p.channels, static_cast<int>(args.conv.channels) - first_channel), 0);
+  const int x_rows = p.rows();
+  Decoder<false> x_proj(args.x_proj, 0, x_rows, first_channel, own, shared.x_bytes, shared.begins);
+  Decoder<true> dt_proj(args.dt_proj, first_channel, own, 0, static_cast<int>(args.dt_proj.cols), shared.dt_bytes,
+                        shared.begins + x_rows + 1);
+  end_copy_group();
+#pragma unroll 1
   for (int i = thread(); i < 2 * 256; i += threads()) {
     const CodebookWeight& weight = i < 256 ? args.x_proj : args.dt_proj;
     const float level = i % 256 < weight.k ? __ldg(weight.codebook + i % 256) : 0.0f;
@@ -288,16 +311,17 @@ __global__ void __launch_bounds__(kMostThreads) mamba_step_kernel(const __grid_c
 #pragma unroll
     for (int c = 0; c < kCopies / 4; ++c) copies[c] = make_float4(level, level, level, level);
   }
-  Channel channel(args, first + min(mine, max(own - 1, 0)), mine < own);
-  end_copy_group();
+  const int sequence = static_cast<int>(blockIdx.x) / p.blocks, mine = thread() / 2;
+  Channel channel(args, first_channel + min(mine, max(own - 1, 0)), mine < own);
   wait_for_copies<0>();
   __syncthreads();
   if (own > 0) {
-    const auto at_x = [&](int row, int col) -> float& { return shared.x_proj[row * stride + col]; };
+    const auto at_x = [&](int row, int col) -> float& { return shared.x_proj[row * p.channels + col]; };
     const auto at_dt = [&](int row, int col) -> float& { return shared.dt_proj[col * shared.dt_stride + row]; };
     x_proj.find_outliers();
     dt_proj.find_outliers();
     x_proj.decode(shared.codebook, at_x);
+    __syncthreads();  // of dt_proj nothing is written before
     dt_proj.decode(shared.codebook + 256 * kCopies, at_dt);
     __syncthreads();
     x_proj.add_outliers(at_x);
@@ -309,13 +333,15 @@ __global__ void __launch_bounds__(kMostThreads) mamba_step_kernel(const __grid_c
   if (segment.begin == segment.end) return;  // so do the cluster's other blocks
 
   const float u = channel.convolve(sequence, segment.begin);
-  if (mine < own && threadIdx.x % 2 == 0) shared.u[mine] = u;
+  if (mine < own && thread() % 2 == 0) shared.u[mine] = u;
   __syncthreads();
   share_products(p, shared, own);
   cluster.sync();
-  for (int row = static_cast<int>(threadIdx.x); row < Shared::rows_of(p); row += static_cast<int>(blockDim.x)) {
+#pragma unroll 1
+  for (int row = thread(); row < x_rows; row += threads()) {
     float sum = 0;
-    for (int from = 0; from < p.blocks; ++from) sum += shared.partial[from * Shared::rows_of(p) + row];
+#pragma unroll 4
+    for (int from = 0; from < p.blocks; ++from) sum += shared.partial[from * x_rows + row];
     shared.dbc[row] = sum;
   }
   __syncthreads();
@@ -340,9 +366,15 @@ Parameters parameters_of(const MambaStepArgs& args) {
 }
 
 /// Two for each channel, but enough to decode quickly.
-int threads_of(const Parameters& p) {
-  const int needed = ceil_div(2 * p.channels, 32) * 32;
-  return needed < 512 ? 512 : needed;
+int threads_of(const Parameters& p) { return std::max(ceil_div(2 * p.channels, 32) * 32, 512); }
+
+/// Of few sequences each block has a multiprocessor for itself: two would wait for each other's instructions. A cluster
+/// lies within a part of the GPU, so not all multiprocessors can be had that way.
+size_t shared_bytes_of(const Parameters& p) {
+  const DeviceFacts device = current_device();
+  const size_t needed = Shared(p, nullptr).bytes, alone = static_cast<size_t>(device.shared_bytes) / 2 + 1;
+  const bool are_few = 4 * p.args.batch.count * p.blocks <= 3 * device.multiprocessors;
+  return are_few ? std::max(needed, alone) : needed;
 }
 
 }  // namespace
@@ -350,7 +382,8 @@ int threads_of(const Parameters& p) {
 bool supports_mamba_step(const MambaStepArgs& args) noexcept {
   const ConvArgs& conv = args.conv;
   const ScanArgs& scan = args.scan;
-  const bool fits = is_readable(args.x_proj) && is_readable(args.dt_proj) && args.batch.max_rows == 1 &&
+  const bool are_floats = conv.x.dtype == DType::f32 && scan.z.dtype == DType::f32 && scan.y.dtype == DType::f32;
+  const bool fits = are_floats && is_readable(args.x_proj) && is_readable(args.dt_proj) && args.batch.max_rows == 1 &&
                     conv.width >= 1 && conv.width <= kMostTaps && conv.state_rows >= conv.width - 1 &&
                     scan.state_size >= 1 && scan.state_size <= kStates && conv.channels == scan.channels &&
                     args.x_proj.cols == conv.channels && args.dt_proj.rows == conv.channels &&
@@ -361,7 +394,7 @@ bool supports_mamba_step(const MambaStepArgs& args) noexcept {
   // Every sequence decodes the matrices again: with many, products that read them once are faster.
   if (args.batch.count * p.blocks > 2 * device.multiprocessors) return false;
   constexpr size_t kMost = 226 * 1024;
-  return 2 * p.channels <= kMostThreads && Shared::bytes(p) <= kMost;
+  return 2 * p.channels <= kMostThreads && Shared(p, nullptr).bytes <= kMost;
 }
 
 Status mamba_step(const MambaStepArgs& args, Stream stream) noexcept {
@@ -371,7 +404,7 @@ Status mamba_step(const MambaStepArgs& args, Stream stream) noexcept {
   return launch(mamba_step_kernel,
                 {.grid = dim3(static_cast<unsigned>(args.batch.count * p.blocks)),
                  .block = dim3(static_cast<unsigned>(threads_of(p))),
-                 .shared_bytes = Shared::bytes(p),
+                 .shared_bytes = shared_bytes_of(p),
                  .cluster = p.blocks},
                 stream, p);
 }

@@ -58,8 +58,10 @@ Step step_in_double(const Case& test, const TestMatrix& x_proj, const TestMatrix
 
 TEST(CudaMambaStep, IsWhatItsPartsAreInDouble) {
   HXQ_NEEDS_GPU();
+  const std::vector<int> many = {1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1};
   const std::vector<Case> cases = {{1536, 48, 16, 4, 3, {1}},         {1536, 48, 16, 4, 3, {1, 0, 1, 1}},
-                                   {2048, 64, 16, 4, 3, {1}, 1},      {96, 8, 16, 4, 3, {1, 1}},
+                                   {1536, 48, 16, 4, 3, many},        {2048, 64, 16, 4, 3, {1}, 1},
+                                   {2048, 64, 16, 4, 3, many, 2},     {96, 8, 16, 4, 3, {1, 1}},
                                    {100, 4, 5, 3, 7, {1, 0}},         {64, 4, 1, 1, 0, {1}},
                                    {3072, 96, 16, 4, 3, {1, 1, 1}, 2}};
   for (const Case& test : cases) {
