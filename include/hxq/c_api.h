@@ -4,9 +4,9 @@
 /* The one binary interface of hxq for other languages: plain C, no exceptions, no globals but the error message.
  *
  * Every function that can fail returns an hxq_status; on failure hxq_last_error() has one line for the calling thread,
- * and outputs are as they were. Pointers must not be null unless said otherwise. Matrices are row-major; "float" is
- * IEEE binary32, sizes and strides are counts of elements. Structs are filled with zeros before fields are set: a zero
- * or null means the default, where there is one. They change only together with HXQ_C_ABI.
+ * and outputs are as they were. Pointers are not null unless said otherwise, and aligned, but for a tensor's data.
+ * Matrices are row-major; "float" is IEEE binary32, sizes and strides count elements. Structs begin filled with zeros:
+ * a zero or null means the default, where there is one. They change only together with HXQ_C_ABI.
  *
  * Handles belong to the caller and are freed, in any order, with the function named for them (null is allowed there). A
  * handle may be used from any thread. A context or sequence is used by one thread at a time; a matrix or model by any

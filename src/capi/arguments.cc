@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "hxq/model.h"
 
@@ -33,9 +35,24 @@ void require(bool condition, const char* message) {
 }
 
 void require_pointers(std::initializer_list<NamedPointer> pointers) {
-  for (const auto& [name, pointer] : pointers) {
-    if (pointer == nullptr) throw InvalidArgument(fmt::format("{} is null", name));
+  for (const NamedPointer& given : pointers) {
+    if (given.pointer == nullptr) throw InvalidArgument(fmt::format("{} is null", given.name));
   }
+  require_aligned(pointers);
+}
+
+void require_aligned(std::initializer_list<NamedPointer> pointers) {
+  for (const NamedPointer& given : pointers) {
+    if (reinterpret_cast<uintptr_t>(given.pointer) % given.alignment != 0) {
+      throw InvalidArgument(fmt::format("{} is not aligned to {} bytes", given.name, given.alignment));
+    }
+  }
+}
+
+void require_rows(const char* name, const void* data, DType dtype) {
+  NamedPointer rows(name, data);
+  rows.alignment = size_of(dtype);
+  require_pointers({rows});
 }
 
 std::string optional_text(const char* name, const char* text) {
@@ -139,13 +156,19 @@ Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count
 }
 
 void require_parts_of(const Codec& codec, const hxq_tensor* parts, size_t count) {
+  std::vector<const PartSpec*> given;
   for (size_t i = 0; i < count; ++i) {
     const std::string_view name = parts[i].name;
     const auto is_it = [&](const PartSpec& part) {
       return name == part.suffix || (!name.empty() && name == part.older_name);
     };
-    if (std::ranges::any_of(codec.parts, is_it)) continue;
-    throw InvalidArgument(fmt::format("'{}' is no part of codec '{}'", name, codec.id));
+    const auto part = std::ranges::find_if(codec.parts, is_it);
+    if (part == codec.parts.end()) throw InvalidArgument(fmt::format("'{}' is no part of codec '{}'", name, codec.id));
+    if (element_count(shape_of(parts[i])) == 0) continue;  // stands for none
+    if (std::ranges::count(given, &*part) > 0) {
+      throw InvalidArgument(fmt::format("'{}' and '{}' are names of one part", part->suffix, part->older_name));
+    }
+    given.push_back(&*part);
   }
 }
 

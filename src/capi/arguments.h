@@ -2,6 +2,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "capi/guard.h"
 #include "codec/codec.h"
@@ -22,10 +23,21 @@ T& not_null(T* pointer, const char* name) {
 }
 
 struct NamedPointer {
+  template <class T>
+  NamedPointer(const char* called, const T* address) : name(called), pointer(address) {
+    if constexpr (std::is_arithmetic_v<T>) alignment = alignof(T);
+  }
+
   const char* name;
   const void* pointer;
+  size_t alignment = 1;  ///< that numbers need
 };
+/// None is null, and numbers are aligned.
 void require_pointers(std::initializer_list<NamedPointer> pointers);
+/// The same where null is allowed.
+void require_aligned(std::initializer_list<NamedPointer> pointers);
+/// Rows of that dtype: not null, and aligned.
+void require_rows(const char* name, const void* data, DType dtype);
 
 /// A text that may be null for the default, which is empty here. An empty one is no way to say so.
 std::string optional_text(const char* name, const char* text);
@@ -57,7 +69,7 @@ Shape shape_of(const hxq_tensor& tensor);
 TensorView view_of(const hxq_tensor& tensor);
 /// The parts of a matrix as a checkpoint that stores them under `name`.
 Checkpoint checkpoint_of(const char* name, const hxq_tensor* parts, size_t count);
-/// Every part is one of the codec's: what nobody reads would be left out in silence.
+/// Every part is one of the codec's, and given once: what nobody reads would be left out in silence.
 void require_parts_of(const Codec& codec, const hxq_tensor* parts, size_t count);
 /// The shape [rows, cols] that a caller gives, empty for 0, 0.
 Shape matrix_shape_of(int64_t rows, int64_t cols);

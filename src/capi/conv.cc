@@ -16,6 +16,7 @@ FloatRows checked(const hxq_context* context, const hxq_conv_args* args) {
   require_sizes(
       {{"batch", args->batch}, {"tokens", args->tokens}, {"channels", args->channels}, {"width", args->width}});
   require_pointers({{"weight", args->weight}});
+  require_aligned({{"bias", args->bias}, {"state", args->state}});
   return float_rows("x", args->x, args->batch * args->tokens, args->channels);
 }
 

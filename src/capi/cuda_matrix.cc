@@ -118,7 +118,8 @@ hxq_status hxq_cuda_check(int32_t device) {
     require(device >= 0, "the device's number is negative");
     const cuda::Kernels& kernels = kernels::cuda_library();
     kernels::check_gpu(kernels, device);
-    hxq_cuda_call call{.device = device};
+    hxq_cuda_call call{};
+    call.device = device;
     const CudaCall on(&call);
     on.kernels().open_cublas();  // without it the kernels multiply prompts themselves
   });

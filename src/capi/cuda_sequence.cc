@@ -224,11 +224,13 @@ hxq_status hxq_cuda_ssd(hxq_cuda_call* call, const hxq_ssd_args* given) {
          .matrix_is_log = true},
         "Mamba-2's recurrence",
         [&](const cuda::Batch& batch) {
-          return on.kernels().ssd_workspace({.batch = batch,
-                                             .heads = args.heads,
-                                             .head_dim = args.head_dim,
-                                             .groups = args.groups,
-                                             .state_size = args.state_size});
+          cuda::SsdArgs measured{};
+          measured.batch = batch;
+          measured.heads = args.heads;
+          measured.head_dim = args.head_dim;
+          measured.groups = args.groups;
+          measured.state_size = args.state_size;
+          return on.kernels().ssd_workspace(measured);
         },
         [&](const cuda::UniformBatch& made, const cuda::Workspace& workspace) {
           require_pointers({{"y", args.y}});

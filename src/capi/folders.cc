@@ -38,7 +38,10 @@ Checkpoint join(const char* const* paths, size_t count, std::vector<Checkpoint>&
   TensorMap tensors;
   for (size_t i = 0; i < count; ++i) {
     opened.push_back(Checkpoint::open(paths[i]));
-    for (const auto& [name, tensor] : opened.back().tensors()) tensors.emplace(name, tensor);
+    for (const auto& [name, tensor] : opened.back().tensors()) {
+      if (!tensors.emplace(name, tensor).second)
+        throw Error("is stored in two files", {.file = paths[i], .tensor = name});
+    }
   }
   return Checkpoint::over(std::move(tensors));
 }
@@ -84,7 +87,8 @@ nlohmann::json stored_modules(const Checkpoint& checkpoint) {
   return {{"modules", modules}, {"ignored", ignored}};
 }
 
-/// Where to look for the tensor of one `.cdnav3` folder: its tree, and the name in its meta.json.
+/// Where to look for the tensor of one `.cdnav3` folder: its tree, and the name in its meta.json, which `name` is
+/// then, unless it is another.
 std::filesystem::path tree_of(const std::filesystem::path& folder, std::string& name) {
   std::filesystem::path plain = folder;
   if (plain.filename().empty()) plain = plain.parent_path();
@@ -93,7 +97,11 @@ std::filesystem::path tree_of(const std::filesystem::path& folder, std::string& 
   if (!meta.is_object() || !meta.contains("tensor_name") || !meta["tensor_name"].is_string()) {
     throw Error("has no 'tensor_name'", {.file = (plain / "meta.json").string()});
   }
-  name = meta["tensor_name"].get<std::string>();
+  const std::string found = meta["tensor_name"].get<std::string>();
+  if (!name.empty() && name != found) {
+    throw Error(fmt::format("is of tensor '{}', not of '{}'", found, name), {.file = plain.string()});
+  }
+  name = found;
   return plain.has_parent_path() ? plain.parent_path() : ".";
 }
 
@@ -217,6 +225,7 @@ hxq_status hxq_read_tensor(const char* folder, const char* name, int64_t* shape,
                            int64_t count) {
   return guard("reading a tensor", [&] {
     require_pointers({{"folder", folder}, {"name", name}, {"shape", shape}, {"rank", rank}});
+    require_aligned({{"out", out}});
     std::string tensor_name = name;
     const Checkpoint checkpoint = Checkpoint::open(tree_of(folder, tensor_name));
     const std::optional<StoredTensor> stored = find_tensor(checkpoint, tensor_name);

@@ -28,6 +28,10 @@ void check(const hxq_mamba_mixer& mixer, const hxq_mamba_mixer_args& args) {
                     {"conv_state", args.conv_state},
                     {"ssm_state", args.ssm_state},
                     {"y", args.y}});
+  require_aligned({{"in_proj_bias", mixer.in_proj_bias},
+                   {"dt_bias", mixer.dt_bias},
+                   {"out_proj_bias", mixer.out_proj_bias},
+                   {"conv_bias", mixer.conv_bias}});
   require_sizes({{"batch", args.batch}, {"tokens", args.tokens}});
   require_sizes({{"width", mixer.width}, {"state_size", mixer.state_size}});
   const int64_t inner = mixer.out_proj->value->cols();

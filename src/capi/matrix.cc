@@ -43,7 +43,7 @@ class Output {
         dtype_(float_dtype_of(rows.dtype)),
         stride_(stride_of(name, rows.stride, count, cols)),
         cols_(cols) {
-    if (count * cols > 0) require_pointers({{name, rows.data}});
+    if (count * cols > 0) require_rows(name, rows.data, dtype_);
   }
 
   /// Whether a kernel that writes contiguous rows can write to the caller's.
@@ -149,7 +149,8 @@ hxq_status hxq_linear(hxq_context* context, const hxq_matrix* handle, const hxq_
     const int64_t x_stride = stride_of("x", call.x.stride, tokens, matrix.cols());
     const Output y("y", call.y, tokens, matrix.rows());
     if (tokens == 0) return;
-    require_pointers({{"x", call.x.data}});
+    require_rows("x", call.x.data, from);
+    require_aligned({{"bias", call.bias}});
     kernels::LinearArgs args{.x = static_cast<const float*>(call.x.data),
                              .x_stride = x_stride,
                              .tokens = tokens,
@@ -178,7 +179,7 @@ hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* handle,
     const int64_t g_stride = stride_of("g", g.stride, tokens, matrix.rows());
     const Output dx("dx", not_null(out, "dx"), tokens, matrix.cols());
     if (tokens == 0) return;
-    require_pointers({{"g", g.data}});
+    require_rows("g", g.data, from);
     const float* gradient = floats_of(g, from, tokens, matrix.rows(), g_stride, context->input);
     float* floats = dx.direct() ? dx.floats() : reserve(context->output, tokens * matrix.cols(), kOutputFloats);
     run(*context, work_of(matrix, tokens), [&](const kernels::CpuContext& c) {

@@ -134,6 +134,9 @@ void check(const OpenedModel& opened, const hxq_segment& segment) {
   if (segment.end != 0 && segment.end < position + segment.count) {
     throw InvalidArgument(fmt::format("end is {}, but {} tokens follow {}", segment.end, segment.count, position));
   }
+  if (info.context_length > 0 && segment.end > info.context_length) {
+    throw InvalidArgument(fmt::format("end is {}: the model's context holds {}", segment.end, info.context_length));
+  }
 }
 
 }  // namespace
@@ -211,6 +214,7 @@ hxq_status hxq_sequence_read(const hxq_sequence* sequence, int64_t block, int32_
   return guard("reading a sequence's state", [&] {
     require_pointers({{"sequence", sequence}, {"shape", shape}, {"rank", rank}});
     require(out != nullptr || count == 0, "out is null");
+    require_aligned({{"out", out}});
     const int64_t blocks = sequence->opened->model.info().blocks;
     if (block < 0 || block >= blocks) {
       throw InvalidArgument(fmt::format("block is {}, the model has {}", block, blocks));

@@ -16,6 +16,7 @@ kernels::ScanArgs checked(const hxq_context* context, const hxq_scan_args* given
   require_sizes(
       {{"batch", args.batch}, {"tokens", args.tokens}, {"channels", args.channels}, {"state_size", args.state_size}});
   require_pointers({{"u", args.u}, {"dt", args.dt}, {"a", args.a}, {"d", args.d}});
+  require_aligned({{"dt_bias", args.dt_bias}, {"state", args.state}});
   const int64_t rows = args.batch * args.tokens;
   const FloatRows b = float_rows("b", args.b, rows, args.state_size);
   const FloatRows c = float_rows("c", args.c, rows, args.state_size);

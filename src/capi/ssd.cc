@@ -28,6 +28,10 @@ kernels::SsdArgs checked(hxq_context* context, const hxq_ssd_args* given) {
     throw InvalidArgument(fmt::format("{} heads are not a multiple of {} groups", args.heads, args.groups));
   }
   require_pointers({{"dt_bias", args.dt_bias}, {"a_log", args.a_log}, {"d", args.d}});
+  require_aligned({{"state", args.state}});
+  if (!(args.dt_min <= args.dt_max)) {
+    throw InvalidArgument(fmt::format("dt_min is {}, expected no more than dt_max, {}", args.dt_min, args.dt_max));
+  }
   const int64_t rows = args.batch * args.tokens;
   const int64_t inner = args.heads * args.head_dim;
   const FloatRows xbc = float_rows("xbc", args.xbc, rows, inner + 2 * args.groups * args.state_size);

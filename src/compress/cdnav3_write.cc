@@ -9,6 +9,7 @@
 
 #include "compress/staged_folder.h"
 #include "hxq/error.h"
+#include "io/json.h"
 
 namespace hxq {
 namespace {
@@ -76,10 +77,35 @@ const EncodedPart* part_named(const EncodedTensor& encoded, std::string_view suf
   return found == encoded.parts.end() ? nullptr : &*found;
 }
 
-/// A folder that an earlier call wrote.
-void check_replaceable(const fs::path& folder) {
-  if (fs::is_directory(fs::symlink_status(folder)) && fs::exists(folder / "meta.json")) return;
-  throw Error("is not the folder of a tensor (it has no meta.json), so it is not replaced", {.file = folder.string()});
+/// The tensor that a meta file is of; empty if it says nothing.
+std::string tensor_of(const fs::path& meta) {
+  const nlohmann::json found = load_json(meta);
+  const auto name = found.is_object() ? found.find("tensor_name") : found.end();
+  return name != found.end() && name->is_string() ? name->get<std::string>() : "";
+}
+
+/// Names of several tensors can make one name of a file: none takes the place of another.
+void check_same_tensor(const fs::path& meta, const std::string& name) {
+  const std::string other = tensor_of(meta);
+  if (other.empty() || other == name) return;
+  throw Error(
+      fmt::format("is of tensor '{}', which '{}' does not replace: write one of them to another tree", other, name),
+      {.file = meta.string()});
+}
+
+/// A tree that holds a tensor in both forms cannot be read. meta: where the other form has its meta file.
+void check_other_form(const fs::path& meta, const std::string& name) {
+  if (!fs::exists(meta) || tensor_of(meta) != name) return;
+  throw Error(fmt::format("holds '{}' already, in the other form: remove that first", name), {.file = meta.string()});
+}
+
+/// A folder that an earlier call wrote for the same tensor.
+void check_replaceable(const fs::path& folder, const std::string& name) {
+  if (!fs::is_directory(fs::symlink_status(folder)) || !fs::exists(folder / "meta.json")) {
+    throw Error("is not the folder of a tensor (it has no meta.json), so it is not replaced",
+                {.file = folder.string()});
+  }
+  check_same_tensor(folder / "meta.json", name);
 }
 
 int64_t bytes_in(const fs::path& folder) {
@@ -93,17 +119,20 @@ int64_t bytes_in(const fs::path& folder) {
 /// Both files of an exact tensor are written under other names first. The array, without which the meta file means
 /// nothing, is put in place before it.
 void write_pair(const fs::path& array, const std::string& content, const nlohmann::json& meta) {
+  const fs::path meta_path = array.string() + ".meta.json";
+  if (fs::exists(meta_path)) check_same_tensor(meta_path, meta["tensor_name"]);
   StagedFolder staging(array.string() + ".files");  // never put in place
   staging.write("array", content);
   staging.write("meta", meta.dump(2));
   fs::rename(staging.path() / "array", array);
-  fs::rename(staging.path() / "meta", array.string() + ".meta.json");
+  fs::rename(staging.path() / "meta", meta_path);
 }
 
 }  // namespace
 
 nlohmann::json write_cdnav3_exact(const fs::path& tree, const std::string& name, const TensorView& source) {
   fs::create_directories(tree);
+  check_other_form(tree / (safe_name(name) + ".cdnav3") / "meta.json", name);
   const std::vector<float> values = to_float(source);
   write_pair(tree / (safe_name(name) + ".npy"), npy(DType::f32, source.shape, std::as_bytes(std::span(values))),
              {{"tensor_name", name}, {"shape", source.shape}, {"storage_mode", "exact"}});
@@ -114,10 +143,12 @@ nlohmann::json write_cdnav3_exact(const fs::path& tree, const std::string& name,
 
 nlohmann::json write_cdnav3(const fs::path& tree, const std::string& name, const TensorView& source,
                             const CodebookOptions& options) {
+  check_other_form(tree / (safe_name(name) + ".npy.meta.json"), name);
   CodebookOptions without_term = options;
   without_term.low_rank = 0;  // svd_*.npy are the caller's
   const EncodedTensor encoded = encode_codebook(source, without_term);
-  StagedFolder folder(tree / (safe_name(name) + ".cdnav3"), check_replaceable);
+  StagedFolder folder(tree / (safe_name(name) + ".cdnav3"),
+                      [&](const fs::path& found) { check_replaceable(found, name); });
   const EncodedPart& codebook = *part_named(encoded, "codebook");
   folder.write("codebook.npy", npy(codebook.dtype, codebook.shape, codebook.bytes));
   folder.write("indices.bin", text_of(part_named(encoded, "indices")->bytes));

@@ -61,6 +61,38 @@ TEST(WriteCdnav3, ReplacesWhatAnEarlierCallWroteAsAWhole) {
   EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"w.cdnav3"});
 }
 
+/// The line that a call throws; empty if it throws none.
+template <class Call>
+std::string refusal(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(WriteCdnav3, NoTensorTakesThePlaceOfAnother) {
+  const testing::TempDir dir;
+  const Source matrix(20, 30), other(30, 20), vector(1, 7), longer(1, 9);
+  write_cdnav3(dir.path(), "a.b", matrix.view, {});
+  write_cdnav3_exact(dir.path(), "a.norm", vector.view);
+  EXPECT_NE(refusal([&] { write_cdnav3(dir.path(), "a_b", other.view, {}); }).find("is of tensor 'a.b'"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { write_cdnav3_exact(dir.path(), "a/norm", longer.view); }).find("is of tensor 'a.norm'"),
+            std::string::npos);
+  // A tree that has a tensor twice cannot be read.
+  EXPECT_NE(refusal([&] { write_cdnav3_exact(dir.path(), "a.b", matrix.view); }).find("holds 'a.b' already"),
+            std::string::npos);
+  EXPECT_NE(refusal([&] { write_cdnav3(dir.path(), "a.norm", matrix.view, {}); }).find("holds 'a.norm' already"),
+            std::string::npos);
+  const Checkpoint tree = Checkpoint::open(dir.path());
+  EXPECT_EQ(find_tensor(tree, "a.b").value().shape, matrix.view.shape);
+  EXPECT_EQ(tree.find("a.norm")->shape, vector.view.shape);
+  write_cdnav3_exact(dir.path(), "a.norm", longer.view);
+  EXPECT_EQ(Checkpoint::open(dir.path()).find("a.norm")->shape, longer.view.shape);
+}
+
 TEST(WriteCdnav3, LeavesOtherFoldersAndFailedOnesAlone) {
   const testing::TempDir dir;
   Source matrix(20, 30);

@@ -143,11 +143,24 @@ TEST(Folders, WritesCdnav3) {
   EXPECT_EQ(taken(text)["tensor_name"], "layer.weight");
   const std::string folder = (dir.path() / "layer_weight.cdnav3").string();
   hxq_encoded* parts = nullptr;
-  ASSERT_OK(hxq_stored_parts(folder.c_str(), nullptr, &parts, &text));
-  hxq_encoded_destroy(parts);
-  EXPECT_EQ(taken(text)["shape"], nlohmann::json({40, 32}));
+  for (const char* name : {static_cast<const char*>(nullptr), "layer.weight"}) {
+    ASSERT_OK(hxq_stored_parts(folder.c_str(), name, &parts, &text));
+    hxq_encoded_destroy(parts);
+    EXPECT_EQ(taken(text)["shape"], nlohmann::json({40, 32}));
+  }
+  expect_failure(hxq_stored_parts(folder.c_str(), "other", &parts, &text), HXQ_BAD_DATA, "of tensor 'layer.weight'");
   const hxq_tensor nameless = tensor(nullptr, HXQ_F32, {40, 32}, source.data());
   expect_invalid(hxq_cdnav3_write(dir.path().c_str(), &nameless, 0, nullptr, &text), "no name");
+  const hxq_tensor strange = tensor("\xff", HXQ_F32, {40, 32}, source.data());
+  expect_invalid(hxq_cdnav3_write(dir.path().c_str(), &strange, 0, nullptr, &text), "not UTF-8");
+  expect_invalid(hxq_cdnav3_write("", &given, 0, nullptr, &text), "empty path");
+  for (const auto change : {+[](hxq_encode_options& o) { o.profile = "g4"; },
+                            +[](hxq_encode_options& o) { o.bits = 4; }, +[](hxq_encode_options& o) { o.group = 32; }}) {
+    hxq_encode_options options;
+    hxq_encode_options_init(&options);
+    change(options);
+    expect_invalid(hxq_cdnav3_write(dir.path().c_str(), &given, 0, &options, &text), "have no effect");
+  }
 }
 
 struct Reports {

@@ -1,5 +1,7 @@
 // Every wrong call is HXQ_INVALID_ARGUMENT with a line that names what is wrong, and writes nothing.
 
+#include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "capi_test_support.h"
@@ -47,6 +49,9 @@ TEST(Misuse, Matrices) {
   expect_invalid(create([](auto& p) { p[0].data = nullptr; }), "no data");
   const auto add_part = [](auto& p) { p.push_back(tensor("scales", HXQ_F32, {3}, p.back().data)); };
   expect_invalid(create(add_part), "'scales' is no part of codec 'codebook'");
+  const std::vector<int64_t> elsewhere = {9};
+  const auto add_older_name = [&](auto& p) { p.push_back(tensor("sidecar_indices", HXQ_I64, {1}, elsewhere.data())); };
+  expect_invalid(create(add_older_name), "'sidecar_positions' and 'sidecar_indices' are names of one part");
   // What the tensors hold is data, not the call.
   expect_failure(create(same, kRows + 1), HXQ_BAD_DATA, "m.");
   expect_failure(create([](auto& p) { p[0].shape[0] = 3; }), HXQ_BAD_DATA, "expected less than 3");
@@ -320,12 +325,77 @@ TEST_F(SequenceOperations, Ssd) {
   refused(with([](auto& a) { a.dt_bias = nullptr; }), "dt_bias is null");
   refused(with([](auto& a) { a.a_log = nullptr; }), "a_log is null");
   refused(with([](auto& a) { a.y = nullptr; }), "y is null");
+  refused(with([](auto& a) { a.dt_min = 2; }), "dt_min is 2, expected no more than dt_max, 1");
+  refused(with([](auto& a) { a.dt_max = NAN; }), "dt_min is 0");
   float* y = y_.data();
   hxq_ssd_gradients gradients = {in, y, y, y, y, y, nullptr};
   hxq_ssd_args without = good;
   without.y = nullptr;
   refused(hxq_ssd_gradient(context_.get(), &without, &gradients), "ddt_bias is null");
   refused(hxq_ssd_gradient(context_.get(), &good, &gradients), "y must be null");
+}
+
+/// A pointer that is `bytes` beside where numbers of its type can lie.
+template <class T>
+T* beside(T* pointer, size_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(pointer) + bytes);
+}
+
+TEST_F(Products, AddressesAreAligned) {
+  const hxq_linear_args good = {.tokens = 1, .x = {x_.data(), HXQ_F32, 0}, .y = out_};
+  const auto with = [&](auto change) {
+    hxq_linear_args args = good;
+    change(args);
+    return hxq_linear(context_.get(), m_.handle.get(), &args);
+  };
+  refused(with([&](auto& a) { a.x.data = beside(x_.data(), 2); }), "x is not aligned to 4 bytes");
+  refused(with([&](auto& a) { a.x = {beside(x_.data(), 1), HXQ_F16, 0}; }), "x is not aligned to 2 bytes");
+  refused(with([&](auto& a) { a.y.data = beside(y_.data(), 1); }), "y is not aligned to 4 bytes");
+  refused(with([&](auto& a) { a.bias = beside(x_.data(), 3); }), "bias is not aligned");
+  refused(hxq_gather_rows(context_.get(), m_.handle.get(), 1, beside(ids_.data(), 4), &out_),
+          "ids is not aligned to 8");
+  const hxq_output_rows out = {beside(y_.data(), 2), HXQ_F32, 0};
+  refused(hxq_decode(context_.get(), m_.handle.get(), &out), "out is not aligned");
+  refused(hxq_codebook_gradient(context_.get(), m_.handle.get(), 1, beside(x_.data(), 1), x_.data(), y_.data()),
+          "x is not aligned");
+  // Halves need no more than two bytes.
+  EXPECT_OK(with([&](auto& a) { a.x = {beside(x_.data(), 2), HXQ_F16, 0}; }));
+}
+
+TEST_F(SequenceOperations, AddressesAreAligned) {
+  float* in = in_.data();
+  const hxq_conv_args conv = {.batch = 1,
+                              .tokens = 3,
+                              .channels = 8,
+                              .width = 4,
+                              .x = {in, 0},
+                              .weight = in,
+                              .state = beside(in, 2),
+                              .state_rows = 3,
+                              .y = y_.data()};
+  refused(hxq_causal_conv1d(context_.get(), &conv), "state is not aligned to 4 bytes");
+  refused(hxq_decay_rates(context_.get(), beside(in, 1), 4, 4, y_.data()), "a_log is not aligned");
+}
+
+/// Tensors lie as files have them, which align nothing.
+TEST(Misuse, PartsOfMatricesNeedNoAlignment) {
+  const SmallMatrix m;
+  std::vector<std::vector<char>> memory;
+  std::vector<hxq_tensor> parts = m.parts;
+  for (hxq_tensor& part : parts) {
+    const size_t size = part.dtype == HXQ_U8 ? 1 : part.dtype == HXQ_F32 ? 4 : 8;
+    const size_t bytes = size * static_cast<size_t>(part.shape[0] * (part.rank == 2 ? part.shape[1] : 1));
+    memory.emplace_back(bytes + 1);
+    part.data = std::memcpy(memory.back().data() + 1, part.data, bytes);
+  }
+  hxq_matrix* made = nullptr;
+  ASSERT_OK(hxq_matrix_create("m", parts.data(), parts.size(), kRows, kCols, &made));
+  const MatrixHandle handle(made);
+  const ContextHandle context = make_context();
+  std::vector<float> found(kRows * kCols);
+  const hxq_output_rows out = {found.data(), HXQ_F32, 0};
+  EXPECT_OK(hxq_decode(context.get(), made, &out));
+  for (size_t i = 0; i < found.size(); ++i) EXPECT_EQ(found[i], static_cast<float>(m.weights[i]));
 }
 
 }  // namespace

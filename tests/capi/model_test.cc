@@ -306,6 +306,7 @@ TEST(Models, RefuseWrongSegmentsBeforeRunningAny) {
     s.wanted = HXQ_LOGITS_NONE;
     s.logits = nullptr;
   });
+  refused("end is 161: the model's context holds 160", [](hxq_segment& s) { s.end = 161; });
   expect_invalid(hxq_forward(model.get(), &good, 0), "no segments");
   expect_invalid(hxq_forward(model.get(), nullptr, 1), "segments is null");
   expect_invalid(hxq_forward(nullptr, &good, 1), "model is null");
