@@ -118,6 +118,15 @@ class HxqConfig(QuantizationConfigMixin):
         said = {} if self.precision is None else {"precision": self.precision}
         return {"accelerate_ssm": self.accelerate_ssm, **said}
 
+    def check_to_compress(self) -> None:
+        """Raises TypeError where something beside the options was given to compress with: dicts can say anything."""
+        plain = type(self)(profile=self.profile).stated
+        for name, value in self.stated.items():
+            if name in plain and plain[name] != value:
+                raise TypeError(f"{name} is {value!r}: expected it to be left out, for the profile says it")
+            if name not in plain:
+                raise TypeError(f"{name} is no option of {type(self).__name__}")
+
     def without_effect(self, folder: "HxqConfig") -> list[str]:
         """Options of this configuration that differ from those of a compressed folder, and cannot change it."""
         plain = type(self)()

@@ -105,6 +105,10 @@ class _Common(HfQuantizer):
             logger.warning("compressed models are saved as safetensors: leave out safe_serialization=False")
         return safe_serialization is not False
 
+    def _check_options(self) -> None:
+        if type(self.quantization_config) is HxqConfig:  # the older package's takes what it took
+            self.quantization_config.check_to_compress()
+
     def attach(self, model: nn.Module) -> None:
         """Lets the model know that it is compressed."""
         self._model = weakref.ref(model)
@@ -140,6 +144,7 @@ class _Hooks5(_Common):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if not self.pre_quantized:
+            self._check_options()
             return model
         if not checkpoint_files or not checkpoint_files[0].endswith(".safetensors"):
             raise ValueError("a compressed model is loaded from a folder of safetensors, not from a state_dict")
@@ -169,6 +174,7 @@ class _Hooks4(_Common):
 
     def _process_model_before_weight_loading(self, model, **kwargs):
         if not self.pre_quantized:
+            self._check_options()
             return model
         files = _resolved.__dict__.get("files")
         if not files:

@@ -72,6 +72,33 @@ def test_negated_views_count(layer):
     assert x.is_neg() and close(layer(x), dense(layer)(x))
 
 
+def unaligned(tensor):
+    """A copy that lies where no value of its dtype may: as in files whose headers are not padded."""
+    memory = bytearray(1) + bytearray(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    made = torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape)
+    assert made.data_ptr() % tensor.element_size()
+    return made
+
+
+@torch.no_grad()
+def test_memory_that_is_not_aligned_counts(layer):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 3, IN).to(dtype)
+        assert torch.equal(layer(unaligned(x)), layer(x))
+        assert torch.equal(layer(unaligned(x)[:, 1:]), layer(x[:, 1:]))
+    bias = torch.randn(OUT)
+    x = torch.randn(3, IN)
+    given = ops.linear_forward(layer.matrix, x, unaligned(bias))
+    assert torch.equal(given, ops.linear_forward(layer.matrix, x, bias))
+    embedding = helix_substrate.HelixEmbedding.from_embedding(nn.Embedding(OUT, IN))
+    ids = torch.tensor([3, 1, 2])
+    assert torch.equal(embedding(unaligned(ids)), embedding(ids))
+    inputs = scan_inputs()
+    assert torch.equal(ops.selective_scan(*map(unaligned, inputs)), ops.selective_scan(*inputs))
+    with pytest.raises(ValueError, match="not aligned"):
+        ops.selective_scan(*inputs, state=unaligned(torch.zeros(1, 4, 8)))
+
+
 @torch.no_grad()
 def test_defaults_of_torch_do_not_matter(layer):
     x, inputs = torch.randn(3, IN), scan_inputs()

@@ -57,6 +57,20 @@ def test_wrong_options_are_refused(options, error):
         HxqConfig(**options)
 
 
+@pytest.mark.parametrize(
+    "said", [{"profil": "g4"}, {"bits": 4}, {"profile": "g4", "bits": 8}, {"profile": "g4", "extra": 1}]
+)
+def test_dicts_that_say_more_than_options_compress_nothing(said, tmp_path):
+    """As a folder's configuration they would be kept; to compress with, they are options that nobody takes."""
+    tiny("llama").save_pretrained(tmp_path)
+    method = "hxq_grouped" if "profile" in said else "hxq"
+    with pytest.raises(TypeError, match=list(said)[-1]):
+        load(tmp_path, quantization_config={"quant_method": method, **said})
+    said = HxqConfig(profile=said.get("profile")).to_dict()
+    model = load(tmp_path, quantization_config=said)
+    assert any(isinstance(module, HelixLinear) for module in model.modules())
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_precision_counts(kind, tmp_path):
     """The model's own precision goes before what is set, and is saved and overridden with the configuration."""

@@ -136,6 +136,11 @@ def _float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype is torch.float32 else tensor.detach().to(torch.float32)
 
 
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where its memory is not aligned as its dtype needs it: views of files may be anywhere."""
+    return tensor.clone() if is_plain(tensor) and tensor.data_ptr() % tensor.element_size() else tensor
+
+
 class Operation:
     """A function of the library by its name: what computes it on each kind of device."""
 
@@ -181,12 +186,12 @@ class Arguments:
         """The address of a tensor as contiguous float32; None stays None."""
         if tensor is None:
             return None
-        tensor = self._hold(_float32(name, tensor).contiguous())
+        tensor = self._hold(aligned(_float32(name, tensor).contiguous()))
         return self._address(tensor, name, torch.float32, shape)
 
     def rows(self, name: str, tensor: torch.Tensor, shape) -> _abi.FloatRows:
         """A tensor as rows of float32 a constant distance apart."""
-        tensor = _float32(name, tensor)
+        tensor = aligned(_float32(name, tensor))
         stride = row_stride(tensor)
         if stride is None:
             tensor, stride = tensor.contiguous(), tensor.shape[-1]
@@ -195,6 +200,7 @@ class Arguments:
 
     def typed_rows(self, name: str, tensor: torch.Tensor, shape) -> _abi.Rows:
         """A tensor of one of CORE_DTYPES as rows a constant distance apart."""
+        tensor = aligned(tensor)
         stride = row_stride(tensor)
         if stride is None:
             tensor, stride = tensor.contiguous(), tensor.shape[-1]
@@ -212,7 +218,7 @@ class Arguments:
             fit = ((tensor >= 0) & (tensor < rows)).all()
             torch._assert_async(fit, f"{name} are outside the {rows} rows of the matrix")
             dtype = torch.int32
-        tensor = self._hold(tensor.to(dtype).contiguous())
+        tensor = self._hold(aligned(tensor.to(dtype).contiguous()))
         return self._address(tensor, name, dtype)
 
     def state(self, name: str, tensor: Optional[torch.Tensor], shape) -> Optional[int]:

@@ -81,7 +81,7 @@ class MixerPlan:
 
 
 def _is_live(vector: torch.Tensor) -> bool:
-    return vector.dtype is torch.float32 and vector.is_contiguous()
+    return vector.dtype is torch.float32 and vector.is_contiguous() and vector.data_ptr() % 4 == 0
 
 
 def _is_same(vector: Optional[torch.Tensor], live: Optional[torch.Tensor], copied: Optional[torch.Tensor]) -> bool:
