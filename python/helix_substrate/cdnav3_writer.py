@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from . import _core, ops
 from .cdnav3_reader import CDNAv3Reader
+
+logger = logging.getLogger("helix_substrate")
 
 #: What a policy may say; other fields of the older package's policies chose among ways to fit that are one here.
 _POLICY = {
@@ -37,9 +40,14 @@ class CDNAv3Writer:
 
         policy: an object or dict that may have n_clusters (up to 256 as bytes, up to 65536 as U16), sidecar_enabled,
         svd_residual_rank (singular vectors of what the codebook leaves) and storage_mode "exact"; the codebook is the
-        best one. source_artifact: noted in meta.json. Raises ValueError for what cannot be written.
+        best one. source_artifact: noted in meta.json. Raises ValueError for what cannot be written: exact tensors whose
+        values are not float32's, too, and HxqError or ValueError where another tensor, or this one in the other form,
+        is in the tree under that name.
         """
         tensor = torch.as_tensor(tensor)
+        if tensor.is_complex():
+            raise ValueError(f"{name} is {tensor.dtype}, expected real numbers")
+        given = tensor
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             tensor = tensor.float()
         stated = {**_POLICY, **{k: v for k, v in _fields(policy).items() if k in _POLICY}}
@@ -49,6 +57,8 @@ class CDNAv3Writer:
         if not 1 <= stated["n_clusters"] <= 65536:
             raise ValueError(f"{name}: n_clusters is {stated['n_clusters']}, expected 1 to 65536")
         exact = stated["storage_mode"] == "exact" or tensor.dim() < 2
+        if exact and not torch.equal(tensor.to(given.dtype).nan_to_num(), given.nan_to_num()):
+            raise ValueError(f"{name} is {given.dtype} and has values that float32, which would be stored, has not")
         if tensor.dim() > 2 and not exact:
             tensor = tensor.reshape(-1, tensor.shape[-1])
         tensor = tensor.contiguous()
@@ -59,12 +69,23 @@ class CDNAv3Writer:
                 exact, fraction, min(256, stated["n_clusters"]), torch.get_num_threads(),
             )  # fmt: skip
         else:
+            self._check_place(name)
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
             stats = _write_wide(
                 self.path / f"{_safe(name)}.cdnav3", name, tensor.float(), stated["n_clusters"], fraction
             )
         if exact:
             return stats
         return self._complete(name, tensor.float(), stated, source_artifact, stats)
+
+    def _check_place(self, name: str) -> None:
+        """Raises ValueError where the core would: another tensor is there, or this one in the other form."""
+        for path, is_other_form in ((f"{_safe(name)}.cdnav3/meta.json", False), (f"{_safe(name)}.npy.meta.json", True)):
+            path = self.path / path
+            found = json.loads(path.read_text()).get("tensor_name", name) if path.exists() else None
+            if found is not None and (found == name) == is_other_form:
+                raise ValueError(f"{path} is of tensor {found!r}: remove that first, or write to another tree")
 
     def _complete(self, name: str, tensor: torch.Tensor, stated: dict, source_artifact: str, stats: dict) -> dict:
         """Adds singular vectors, and to meta.json and stats.json what the older package notes."""
@@ -122,6 +143,9 @@ def _tensor_class(name: str) -> str:
 
 def _fields(policy) -> dict[str, Any]:
     if policy is None or isinstance(policy, dict):
+        unused = [name for name in policy or {} if name not in _POLICY]
+        if unused:
+            logger.warning("policy: %s without effect", ", ".join(map(str, unused)))
         return policy or {}
     return {name: getattr(policy, name) for name in _POLICY if hasattr(policy, name)}
 

@@ -248,6 +248,32 @@ def test_writer_refuses_what_it_does_not_write(tmp_path):
     assert writer.write_tensor(np.ones((4, 3, 8), np.float32), "w")["shape"] == [12, 8]
 
 
+@pytest.mark.parametrize("clusters", [256, 300])
+def test_writer_loses_nothing_in_silence(clusters, tmp_path, caplog):
+    writer, policy = helix_substrate.CDNAv3Writer(tmp_path), dict(n_clusters=clusters)
+    weight = torch.randn(40, 64)
+    writer.write_tensor(weight, "a.b", policy)
+    writer.write_tensor(weight[0], "a.norm")
+    for name, wrong in (("a_b", "is of tensor 'a.b'"), ("a.norm", "a.norm")):
+        with pytest.raises((ValueError, helix_substrate.HxqError), match=wrong):
+            writer.write_tensor(weight, name, policy)
+    with pytest.raises(helix_substrate.HxqError, match="a.b"):
+        writer.write_tensor(weight, "a.b", dict(storage_mode="exact"))
+    with pytest.raises((ValueError, helix_substrate.HxqError), match="not finite"):
+        writer.write_tensor(torch.full((40, 64), float("nan")), "n", policy)
+    with pytest.raises(ValueError, match="real"):
+        writer.write_tensor(weight.cfloat(), "c", policy)
+    for values in (torch.tensor([2**24 + 1]), torch.tensor([1 + 2**-40], dtype=torch.float64)):
+        with pytest.raises(ValueError, match="float32"):
+            writer.write_tensor(values, "v")
+    for values in (torch.tensor([2**24, -3]), torch.tensor([0.5, float("nan")], dtype=torch.float64), weight[0] > 0):
+        writer.write_tensor(values, "v")
+    assert not caplog.messages
+    writer.write_tensor(weight, "a.b", {**policy, "n_cluster": 4})
+    assert caplog.messages == ["policy: n_cluster without effect"]
+    assert [t["name"] for t in helix_substrate.inspect(tmp_path)["tensors"]] == ["a.b", "a.norm", "v"]
+
+
 def test_twelve_bits():
     from helix_substrate.index_packing import pack_12bit, unpack_12bit, unpack_12bit_rows
 
