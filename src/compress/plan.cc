@@ -142,6 +142,12 @@ bool has_part_of(const Checkpoint& source, std::string_view name) {
   });
 }
 
+std::string mistakable_notice(const std::vector<std::string>& names) {
+  const bool is_one = names.size() == 1;
+  return fmt::format("{}{} exact: another tensor has the name of the module or of a part of its compressed form",
+                     names.front(), is_one ? " stays" : fmt::format(" and {} more stay", names.size() - 1));
+}
+
 /// The model's description, or else a notice why there is none: then the choice is by shape.
 const ModelDesc* runnable_model(const ModelFolder& source, const CompressOptions& options) {
   if (const ModelDesc* model = source.described()) return model;
@@ -248,16 +254,23 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
   if (model) check_described(source, *model);
   const std::map<std::string, Role> roles = model ? roles_of(*model) : std::map<std::string, Role>();
   std::vector<PlanEntry> plan;
-  std::vector<std::string> outgrown;  // exact for their outliers or term alone
+  std::vector<std::string> outgrown;    // exact for their outliers or term alone
+  std::vector<std::string> mistakable;  // exact for the name of another tensor
   for (const StoredTensor& tensor : tensors) {
     PlanEntry entry{.name = tensor.name, .view = *source.find(tensor.name), .role = {}};
     if (const auto role = roles.find(tensor.name); role != roles.end()) entry.role = role->second;
     const auto other = entry.role ? by_role.find(*entry.role) : by_role.end();
     const Encoding& chosen = other == by_role.end() ? encoding : other->second;
     entry.options = chosen.options;
-    if ((entry.role || model == nullptr) && !has_part_of(source, entry.name)) {
+    if (entry.role || model == nullptr) {
       entry.encoder = choose(chosen, entry);
-      if (!entry.encoder && choose(with_standard_extras(chosen), entry)) outgrown.push_back(entry.name);
+      const bool may_be = entry.encoder || choose(with_standard_extras(chosen), entry);
+      if (may_be && has_part_of(source, entry.name)) {
+        entry.encoder = nullptr;
+        mistakable.push_back(entry.name);
+      } else if (may_be && !entry.encoder) {
+        outgrown.push_back(entry.name);
+      }
     }
     plan.push_back(std::move(entry));
   }
@@ -270,6 +283,8 @@ std::vector<PlanEntry> plan_entries(const ModelFolder& folder, const CompressOpt
     if (!is_wanted(entry.name)) entry.encoder = nullptr;
   }
   if (const auto count = std::ranges::count_if(outgrown, is_wanted)) tell_outgrown(count, plan, options);
+  std::erase_if(mistakable, [&](const std::string& name) { return !is_wanted(name); });
+  if (!mistakable.empty() && options.notice) options.notice(mistakable_notice(mistakable));
   check_roles(by_role, plan);
   if (const auto notice = experts_notice(plan); notice && options.notice) options.notice(*notice);
   return plan;

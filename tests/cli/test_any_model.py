@@ -205,7 +205,8 @@ PARTS = ["codebook", "indices", "sidecar_positions", "sidecar_indices", "sidecar
 
 
 def stays_exact(hxq, source, tmp_path, name, key):
-    """`name` is not compressed, and nothing of the source is lost, because of the source's tensor `key`."""
+    """`name` is not compressed, and nothing of the source is lost, because of the source's tensor `key`. Returns what
+    is said."""
     out, dense = tmp_path / "out", tmp_path / "back"
     result = hxq("compress", source, out)
     assert result.code == 0, result.err
@@ -218,13 +219,23 @@ def stays_exact(hxq, source, tmp_path, name, key):
     back = SafetensorsFile(dense / "model.safetensors")
     assert back.header.keys() - {"__metadata__"} == before.header.keys() - {"__metadata__"}
     assert back.bytes_of(name) == before.bytes_of(name) and back.bytes_of(key) == before.bytes_of(key)
+    return result.err
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_names_that_compression_would_take(hxq, tmp_path, part):
     tensors = {"m.weight": weights(64, 64), f"m.{part}": weights(64), "other.weight": weights(64, 64)}
     write(tmp_path / "source", {"model_type": "vqvae"}, tensors)
-    stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", f"m.{part}")
+    assert "m.weight stays exact" in stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", f"m.{part}")
+
+
+def test_names_that_compression_would_take_are_told_once(hxq, tmp_path):
+    """Nor are those told that nobody would have compressed."""
+    tensors = {f"{m}.weight": weights(64, 64) for m in ("m", "n", "o")} | {"p.weight": weights(3)}
+    tensors |= {f"{m}.codebook": weights(64) for m in ("m", "n", "o", "p")}
+    write(tmp_path / "source", {"model_type": "x"}, tensors)
+    told = hxq("compress", tmp_path / "source", tmp_path / "out", "--keep", "o.weight")
+    assert told.code == 0 and "m.weight and 1 more stay exact" in told.err and "p.weight" not in told.err
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("U64", 8), ("U32", 4), ("I8", 1), ("F8_E4M3", 1), ("F8_E5M2", 1),
@@ -243,7 +254,7 @@ def test_other_dtypes_are_copied(hxq, tmp_path, dtype, size):
 def test_tensor_named_like_a_module(hxq, tmp_path, shape):
     tensors = {"m.weight": weights(64, 64), "m": numpy.ones(shape, numpy.float32), "other.weight": weights(64, 64)}
     write(tmp_path / "source", {"model_type": "x"}, tensors)
-    stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", "m")
+    assert "m.weight stays exact" in stays_exact(hxq, tmp_path / "source", tmp_path, "m.weight", "m")
 
 
 @pytest.mark.parametrize("part", ["channel_scales", "svd_s", "sidecar_indices"])
