@@ -73,6 +73,23 @@ struct WideTable {
   }
 };
 
+/// The same in half of the memory, at i << 7 | l << 2: two operations an address.
+struct NarrowTable {
+  static constexpr uint32_t kBytes = 32768;
+
+  __device__ static uint32_t lane_base(const void* table) { return WideTable::lane_base(table); }
+  __device__ static uint32_t look_up(uint32_t lane_base, uint32_t word, int byte) {
+    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
+    uint32_t value;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"((shifted & 0x7f80u) | lane_base));
+    return value;
+  }
+  __device__ static void store(uint32_t lane_base, int entry, int copies, uint32_t value) {
+    const uint32_t address = lane_base / 128 * 128 + static_cast<uint32_t>(entry) * 128 + copies * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(value) : "memory");
+  }
+};
+
 /// The table at the start of dynamic shared memory as a `WideTable`: what lies between its entries is for others.
 class SpreadTable {
  public:

@@ -281,10 +281,12 @@ __global__ void __launch_bounds__(65536 / Layout<kN, kRowGroups>::kRegisters / 1
     for (int64_t tile = first_tile; tile < part.tiles; tile += part.clusters) {
       if (brings) bringer.bring_tile();
       if (adds && p.plan.parts == 1) {
-        piece = OutlierAdder<__half, kN, L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
+        using Adder = OutlierAdder<PartOutliers, __half, kN, L::kPieceBytes>;
+        piece = Adder({p, part, tile}, outliers, thread).add(piece);
       } else if (adds) {
         if constexpr (kN > 8) {
-          piece = OutlierAdder<float, kN / 2, L::kPieceBytes>(p, part, outliers, thread).add(tile, piece);
+          using Adder = OutlierAdder<PartOutliers, float, kN / 2, L::kPieceBytes>;
+          piece = Adder({p, part, tile}, outliers, thread).add(piece);
         }
       }
       __syncwarp();

@@ -1,4 +1,4 @@
-// What outliers add to the products of gemm.cu.
+// What outliers add to the products of gemm.cu and tile_gemm.cu.
 
 #pragma once
 
@@ -11,29 +11,50 @@ __device__ inline float* outlier_sums(const Parameters& p) {
   return p.x.outlier_sums + p.cluster() * p.plan.tile_rows() * p.plan.tile_tokens();
 }
 
-/// Works out what outliers add while others multiply: three warps, for a part of the cluster's rows. x of their columns
-/// comes by bulk copies, a piece of the outliers after the other; groups of threads take turns with the rows.
-template <class T, int kTokens, int kPieceBytes>
+/// The block's part of the cluster's tile: of which rows and tokens outliers are added up.
+struct PartOutliers {
+  const Parameters& p;
+  const Part& part;
+  const int64_t tile;
+  int begin, rows;
+
+  __device__ PartOutliers(const Parameters& p, const Part& part, int64_t tile) : p(p), part(part), tile(tile) {
+    const int split = static_cast<int>(hopper::block_in_cluster()), tile_rows = p.plan.tile_rows();
+    begin = tile_rows * split / p.plan.splits;
+    rows = tile_rows * (split + 1) / p.plan.splits - begin;
+  }
+  __device__ int64_t first_row() const { return p.plan.first_row(tile) + begin; }
+  __device__ int first_token(int tokens) const { return static_cast<int>(p.plan.token_tile(tile)) * tokens; }
+  __device__ const CodebookWeight& weight() const { return part.product.weight; }
+  __device__ float inverse_scale() const { return part.inverse_level_scale; }
+  /// All tokens' x of a column, of which the tile's begin at `first_token`.
+  template <class T>
+  __device__ const T* x_of(uint32_t col, int first_token) const {
+    return static_cast<const T*>(p.x.transposed) + col * p.plan.padded_tokens() + first_token;
+  }
+  __device__ float* sums_of(int row, int tokens) const { return outlier_sums(p) + (begin + row) * tokens; }
+};
+
+/// Works out what outliers add while others multiply: three warps. x of their columns comes by bulk copies, a piece of
+/// the outliers after the other; groups of threads take turns with the rows. `Work`: as above.
+template <class Work, class T, int kTokens, int kPieceBytes>
 class OutlierAdder {
  public:
   /// `thread`: of kAdders.
-  __device__ OutlierAdder(const Parameters& p, const Part& part, OutlierMemory<kPieceBytes>& memory, int thread)
-      : p_(p), part_(part), memory_(memory), thread_(thread) {}
+  __device__ OutlierAdder(const Work& work, OutlierMemory<kPieceBytes>& memory, int thread)
+      : work_(work), memory_(memory), thread_(thread) {}
 
-  /// Adds up for a tile. `piece`: pieces that went before; returns their number with those of this tile.
-  __device__ uint32_t add(int64_t tile, uint32_t piece) {
-    const int split = static_cast<int>(hopper::block_in_cluster()), tile_rows = p_.plan.tile_rows();
-    const int begin = tile_rows * split / p_.plan.splits;
-    rows_ = tile_rows * (split + 1) / p_.plan.splits - begin;
-    for (int i = thread_; i <= rows_; i += kAdders) {
-      memory_.row_begin[i] =
-          part_.product.weight.outlier_row_begin[min(p_.plan.first_row(tile) + begin + i, part_.product.weight.rows)];
+  /// `piece`: pieces that went before; returns their number with those of this work.
+  __device__ uint32_t add(uint32_t piece) {
+#pragma unroll 1
+    for (int i = thread_; i <= work_.rows; i += kAdders) {
+      memory_.row_begin[i] = work_.weight().outlier_row_begin[min(work_.first_row() + i, work_.weight().rows)];
     }
     barrier();
-    first_token_ = static_cast<int>(p_.plan.token_tile(tile)) * kTokens;
-    begin_ = begin;
-    row_ = thread_ / kGroupThreads;
-    const uint32_t last = memory_.row_begin[rows_];
+    first_token_ = work_.first_token(kTokens);
+    row_ =
+        kGroups * kGroupThreads == kAdders || thread_ < kGroups * kGroupThreads ? thread_ / kGroupThreads : work_.rows;
+    const uint32_t last = memory_.row_begin[work_.rows];
     uint32_t first = memory_.row_begin[0];
     if (first < last) {
       fetch(first, last);
@@ -47,7 +68,7 @@ class OutlierAdder {
       add_piece(first, min(last, first + kPiece), piece % 2);
       barrier();
     }
-    while (row_ < rows_) finish_row();
+    while (row_ < work_.rows) finish_row();
     return piece;
   }
 
@@ -64,8 +85,8 @@ class OutlierAdder {
   __device__ void fetch(uint32_t first, uint32_t last) {
     const uint32_t own = first + static_cast<uint32_t>(thread_);
     if (static_cast<uint32_t>(thread_) >= kPiece || own >= last) return;
-    col_ = part_.product.weight.outlier_col[own];
-    change_ = part_.product.weight.outlier_change[own];
+    col_ = work_.weight().outlier_col[own];
+    change_ = work_.weight().outlier_change[own];
   }
 
   __device__ void bring(uint32_t first, uint32_t last, uint32_t piece) {
@@ -73,15 +94,15 @@ class OutlierAdder {
     uint64_t* full = &memory_.full[piece % 2];
     if (thread_ == 0) hopper::arrive_and_expect_bytes(full, count * kBytes);
     if (static_cast<uint32_t>(thread_) < count) {
-      memory_.change[piece % 2][thread_] = change_ * part_.inverse_level_scale;
-      const T* x = static_cast<const T*>(p_.x.transposed) + col_ * p_.plan.padded_tokens() + first_token_;
+      memory_.change[piece % 2][thread_] = change_ * work_.inverse_scale();
+      const T* x = work_.template x_of<T>(col_, first_token_);
       hopper::copy_bulk(memory_.x[piece % 2] + thread_ * kBytes, x, kBytes, full);
     }
     fetch(first + kPiece, last);
   }
 
   __device__ void finish_row() {
-    float* out = outlier_sums(p_) + (begin_ + row_) * kTokens + thread_ % kGroupThreads * kOwn;
+    float* out = work_.sums_of(row_, kTokens) + thread_ % kGroupThreads * kOwn;
 #pragma unroll
     for (int k = 0; k < kOwn; ++k) out[k] = sum_[k], sum_[k] = 0;
     row_ += kGroups;
@@ -91,7 +112,7 @@ class OutlierAdder {
   __device__ void add_piece(uint32_t first, uint32_t end, int half) {
     const T* x = reinterpret_cast<const T*>(memory_.x[half]) + thread_ % kGroupThreads * kOwn;
 #pragma unroll 1
-    while (row_ < rows_ && memory_.row_begin[row_] < end) {
+    while (row_ < work_.rows && memory_.row_begin[row_] < end) {
       const uint32_t row_end = memory_.row_begin[row_ + 1], stop = min(row_end, end);
 #pragma unroll(kTokens >= 64 ? 1 : 4)
       for (uint32_t i = max(memory_.row_begin[row_], first) - first; i < stop - first; ++i) {
@@ -104,11 +125,10 @@ class OutlierAdder {
     }
   }
 
-  const Parameters& p_;
-  const Part& part_;
+  const Work work_;
   OutlierMemory<kPieceBytes>& memory_;
   const int thread_;
-  int first_token_ = 0, begin_ = 0, rows_ = 0, row_ = 0;
+  int first_token_ = 0, row_ = 0;
   uint32_t col_ = 0;
   float change_ = 0;
   float sum_[kOwn] = {};

@@ -33,7 +33,10 @@ size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
 Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept {
   if (!are_valid(args) || args.workspace.bytes < linear_workspace(weight, args.tokens)) return Status::invalid_value;
   if (args.tokens == 0 || weight.rows == 0) return Status::ok;
-  if (supports_prefill(weight, args)) return prefill_product(weight, args, stream);
+  const bool in_tiles = supports_tile_gemm(weight, args);
+  if (supports_prefill(weight, args) && !(in_tiles && tile_gemm_beats_panels(weight, args.tokens))) {
+    return prefill_product(weight, args, stream);
+  }
   float* product = nullptr;
   LinearArgs rest = args;
   const bool in_gemv = args.tokens == 1 && weight.rank <= kGemvMaxRank && supports_codebook_gemv(weight);
@@ -47,7 +50,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   const FusedProduct one{
       .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
   if (supports_skinny_gemm(weight, args)) return skinny_gemm(rest, {&one, 1}, stream);
-  if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
+  if (in_tiles) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(rest, &one, 1, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   for (int64_t t = 0; t < args.tokens; ++t) {
@@ -77,7 +80,9 @@ Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_
   if (together && supports_skinny_gemm(all, args)) {
     return skinny_gemm(args, {products, static_cast<size_t>(count)}, stream);
   }
-  if (together && !supports_prefill(all, args) && !supports_tile_gemm(all, args)) {
+  constexpr int64_t kMostJointTokens = 64;  // so few want one launch for all of them
+  const bool apart = (count == 1 || args.tokens > kMostJointTokens) && supports_tile_gemm(all, args);
+  if (together && !supports_prefill(all, args) && !apart) {
     return codebook_gemm(args, products, count, stream);
   }
   Status status = Status::ok;

@@ -5,7 +5,8 @@
 /// Products with weight matrices, and rows of them.
 namespace hxq::cuda {
 
-inline constexpr float kLargestTileWeight = 65504.0f * 256;
+/// With some room for what an outlier is more than its level.
+inline constexpr float kLargestTileWeight = 65000.0f * 256;
 
 /// A codebook matrix (codec/codebook.h) in device memory: its indices as they are on disk, everything else small. For
 /// steps (step.h) the codebook and what belongs to outliers is readable up to the next multiple of 16 bytes.

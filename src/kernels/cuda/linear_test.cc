@@ -149,20 +149,56 @@ TEST(CudaLinear, TakesEveryTypeOfActivations) {
   }
 }
 
-TEST(CudaLinear, DecodesTilesForManyTokens) {
-  HXQ_NEEDS_GPU();
-  const std::pair<int64_t, int64_t> shapes[] = {{1, 16}, {130, 1040}, {700, 768}, {257, 4096}, {6000, 320}};
+void expect_many_tokens(double outliers) {
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 16}, {130, 1040}, {700, 768}, {257, 4096}};
   for (const auto& [rows, cols] : shapes) {
-    for (const double outliers : {0.0, 0.003}) {
-      const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = outliers});
-      for (const int64_t tokens : {20, 64, 100, 250, 300}) {
-        const std::string what = to_string(Shape{tokens, rows, cols});
-        expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .y = DType::bf16, .gap = 8, .bias = true}, what);
-        expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .gap = 1, .accumulate = true}, what);
-        expect_product(matrix, {.tokens = tokens, .precision = Precision::fast}, what + " fast");
-      }
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = outliers});
+    for (const int64_t tokens : {40, 64, 100, 250, 300}) {
+      const std::string what = to_string(Shape{tokens, rows, cols});
+      expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .y = DType::bf16, .gap = 8, .bias = true}, what);
+      expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .gap = 1, .accumulate = true}, what);
+      expect_product(matrix, {.tokens = tokens, .y = DType::f16, .precision = Precision::fast}, what + " fast");
     }
   }
+}
+
+TEST(CudaLinear, MultipliesManyTokens) {
+  HXQ_NEEDS_GPU();
+  expect_many_tokens(0);
+}
+
+TEST(CudaLinear, MultipliesManyTokensWithOutliers) {
+  HXQ_NEEDS_GPU();
+  expect_many_tokens(0.003);
+}
+
+TEST(CudaLinear, MultipliesLargerMatricesWithManyTokens) {
+  HXQ_NEEDS_GPU();
+  // As many weights as the product for few tokens leaves to tiles of 64 tokens; splits that add up in either way.
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{2100, 2064}, {8200, 528}}) {
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.003});
+    for (const int64_t tokens : {37, 64}) {
+      const std::string what = to_string(Shape{tokens, rows, cols});
+      expect_product(matrix, {.tokens = tokens, .x = DType::bf16, .y = DType::bf16, .bias = true}, what);
+      expect_product(matrix, {.tokens = tokens, .bias = true, .precision = Precision::fast}, what + " fast");
+    }
+  }
+}
+
+TEST(CudaLinear, TakesTilesOfManyTokensInTurn) {
+  HXQ_NEEDS_GPU();
+  const TestMatrix matrix = make_matrix({.rows = 34000, .cols = 80, .outliers = 0.01});
+  for (const int64_t tokens : {50, 120, 200}) {
+    const std::string what = to_string(Shape{tokens, 34000, 80});
+    expect_product(matrix, {.tokens = tokens, .x = DType::bf16}, what);
+    expect_product(matrix, {.tokens = tokens, .bias = true, .precision = Precision::fast}, what + " fast");
+  }
+}
+
+TEST(CudaLinear, PlacesMoreOutliersThanABlockKeepsReady) {
+  HXQ_NEEDS_GPU();
+  const TestMatrix matrix = make_matrix({.rows = 130, .cols = 4112, .outliers = 0.03});
+  expect_product(matrix, {.tokens = 250, .precision = Precision::fast}, "many outliers");
 }
 
 TEST(CudaLinear, AppliesScalesAndLowRankTerms) {

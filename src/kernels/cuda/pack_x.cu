@@ -80,14 +80,21 @@ class Packer {
     const int64_t last = token < p_.tokens ? p_.cols : 0;
     float largest = 0;
     if (reinterpret_cast<uintptr_t>(x) % 16 == 0 && !kDivides && last >= end) {
-      constexpr int kVector = 16 / sizeof(T);
+      constexpr int kVector = 16 / sizeof(T), kStep = 32 * kVector;
 #pragma unroll 1
-      for (int64_t col = begin + threadIdx.x % 32 * kVector; col < end; col += 32 * kVector) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(x + col);
-        *reinterpret_cast<uint4*>(row + (col - begin)) = raw;
+      for (int64_t col = begin + threadIdx.x % 32 * kVector; col < end; col += 2 * kStep) {
+        uint4 raw[2] = {};  // both are on their way at once
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) {
-          largest = fmaxf(largest, fabsf(static_cast<float>(reinterpret_cast<const T*>(&raw)[k])));
+        for (int i = 0; i < 2; ++i) {
+          if (col + i * kStep < end) raw[i] = *reinterpret_cast<const uint4*>(x + col + i * kStep);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (col + i * kStep < end) *reinterpret_cast<uint4*>(row + (col - begin) + i * kStep) = raw[i];
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) {
+            largest = fmaxf(largest, fabsf(static_cast<float>(reinterpret_cast<const T*>(&raw[i])[k])));
+          }
         }
       }
       return largest;
@@ -175,6 +182,9 @@ __global__ void __launch_bounds__(kThreads, 5) pack_kernel(const __grid_constant
   let_successors_begin();
   if (blocks > 1) cluster.sync();  // all blocks run: they may be written to
   wait_for_predecessors();
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < p.out.counter_count; i += gridDim.x * kThreads) {
+    p.out.counters[i] = 0;
+  }
   Packer<T, kDivides> packer(p, shared, blocks, cluster.block_rank());
   const float own = packer.find_largest();
   if (threadIdx.x % 32 < blocks) {

@@ -16,6 +16,8 @@ struct PackedX {
   /// x / scale where there are outliers, or null: [cols, padded tokens] binary16, float for two parts.
   void* transposed = nullptr;
   float* outlier_sums = nullptr;  // [clusters, rows of a tile, tokens of a tile], or null
+  uint32_t* counters = nullptr;   // [counter_count], set to 0
+  int64_t counter_count = 0;
 };
 
 /// Workspace for products of up to `tokens` tokens, and what lies where in it. `clusters`: of a plan, at most.

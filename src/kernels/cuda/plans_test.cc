@@ -184,23 +184,43 @@ TEST(CudaPlans, TilesCoverTheProductOnce) {
                                            {8192, 8192, 128},
                                            {513, 4112, 300},
                                            {128, 64, 4096}}) {
-    const TileGemmPlan plan = plan_tile_gemm(rows, cols, tokens, 132);
-    EXPECT_LE(plan.blocks, 132);
-    std::set<std::tuple<int64_t, int64_t, int>> taken;  // row tile, token tile, chunk
-    for (int64_t unit = 0; unit < plan.units(); ++unit) {
-      const int64_t tile = plan.tile_of(unit), row = plan.first_row(tile), token = plan.first_token(tile);
-      EXPECT_LT(row, rows);
-      EXPECT_LT(token, tokens);
-      const int split = plan.split_of(unit);
-      EXPECT_LT(plan.first_chunk(split), plan.first_chunk(split + 1));
-      for (int chunk = plan.first_chunk(split); chunk < plan.first_chunk(split + 1); ++chunk) {
-        EXPECT_TRUE(taken.emplace(row, token, chunk).second);
+    for (const int pairs : {0, 66}) {
+      const TileGemmPlan plan = plan_tile_gemm(rows, cols, tokens, 132, pairs);
+      EXPECT_LE(plan.clusters * plan.share, plan.blocks_of_cluster() == 2 ? 2 * pairs : 132);
+      if (plan.joins) EXPECT_EQ(plan.splits, 2);
+      if (plan.splits > 1) EXPECT_EQ(plan.clusters, plan.units());
+      EXPECT_LE(int64_t{plan.token_tiles} * plan.columns, most_padded_tokens(tokens));
+      std::set<std::tuple<int, int, int>> taken;  // row tile, token tile, chunk
+      for (int unit = 0; unit < plan.units(); ++unit) {
+        const int split = plan.split_of(unit);
+        EXPECT_LT(plan.first_chunk(split), plan.first_chunk(split + 1));
+        EXPECT_LT(int64_t{plan.token_tile_of(unit)} * plan.columns, tokens);
+        for (int slot = 0; slot < plan.share; ++slot) {
+          EXPECT_LT(plan.row_tile_of(unit, slot), plan.row_groups() * plan.share);
+          for (int chunk = plan.first_chunk(split); chunk < plan.first_chunk(split + 1); ++chunk) {
+            EXPECT_TRUE(taken.emplace(plan.row_tile_of(unit, slot), plan.token_tile_of(unit), chunk).second);
+          }
+        }
       }
+      const auto count = [](int64_t size, int64_t of) { return static_cast<size_t>((size + of - 1) / of); };
+      const size_t row_tiles =
+          count(static_cast<int64_t>(count(rows, TileGemmPlan::kRows)), plan.share) * static_cast<size_t>(plan.share);
+      EXPECT_EQ(taken.size(), row_tiles * count(tokens, plan.columns) * count(cols, TileGemmPlan::kChunkCols));
+      EXPECT_EQ(plan.first_outlier_row(0), 0);
+      EXPECT_EQ(plan.first_outlier_row(plan.splits), TileGemmPlan::kRows);
     }
-    const auto count = [](int64_t size, int64_t of) { return static_cast<size_t>((size + of - 1) / of); };
-    EXPECT_EQ(taken.size(),
-              count(rows, TileGemmPlan::kRows) * count(tokens, plan.columns) * count(cols, TileGemmPlan::kChunkCols));
   }
+}
+
+TEST(CudaPlans, TilesTakePromptsWhereTheyFillTheGpu) {
+  const auto beats = [](int64_t rows, int64_t cols, int64_t tokens) {
+    return beats_panels(plan_tile_gemm(rows, cols, tokens, 132, 66), rows, cols, tokens);
+  };
+  EXPECT_TRUE(beats(8192, 8192, 512));
+  EXPECT_FALSE(beats(8192, 8192, 1024));
+  EXPECT_FALSE(beats(11008, 4096, 512));
+  EXPECT_FALSE(beats(4096, 4096, 512));
+  EXPECT_FALSE(beats(768, 768, 2048));
 }
 
 TEST(CudaPlans, PackedColumnsMatchTheBytesOfALane) {

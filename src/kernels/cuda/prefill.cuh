@@ -4,7 +4,8 @@
 
 namespace hxq::cuda {
 
-/// From this many tokens on decoding panels of the matrix for cuBLAS costs less than decoding tiles as they are used.
+/// From this many tokens on decoding panels of the matrix for cuBLAS may cost less than looking tiles up as they are
+/// used (`tile_gemm_beats_panels`).
 inline constexpr int64_t kPrefillTokens = 384;
 /// Of a panel, at most. A panel that must come back from memory costs less than products of so few rows that they leave
 /// multiprocessors idle.
