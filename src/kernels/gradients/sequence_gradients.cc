@@ -41,14 +41,18 @@ void selective_scan_gradient(const ScanGradientArgs& args, const CpuContext& con
   }
   context.team.barrier();
   const Range tokens = context.team.share(in.batch.rows);
+  const auto sum_of = [&](int64_t t, int64_t i) {
+    float sum = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* lanes = partial + group * partial_size + (t * width + i) * ops.lanes;
+      for (int64_t lane = 0; lane < ops.lanes; ++lane) sum += lanes[lane];
+    }
+    return sum;
+  };
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-    for (int64_t i = 0; i < width; ++i) {
-      float sum = 0;
-      for (int64_t group = 0; group < groups; ++group) {
-        const float* lanes = partial + group * partial_size + (t * width + i) * ops.lanes;
-        for (int64_t lane = 0; lane < ops.lanes; ++lane) sum += lanes[lane];
-      }
-      (i < in.state_size ? args.db : args.dc)[t * in.state_size + i % in.state_size] = sum;
+    for (int64_t i = 0; i < in.state_size; ++i) {
+      args.db[t * in.state_size + i] = sum_of(t, i);
+      args.dc[t * in.state_size + i] = sum_of(t, in.state_size + i);
     }
   }
   context.team.barrier();
@@ -68,14 +72,19 @@ void ssd_gradient(const SsdGradientArgs& args, const CpuContext& context) noexce
   context.team.barrier();
   const int64_t heads_per_group = in.heads / in.groups;
   const Range tokens = context.team.share(in.batch.rows);
+  const auto sum_of = [&](int64_t t, int64_t group, int64_t i) {
+    float sum = 0;
+    for (int64_t h = group * heads_per_group; h < (group + 1) * heads_per_group; ++h) {
+      sum += partial[(h * in.batch.rows + t) * width + i];
+    }
+    return sum;
+  };
   for (int64_t t = tokens.begin; t < tokens.end; ++t) {
     for (int64_t group = 0; group < in.groups; ++group) {
-      for (int64_t i = 0; i < width; ++i) {
-        float sum = 0;
-        for (int64_t h = group * heads_per_group; h < (group + 1) * heads_per_group; ++h) {
-          sum += partial[(h * in.batch.rows + t) * width + i];
-        }
-        (i < in.state_size ? args.db : args.dc)[(t * in.groups + group) * in.state_size + i % in.state_size] = sum;
+      for (int64_t i = 0; i < in.state_size; ++i) {
+        const int64_t at = (t * in.groups + group) * in.state_size + i;
+        args.db[at] = sum_of(t, group, i);
+        args.dc[at] = sum_of(t, group, in.state_size + i);
       }
     }
   }
