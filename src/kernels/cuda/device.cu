@@ -23,6 +23,7 @@ __global__ void probe_kernel() {}
 void count_clusters(DeviceFacts& facts) {
   constexpr size_t kSharedBytes = 160 * 1024;
   cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);  // beyond 8 blocks
   for (int size = 2; size <= DeviceFacts::kMostBlocks; ++size) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;

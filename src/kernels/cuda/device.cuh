@@ -257,7 +257,7 @@ struct DeviceFacts {
   int multiprocessors = 0;
   int compute_capability = 0;  ///< 90 for 9.0
   int shared_bytes = 0;        ///< that a block may ask for
-  static constexpr int kMostBlocks = 8;
+  static constexpr int kMostBlocks = 16;
   /// Clusters of so many blocks that run at once where a block fills a multiprocessor; 0: none. A cluster lies within a
   /// part of the GPU that may have more or fewer multiprocessors than a multiple of its size.
   int clusters[kMostBlocks + 1] = {};

@@ -13,19 +13,41 @@ namespace hxq::cuda {
 namespace {
 
 constexpr int kMostBlocks = 16;  ///< of a cluster
+static_assert(kMostBlocks <= DeviceFacts::kMostBlocks);
 constexpr int kMostTaps = 4;
 constexpr int kStates = 16;
 constexpr int kOwnStates = kStates / 2;  ///< of a thread: two have a channel
 constexpr int kRowsAtOnce = 8;           ///< of x_proj, that a warp sums up together
 constexpr int kMostThreads = 1024;
-constexpr int kCopies = 8;  ///< of a codebook, so that fewer lookups of a warp meet in a bank
+constexpr int kSearchStep = 1024;  ///< shared memory has room for fewer than twice as many rows
+constexpr int kCopies = 8;         ///< of a codebook, so that fewer lookups of a warp meet in a bank
 
 struct Parameters {
   MambaStepArgs args;
   int blocks;    ///< of a cluster
-  int channels;  ///< of a block, the last may have fewer
+  int channels;  ///< of a block, the last ones may have fewer or none
 
   HXQ_HOST_DEVICE int rows() const { return static_cast<int>(args.x_proj.rows); }
+};
+
+/// Where what a block keeps in shared memory begins, in bytes.
+struct Layout {
+  uint32_t codebook = 0, x_proj, dt_proj, u, partial, dbc, begins, dt_bytes, bytes;
+  int dt_stride;  ///< threads of a warp read 16 adjacent elements of two rows: those lie in different banks
+
+  HXQ_HOST_DEVICE explicit Layout(const Parameters& p) : dt_stride(ceil_div(p.channels, 32) * 32 + 16) {
+    const auto rows = static_cast<uint32_t>(p.rows()), channels = static_cast<uint32_t>(p.channels);
+    const auto rank = static_cast<uint32_t>(p.args.dt_proj.cols);
+    const uint32_t decoded_dt = 4 * rank * static_cast<uint32_t>(dt_stride), stored_x = rows * channels;
+    x_proj = codebook + 4 * 2 * 256 * kCopies;
+    dt_proj = x_proj + 4 * rows * channels;
+    u = dt_proj + (decoded_dt > stored_x ? decoded_dt : stored_x);
+    partial = u + 4 * channels;
+    dbc = partial + 4 * static_cast<uint32_t>(p.blocks) * rows;
+    begins = dbc + 4 * rows;
+    dt_bytes = begins + 4 * (rows + channels + 2);
+    bytes = dt_bytes + channels * rank;
+  }
 };
 
 /// What a block keeps in shared memory.
@@ -40,25 +62,18 @@ struct Shared {
   unsigned char* dt_bytes;  // [channels, dt_proj.cols]: as stored
   unsigned char* x_bytes;   // [x_proj.rows, channels], likewise: where dt_proj comes when x_proj is decoded
   int dt_stride;
-  size_t bytes;  ///< of all
 
-  /// Threads of a warp read 16 adjacent elements of two rows: those lie in different banks.
-  HXQ_HOST_DEVICE Shared(const Parameters& p, float* memory) : dt_stride(ceil_div(p.channels, 32) * 32 + 16) {
-    const int rows = p.rows(), rank = static_cast<int>(p.args.dt_proj.cols);
-    codebook = memory;
-    x_proj = codebook + 2 * 256 * kCopies;
-    dt_proj = x_proj + rows * p.channels;
-    x_bytes = reinterpret_cast<unsigned char*>(dt_proj);
-    u = dt_proj + max_of(rank * dt_stride, rows * p.channels / 4);
-    partial = u + p.channels;
-    dbc = partial + p.blocks * rows;
-    begins = reinterpret_cast<uint32_t*>(dbc + rows);
-    dt_bytes = reinterpret_cast<unsigned char*>(begins + rows + p.channels + 2);
-    bytes = static_cast<size_t>(dt_bytes + p.channels * rank - reinterpret_cast<unsigned char*>(memory));
-  }
-
- private:
-  HXQ_HOST_DEVICE static int max_of(int a, int b) { return a > b ? a : b; }
+  __device__ Shared(const Layout& at, unsigned char* memory)
+      : codebook(reinterpret_cast<float*>(memory + at.codebook)),
+        x_proj(reinterpret_cast<float*>(memory + at.x_proj)),
+        dt_proj(reinterpret_cast<float*>(memory + at.dt_proj)),
+        u(reinterpret_cast<float*>(memory + at.u)),
+        partial(reinterpret_cast<float*>(memory + at.partial)),
+        dbc(reinterpret_cast<float*>(memory + at.dbc)),
+        begins(reinterpret_cast<uint32_t*>(memory + at.begins)),
+        dt_bytes(memory + at.dt_bytes),
+        x_bytes(memory + at.dt_proj),
+        dt_stride(at.dt_stride) {}
 };
 
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
@@ -137,7 +152,7 @@ class Decoder {
       if (own_col < 0 || own_col >= cols_) continue;
       int row = 0;  // the last that begins at i or before
 #pragma unroll 1
-      for (int step = kMostThreads; step > 0; step /= 2) {
+      for (int step = kSearchStep; step > 0; step /= 2) {
         if (row + step < rows_ && begins_[row + step] <= i) row += step;
       }
       at(row, own_col) += change;
@@ -290,11 +305,11 @@ __device__ inline void share_products(const Parameters& p, const Shared& shared,
 }
 
 __global__ void __launch_bounds__(kMostThreads) mamba_step_kernel(const __grid_constant__ Parameters p) {
-  extern __shared__ __align__(16) float mamba_step_memory[];
+  extern __shared__ __align__(16) unsigned char mamba_step_memory[];
   const auto cluster = cooperative_groups::this_cluster();
   let_successors_begin();
   const MambaStepArgs& args = p.args;
-  const Shared shared(p, mamba_step_memory);
+  const Shared shared(Layout(p), mamba_step_memory);
   const int first_channel =
       min(static_cast<int>(cluster.block_rank()) * p.channels, static_cast<int>(args.conv.channels));
   const int own = max(min(p.channels, static_cast<int>(args.conv.channels) - first_channel), 0);
@@ -368,12 +383,11 @@ Parameters parameters_of(const MambaStepArgs& args) {
 /// Two for each channel, but enough to decode quickly.
 int threads_of(const Parameters& p) { return std::max(ceil_div(2 * p.channels, 32) * 32, 512); }
 
-/// Of few sequences each block has a multiprocessor for itself: two would wait for each other's instructions. A cluster
-/// lies within a part of the GPU, so not all multiprocessors can be had that way.
+/// Of few sequences each block has a multiprocessor for itself: two would wait for each other's instructions.
 size_t shared_bytes_of(const Parameters& p) {
   const DeviceFacts device = current_device();
-  const size_t needed = Shared(p, nullptr).bytes, alone = static_cast<size_t>(device.shared_bytes) / 2 + 1;
-  const bool are_few = 4 * p.args.batch.count * p.blocks <= 3 * device.multiprocessors;
+  const size_t needed = Layout(p).bytes, alone = static_cast<size_t>(device.shared_bytes) / 2 + 1;
+  const bool are_few = p.args.batch.count <= device.clusters[p.blocks];
   return are_few ? std::max(needed, alone) : needed;
 }
 
@@ -387,14 +401,15 @@ bool supports_mamba_step(const MambaStepArgs& args) noexcept {
                     conv.width >= 1 && conv.width <= kMostTaps && conv.state_rows >= conv.width - 1 &&
                     scan.state_size >= 1 && scan.state_size <= kStates && conv.channels == scan.channels &&
                     args.x_proj.cols == conv.channels && args.dt_proj.rows == conv.channels &&
-                    args.x_proj.rows == args.dt_proj.cols + 2 * scan.state_size && conv.channels <= 1 << 20;
+                    args.x_proj.rows == args.dt_proj.cols + 2 * scan.state_size && conv.channels <= 1 << 20 &&
+                    args.dt_proj.cols <= 1 << 16;
   const DeviceFacts device = current_device();
   if (!fits || device.compute_capability < 90 || device.compute_capability >= 120) return false;
   const Parameters p = parameters_of(args);
   // Every sequence decodes the matrices again: with many, products that read them once are faster.
   if (args.batch.count * p.blocks > 2 * device.multiprocessors) return false;
   constexpr size_t kMost = 226 * 1024;
-  return 2 * p.channels <= kMostThreads && Shared(p, nullptr).bytes <= kMost;
+  return 2 * p.channels <= kMostThreads && Layout(p).bytes <= kMost;
 }
 
 Status mamba_step(const MambaStepArgs& args, Stream stream) noexcept {

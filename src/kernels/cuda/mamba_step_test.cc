@@ -16,6 +16,7 @@ struct Case {
   int64_t channels, rank, state_size, width, past;
   std::vector<int> lengths;  ///< of the segments: 0 or 1
   int32_t low_rank = 0;
+  double outliers = 0.003;  ///< of x_proj, and three times as many of dt_proj; 0: no list of any
 };
 
 /// A row's y and states after it, each with what its rounding is in proportion to: errors of sums in float grow with
@@ -59,11 +60,12 @@ Step step_in_double(const Case& test, const TestMatrix& x_proj, const TestMatrix
 TEST(CudaMambaStep, IsWhatItsPartsAreInDouble) {
   HXQ_NEEDS_GPU();
   const std::vector<int> many = {1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1};
-  const std::vector<Case> cases = {{1536, 48, 16, 4, 3, {1}},         {1536, 48, 16, 4, 3, {1, 0, 1, 1}},
-                                   {1536, 48, 16, 4, 3, many},        {2048, 64, 16, 4, 3, {1}, 1},
-                                   {2048, 64, 16, 4, 3, many, 2},     {96, 8, 16, 4, 3, {1, 1}},
-                                   {100, 4, 5, 3, 7, {1, 0}},         {64, 4, 1, 1, 0, {1}},
-                                   {3072, 96, 16, 4, 3, {1, 1, 1}, 2}};
+  const std::vector<Case> cases = {{1536, 48, 16, 4, 3, {1}},          {1536, 48, 16, 4, 3, {1, 0, 1, 1}},
+                                   {1536, 48, 16, 4, 3, many},         {2048, 64, 16, 4, 3, {1}, 1},
+                                   {2048, 64, 16, 4, 3, many, 2},      {96, 8, 16, 4, 3, {1, 1}},
+                                   {100, 4, 5, 3, 7, {1, 0}},          {64, 4, 1, 1, 0, {1}},
+                                   {3072, 96, 16, 4, 3, {1, 1, 1}, 2}, {1536, 4, 16, 4, 3, {1, 1}},
+                                   {1028, 4, 16, 4, 3, {1}},           {64, 8, 4, 2, 1, {1}, 0, 0}};
   for (const Case& test : cases) {
     Random random(static_cast<uint32_t>(test.channels));
     const auto channels = static_cast<size_t>(test.channels);
@@ -72,11 +74,11 @@ TEST(CudaMambaStep, IsWhatItsPartsAreInDouble) {
     TestBatch scan(test.lengths, states, random);
     const TestMatrix x_proj = make_matrix({.rows = test.rank + 2 * test.state_size,
                                            .cols = test.channels,
-                                           .outliers = 0.003,
+                                           .outliers = test.outliers,
                                            .rank = test.low_rank,
                                            .size = 0.1f});
     const TestMatrix dt_proj =
-        make_matrix({.rows = test.channels, .cols = test.rank, .k = 200, .outliers = 0.01, .size = 0.3f});
+        make_matrix({.rows = test.channels, .cols = test.rank, .k = 200, .outliers = 3 * test.outliers, .size = 0.3f});
     const DeviceMatrix device_x_proj(x_proj), device_dt_proj(dt_proj);
     const auto x = random.normals(static_cast<size_t>(past.rows) * channels),
                z = random.normals(static_cast<size_t>(past.rows) * channels);
@@ -160,6 +162,21 @@ TEST(CudaMambaStep, LeavesOthersToTheirParts) {
                            .scan = {.channels = 5120, .state_size = 16}};
   EXPECT_FALSE(supports_mamba_step(args));
   EXPECT_EQ(mamba_step(args, nullptr), Status::invalid_value);
+  const TestMatrix small_x_proj = make_matrix({.rows = 16, .cols = 64}),
+                   small_dt_proj = make_matrix({.rows = 64, .cols = 8});
+  const DeviceMatrix device_small_x_proj(small_x_proj), device_small_dt_proj(small_dt_proj);
+  MambaStepArgs small{.batch = {.count = 1, .max_rows = 1, .total_rows = 1},
+                      .conv = {.channels = 64, .width = 4, .state_rows = 3},
+                      .x_proj = device_small_x_proj.weight(),
+                      .dt_proj = device_small_dt_proj.weight(),
+                      .scan = {.channels = 64, .state_size = 4}};
+  if (current_capability() < 90) GTEST_SKIP() << "no clusters";
+  EXPECT_TRUE(supports_mamba_step(small));
+  small.scan.z.dtype = DType::bf16;
+  EXPECT_FALSE(supports_mamba_step(small));
+  small.scan.z.dtype = DType::f32;
+  small.batch.count = 1000;
+  EXPECT_FALSE(supports_mamba_step(small)) << "many sequences";
 }
 
 }  // namespace

@@ -100,7 +100,7 @@ class Multiplier {
       if (real) {
         wait_for_copies<layout::kItems - 1>();
       } else {
-        slot.at = layout::kX;  // nothing comes there yet
+        slot.at = layout::kX, slot.stride = 0;  // nothing comes there yet
       }
       const uint4 upper = *reinterpret_cast<const uint4*>(dynamic_shared + slot.at);
       const uint4 lower = *reinterpret_cast<const uint4*>(dynamic_shared + slot.at + slot.stride);
