@@ -1,6 +1,7 @@
 #include "kernels/team.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "io/spin.h"
 #include "io/threads.h"
@@ -9,13 +10,15 @@ namespace hxq {
 
 namespace {
 
-/// More than threads with equal work drift apart. A thread that sleeps is late when it is woken, by a similar time, and
-/// then the others wait for it: too short a spin makes one sleep follow the other.
-constexpr std::chrono::microseconds kSpin(50);
+/// Longer than threads with equal work drift apart. A thread that sleeps is late when it is woken, and then the others
+/// wait for it: too short a spin makes one sleep follow the other, step after step.
+constexpr std::chrono::microseconds kSpin(500);
 /// Where threads are held up, as by others on the same processor, which a spin holds up in turn.
 constexpr std::chrono::microseconds kShortSpin(5);
+/// A sleep that lasts longer tells that they are: more than it takes to be woken, less than others run at a time.
+constexpr std::chrono::microseconds kHeldUp(1500);
 
-/// How well this thread's spins have ended lately: long ones need kTrusted.
+/// How few of this thread's waits were long lately: long spins need kTrusted.
 constexpr int kMostTrust = 32, kTrusted = 16;
 thread_local int trust = kMostTrust;
 
@@ -30,12 +33,13 @@ void Barrier::wait(int threads) noexcept {
     return;
   }
   const auto is_over = [&] { return generation_.load(std::memory_order_acquire) != generation; };
-  if (spin_until(is_over, trust >= kTrusted ? kSpin : kShortSpin)) {
-    trust = std::min(trust + 1, kMostTrust);
-    return;
+  bool is_long = false;
+  if (!spin_until(is_over, trust >= kTrusted ? kSpin : kShortSpin)) {
+    const auto asleep = std::chrono::steady_clock::now();
+    generation_.wait(generation, std::memory_order_acquire);
+    is_long = std::chrono::steady_clock::now() - asleep > kHeldUp;
   }
-  trust = std::max(trust - 2, 0);
-  generation_.wait(generation, std::memory_order_acquire);
+  trust = is_long ? std::max(trust - 2, 0) : std::min(trust + 1, kMostTrust);
 }
 
 int default_thread_count() { return available_threads(); }
