@@ -32,9 +32,11 @@ void Barrier::wait(int threads) noexcept {
     generation_.notify_all();
     return;
   }
+  static const int processors = available_threads();
+  const bool can_spin = threads <= processors && trust >= kTrusted;  // more threads need what a spin would take
   const auto is_over = [&] { return generation_.load(std::memory_order_acquire) != generation; };
   bool is_long = false;
-  if (!spin_until(is_over, trust >= kTrusted ? kSpin : kShortSpin)) {
+  if (!spin_until(is_over, can_spin ? kSpin : kShortSpin)) {
     const auto asleep = std::chrono::steady_clock::now();
     generation_.wait(generation, std::memory_order_acquire);
     is_long = std::chrono::steady_clock::now() - asleep > kHeldUp;
