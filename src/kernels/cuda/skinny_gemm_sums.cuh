@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemv_plan.h"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/hopper_cluster.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/skinny_gemm_plan.h"
 
@@ -120,7 +120,7 @@ class Sums {
 #pragma unroll 1
       for (int i = 0; i < p_.plan.col_groups(); ++i) sum += from[i * kStride];
       const int in_pass = row - pass * p_.plan.pass_rows(), owner = p_.plan.owner_of(in_pass);
-      store_there(owner, sum_at(rows_.block, token, in_pass - owner * p_.plan.own_rows), sum);
+      hopper::store_to_block(sum_at(rows_.block, token, in_pass - owner * p_.plan.own_rows), owner, sum);
     }
   }
 
@@ -147,18 +147,6 @@ class Sums {
   __device__ float* sum_at(int block, int token, int row) const {
     return shared_floats(layout::kOwnSums) + (block * p_.plan.tokens() + token) * p_.plan.own_rows + row;
   }
-  /// To the same place of another block of the cluster.
-  __device__ static void store_there(int block, const float* at, float value) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "st.shared::cluster.f32 [there], %2;\n"
-        "}" ::"r"(hopper::shared_address(at)),
-        "r"(block), "f"(value)
-        : "memory");
-  }
-
   /// Of a row, with x as it lies in shared memory.
   __device__ float outliers(int64_t row, int token) const {
     if (!weight_.outlier_row_begin) return 0;
