@@ -93,7 +93,7 @@ struct CodebookTiles {
 };
 
 /// Bytes ahead of its reading that each of four streams is asked for.
-constexpr int64_t kRowPrefetch = 1024;
+constexpr int64_t kRowPrefetch = 2048;
 
 /// One decode row: the same products of bytes by vpdpbusd, at the rate memory is read. High bytes are looked up plus
 /// 128, without a sign; sums begin with what takes that off.
@@ -149,6 +149,32 @@ struct ByteRowKernel {
     }
   }
 
+  /// [a, b, c, d] of four lanes added up, in each 128 bits.
+  HXQ_ALWAYS_INLINE static __m512i add_quads(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  }
+
+  /// The 128-bit parts of a, b, c and d added up, one after the other.
+  HXQ_ALWAYS_INLINE static __m512i add_parts(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+  }
+
+  /// Sums of kLanes rows, each as add_quads leaves its powers, as one vector of rows for each power.
+  HXQ_ALWAYS_INLINE static void add_rows(const __m512i (&row)[HXQ_LANES], VecF (&total)[kPowers]) {
+    __m512i of[4];  // of[i]: the powers of rows i, 4 + i, 8 + i, 12 + i
+    for (int i = 0; i < 4; ++i) of[i] = add_parts(row[i], row[4 + i], row[8 + i], row[12 + i]);
+    const __m512i low01 = _mm512_unpacklo_epi32(of[0], of[1]), low23 = _mm512_unpacklo_epi32(of[2], of[3]),
+                  high01 = _mm512_unpackhi_epi32(of[0], of[1]), high23 = _mm512_unpackhi_epi32(of[2], of[3]);
+    total[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(low01, low23));
+    total[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(low01, low23));
+    total[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(high01, high23));
+    total[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(high01, high23));
+  }
+
   /// y of rows [row, row + rows), rows <= kLanes, of kRows streams, `apart` rows from each other. outlier: the first of
   /// each stream, then the first of its later rows.
   template <int kRows>
@@ -156,7 +182,7 @@ struct ByteRowKernel {
                                           int64_t* outlier) const {
     const Tables table(weight);
     const __mmask64 rest = first_bytes((weight.cols - 1) % kBlock + 1);
-    VecF sums[kRows][kPowers][HXQ_LANES];
+    __m512i sums[kRows][HXQ_LANES];
     if (rows < kLanes) __builtin_memset(sums, 0, sizeof sums);
     for (int64_t r = 0; r < rows; ++r) {
       const uint8_t* index = weight.indices + (row + r) * weight.cols;
@@ -173,19 +199,11 @@ struct ByteRowKernel {
       }
       add_block(sum, table, index, apart * weight.cols, rest, x);
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-        for (int power = 0; power < kPowers; ++power) sums[i][power][r] = _mm512_castsi512_ps(sum[i][power]);
-      }
+      for (int i = 0; i < kRows; ++i) sums[i][r] = add_quads(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
     }
     for (int i = 0; i < kRows; ++i) {
       VecF total[kPowers];
-      for (int power = 0; power < kPowers; ++power) {
-        transpose(sums[i][power]);
-        VecI all = {};
-        for (const VecF& lane : sums[i][power]) all += bits_of(lane);
-        total[power] = from_bits(all);
-      }
+      add_rows(sums[i], total);
       float y[HXQ_LANES];
       store(y, join_powers(total, splat(panel[0])));
       int64_t& o = outlier[i];
