@@ -235,7 +235,7 @@ Journal open_journal(const StagedFolder& folder, const std::string& identity, co
 void write_config(const Checkpoint& source, const std::vector<PlanEntry>& plan, const CompressOptions& options,
                   const ReceiptTotals& totals, const StagedFolder& folder) {
   if (source.config().is_null()) return;
-  nlohmann::ordered_json config = load_ordered_json(source.path() / "config.json");
+  nlohmann::ordered_json config = load_json_to_edit(source.path() / "config.json");
   config["quantization_config"] = quantization_config(plan, options, totals);
   folder.write("config.json", json_text(config) + "\n");
 }

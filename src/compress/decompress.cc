@@ -115,7 +115,7 @@ int64_t decompress_folder(const std::filesystem::path& source, const std::filesy
   if (options.progress) options.progress({}, done, total);
   writer.finish();
   if (!checkpoint.config().is_null()) {
-    folder.write("config.json", json_text(dense_config(load_ordered_json(source / "config.json"),
+    folder.write("config.json", json_text(dense_config(load_json_to_edit(source / "config.json"),
                                                        none ? std::nullopt : std::optional(options.dtype))) +
                                     "\n");
   }

@@ -20,11 +20,13 @@ constexpr int64_t kMaxValues = 10'000'000;
 /// Members of a document whose order is kept: looking a key up in such an object takes as many steps as it has keys.
 constexpr ptrdiff_t kMaxOrdered = 10'000;
 
-/// A bare Infinity, -Infinity or NaN outside strings.
+/// A bare Infinity, -Infinity or NaN outside strings, or an integer that is to be kept as it is written.
 struct Literal {
   size_t offset;
   std::string_view text;
 };
+
+enum class LargeIntegers : uint8_t { become_floats, are_kept };
 
 std::string_view literal_at(std::string_view text) {
   for (std::string_view literal : {"NaN", "Infinity", "-Infinity"}) {
@@ -33,8 +35,21 @@ std::string_view literal_at(std::string_view text) {
   return {};
 }
 
+/// Whether the text is that of an integer in JSON which neither int64_t nor uint64_t has.
+bool is_large_integer(std::string_view text) {
+  const bool negative = text.starts_with('-');
+  const std::string_view digits = text.substr(negative ? 1 : 0);
+  const std::string_view most = negative ? "9223372036854775808" : "18446744073709551615";
+  if (digits.size() < most.size() || digits.front() == '0') return false;
+  if (!std::ranges::all_of(digits, [](char c) { return c >= '0' && c <= '9'; })) return false;
+  return digits.size() > most.size() || digits > most;
+}
+
+/// The text of the number that starts `text`.
+std::string_view number_at(std::string_view text) { return text.substr(0, text.find_first_not_of("+-.0123456789Ee")); }
+
 /// Finds the bare literals and bounds nesting and values, so that parsing cannot take memory out of proportion.
-std::vector<Literal> scan(std::string_view text, const std::string& file) {
+std::vector<Literal> scan(std::string_view text, const std::string& file, LargeIntegers large) {
   std::vector<Literal> literals;
   int depth = 0;
   int64_t values = 1;
@@ -42,6 +57,12 @@ std::vector<Literal> scan(std::string_view text, const std::string& file) {
     if (++values > kMaxValues) {
       throw Error(fmt::format("JSON has more than {} values", kMaxValues), {.file = file, .offset = offset});
     }
+  };
+  const auto skip_number = [&](size_t& offset) {
+    if (large == LargeIntegers::become_floats) return;
+    const std::string_view number = number_at(text.substr(offset));
+    if (is_large_integer(number)) literals.push_back({offset, number});
+    offset += number.size() - 1;
   };
   for (size_t i = 0; i < text.size(); ++i) {
     switch (text[i]) {
@@ -68,12 +89,16 @@ std::vector<Literal> scan(std::string_view text, const std::string& file) {
       case 'I':
       case 'N': {
         const std::string_view literal = literal_at(text.substr(i));
-        if (literal.empty()) break;
+        if (literal.empty()) {
+          if (text[i] == '-') skip_number(i);
+          break;
+        }
         literals.push_back({i, literal});
         i += literal.size() - 1;
         break;
       }
       default:
+        if (text[i] >= '0' && text[i] <= '9') skip_number(i);
         break;
     }
   }
@@ -96,13 +121,22 @@ std::string replace_literals(std::string_view text, const std::vector<Literal>& 
   return out.append(text.substr(done));
 }
 
-/// Turns what stands for literals into numbers.
+/// The text of what `json` stands for, if it stands for a literal.
+template <class Json>
+std::string literal_of(const Json& json) {
+  if (!json.is_object() || json.size() != 1) return {};
+  const auto only = json.begin();
+  return only.key() == kLiteralKey && only->is_string() ? only->template get<std::string>() : std::string();
+}
+
+/// Turns what stands for literals into numbers, but for integers.
 template <class Json>
 void restore_literals(Json& json) {
-  if (json.is_object() && json.size() == 1 && json.begin().key() == kLiteralKey && json.begin()->is_string()) {
-    constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    const std::string text = json.begin()->template get<std::string>();
-    json = text == "NaN" ? std::numeric_limits<double>::quiet_NaN() : text == "Infinity" ? kInfinity : -kInfinity;
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (const std::string text = literal_of(json); text == "NaN") {
+    json = std::numeric_limits<double>::quiet_NaN();
+  } else if (text == "Infinity" || text == "-Infinity") {
+    json = text == "Infinity" ? kInfinity : -kInfinity;
   } else if (json.is_structured()) {
     for (Json& item : json) restore_literals(item);
   }
@@ -119,6 +153,10 @@ template <class Json>
 void append_text(const Json& json, size_t indentation, std::string& out) {
   if (!json.is_structured() || json.empty()) {
     out += scalar_text(json);
+    return;
+  }
+  if (const std::string text = literal_of(json); is_large_integer(text)) {
+    out += text;
     return;
   }
   std::string line(indentation + 3, ' ');
@@ -210,9 +248,9 @@ void check_size(size_t bytes, size_t most, const std::string& file) {
 
 /// `parse_text(text)` parses the text that has no bare literals any more.
 template <class Parse>
-auto parse_with_literals(std::string_view text, const std::string& file, const Parse& parse_text) {
+auto parse_with_literals(std::string_view text, const std::string& file, LargeIntegers large, const Parse& parse_text) {
   check_size(text.size(), kMaxJsonList, file);
-  const std::vector<Literal> literals = scan(text, file);
+  const std::vector<Literal> literals = scan(text, file, large);
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
   try {
@@ -227,19 +265,32 @@ auto parse_with_literals(std::string_view text, const std::string& file, const P
   }
 }
 
+nlohmann::ordered_json parsed_in_order(std::string_view text, const std::string& file, LargeIntegers large) {
+  const bool is_long = std::ranges::count(text, ':') > kMaxOrdered;
+  return parse_with_literals(text, file, large, [&](std::string_view plain) {
+    return is_long ? nlohmann::ordered_json(nlohmann::json::parse(plain)) : nlohmann::ordered_json::parse(plain);
+  });
+}
+
 std::string_view text_of(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+nlohmann::ordered_json load_in_order(const std::filesystem::path& path, LargeIntegers large) {
+  const MappedFile file = MappedFile::open(path);
+  check_size(file.bytes().size(), kMaxJson, path.string());
+  return parsed_in_order(text_of(file), path.string(), large);
 }
 
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& file, JsonFilter* filter) {
-  return parse_with_literals(text, file, [&](std::string_view plain) { return parsed(plain, filter); });
+  return parse_with_literals(text, file, LargeIntegers::become_floats,
+                             [&](std::string_view plain) { return parsed(plain, filter); });
 }
 
 nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file) {
-  if (std::ranges::count(text, ':') > kMaxOrdered) return nlohmann::ordered_json(parse_json(text, file));
-  return parse_with_literals(text, file, [](std::string_view plain) { return nlohmann::ordered_json::parse(plain); });
+  return parsed_in_order(text, file, LargeIntegers::become_floats);
 }
 
 void read_json(std::string_view text, const std::string& file, JsonEvents& events, uint64_t base_offset) {
@@ -266,9 +317,11 @@ nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter, 
 }
 
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path) {
-  const MappedFile file = MappedFile::open(path);
-  check_size(file.bytes().size(), kMaxJson, path.string());
-  return parse_ordered_json(text_of(file), path.string());
+  return load_in_order(path, LargeIntegers::become_floats);
+}
+
+nlohmann::ordered_json load_json_to_edit(const std::filesystem::path& path) {
+  return load_in_order(path, LargeIntegers::are_kept);
 }
 
 }  // namespace hxq

@@ -59,5 +59,8 @@ std::string json_text(const nlohmann::ordered_json& json);
 /// Parses the file. Throws `Error` also if it cannot be read, and for one of more than `max_bytes`, unread.
 nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr, size_t max_bytes = kMaxJson);
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path);
+/// To be changed and written again: `json_text` of it has integers beyond 64 bits as the file has them (an object
+/// stands for each until then), where `load_json` makes floating-point numbers of them.
+nlohmann::ordered_json load_json_to_edit(const std::filesystem::path& path);
 
 }  // namespace hxq

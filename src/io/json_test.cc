@@ -99,6 +99,33 @@ TEST(Json, OrderedKeepsTheOrderOfTheText) {
   EXPECT_EQ(parse_ordered_json(many + "}", "x").size(), 20'001u);
 }
 
+TEST(Json, KeepsLargeIntegersInWhatIsEdited) {
+  const testing::TempDir dir;
+  const std::string large = "100000000000000000000000000000000000000007";
+  const std::string text = "{\n  \"b\": " + large + R"(,
+  "a": [
+    -9223372036854775809,
+    -9223372036854775808,
+    18446744073709551616,
+    18446744073709551615,
+    -Infinity,
+    "18446744073709551616",
+    1e+40,
+    0.5
+  ]
+})";
+  dir.write("a.json", text);
+  EXPECT_EQ(json_text(load_json_to_edit(dir.path() / "a.json")), text);
+  EXPECT_EQ(load_ordered_json(dir.path() / "a.json")["b"], 1e41);
+  for (const std::string number : {large + "0x", "0" + large, large + "-", "--" + large, large + "."}) {
+    dir.write("b.json", "[" + number + "]");
+    EXPECT_THROW(load_json_to_edit(dir.path() / "b.json"), Error) << number;
+  }
+  // What looks like its stand-in is a text.
+  dir.write("c.json", R"({"hxq bare literal": "}, {"})");
+  EXPECT_EQ(load_json_to_edit(dir.path() / "c.json").dump(), R"({"hxq bare literal":"}, {"})");
+}
+
 struct Recorder : JsonEvents {
   void begin(bool object) override { text += object ? '{' : '['; }
   void end() override { text += '.'; }

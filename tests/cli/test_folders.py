@@ -124,6 +124,21 @@ def test_keys_of_the_configuration_stay_in_order(hxq, model_copy, tmp_path):
     assert [key for key in dense if key in config] == [key for key in config if key in dense]
 
 
+@pytest.mark.parametrize("labels", [0, 12_000], ids=["few keys", "many keys"])
+def test_numbers_of_the_configuration_stay_as_they_are(hxq, model_copy, tmp_path, labels):
+    """Python's integers have no end."""
+    numbers = [2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**40, 0, -7, 1.5, 1e300, 0.1, 18446744073709551616.0]
+    given = {"numbers": numbers, "inner": {"a": [{"seed": -(10**25)}]}, "text": f"{10**40}"}
+    config = {**json.loads((MODEL / "config.json").read_text()), **given, "id2label": {str(i): "x" for i in range(labels)}}
+    (model_copy / "config.json").write_text(json.dumps(config))
+    assert hxq("compress", model_copy, tmp_path / "out").code == 0
+    assert hxq("decompress", tmp_path / "out", tmp_path / "again").code == 0
+    for folder in ("out", "again"):
+        written = json.loads((tmp_path / folder / "config.json").read_text())
+        assert {key: written[key] for key in given} == given
+        assert [type(number) for number in written["numbers"]] == [type(number) for number in numbers]
+
+
 def test_metadata_of_the_weights_travels(hxq, model_copy, tmp_path):
     file = SafetensorsFile(model_copy / "model.safetensors")
     file.header["__metadata__"] = {"format": "pt", "author": 'a "name" \u00e9', "training": json.dumps({"lr": 1})}
