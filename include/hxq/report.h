@@ -55,9 +55,11 @@ struct Report {
 /// a page that `write_report` has written.
 void check_report_file(const std::filesystem::path& file, bool replace = false);
 
-/// Writes the report as one HTML page that needs no other file and no network. It holds its figures as JSON, in the
-/// element with the id "data": those of `to_json` under "inspection", "verification" and "scores". The page is written
-/// beside `file`, synced and renamed. Throws `Error` as `check_report_file`, and when writing fails.
+/// The report as one HTML page that needs no other file and no network. It holds its figures as JSON, in the element
+/// with the id "data": those of `to_json` under "inspection", "verification" and "scores".
+std::string report_page(const Report& report);
+
+/// Writes that page: beside `file`, synced and renamed. Throws `Error` as `check_report_file`, and when writing fails.
 void write_report(const Report& report, const std::filesystem::path& file, bool replace = false);
 
 }  // namespace hxq

@@ -42,12 +42,6 @@ std::string json_of(const Report& report) {
   return json;
 }
 
-std::string page(const Report& report) {
-  constexpr std::string_view kMark = "HXQ_DATA";
-  std::string text(kReportPage);
-  return text.replace(text.find(kMark), kMark.size(), json_of(report));
-}
-
 bool is_report(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
   std::string begin(kReportBegin.size(), '\0');
@@ -56,6 +50,12 @@ bool is_report(const std::filesystem::path& file) {
 }
 
 }  // namespace
+
+std::string report_page(const Report& report) {
+  constexpr std::string_view kMark = "HXQ_DATA";
+  std::string text(kReportPage);
+  return text.replace(text.find(kMark), kMark.size(), json_of(report));
+}
 
 void check_report_file(const std::filesystem::path& file, bool replace) {
   const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
@@ -68,7 +68,7 @@ void check_report_file(const std::filesystem::path& file, bool replace) {
 }
 
 void write_report(const Report& report, const std::filesystem::path& file, bool replace) {
-  const std::string text = page(report);
+  const std::string text = report_page(report);
   TemporaryFile written(file);
   written.write(std::as_bytes(std::span(text)), 0, file);
   check_report_file(file, replace);  // another process may have made it since

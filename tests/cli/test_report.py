@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy
@@ -248,6 +249,19 @@ def test_what_is_there_is_left_as_it_is(hxq, compressed, page, tmp_path):
     assert hxq("report", compressed, "-o", target, "--force").code == 0
     assert figures(target)["verification"] is None
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_to_the_standard_output(hxq, compressed, tmp_path):
+    """As "-" means the standard input elsewhere; "./-" is a file."""
+    done = hxq("report", compressed, "-o", "-", cwd=tmp_path)
+    assert done.code == 0 and not list(tmp_path.iterdir())
+    assert hxq("report", compressed, "-o", "./-", cwd=tmp_path).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["-"]
+    assert done.out == (tmp_path / "-").read_text()
+    hxq("report", compressed, "-o", "-", "--force").fails_with("--force", "standard output", code=2)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([hxq.command, "report", compressed, "-o", "-"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and b"No space left" in done.stderr
 
 
 def test_bad_input_leaves_nothing(hxq, compressed, compressed_copy, model_copy, tmp_path):

@@ -61,9 +61,11 @@ std::vector<WeightHistogram> counted(const Arguments& arguments, const Inspectio
 
 int run(Arguments& arguments) {
   const std::string& dir = arguments.scoring.dir;
+  const bool to_standard_output = arguments.output == "-";
+  if (to_standard_output && arguments.force) throw UsageError("--force has no effect on standard output (-o -)");
   const fs::path output = arguments.output.empty() ? default_output(dir) : fs::path(arguments.output);
   Report report{.name = name_of(dir), .inspection = inspect(dir)};
-  check_report_file(output, arguments.force);
+  if (!to_standard_output) check_report_file(output, arguments.force);
   std::optional<ScoredText> text;  // what is wrong with it is said before long work
   if (!arguments.scoring.text.empty()) {
     arguments.scoring.against = arguments.source;
@@ -75,6 +77,10 @@ int run(Arguments& arguments) {
     report.scores = arguments.scoring.measure(*text);
     if (report.scores->interrupted) check_interrupt();
     report.text = fs::path(name_of_text(arguments.scoring.text)).filename().string();
+  }
+  if (to_standard_output) {
+    print(report_page(report));
+    return 0;
   }
   write_report(report, output, arguments.force);
   print(fmt::format("{}: {} tensors, {}\n", output.string(), report.inspection.tensors.size(),
@@ -88,7 +94,7 @@ RunVerb add_report(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   ScoringArguments& scoring = arguments->scoring;
   app.add_option("DIR", scoring.dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
-  add_path(app, "-o,--output", arguments->output, "The page to write (default: DIR.html)");
+  add_path(app, "-o,--output", arguments->output, "The page to write (-: standard output; default: DIR.html)");
   add_path(app, "--source", arguments->source,
            "The dense folder it was made from: verify against it, and show its weights");
   CLI::Option* text = add_path(app, "--text", scoring.text,
