@@ -74,12 +74,22 @@ def _generate(self, *args, token_type_ids=None, **kwargs):
     return type(self).generate(self, *args, **kwargs)
 
 
+def _save_pretrained(self, *args, **kwargs):
+    """A state_dict that is given counts: transformers saves the quantizer's in its place."""
+    call = inspect.signature(type(self).save_pretrained).bind(self, *args, **kwargs)
+    given, quantizer = call.arguments.get("state_dict"), self.__dict__.get("hf_quantizer")
+    if given is None or not hasattr(quantizer, "saving"):
+        return type(self).save_pretrained(*call.args, **call.kwargs)
+    with quantizer.saving(self, given):
+        return type(self).save_pretrained(*call.args, **call.kwargs)
+
+
 def present(model: nn.Module) -> None:
     """Called once a model has compressed modules."""
     for module in model.modules():
         if not isinstance(module, transformers.PreTrainedModel):
             continue
-        answers = {"num_parameters": _num_parameters}
+        answers = {"num_parameters": _num_parameters, "save_pretrained": _save_pretrained}
         if hasattr(module, "get_expanded_tied_weights_keys"):
             answers["get_expanded_tied_weights_keys"] = _expanded_tied_weights
         answers["named_parameters"] = _named_parameters if module is model else _named_parameters_of_base
@@ -90,7 +100,7 @@ def present(model: nn.Module) -> None:
 def withdraw(model: nn.Module) -> None:
     """Called once nothing of a model is compressed any more."""
     for module in model.modules():
-        for name in ("num_parameters", "get_expanded_tied_weights_keys", "named_parameters"):
+        for name in ("num_parameters", "save_pretrained", "get_expanded_tied_weights_keys", "named_parameters"):
             module.__dict__.pop(name, None)
 
 

@@ -5,6 +5,7 @@ Releases 4.56 and up and 5 differ in a few hooks; every place where that shows i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -23,7 +24,7 @@ from .core_forward import run_whole
 from .config import QUANT_METHODS, CDNAv3Config, HxqConfig
 from .loader import Loader
 from .pretrained import allow_token_types, present, withdraw
-from .selection import compressed_paths
+from .selection import compressed_paths, stored_paths
 from .swap import make_dense
 
 __all__ = ["CDNAv3Config", "HelixHfQuantizer", "HxqConfig", "mark_compressed", "register"]
@@ -54,6 +55,7 @@ class _Common(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.loader = Loader(quantization_config)
         self._model = None
+        self._given = None
 
     def validate_environment(self, *args, **kwargs):
         device_map = kwargs.get("device_map")
@@ -117,7 +119,7 @@ class _Common(HfQuantizer):
         run_whole(model)
 
     def __getstate__(self):
-        return {**self.__dict__, "_model": None}  # a copy of the model attaches its own
+        return {**self.__dict__, "_model": None, "_given": None}  # a copy of the model attaches its own
 
     def _dequantize(self, model, dtype=None):
         # Once a model was saved, its configuration has the name alone, and transformers passes that on.
@@ -129,9 +131,22 @@ class _Common(HfQuantizer):
         withdraw(model)
         run_whole(model, False)
 
+    @contextlib.contextmanager
+    def saving(self, model, state_dict):
+        """While `state_dict` is saved in place of the model's own. Raises ValueError if it has a compressed matrix in
+        parts that do not fit each other or the model's shape."""
+        named = stored_paths(model, state_dict)
+        self._given = dict(state_dict), named  # transformers empties it
+        try:
+            yield
+        finally:
+            self._given = None
+            self._before_saving(model)
+
     def _before_saving(self, model) -> None:
-        """The configuration lists what is compressed at the moment."""
-        self.quantization_config.compressed_modules = compressed_paths(model)
+        """The configuration lists what is compressed at the moment, or in the tensors that are saved."""
+        named = self._given[1] if self._given is not None else compressed_paths(model)
+        self.quantization_config.compressed_modules = named
         if self.quantization_config.compressed_modules:
             model.config.quantization_config = self.quantization_config
         else:
@@ -166,7 +181,7 @@ class _Hooks5(_Common):
 
     def get_state_dict_and_metadata(self, model):
         self._before_saving(model)
-        return None, {}
+        return (self._given[0] if self._given is not None else None), {}
 
 
 class _Hooks4(_Common):
@@ -208,8 +223,10 @@ class _Hooks4(_Common):
         return model
 
     def get_state_dict(self, model):
-        # One name for tensors that several modules share: the first.
         self._before_saving(model)
+        if self._given is not None:
+            return self._given[0]
+        # One name for tensors that several modules share: the first.
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         return {key: tensor for key, tensor in model.state_dict().items() if key in once}
 

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import logging
 import re
-from typing import Iterable, NamedTuple, Optional
+from typing import Any, Iterable, Mapping, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from . import _core, ops
 from .compressed import Compressed, WithoutWeight
 from .modules import can_be_compressed
+from .stored_form import matrix_in
 
 logger = logging.getLogger("helix_substrate")
 
@@ -163,6 +164,26 @@ def _why_kept(
 def compressed_paths(model: nn.Module) -> list[str]:
     """Modules that hold a compressed matrix, each once."""
     return [path for path, module in model.named_modules() if isinstance(module, Compressed)]
+
+
+def stored_paths(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
+    """The model's modules whose compressed matrices a state dict holds. Raises ValueError for one that could not be
+    loaded: of which parts are missing, or do not fit each other or the module."""
+    found = []
+    for path, module in model.named_modules():
+        if not isinstance(module, Compressed):
+            continue
+        own = module.stored_tensors()
+        parts = matrix_in(state_dict, f"{path}.", own)
+        given = [name for name in own if f"{path}.{name}" in state_dict]
+        if parts:
+            if problem := ops.problem_with(parts, module.rows, module.cols, path):
+                raise ValueError(f"the given state_dict: {problem}")
+            found.append(path)
+        elif given:
+            missing = next(name for name in own if name not in given)
+            raise ValueError(f"the given state_dict has {path}.{given[0]}, but no {path}.{missing}")
+    return found
 
 
 def share_compressed(model: nn.Module) -> tuple[float, dict[str, int]]:

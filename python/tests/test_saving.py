@@ -74,6 +74,45 @@ def test_what_is_saved_loads(way, kind, tmp_path):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_given_state_dict_is_what_is_saved(way, tmp_path):
+    """As with dense models, and not the model's own in its place."""
+    model, donor = way(tiny("qwen2"), tmp_path / "dense"), tiny("qwen2")
+    with torch.no_grad():
+        for parameter in donor.parameters():
+            parameter.mul_(1.5)
+    compress_model(donor, embeddings=True)
+    own = model.state_dict()
+
+    # Another model's tensors.
+    model.save_pretrained(tmp_path / "donor", state_dict=donor.state_dict())
+    assert torch.equal(logits(load(tmp_path / "donor")), logits(donor))
+    # A dense matrix in place of a compressed one, which stays dense then.
+    path = "model.layers.0.mlp.up_proj"
+    changed = {key: tensor for key, tensor in own.items() if not key.startswith(path)}
+    changed[f"{path}.weight"] = torch.ones(model.get_submodule(path).weight.shape)
+    model.save_pretrained(tmp_path / "changed", True, changed)
+    again = load(tmp_path / "changed")
+    assert torch.equal(again.get_submodule(path).weight, changed[f"{path}.weight"])
+    assert len(helix_modules(again)) == len(helix_modules(model)) - 1
+    # Dense weights alone.
+    model.save_pretrained(tmp_path / "plain", state_dict=tiny("qwen2").state_dict())
+    assert torch.equal(logits(load(tmp_path / "plain")), logits(tiny("qwen2")))
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+    # What could not be loaded is refused, and the model saves its own as before.
+    short = {**own, f"{path}.codebook": own[f"{path}.codebook"][:4].clone()}
+    with pytest.raises(ValueError, match=f"state_dict: .*{path}"):
+        model.save_pretrained(tmp_path / "refused", state_dict=short)
+    with pytest.raises(ValueError, match=f"{path}.indices"):
+        model.save_pretrained(
+            tmp_path / "refused", state_dict={key: own[key] for key in own if key != f"{path}.indices"}
+        )
+    assert not (tmp_path / "refused").exists()
+    model.save_pretrained(tmp_path / "own")
+    assert torch.equal(logits(load(tmp_path / "own")), logits(model))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_one_table_stays_one(way, tmp_path):
     """T5's encoder and decoder look up in the one embedding."""
     model = way(t5(), tmp_path / "dense")
