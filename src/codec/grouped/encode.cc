@@ -8,6 +8,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "codec/check_source.h"
@@ -57,14 +58,6 @@ Cut cut_of(const Shape& shape, const EncodeOptions& options) noexcept {
   return {shape[0], shape[1], options.group, options.bits};
 }
 
-/// Rows [begin, end) times `factor`.
-std::vector<float> rows_of(const Weights& weights, int64_t begin, int64_t end, float factor = 1) {
-  std::vector<float> rows(static_cast<size_t>((end - begin) * weights.cols()));
-  weights.read(begin * weights.cols(), rows);
-  for (float& w : rows) w *= factor;
-  return rows;
-}
-
 /// The largest magnitude of a group; infinite where a weight is not finite.
 float magnitude_of(std::span<const float> weights) {
   int32_t largest = 0;
@@ -77,10 +70,14 @@ template <class Work>
 void for_rows(const Weights& weights, const Cut& cut, float factor, int threads, Work work) {
   parallel_for(threads, cut.chunks(), [&](int chunk) {
     const int64_t begin = chunk * cut.chunk_rows(), end = std::min(cut.rows, begin + cut.chunk_rows());
-    const std::vector<float> rows = rows_of(weights, begin, end, factor);
-    const auto width = static_cast<size_t>(cut.cols);
-    for (int64_t r = begin; r < end; ++r)
-      work(r, std::span(rows).subspan(static_cast<size_t>(r - begin) * width, width));
+    const auto width = static_cast<size_t>(cut.cols), size = static_cast<size_t>(end - begin) * width;
+    const auto buffer = std::make_unique_for_overwrite<float[]>(size);
+    const std::span rows(buffer.get(), size);
+    weights.read(begin * cut.cols, rows);
+    if (factor != 1) {
+      for (float& w : rows) w *= factor;
+    }
+    for (int64_t r = begin; r < end; ++r) work(r, rows.subspan(static_cast<size_t>(r - begin) * width, width));
   });
 }
 
@@ -124,32 +121,14 @@ GroupSample take_sample(const Weights& weights, const Cut& cut, std::span<const 
   return sample;
 }
 
-/// Weights times `factor` against what they decode to. Sums are in lanes, so that a processor may take several columns
-/// at once.
+/// Weights times `factor` against what they decode to.
 Fidelity compare_row(std::span<const float> weights, float factor, std::span<const float> decoded) {
-  constexpr size_t kLanes = 4;
-  struct Sums {
-    std::array<double, kLanes> signal = {}, decoded = {}, error = {};
-    std::array<float, kLanes> largest = {};
-  } sums;
-  const auto add = [&](size_t lane, float w, float d) {
-    const double error = static_cast<double>(w) - d;
-    sums.signal[lane] += static_cast<double>(w) * w;
-    sums.decoded[lane] += static_cast<double>(d) * d;
-    sums.error[lane] += error * error;
-    sums.largest[lane] = std::max(sums.largest[lane], std::fabs(w - d));
-  };
-  size_t i = 0;
-  for (; i + kLanes <= weights.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) add(lane, weights[i + lane] * factor, decoded[i + lane]);
-  }
-  for (; i < weights.size(); ++i) add(0, weights[i] * factor, decoded[i]);
-  const auto total = [](const std::array<double, kLanes>& of) { return (of[0] + of[1]) + (of[2] + of[3]); };
+  const Differences sums = scale_steps().compare(weights.data(), weights.size(), factor, decoded.data());
   Fidelity row{.count = static_cast<int64_t>(weights.size()),
-               .signal = total(sums.signal),
-               .decoded = total(sums.decoded),
-               .squared_error = total(sums.error),
-               .max_error = std::ranges::max(sums.largest)};
+               .signal = sums.signal,
+               .decoded = sums.decoded,
+               .squared_error = sums.error,
+               .max_error = sums.largest};
   row.dot = (row.signal + row.decoded - row.squared_error) / 2;
   return row;
 }
@@ -170,8 +149,12 @@ void pack(std::span<const uint8_t> index, int bits, std::span<std::byte> out) {
   for (size_t begin = 0; begin < index.size(); begin += 8) {
     const size_t count = std::min<size_t>(8, index.size() - begin);
     uint64_t word = 0;
-    for (size_t i = 0; i < count; ++i)
-      word |= static_cast<uint64_t>(index[begin + i]) << (i * static_cast<size_t>(bits));
+    for (size_t i = 0; i < count; ++i) word |= uint64_t{index[begin + i]} << (8 * i);
+    // Neighbours move together: pairs, then fours, then all.
+    const auto join = [&word](uint64_t lower, int gap) { word = (word & lower) | ((word & ~lower) >> gap); };
+    join(0x00ff00ff00ff00ff, 8 - bits);
+    join(0x0000ffff0000ffff, 16 - 2 * bits);
+    join(0x00000000ffffffff, 32 - 4 * bits);
     const size_t bytes = (count * static_cast<size_t>(bits) + 7) / 8;
     std::memcpy(to, &word, bytes);
     to += bytes;
@@ -313,18 +296,16 @@ EncodedTensor encode(const TensorView& source, const EncodeOptions& options) {
   const ScaleSearch search(fit.levels, fit.scales());
   for_rows(weights, cut, factor, threads, [&](int64_t r, std::span<const float> row) {
     std::vector<uint8_t> index(row.size());
-    std::vector<float> decoded(row.size()), turned(static_cast<size_t>(std::min(cut.group, cut.cols)));
+    std::vector<float> decoded(row.size());
     for (int64_t i = 0; i < cut.groups(); ++i) {
       const auto at = static_cast<size_t>(r * cut.groups() + i), begin = static_cast<size_t>(i * cut.group);
       if (solution.peaks[at] == 0) continue;
       const std::span<const float> group = cut.columns(row, i);
-      const GroupScale found = find_scale(fit, search, group, turned, false);
-      const size_t number = 1 + static_cast<size_t>(found.scale) + (found.is_negative ? fit.grid.size() : 0);
+      const auto [scale, is_negative, error] = find_scale(fit, search, group, false);
+      const size_t number = 1 + static_cast<size_t>(scale) + (is_negative ? fit.grid.size() : 0);
       scales.bytes[at] = static_cast<std::byte>(number);
-      search.quantize(found.is_negative ? std::span<const float>(turned).first(group.size()) : group, found.scale,
-                      std::span(index).subspan(begin, group.size()));
-      const float unit = scale_levels[number];
-      for (size_t c = begin; c < begin + group.size(); ++c) decoded[c] = unit * fit.levels[index[c]];
+      search.quantize(group, scale, is_negative, scale_levels[number], std::span(index).subspan(begin, group.size()),
+                      std::span(decoded).subspan(begin, group.size()));
     }
     of_rows[static_cast<size_t>(r)] = fidelity_of(weights, r, row, 1 / factor, decoded);
     pack(index, cut.bits,

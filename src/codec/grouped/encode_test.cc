@@ -237,9 +237,15 @@ TEST(ScaleSearch, FindsTheBestScaleOfTheGrid) {
         }
         least = std::min(least, sum);
       }
-      const auto [scale, error] = search.best(sample.group(i), {0, static_cast<int>(scales.size())}, true);
+      const ScaleRange all = {0, static_cast<int>(scales.size())};
+      const auto [scale, error] = search.best(sample.group(i), all, false, true);
       ASSERT_LE(error, least * (1 + 1e-5)) << bits << " bits, group " << i;
-      ASSERT_EQ(error, search.error(sample.group(i), scale));
+      ASSERT_EQ(error, search.error(sample.group(i), scale, false));
+      std::vector<float> turned(sample.group(i).begin(), sample.group(i).end());
+      for (float& w : turned) w = -w;
+      const auto negative = search.best(turned, all, true, true);
+      ASSERT_EQ(negative.scale, scale);
+      ASSERT_EQ(negative.error, error);
     }
   }
 }
@@ -257,14 +263,19 @@ TEST(ScaleSteps, AreTheSameOnEveryInstructionSet) {
     }
     if (bits == 6) levels[1] = levels[0];
     std::ranges::sort(levels);
-    const std::vector<float> scales = {1e-3f}, inverses = {900, 1000, 1100, 20, 3000, 5e4f, 1e6f};
+    const std::vector<float> scales = {1e-3f};
+    std::vector<float> inverses = {900, 1000, 1100, 20, 3000, 5e4f, 1e6f};
+    for (int i = 1; i < 30; ++i) inverses.push_back(-400 * static_cast<float>(i));
     const ScaleSearch search(levels, scales);
-    const LevelCells cells = search.cells();
+    const LevelCells& cells = search.cells();
     ASSERT_TRUE(bits == 4 || (cells.few != nullptr) == (bits < 6));
     ASSERT_EQ(cells.is_whole, bits == 7);
     for (size_t count = 1; count <= 150; ++count) {
       SCOPED_TRACE(fmt::format("{} bits, {} weights", bits, count));
       const std::vector<float> weights = draw("cauchy", static_cast<int>(count), static_cast<unsigned>(100 + count));
+      const auto [least, largest] = std::ranges::minmax(weights);
+      const Extremes extremes = steps.extremes(weights.data(), count);
+      ASSERT_EQ(std::pair(extremes.least, extremes.largest), std::pair(least, largest));
       for (size_t n = 1; n <= inverses.size(); ++n) {
         std::vector<float> expected(n), found(n);
         kScalarScaleSteps.estimate(cells, weights.data(), count, inverses.data(), n, expected.data());
@@ -275,9 +286,17 @@ TEST(ScaleSteps, AreTheSameOnEveryInstructionSet) {
         ASSERT_EQ(steps.error(cells, weights.data(), count, 1 / inverse, inverse),
                   kScalarScaleSteps.error(cells, weights.data(), count, 1 / inverse, inverse));
         std::vector<uint8_t> expected(count), found(count);
-        kScalarScaleSteps.quantize(cells, weights.data(), count, inverse, expected.data());
-        steps.quantize(cells, weights.data(), count, inverse, found.data());
+        std::vector<float> expected_decoded(count), decoded(count);
+        kScalarScaleSteps.quantize(cells, weights.data(), count, inverse, 0.3f, expected.data(),
+                                   expected_decoded.data());
+        steps.quantize(cells, weights.data(), count, inverse, 0.3f, found.data(), decoded.data());
         ASSERT_EQ(found, expected);
+        ASSERT_EQ(decoded, expected_decoded);
+        const auto sums_of = [&](const ScaleSteps& of) {
+          const Differences sums = of.compare(weights.data(), count, 0.5f, decoded.data());
+          return std::array{sums.signal, sums.decoded, sums.error, double{sums.largest}};
+        };
+        ASSERT_EQ(sums_of(steps), sums_of(kScalarScaleSteps));
       }
     }
   }

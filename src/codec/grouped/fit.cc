@@ -28,30 +28,8 @@ constexpr double kStride = 0.3;     // distance of the scales first tried, as a 
 constexpr int kUnits = 400;         // in which few levels are tried
 constexpr double kLeastUnit = 0.7;  // the least of them, as a share of the largest
 
-/// The least and the largest of some weights.
-struct Extremes {
-  float least = 0;
-  float largest = 0;
-};
-
-/// `weights`: at least one.
 Extremes extremes_of(std::span<const float> weights) noexcept {
-  constexpr size_t kLanes = 8;  // that a processor may take at once
-  std::array<float, kLanes> least, largest;
-  least.fill(weights[0]);
-  largest.fill(weights[0]);
-  size_t i = 0;
-  for (; i + kLanes <= weights.size(); i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      least[j] = std::min(least[j], weights[i + j]);
-      largest[j] = std::max(largest[j], weights[i + j]);
-    }
-  }
-  for (; i < weights.size(); ++i) {
-    least[0] = std::min(least[0], weights[i]);
-    largest[0] = std::max(largest[0], weights[i]);
-  }
-  return {std::ranges::min(least), std::ranges::max(largest)};
+  return scale_steps().extremes(weights.data(), weights.size());
 }
 
 /// Ascending scales, each the same multiple of the one before, around those at which the largest level is a peak.
@@ -64,11 +42,18 @@ std::vector<float> scale_grid(float least_peak, float largest_peak, int count) {
   return scales;
 }
 
+/// The number of the scale that is nearest to the peak, in ratio.
 int nearest_scale(std::span<const float> scales, float peak) noexcept {
-  const auto at = std::ranges::lower_bound(scales, peak);
-  if (at == scales.end()) return static_cast<int>(scales.size()) - 1;
-  if (at == scales.begin()) return 0;
-  return static_cast<int>(at - scales.begin()) - (peak / at[-1] < at[0] / peak ? 1 : 0);
+  const auto count = static_cast<int>(scales.size());
+  const auto scale = [&](int i) { return scales[static_cast<size_t>(i)]; };
+  // The first that is not less: ratios are equal but for rounding, so that this is its number, or next to it.
+  const float place = std::log(peak / scale(0)) / std::log(scale(1) / scale(0));
+  int at = std::clamp(static_cast<int>(std::clamp(place, 0.0f, 256.0f)) + 1, 0, count);
+  while (at > 0 && scale(at - 1) >= peak) --at;
+  while (at < count && scale(at) < peak) ++at;
+  if (at == count) return count - 1;
+  if (at == 0) return 0;
+  return at - (peak / scale(at - 1) < scale(at) / peak ? 1 : 0);
 }
 
 /// The units to 1 that levels are tried in. Few levels in a byte are worth a choice, more of them have bits to spare.
@@ -122,7 +107,6 @@ class GroupFitter {
         fit_(std::move(start)) {
     for (size_t i = 0; i < sample.size(); ++i) {
       const auto [low, high] = extremes_of(sample.group(i));
-      largest_ = std::max(largest_, sample.group(i).size());
       peaks_.push_back(std::max(high, -low));
       scale_.push_back({nearest_scale(fit_.grid, peaks_.back()), fit_.has_signs && -low > high});
     }
@@ -155,9 +139,8 @@ class GroupFitter {
     const int chunks = static_cast<int>(std::min<size_t>(sample_.size(), 256));
     parallel_for(threads_, chunks, [&](int chunk) {
       const size_t n = sample_.size(), c = static_cast<size_t>(chunk), all = static_cast<size_t>(chunks);
-      std::vector<float> turned(largest_);
       for (size_t i = n * c / all; i < n * (c + 1) / all; ++i) {
-        scale_[i] = find_scale(fit_, search, sample_.group(i), turned, true);
+        scale_[i] = find_scale(fit_, search, sample_.group(i), true);
       }
     });
     double error = 0;
@@ -189,8 +172,7 @@ class GroupFitter {
     fit_.distances.resize(probes);
     parallel_for(threads_, static_cast<int>(probes), [&](int probe) {
       const size_t i = static_cast<size_t>(probe) * sample_.size() / probes;
-      std::vector<float> turned(largest_);
-      const int scale = find_scale(everywhere, search, sample_.group(i), turned, false).scale;
+      const int scale = find_scale(everywhere, search, sample_.group(i), false).scale;
       fit_.distances[static_cast<size_t>(probe)] = scale - nearest_scale(fit_.grid, peaks_[i]);
     });
     std::ranges::sort(fit_.distances);
@@ -201,7 +183,6 @@ class GroupFitter {
   int threads_;
   int effort_;
   GroupedFit fit_;
-  size_t largest_ = 0;  // weights of a group
   std::vector<float> peaks_;
   std::vector<GroupScale> scale_;
   double price_ = 0;
@@ -237,14 +218,12 @@ std::vector<float> GroupedFit::scales() const {
 }
 
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
-                      std::span<float> turned, bool wants_error) noexcept {
+                      bool wants_error) noexcept {
   const Extremes extremes = extremes_of(weights);
   const bool is_negative = fit.has_signs && -extremes.least > extremes.largest;
   const ScaleRange range = range_of(fit, std::max(extremes.largest, -extremes.least));
-  const std::span<const float> other = turned.first(weights.size());
-  if (is_negative || fit.tries_both) std::ranges::transform(weights, turned.begin(), std::negate());
   const auto search_as = [&](bool negative) {
-    const auto [scale, error] = search.best(negative ? other : weights, range, wants_error || fit.tries_both);
+    const auto [scale, error] = search.best(weights, range, negative, wants_error || fit.tries_both);
     return GroupScale{scale, negative, error};
   };
   const GroupScale best = search_as(is_negative);

@@ -48,10 +48,9 @@ struct GroupScale {
 
 /// The best scale of those that are to be searched for the group, which is not of zeros. Levels of unlike reach on
 /// either side fit a group better when its scale has the sign of the weight that is largest in magnitude.
-/// `search`: of the fit's levels and scales. `turned`: room for as many numbers as there are weights; the weights times
-/// -1 where the scale is negative.
+/// `search`: of the fit's levels and scales.
 GroupScale find_scale(const GroupedFit& fit, const ScaleSearch& search, std::span<const float> weights,
-                      std::span<float> turned, bool wants_error) noexcept;
+                      bool wants_error) noexcept;
 
 /// What levels there are to be.
 struct LevelForm {

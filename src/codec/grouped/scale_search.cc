@@ -26,32 +26,45 @@ float squared(float x) { return x * x; }
 
 ScaleSearch::ScaleSearch(std::span<const float> levels, std::span<const float> scales)
     : levels_(levels.begin(), levels.end()), scales_(scales.begin(), scales.end()) {
-  for (const float scale : scales_) inverses_.push_back(1 / scale);
+  for (const float sign : {1.0f, -1.0f}) {
+    for (const float scale : scales_) inverses_.push_back(sign / scale);
+  }
   for (size_t i = 0; i + 1 < levels_.size(); ++i) ends_.push_back((levels_[i] + levels_[i + 1]) / 2);
   ends_.push_back(kInfinity);
+  bool has_single_ends = true, is_whole = true;
   for (size_t i = 0; i < levels_.size(); ++i) {
-    is_whole_ = is_whole_ && levels_[i] == std::nearbyint(levels_[0]) + static_cast<float>(i);
+    is_whole = is_whole && levels_[i] == std::nearbyint(levels_[0]) + static_cast<float>(i);
   }
   const float margin = (levels_.back() - levels_.front()) / 8;
-  low_ = levels_.front() - margin;
-  high_ = levels_.back() + margin;
+  const float low = levels_.front() - margin, high = levels_.back() + margin;
   const int cells = cell_count(levels_.size());
-  const double width = (static_cast<double>(high_) - low_) / (cells - 2);  // one cell to spare on either side
-  cells_per_unit_ = static_cast<float>(1 / width);
-  origin_ = 1 - low_ * cells_per_unit_;
+  const double width = (static_cast<double>(high) - low) / (cells - 2);  // one cell to spare on either side
+  const auto cells_per_unit = static_cast<float>(1 / width);
   std::vector<uint8_t> middles;
   size_t first = 0, middle = 0;
   for (int cell = 0; cell < cells; ++cell) {
-    const double begin = low_ + width * (cell - 1);
+    const double begin = low + width * (cell - 1);
     while (begin - kCellSlack * width > ends_[first]) ++first;
     while (begin + width / 2 > ends_[middle]) ++middle;
-    if (first + 1 < ends_.size() && begin + (1 + kCellSlack) * width > ends_[first + 1]) has_single_ends_ = false;
+    if (first + 1 < ends_.size() && begin + (1 + kCellSlack) * width > ends_[first + 1]) has_single_ends = false;
     first_.push_back(static_cast<uint8_t>(first));
     middle_.push_back(levels_[middle]);
     middles.push_back(static_cast<uint8_t>(middle));
   }
   first_.insert(first_.end(), 3, 0);
-  is_few_ = find_few(middles);
+  cells_ = {.levels = levels_.data(),
+            .ends = ends_.data(),
+            .first = first_.data(),
+            .middle = middle_.data(),
+            .cells_per_unit = cells_per_unit,
+            .origin = 1 - low * cells_per_unit,
+            .low = low,
+            .high = high,
+            .has_single_ends = has_single_ends,
+            .is_whole = is_whole,
+            .least = levels_.front(),
+            .largest = levels_.back(),
+            .few = find_few(middles) ? &few_ : nullptr};
 }
 
 /// Fills few_, if it can hold the levels of the cells' middles.
@@ -72,57 +85,41 @@ bool ScaleSearch::find_few(std::span<const uint8_t> middle) noexcept {
   return true;
 }
 
-LevelCells ScaleSearch::cells() const noexcept {
-  return {.levels = levels_.data(),
-          .ends = ends_.data(),
-          .first = first_.data(),
-          .middle = middle_.data(),
-          .cells_per_unit = cells_per_unit_,
-          .origin = origin_,
-          .low = low_,
-          .high = high_,
-          .has_single_ends = has_single_ends_,
-          .is_whole = is_whole_,
-          .least = levels_.front(),
-          .largest = levels_.back(),
-          .few = is_few_ ? &few_ : nullptr};
-}
-
-/// estimates[scale] of the scales of the range that have none, the error by the table; returns the least of the range.
-float ScaleSearch::estimate(std::span<const float> weights, ScaleRange range,
+/// estimates[scale] of the scales of the range: the error by the table. Returns the least of them.
+float ScaleSearch::estimate(std::span<const float> weights, ScaleRange range, bool is_negative,
                             std::span<float> estimates) const noexcept {
-  const auto begin = static_cast<size_t>(range.begin), end = static_cast<size_t>(range.end);
-  const auto stride = static_cast<size_t>(range.stride);
-  std::array<float, kMaxScales> inverses, sums;
-  size_t count = 0;
-  for (size_t scale = begin; scale < end; scale += stride) {
-    if (estimates[scale] == kInfinity) inverses[count++] = inverses_[scale];
+  const auto begin = static_cast<size_t>(range.begin), stride = static_cast<size_t>(range.stride);
+  const size_t count = (static_cast<size_t>(range.end) - begin + stride - 1) / stride;
+  std::array<float, kMaxScales> some, sums;
+  const float* of_these = inverses(is_negative) + begin;
+  if (stride > 1) {
+    for (size_t i = 0; i < count; ++i) some[i] = of_these[i * stride];
+    of_these = some.data();
   }
-  scale_steps().estimate(cells(), weights.data(), weights.size(), inverses.data(), count, sums.data());
-  count = 0;
-  float least = kInfinity;
-  for (size_t scale = begin; scale < end; scale += stride) {
-    if (estimates[scale] == kInfinity) estimates[scale] = squared(scales_[scale]) * sums[count++];
-    least = std::min(least, estimates[scale]);
+  scale_steps().estimate(cells_, weights.data(), weights.size(), of_these, count, sums.data());
+  for (size_t i = 0; i < count; ++i) {
+    sums[i] *= squared(scales_[begin + i * stride]);
+    estimates[begin + i * stride] = sums[i];
   }
-  return least;
+  return scale_steps().extremes(sums.data(), count).least;
 }
 
-double ScaleSearch::error(std::span<const float> weights, int scale) const noexcept {
-  const float unit = scales_[static_cast<size_t>(scale)];
-  return scale_steps().error(cells(), weights.data(), weights.size(), unit, inverses_[static_cast<size_t>(scale)]);
+double ScaleSearch::error(std::span<const float> weights, int scale, bool is_negative) const noexcept {
+  const auto at = static_cast<size_t>(scale);
+  const float unit = is_negative ? -scales_[at] : scales_[at];
+  return scale_steps().error(cells_, weights.data(), weights.size(), unit, inverses(is_negative)[at]);
 }
 
-ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, ScaleRange range,
+ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, ScaleRange range, bool is_negative,
                                       bool wants_error) const noexcept {
   std::array<float, kMaxScales> estimates;
   const auto begin = estimates.begin() + range.begin, end = estimates.begin() + range.end;
-  std::fill(begin, end, kInfinity);
-  float least = estimate(weights, range, estimates);
+  if (range.stride > 1) std::fill(begin, end, kInfinity);
+  float least = estimate(weights, range, is_negative, estimates);
   auto at = static_cast<int>(std::find(begin, end, least) - estimates.begin());
   if (range.stride > 1) {
     const int first = std::max(range.begin, at - range.stride + 1), last = std::min(range.end, at + range.stride);
-    const float around = estimate(weights, {first, last, 1}, estimates);
+    const float around = estimate(weights, {first, last, 1}, is_negative, estimates);
     if (around < least) at = static_cast<int>(std::find(begin, end, around) - estimates.begin()), least = around;
   }
   const float limit = least * (1 + precision_for(levels_.size()));
@@ -130,16 +127,17 @@ ScaleSearch::Choice ScaleSearch::best(std::span<const float> weights, ScaleRange
   bool is_known = false;
   for (int scale = range.begin; scale < range.end; ++scale) {
     if (estimates[static_cast<size_t>(scale)] > limit || scale == at) continue;
-    if (!is_known) choice.error = error(weights, at), is_known = true;
-    if (const double found = error(weights, scale); found < choice.error) choice = {scale, found};
+    if (!is_known) choice.error = error(weights, at, is_negative), is_known = true;
+    if (const double found = error(weights, scale, is_negative); found < choice.error) choice = {scale, found};
   }
-  if (wants_error && !is_known) choice.error = error(weights, at);
+  if (wants_error && !is_known) choice.error = error(weights, at, is_negative);
   return choice;
 }
 
-void ScaleSearch::quantize(std::span<const float> weights, int scale, std::span<uint8_t> index) const noexcept {
-  const float inverse = inverses_[static_cast<size_t>(scale)];
-  scale_steps().quantize(cells(), weights.data(), weights.size(), inverse, index.data());
+void ScaleSearch::quantize(std::span<const float> weights, int scale, bool is_negative, float unit,
+                           std::span<uint8_t> index, std::span<float> decoded) const noexcept {
+  const float inverse = inverses(is_negative)[static_cast<size_t>(scale)];
+  scale_steps().quantize(cells_, weights.data(), weights.size(), inverse, unit, index.data(), decoded.data());
 }
 
 }  // namespace hxq

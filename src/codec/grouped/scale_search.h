@@ -20,36 +20,42 @@ class ScaleSearch {
  public:
   /// `levels`: ascending, at least two, not all 0. `scales`: positive.
   ScaleSearch(std::span<const float> levels, std::span<const float> scales);
+  ScaleSearch(const ScaleSearch&) = delete;
+  ScaleSearch& operator=(const ScaleSearch&) = delete;
 
   struct Choice {
     int scale = 0;     ///< its number
     double error = 0;  ///< the sum of squares, if it was asked for
   };
-  /// The best scale of the range. Errors of all are estimated with a table, and those of the ones that come within its
-  /// precision of the least are then worked out.
-  Choice best(std::span<const float> weights, ScaleRange range, bool wants_error) const noexcept;
+  /// The best scale of the range, or the best of their negatives. Errors of all are estimated with a table, and those
+  /// of the ones that come within its precision of the least are then worked out.
+  Choice best(std::span<const float> weights, ScaleRange range, bool is_negative, bool wants_error) const noexcept;
 
-  double error(std::span<const float> weights, int scale) const noexcept;
+  double error(std::span<const float> weights, int scale, bool is_negative) const noexcept;
 
-  /// The index of the nearest level for each weight.
-  void quantize(std::span<const float> weights, int scale, std::span<uint8_t> index) const noexcept;
+  /// The index of the nearest level for each weight, and what `unit`, which may be other than the scale, makes of it.
+  void quantize(std::span<const float> weights, int scale, bool is_negative, float unit, std::span<uint8_t> index,
+                std::span<float> decoded) const noexcept;
 
   /// What all this is found in.
-  LevelCells cells() const noexcept;
+  const LevelCells& cells() const noexcept { return cells_; }
 
  private:
   static constexpr int kMaxScales = 256;
 
   bool find_few(std::span<const uint8_t> middle) noexcept;
-  float estimate(std::span<const float> weights, ScaleRange range, std::span<float> estimates) const noexcept;
+  float estimate(std::span<const float> weights, ScaleRange range, bool is_negative,
+                 std::span<float> estimates) const noexcept;
+  /// [scales] 1 / scale, or their negatives.
+  const float* inverses(bool is_negative) const noexcept {
+    return inverses_.data() + (is_negative ? scales_.size() : 0);
+  }
 
-  // As in LevelCells.
-  std::vector<float> levels_, ends_, middle_;
+  std::vector<float> levels_, ends_, middle_;  // of cells_
   std::vector<uint8_t> first_;
-  float cells_per_unit_ = 1, origin_ = 0, low_ = 0, high_ = 0;
-  bool has_single_ends_ = true, is_whole_ = true, is_few_ = false;
   FewLevels few_ = {};
-  std::vector<float> scales_, inverses_;  ///< 1 / scale
+  LevelCells cells_ = {};
+  std::vector<float> scales_, inverses_;  ///< [scales], [2, scales] 1 / scale and -1 / scale
 };
 
 }  // namespace hxq

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 namespace hxq {
 namespace {
@@ -33,7 +34,8 @@ float nearest_whole(const LevelCells& cells, float x) {
   return (std::min(std::max(x, cells.least), cells.largest) + kShift) - kShift;
 }
 
-float sum_of_lanes(std::array<float, 16> sums) {
+template <class T>
+T sum_of_lanes(std::array<T, 16> sums) {
   for (size_t i = 0; i < 4; ++i) sums[i] = (sums[i] + sums[i + 8]) + (sums[i + 4] + sums[i + 12]);
   return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
@@ -81,8 +83,38 @@ double error(const LevelCells& cells, const float* weights, size_t count, float 
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-void quantize(const LevelCells& cells, const float* weights, size_t count, float inverse, uint8_t* index) {
-  for (size_t i = 0; i < count; ++i) index[i] = static_cast<uint8_t>(nearest(cells, weights[i] * inverse));
+void quantize(const LevelCells& cells, const float* weights, size_t count, float inverse, float unit, uint8_t* index,
+              float* decoded) {
+  for (size_t i = 0; i < count; ++i) {
+    const size_t level = nearest(cells, weights[i] * inverse);
+    index[i] = static_cast<uint8_t>(level);
+    decoded[i] = unit * cells.levels[level];
+  }
+}
+
+Extremes extremes(const float* weights, size_t count) {
+  std::array<float, 16> least, largest;
+  least.fill(weights[0]);
+  largest.fill(weights[0]);
+  for_lanes<16>(count, [&](size_t lane, size_t i) {
+    least[lane] = std::min(least[lane], weights[i]);
+    largest[lane] = std::max(largest[lane], weights[i]);
+  });
+  return {std::ranges::min(least), std::ranges::max(largest)};
+}
+
+Differences compare(const float* weights, size_t count, float factor, const float* decoded) {
+  std::array<double, 16> signal = {}, of_decoded = {}, error = {};
+  std::array<float, 16> largest = {};
+  for_lanes<16>(count, [&](size_t lane, size_t i) {
+    const float w = weights[i] * factor, d = decoded[i];
+    const double difference = static_cast<double>(w) - d;
+    signal[lane] += static_cast<double>(w) * w;
+    of_decoded[lane] += static_cast<double>(d) * d;
+    error[lane] += difference * difference;
+    largest[lane] = std::max(largest[lane], std::fabs(w - d));
+  });
+  return {sum_of_lanes(signal), sum_of_lanes(of_decoded), sum_of_lanes(error), std::ranges::max(largest)};
 }
 
 const ScaleSteps& find_steps() noexcept {
@@ -94,7 +126,8 @@ const ScaleSteps& find_steps() noexcept {
 
 }  // namespace
 
-constinit const ScaleSteps kScalarScaleSteps = {.estimate = estimate, .error = error, .quantize = quantize};
+constinit const ScaleSteps kScalarScaleSteps = {
+    .extremes = extremes, .estimate = estimate, .error = error, .quantize = quantize, .compare = compare};
 
 const ScaleSteps& scale_steps() noexcept {
   static const ScaleSteps& steps = find_steps();

@@ -26,17 +26,36 @@ struct LevelCells {
   const FewLevels* few;  ///< null: there are too many, or they are too close
 };
 
-/// The loops of `ScaleSearch` over the weights of a group, compiled for several instruction sets: sums are of lanes
-/// that weights go to in turn, so that all give the same bits.
+/// The extremes of some weights.
+struct Extremes {
+  float least = 0;
+  float largest = 0;
+};
+
+/// Sums over weights and what they decode to.
+struct Differences {
+  double signal = 0;   ///< of squares of the weights
+  double decoded = 0;  ///< of squares of what they decode to
+  double error = 0;    ///< of squares of the differences
+  float largest = 0;   ///< difference
+};
+
+/// The loops of the encoder over the weights of a group or a row, compiled for several instruction sets: sums are of 16
+/// lanes that weights go to in turn (4 in `error`), so that all give the same bits.
 struct ScaleSteps {
+  /// `count`: at least 1.
+  Extremes (*extremes)(const float* weights, size_t count);
   /// sums[s] = sum of (w * inverses[s] - level)^2, with the level of the cell's middle, or the nearest if `is_whole`,
   /// for `scales` inverses.
   void (*estimate)(const LevelCells& cells, const float* weights, size_t count, const float* inverses, size_t scales,
                    float* sums);
   /// Sum of (w - unit * nearest level)^2; inverse is 1 / unit.
   double (*error)(const LevelCells& cells, const float* weights, size_t count, float unit, float inverse);
-  /// The index of the level that is nearest to w * inverse.
-  void (*quantize)(const LevelCells& cells, const float* weights, size_t count, float inverse, uint8_t* index);
+  /// The index of the level that is nearest to w * inverse, and unit * level.
+  void (*quantize)(const LevelCells& cells, const float* weights, size_t count, float inverse, float unit,
+                   uint8_t* index, float* decoded);
+  /// Of the weights times `factor`.
+  Differences (*compare)(const float* weights, size_t count, float factor, const float* decoded);
 };
 
 /// Those of the best instruction set that the processor has.

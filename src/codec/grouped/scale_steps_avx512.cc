@@ -16,13 +16,29 @@ using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
 using FourFloats = float __attribute__((vector_size(16)));
 using FourDoubles = double __attribute__((vector_size(32)));
+using EightFloats = float __attribute__((vector_size(32)));
+using EightDoubles = double __attribute__((vector_size(64)));
 using Bytes = uint8_t __attribute__((vector_size(16)));
 
-/// The first `count` weights and zeros after them, or 16.
+HXQ_ALWAYS_INLINE Floats load(const float* from) {
+  Floats v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+/// The first `count` weights and zeros after them; `count` is less than 16.
 HXQ_ALWAYS_INLINE Floats load(const float* from, size_t count) {
   Floats v = {};
-  __builtin_memcpy(&v, from, count < kLanes ? count * sizeof *from : sizeof v);
+  __builtin_memcpy(&v, from, count * sizeof *from);
   return v;
+}
+
+/// Calls add(i, weights of 16 from i on, 16), and for what is left add(i, weights and zeros, how many).
+template <class Add>
+HXQ_ALWAYS_INLINE void for_vectors(const float* weights, size_t count, Add add) {
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) add(i, load(weights + i), kLanes);
+  if (i < count) add(i, load(weights + i, count - i), count - i);
 }
 
 /// `v` in the first `count` lanes, zeros after them.
@@ -35,6 +51,12 @@ HXQ_ALWAYS_INLINE Floats first_lanes(Floats v, size_t count) {
 template <int kPart>
 HXQ_ALWAYS_INLINE FourFloats part_of(Floats v) {
   return __builtin_shufflevector(v, v, 4 * kPart, 4 * kPart + 1, 4 * kPart + 2, 4 * kPart + 3);
+}
+
+template <int kHalf>
+HXQ_ALWAYS_INLINE EightFloats half_of(Floats v) {
+  return __builtin_shufflevector(v, v, 8 * kHalf, 8 * kHalf + 1, 8 * kHalf + 2, 8 * kHalf + 3, 8 * kHalf + 4,
+                                 8 * kHalf + 5, 8 * kHalf + 6, 8 * kHalf + 7);
 }
 
 HXQ_ALWAYS_INLINE Floats look_up(const float* table, Ints i) {
@@ -107,17 +129,14 @@ template <size_t kScales, class Level>
 HXQ_ALWAYS_INLINE void estimate_scales(const Level& level_of, const float* weights, size_t count, const float* inverses,
                                        float* sums) {
   Floats sum[kScales] = {};
-  const auto add = [&](size_t i, size_t n) __attribute__((always_inline)) {
-    const Floats w = load(weights + i, n);
+  for_vectors(
+      weights, count, [&](size_t, Floats w, size_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (size_t s = 0; s < kScales; ++s) {
-      const Floats x = w * inverses[s], distance = x - level_of(x);
-      sum[s] += first_lanes(distance * distance, n);
-    }
-  };
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) add(i, kLanes);
-  if (i < count) add(i, count - i);
+        for (size_t s = 0; s < kScales; ++s) {
+          const Floats x = w * inverses[s], distance = x - level_of(x);
+          sum[s] += first_lanes(distance * distance, n);
+        }
+      });
 #pragma GCC unroll 4
   for (size_t s = 0; s < kScales; ++s) {
     const Floats v = sum[s];
@@ -126,10 +145,37 @@ HXQ_ALWAYS_INLINE void estimate_scales(const Level& level_of, const float* weigh
   }
 }
 
+/// With 16 scales, a lane for each: what `estimate_scales` has in lanes is summed up one after the other.
+template <class Level>
+HXQ_ALWAYS_INLINE void estimate_16_scales(const Level& level_of, const float* weights, size_t count,
+                                          const float* inverses, float* sums) {
+  const Floats inverse = load(inverses);
+  const auto sum_of_four = [&](size_t lane) __attribute__((always_inline)) {
+    Floats sum[4] = {};
+    const auto add = [&](size_t i, size_t part) __attribute__((always_inline)) {
+      const Floats x = weights[i] * inverse, distance = x - level_of(x);
+      sum[part] += distance * distance;
+    };
+    size_t i = lane;
+    for (; i + 12 < count; i += kLanes) {
+#pragma GCC unroll 4
+      for (size_t part = 0; part < 4; ++part) add(i + 4 * part, part);
+    }
+    for (size_t part = 0; part < 3; ++part) {
+      if (i + 4 * part < count) add(i + 4 * part, part);
+    }
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  };
+  const Floats even = sum_of_four(0) + sum_of_four(2), odd = sum_of_four(1) + sum_of_four(3);
+  const Floats all = even + odd;
+  __builtin_memcpy(sums, &all, sizeof all);
+}
+
 template <class Level>
 void estimate_with(const Level& level_of, const float* weights, size_t count, const float* inverses, size_t scales,
                    float* sums) {
   size_t s = 0;
+  for (; s + kLanes <= scales; s += kLanes) estimate_16_scales(level_of, weights, count, inverses + s, sums + s);
   for (; s + 4 <= scales; s += 4) estimate_scales<4>(level_of, weights, count, inverses + s, sums + s);
   for (; s + 2 <= scales; s += 2) estimate_scales<2>(level_of, weights, count, inverses + s, sums + s);
   if (s < scales) estimate_scales<1>(level_of, weights, count, inverses + s, sums + s);
@@ -144,34 +190,79 @@ void estimate(const LevelCells& cells, const float* weights, size_t count, const
 
 double error(const LevelCells& cells, const float* weights, size_t count, float unit, float inverse) {
   FourDoubles sum = {};
-  const auto add = [&](size_t i, size_t n) __attribute__((always_inline)) {
-    const Floats w = load(weights + i, n);
-    const Floats distance = first_lanes(w - unit * look_up(cells.levels, nearest(cells, w * inverse)), n);
-    const auto add_part = [&](FourFloats part) __attribute__((always_inline)) {
-      const FourDoubles exact = __builtin_convertvector(part, FourDoubles);
-      sum += exact * exact;
-    };
-    add_part(part_of<0>(distance));
-    add_part(part_of<1>(distance));
-    add_part(part_of<2>(distance));
-    add_part(part_of<3>(distance));
-  };
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) add(i, kLanes);
-  if (i < count) add(i, count - i);
+  for_vectors(
+      weights, count, [&](size_t, Floats w, size_t n) __attribute__((always_inline)) {
+        const Floats distance = first_lanes(w - unit * look_up(cells.levels, nearest(cells, w * inverse)), n);
+        const auto add_part = [&](FourFloats part) __attribute__((always_inline)) {
+          const FourDoubles exact = __builtin_convertvector(part, FourDoubles);
+          sum += exact * exact;
+        };
+        add_part(part_of<0>(distance));
+        add_part(part_of<1>(distance));
+        add_part(part_of<2>(distance));
+        add_part(part_of<3>(distance));
+      });
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-void quantize(const LevelCells& cells, const float* weights, size_t count, float inverse, uint8_t* index) {
-  for (size_t i = 0; i < count; i += kLanes) {
-    const Ints found = nearest(cells, load(weights + i, count - i) * inverse);
-    const Bytes bytes = __builtin_convertvector(found, Bytes);
-    __builtin_memcpy(index + i, &bytes, count - i < kLanes ? count - i : kLanes);
+void quantize(const LevelCells& cells, const float* weights, size_t count, float inverse, float unit, uint8_t* index,
+              float* decoded) {
+  for_vectors(
+      weights, count, [&](size_t i, Floats w, size_t n) __attribute__((always_inline)) {
+        const Ints found = nearest(cells, w * inverse);
+        const Bytes bytes = __builtin_convertvector(found, Bytes);
+        const Floats values = unit * look_up(cells.levels, found);
+        __builtin_memcpy(index + i, &bytes, n);
+        __builtin_memcpy(decoded + i, &values, n * sizeof *decoded);
+      });
+}
+
+Extremes extremes(const float* weights, size_t count) {
+  __m512 least = _mm512_set1_ps(weights[0]), largest = least;
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m512 w = _mm512_loadu_ps(weights + i);
+    least = _mm512_min_ps(least, w);
+    largest = _mm512_max_ps(largest, w);
   }
+  Extremes found = {_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(largest)};
+  for (; i < count; ++i) {
+    if (weights[i] < found.least) found.least = weights[i];
+    if (weights[i] > found.largest) found.largest = weights[i];
+  }
+  return found;
+}
+
+/// Two vectors of 8 lanes, added as `ScaleSteps` says.
+HXQ_ALWAYS_INLINE double sum_of_lanes(const EightDoubles (&sums)[2]) {
+  const EightDoubles v = sums[0] + sums[1];
+  const FourDoubles lanes = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+}
+
+Differences compare(const float* weights, size_t count, float factor, const float* decoded) {
+  EightDoubles signal[2] = {}, of_decoded[2] = {}, error[2] = {};
+  __m512 largest = _mm512_setzero_ps();
+  for_vectors(
+      weights, count, [&](size_t i, Floats of_group, size_t n) __attribute__((always_inline)) {
+        const Floats w = of_group * factor, d = n == kLanes ? load(decoded + i) : load(decoded + i, n);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(w - d));
+        const auto add = [&](EightFloats of_w, EightFloats of_d, int half) __attribute__((always_inline)) {
+          const EightDoubles x = __builtin_convertvector(of_w, EightDoubles);
+          const EightDoubles y = __builtin_convertvector(of_d, EightDoubles);
+          signal[half] += x * x;
+          of_decoded[half] += y * y;
+          error[half] += (x - y) * (x - y);
+        };
+        add(half_of<0>(w), half_of<0>(d), 0);
+        add(half_of<1>(w), half_of<1>(d), 1);
+      });
+  return {sum_of_lanes(signal), sum_of_lanes(of_decoded), sum_of_lanes(error), _mm512_reduce_max_ps(largest)};
 }
 
 }  // namespace
 
-constinit const ScaleSteps kAvx512ScaleSteps = {.estimate = estimate, .error = error, .quantize = quantize};
+constinit const ScaleSteps kAvx512ScaleSteps = {
+    .extremes = extremes, .estimate = estimate, .error = error, .quantize = quantize, .compare = compare};
 
 }  // namespace hxq
