@@ -88,7 +88,7 @@ class Loader:
                     f"{path} is listed in compressed_modules, but the folder does not store it compressed"
                 )
         self._take_lora()
-        share(model, tied)
+        share(model, {path: source for path, source in tied.items() if not self._holds_both(path, source)})
         if to_decode:
             self._decode(model, to_decode, files)
         patterns = {rf"^({re.escape(self.prefix)}\.)?{re.escape(self.without_prefix(key))}$" for key in self.ignored}
@@ -99,6 +99,13 @@ class Loader:
         """Whether the files hold a dense weight for each of these modules."""
         found = {name for key, _ in _shapes_in(self.files) for name in self._names(key)}
         return all(f"{path}.weight" in found for path in modules)
+
+    def _holds_both(self, path: str, source: str) -> bool:
+        """Whether the files hold a weight for each of two modules that the configuration ties, one of them compressed:
+        then transformers 5, which cannot find them equal, does not tie them."""
+        if _MAJOR < 5 or (path in self.made) == (source in self.made):
+            return False
+        return self._holds_dense([source if path in self.made else path])
 
     def without_prefix(self, key: str) -> str:
         return key.removeprefix(f"{self.prefix}.")

@@ -25,7 +25,7 @@ from .config import QUANT_METHODS, CDNAv3Config, HxqConfig
 from .loader import Loader
 from .pretrained import allow_token_types, present, withdraw
 from .selection import compressed_paths, stored_paths
-from .swap import make_dense
+from .swap import keep_orphans, make_dense
 
 __all__ = ["CDNAv3Config", "HelixHfQuantizer", "HxqConfig", "mark_compressed", "register"]
 
@@ -180,6 +180,7 @@ class _Hooks5(_Common):
         return model
 
     def get_state_dict_and_metadata(self, model):
+        keep_orphans(model)  # the 4 line would tie them again, and so it does for dense models
         self._before_saving(model)
         return (self._given[0] if self._given is not None else None), {}
 

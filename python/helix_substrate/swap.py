@@ -26,6 +26,24 @@ def share(model: nn.Module, tied: dict[str, str]) -> None:
             become_tied(target, holder)
 
 
+def keep_orphans(model: nn.Module) -> None:
+    """Modules whose shared weight no module of the model holds any more, as a head's whose embedding was replaced, hold
+    it themselves from now on: it is saved then."""
+    held = set(model.modules())
+    for path, module in model.named_modules():
+        if not isinstance(module, Tied) or module.source in held:
+            continue
+        orphaned = module.source
+        if isinstance(orphaned, Compressed):
+            module.become_dense(torch.empty_like(orphaned.weight, device="meta"))
+            become_compressed(module, orphaned.stored_tensors(), path)
+            for other in held:
+                if isinstance(other, Tied) and other.source is orphaned:
+                    other._set_source(module)
+        else:
+            module.become_dense()
+
+
 def compress_selected(
     model: nn.Module,
     selection: Selection,
