@@ -3,9 +3,9 @@
     python bench/others_models.py FOLDER [--old HXQ] [--rounds 5]
 
 FOLDER has the models that `packaged_models.py` makes, of which every one found is measured. Each is compressed to the
-published format by the command (`make build`), as it does by default (a term where it pays) and without any (`--low-rank
-off`; with --old, by another command as its default). Outputs of the decompressed weights are compared with those of
-the originals, in float32 and on the same inputs: mean KL where a model has a vocabulary, else the sum of squared
+published format by the command (`make build`), by default (a term where it pays) and without any (`--low-rank off`;
+with --old, by another command and its default). Outputs of the decompressed weights are compared with those of the
+originals, in float32 and on the same inputs: mean KL where a model has a vocabulary, else the sum of squared
 differences over that of squares. SmolLM2 is run by `hxq perplexity` on a text.
 
 With is to be at most 0.75 times without where the columns of a coded matrix have offsets (their means hold a quarter
@@ -54,7 +54,8 @@ def resemblyzer(tensors: Tensors) -> torch.Tensor:
 def g2p(tensors: Tensors) -> torch.Tensor:
     """The logits of g2p-en's decoder for letters and phonemes of words drawn at random."""
     random = torch.Generator().manual_seed(1)
-    letters, phonemes = torch.randint(3, 29, (256, 8), generator=random), torch.randint(4, 74, (256, 8), generator=random)
+    letters = torch.randint(3, 29, (256, 8), generator=random)
+    phonemes = torch.randint(4, 74, (256, 8), generator=random)
 
     def run(part: str, inputs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         gru = torch.nn.GRU(256, 256, batch_first=True)
