@@ -17,6 +17,7 @@ struct Case {
   std::vector<int> lengths;  ///< of the segments: 0 or 1
   int32_t low_rank = 0;
   double outliers = 0.003;  ///< of x_proj, and three times as many of dt_proj; 0: no list of any
+  int32_t dt_low_rank = 0;
 };
 
 /// A row's y and states after it, each with what its rounding is in proportion to: errors of sums in float grow with
@@ -60,12 +61,20 @@ Step step_in_double(const Case& test, const TestMatrix& x_proj, const TestMatrix
 TEST(CudaMambaStep, IsWhatItsPartsAreInDouble) {
   HXQ_NEEDS_GPU();
   const std::vector<int> many = {1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1};
-  const std::vector<Case> cases = {{1536, 48, 16, 4, 3, {1}},          {1536, 48, 16, 4, 3, {1, 0, 1, 1}},
-                                   {1536, 48, 16, 4, 3, many},         {2048, 64, 16, 4, 3, {1}, 1},
-                                   {2048, 64, 16, 4, 3, many, 2},      {96, 8, 16, 4, 3, {1, 1}},
-                                   {100, 4, 5, 3, 7, {1, 0}},          {64, 4, 1, 1, 0, {1}},
-                                   {3072, 96, 16, 4, 3, {1, 1, 1}, 2}, {1536, 4, 16, 4, 3, {1, 1}},
-                                   {1028, 4, 16, 4, 3, {1}},           {64, 8, 4, 2, 1, {1}, 0, 0}};
+  const std::vector<Case> cases = {{1536, 48, 16, 4, 3, {1}},
+                                   {1536, 48, 16, 4, 3, {1, 0, 1, 1}},
+                                   {1536, 48, 16, 4, 3, many},
+                                   {2048, 64, 16, 4, 3, {1}, 1},
+                                   {2048, 64, 16, 4, 3, many, 2},
+                                   {96, 8, 16, 4, 3, {1, 1}},
+                                   {100, 4, 5, 3, 7, {1, 0}},
+                                   {64, 4, 1, 1, 0, {1}},
+                                   {3072, 96, 16, 4, 3, {1, 1, 1}, 2},
+                                   {1536, 4, 16, 4, 3, {1, 1}},
+                                   {1028, 4, 16, 4, 3, {1}},
+                                   {64, 8, 4, 2, 1, {1}, 0, 0},
+                                   {1536, 48, 16, 4, 3, {1, 0, 1}, 0, 0.003, 2},
+                                   {100, 4, 5, 3, 7, {1}, 1, 0, 3}};
   for (const Case& test : cases) {
     Random random(static_cast<uint32_t>(test.channels));
     const auto channels = static_cast<size_t>(test.channels);
@@ -77,8 +86,12 @@ TEST(CudaMambaStep, IsWhatItsPartsAreInDouble) {
                                            .outliers = test.outliers,
                                            .rank = test.low_rank,
                                            .size = 0.1f});
-    const TestMatrix dt_proj =
-        make_matrix({.rows = test.channels, .cols = test.rank, .k = 200, .outliers = 3 * test.outliers, .size = 0.3f});
+    const TestMatrix dt_proj = make_matrix({.rows = test.channels,
+                                            .cols = test.rank,
+                                            .k = 200,
+                                            .outliers = 3 * test.outliers,
+                                            .rank = test.dt_low_rank,
+                                            .size = 0.3f});
     const DeviceMatrix device_x_proj(x_proj), device_dt_proj(dt_proj);
     const auto x = random.normals(static_cast<size_t>(past.rows) * channels),
                z = random.normals(static_cast<size_t>(past.rows) * channels);
