@@ -38,6 +38,8 @@ class Loader:
         self.ignored: list[str] = []
         self.made: dict[str, nn.Module] = {}
         self.fresh: set[str] = set()
+        #: Keys that the files do not hold (transformers 4).
+        self.missing: set[str] = set()
         self._decoded: Optional[str] = None
         #: What `finish` puts into the model's parameters (transformers 4), by their names.
         self.decoded_later: dict[str, torch.Tensor] = {}
@@ -191,6 +193,7 @@ class Loader:
                     raise ValueError(f"{path}.{stored} was not loaded: the folder's files do not hold it")
             if module.stored_device.type in ("cpu", "cuda"):
                 module.matrix  # raises if the parts do not fit
+        self._fill_missing()
         if self._decoded is not None:
             shutil.rmtree(self._decoded, ignore_errors=True)
         parameters = dict(model.named_parameters())
@@ -199,6 +202,23 @@ class Loader:
                 parameters[name].copy_(weight)
         self.decoded_later.clear()
         self._set_up(model)
+
+    @torch.no_grad()
+    def _fill_missing(self) -> None:
+        """Biases that the files do not hold are zeros, as in any layer that transformers fills in: it takes compressed
+        modules for complete."""
+        for path, module in self.made.items():
+            for name, parameter in module._parameters.items():
+                if parameter is None or parameter.is_meta:
+                    continue
+                if _MAJOR >= 5:
+                    loaded = getattr(parameter, "_is_hf_initialized", False)
+                else:
+                    loaded = self.missing.isdisjoint(self._names(f"{path}.{name}"))
+                if not loaded and name != "bias":
+                    raise ValueError(f"{path}.{name} was not loaded: the folder's files do not hold it")
+                if not loaded:
+                    parameter.zero_()
 
     # ---- Dense folders ----
 

@@ -216,6 +216,7 @@ class _Hooks4(_Common):
             module = model.get_submodule(path)
             return isinstance(module, Compressed) and name in module._stored_names.values()
 
+        self.loader.missing.update(missing_keys)
         return [key for key in missing_keys if not is_part(key) and key not in self.loader.decoded_later]
 
     def dequantize(self, model):

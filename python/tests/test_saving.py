@@ -96,6 +96,24 @@ def test_a_new_table_or_head_beside_a_tied_one_is_saved(side, profile, tmp_path)
     assert torch.equal(logits(load(tmp_path / "twice")), expected)
 
 
+def test_biases_that_the_files_do_not_hold_are_zeros(tmp_path):
+    """As where transformers fills in a dense layer; it takes compressed ones for complete."""
+    model = tiny("qwen2")
+    compress_model(model, embeddings=True)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.bias = None
+    model.save_pretrained(tmp_path)
+    torch.use_deterministic_algorithms(True)  # memory that nobody filled holds NaN then
+    try:
+        again = load(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(logits(again), logits(model))
+    bias = again.model.layers[0].self_attn.q_proj.bias
+    assert isinstance(bias, nn.Parameter) and not bias.any()
+    assert torch.equal(again.model.layers[0].self_attn.k_proj.bias, model.model.layers[0].self_attn.k_proj.bias)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_given_state_dict_is_what_is_saved(way, tmp_path):
     """As with dense models, and not the model's own in its place."""
