@@ -99,19 +99,33 @@ inline int64_t tile_panel_floats(int64_t cols, int64_t width) {
   return kTileHead + blocks_of(cols) * kPlanesOfX * kTile * width;
 }
 
+/// Where column i of 64 is after bytes of four vectors of 16 columns were put into one, a byte of each in turn.
+struct alignas(64) MixedColumns {
+  uint8_t at[kBlock];
+
+  constexpr MixedColumns() : at{} {
+    for (int64_t i = 0; i < kBlock; ++i) at[i] = static_cast<uint8_t>(i % kLanes * 4 + i / kLanes);
+  }
+};
+constexpr MixedColumns kMixedColumns;
+
 /// The planes of 64 columns of one token times 2^shift; zeros past the last.
 HXQ_ALWAYS_INLINE void round_to_planes(const float* x, int64_t cols, VecF shift, uint8_t (*planes)[kBlock]) {
-  for (int64_t i = 0; i < kBlock / kLanes; ++i) {
-    const VecF part = _mm512_scalef_ps(columns_of(x + i * kLanes, cols - i * kLanes), shift);
-    const __m512i bias = _mm512_set1_epi32(0x808080);  // makes signed bytes of what is carried
-    const __m512i digits = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(part), bias), bias);
-    const auto put = [&](int64_t plane, __m512i digit) {
-      _mm_store_si128(reinterpret_cast<__m128i*>(planes[plane] + i * kLanes), _mm512_cvtepi32_epi8(digit));
-    };
-    put(0, _mm512_srli_epi32(digits, 16));
-    put(1, _mm512_srli_epi32(digits, 8));
-    put(2, digits);
-  }
+  const __m512i bias = _mm512_set1_epi32(0x808080);  // makes signed bytes of what is carried
+  const auto digits_at = [&](int64_t col) {
+    const VecF part = _mm512_scalef_ps(columns_of(x + col, cols - col), shift);
+    return _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(part), bias), bias);
+  };
+  const __m512i a = digits_at(0), b = digits_at(16), c = digits_at(32), d = digits_at(48);
+  const auto put = [&](int64_t plane, __m512i byte0, __m512i byte1, __m512i byte2, __m512i byte3) {
+    const __m512i lower = _mm512_mask_blend_epi8(0x2222222222222222, byte0, byte1);
+    const __m512i upper = _mm512_mask_blend_epi8(0x8888888888888888, byte2, byte3);
+    const __m512i mixed = _mm512_mask_blend_epi16(0xaaaaaaaa, lower, upper);
+    _mm512_store_si512(planes[plane], _mm512_permutexvar_epi8(_mm512_load_si512(kMixedColumns.at), mixed));
+  };
+  put(0, _mm512_srli_epi32(a, 16), _mm512_srli_epi32(b, 8), c, _mm512_slli_epi32(d, 8));
+  put(1, _mm512_srli_epi32(a, 8), b, _mm512_slli_epi32(c, 8), _mm512_slli_epi32(d, 16));
+  put(2, a, _mm512_slli_epi32(b, 8), _mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24));
 }
 
 /// The power of two that makes whole numbers of up to 0x7f7f7f, three signed bytes, of one token's x. NaN if x is not
