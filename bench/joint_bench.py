@@ -76,7 +76,7 @@ def main() -> int:
         return run(command, "bench", folder, "--json", *options, *threads)
 
     def rate(texts, decoded):
-        options = ["--sequences", texts, "--prompt-tokens", 1, "--rounds", 2, "--decode-tokens", decoded]
+        options = ["--sequences", texts, "--prompt-tokens", 1, "--rounds", 3, "--decode-tokens", decoded]
         return bench(hxq, *options)["decode_tokens_per_second"]
 
     right = texts_are_equal(hxq)
