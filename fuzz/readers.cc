@@ -108,7 +108,7 @@ void read_index(std::span<const std::byte> bytes) {
 void read_config(std::span<const std::byte> bytes) {
   expect_error_at_most([&] {
     const nlohmann::json config = parse_json(text_of(bytes), "config.json");
-    json_text(config);
+    parse_json(json_text(parse_json_to_edit(text_of(bytes), "config.json")), "edited config.json");
     is_known(config);
     const ModelDesc model = describe(config, "config.json");
     check_shared_copies(Checkpoint::over({}), model);

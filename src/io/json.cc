@@ -250,6 +250,9 @@ void check_size(size_t bytes, size_t most, const std::string& file) {
 template <class Parse>
 auto parse_with_literals(std::string_view text, const std::string& file, LargeIntegers large, const Parse& parse_text) {
   check_size(text.size(), kMaxJsonList, file);
+  if (const size_t at = text.find(kLiteralKey); at != text.npos) {
+    throw Error(fmt::format("\"{}\" has a meaning of its own here", kLiteralKey), {.file = file, .offset = at});
+  }
   const std::vector<Literal> literals = scan(text, file, large);
   const std::string replaced = literals.empty() ? std::string() : replace_literals(text, literals);
   if (!literals.empty()) text = replaced;
@@ -291,6 +294,10 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, JsonFi
 
 nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file) {
   return parsed_in_order(text, file, LargeIntegers::become_floats);
+}
+
+nlohmann::ordered_json parse_json_to_edit(std::string_view text, const std::string& file) {
+  return parsed_in_order(text, file, LargeIntegers::are_kept);
 }
 
 void read_json(std::string_view text, const std::string& file, JsonEvents& events, uint64_t base_offset) {

@@ -51,6 +51,10 @@ nlohmann::json parse_json(std::string_view text, const std::string& file, JsonFi
 /// The same with members in the order of the text (by name in a document of more than some 10,000 members).
 nlohmann::ordered_json parse_ordered_json(std::string_view text, const std::string& file);
 
+/// To be changed and written again: `json_text` of it has integers beyond 64 bits as the text has them (an object
+/// stands for each until then), where the others make floating-point numbers of them.
+nlohmann::ordered_json parse_json_to_edit(std::string_view text, const std::string& file);
+
 /// The document as text, two spaces of indentation. Numbers that are not finite are spelled as Python spells them, so
 /// that what `parse_json` read is written back as it was.
 std::string json_text(const nlohmann::json& json);
@@ -59,8 +63,6 @@ std::string json_text(const nlohmann::ordered_json& json);
 /// Parses the file. Throws `Error` also if it cannot be read, and for one of more than `max_bytes`, unread.
 nlohmann::json load_json(const std::filesystem::path& path, JsonFilter* filter = nullptr, size_t max_bytes = kMaxJson);
 nlohmann::ordered_json load_ordered_json(const std::filesystem::path& path);
-/// To be changed and written again: `json_text` of it has integers beyond 64 bits as the file has them (an object
-/// stands for each until then), where `load_json` makes floating-point numbers of them.
 nlohmann::ordered_json load_json_to_edit(const std::filesystem::path& path);
 
 }  // namespace hxq
