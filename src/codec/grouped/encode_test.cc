@@ -250,6 +250,32 @@ TEST(ScaleSearch, FindsTheBestScaleOfTheGrid) {
   }
 }
 
+TEST(ScaleSteps, FindExtremesAndSumDifferences) {
+  for (const ScaleSteps* steps : {&kScalarScaleSteps, &scale_steps()}) {
+    for (size_t count = 1; count <= 150; ++count) {
+      SCOPED_TRACE(fmt::format("{} weights", count));
+      const std::vector<float> weights = draw("laplace", static_cast<int>(count), static_cast<unsigned>(count));
+      const std::vector<float> decoded = draw("gaussian", static_cast<int>(count), static_cast<unsigned>(200 + count));
+      const Extremes extremes = steps->extremes(weights.data(), count);
+      ASSERT_EQ(extremes.least, std::ranges::min(weights));
+      ASSERT_EQ(extremes.largest, std::ranges::max(weights));
+      Differences expected;
+      for (size_t i = 0; i < count; ++i) {
+        const double w = 0.5 * weights[i], difference = w - decoded[i];
+        expected.signal += w * w;
+        expected.decoded += static_cast<double>(decoded[i]) * decoded[i];
+        expected.error += difference * difference;
+        expected.largest = std::max(expected.largest, static_cast<float>(std::fabs(difference)));
+      }
+      const Differences found = steps->compare(weights.data(), count, 0.5f, decoded.data());
+      ASSERT_NEAR(found.signal, expected.signal, 1e-13 * expected.signal);
+      ASSERT_NEAR(found.decoded, expected.decoded, 1e-13 * expected.decoded);
+      ASSERT_NEAR(found.error, expected.error, 1e-13 * expected.error);
+      ASSERT_FLOAT_EQ(found.largest, expected.largest);
+    }
+  }
+}
+
 /// Groups of all lengths, weights beyond all levels, and levels of every kind that has a way of its own.
 TEST(ScaleSteps, AreTheSameOnEveryInstructionSet) {
   const ScaleSteps& steps = scale_steps();

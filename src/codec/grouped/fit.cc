@@ -1,9 +1,7 @@
 #include "codec/grouped/fit.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
