@@ -1,4 +1,4 @@
-"""Several texts decoded together against one at a time, and one build against another, with `hxq bench`.
+"""Several texts of a model decoded together against one at a time, and one build against another, with `hxq bench`.
 
     python bench/joint_bench.py [--build build] [--steps] [--against HXQ] [--rounds N] [--threads N] [SHAPE]
 
@@ -33,13 +33,15 @@ PROMPTS = [
 
 
 def run(*command) -> dict | list:
-    return json.loads(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def texts_are_equal(hxq) -> bool:
+def texts_are_equal(hxq, threads) -> bool:
     def texts(*prompts):
         options = [word for prompt in prompts for word in ("--prompt", prompt)]
-        found = run(hxq, "generate", ROOT / "models" / "wiki-mamba-7m", *options, "-n", 64, "--ignore-eos", "--json")
+        found = run(
+            hxq, "generate", ROOT / "models" / "wiki-mamba-7m", *options, "-n", 64, "--ignore-eos", "--json", *threads
+        )
         return [text["tokens"] for text in (found if len(prompts) > 1 else [found])]
 
     return texts(*PROMPTS) == [texts(prompt)[0] for prompt in PROMPTS]
@@ -67,19 +69,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
+    threads = ["--threads", arguments.threads] if arguments.threads else []
     hxq, folder = arguments.build / "hxq", arguments.build / "bench-models" / arguments.shape
     if not folder.is_dir():
         subprocess.run([arguments.build / "bench" / "make_model", "--shape", arguments.shape, folder], check=True)
 
     def bench(command, *options):
-        threads = ["--threads", arguments.threads] if arguments.threads else []
         return run(command, "bench", folder, "--json", *options, *threads)
 
     def rate(texts, decoded):
         options = ["--sequences", texts, "--prompt-tokens", 1, "--rounds", 3, "--decode-tokens", decoded]
         return bench(hxq, *options)["decode_tokens_per_second"]
 
-    right = texts_are_equal(hxq)
+    right = texts_are_equal(hxq, threads)
     print(f"{len(PROMPTS)} texts of the bundled model together: {'each as alone' if right else 'NOT as each is alone'}")
 
     def judge(what, figure, holds):
@@ -87,7 +91,7 @@ def main() -> int:
         right &= holds
         print(f"{what}: {figure}{'' if holds else '  MISSED'}", flush=True)
 
-    together = measure({n: lambda n=n: rate(n, 64 if n == 1 else 16) for n in (1, 8, 32)}, arguments.rounds)
+    together = measure({n: lambda n=n: rate(n, 24) for n in (1, 8, 32)}, arguments.rounds)
     print(f"one text: {statistics.median(together[1]):.0f} tokens/s")
     for n in (8, 32):
         ratio = median_ratio(together[n], together[1])

