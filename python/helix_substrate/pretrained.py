@@ -11,6 +11,12 @@ from torch import nn
 
 from .compressed import Compressed, WithoutWeight
 from .modules import HelixEmbedding
+from .swap import keep_orphans
+
+_MAJOR = int(transformers.__version__.split(".")[0])
+
+#: Methods that a compressed model answers in its own way.
+_ANSWERED = ("num_parameters", "save_pretrained", "get_expanded_tied_weights_keys", "named_parameters", "state_dict")
 
 
 class Method(NamedTuple):
@@ -84,6 +90,12 @@ def _save_pretrained(self, *args, **kwargs):
         return type(self).save_pretrained(*call.args, **call.kwargs)
 
 
+def _state_dict(self, *args, **kwargs):
+    """A head whose compressed table was replaced is in it, as a dense head is that shared one."""
+    keep_orphans(self)
+    return type(self).state_dict(self, *args, **kwargs)
+
+
 def present(model: nn.Module) -> None:
     """Called once a model has compressed modules."""
     for module in model.modules():
@@ -93,6 +105,10 @@ def present(model: nn.Module) -> None:
         if hasattr(module, "get_expanded_tied_weights_keys"):
             answers["get_expanded_tied_weights_keys"] = _expanded_tied_weights
         answers["named_parameters"] = _named_parameters if module is model else _named_parameters_of_base
+        if module is model and _MAJOR >= 5:  # before, heads are tied again while loading, of dense models too
+            answers["state_dict"] = _state_dict
+        else:
+            module.__dict__.pop("state_dict", None)  # of a part that was compressed as a model of its own
         for name, function in answers.items():
             module.__dict__[name] = Method(function, module)
 
@@ -100,7 +116,7 @@ def present(model: nn.Module) -> None:
 def withdraw(model: nn.Module) -> None:
     """Called once nothing of a model is compressed any more."""
     for module in model.modules():
-        for name in ("num_parameters", "save_pretrained", "get_expanded_tied_weights_keys", "named_parameters"):
+        for name in _ANSWERED:
             module.__dict__.pop(name, None)
 
 

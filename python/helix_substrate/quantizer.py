@@ -25,7 +25,7 @@ from .config import QUANT_METHODS, CDNAv3Config, HxqConfig
 from .loader import Loader
 from .pretrained import allow_token_types, present, withdraw
 from .selection import compressed_paths, stored_paths
-from .swap import keep_orphans, make_dense
+from .swap import keep_orphans, make_dense, orphans
 
 __all__ = ["CDNAv3Config", "HelixHfQuantizer", "HxqConfig", "mark_compressed", "register"]
 
@@ -133,15 +133,19 @@ class _Common(HfQuantizer):
 
     @contextlib.contextmanager
     def saving(self, model, state_dict):
-        """While `state_dict` is saved in place of the model's own. Raises ValueError if it has a compressed matrix in
-        parts that do not fit each other or the model's shape."""
+        """While `state_dict` is saved in place of the model's own. Raises ValueError if it has a compressed matrix that
+        could not be loaded, or lacks one."""
         named = stored_paths(model, state_dict)
+        self._check_orphans(model, state_dict)
         self._given = dict(state_dict), named  # transformers empties it
         try:
             yield
         finally:
             self._given = None
             self._before_saving(model)
+
+    def _check_orphans(self, model, state_dict) -> None:
+        """Raises ValueError if a given dict lacks what an orphan computes with."""
 
     def _before_saving(self, model) -> None:
         """The configuration lists what is compressed at the moment, or in the tensors that are saved."""
@@ -178,6 +182,15 @@ class _Hooks5(_Common):
             self.loader.compress(model)
         self.attach(model)
         return model
+
+    def _check_orphans(self, model, state_dict):
+        # Loading would tie it to what took the place of its source. The model's state_dict() keeps orphans first.
+        for path in orphans(model):
+            if not any(key.startswith(f"{path}.") and not key.endswith(".bias") for key in state_dict):
+                raise ValueError(
+                    f"the given state_dict has no weight of {path}, which no longer shares another module's: take "
+                    "state_dict() of the model as it is now"
+                )
 
     def get_state_dict_and_metadata(self, model):
         keep_orphans(model)  # the 4 line would tie them again, and so it does for dense models

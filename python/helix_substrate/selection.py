@@ -15,7 +15,7 @@ from torch import nn
 from . import _core, ops
 from .compressed import Compressed, WithoutWeight
 from .modules import can_be_compressed
-from .stored_form import matrix_in
+from .stored_form import STORED_NAMES, matrix_in, missing_of
 
 logger = logging.getLogger("helix_substrate")
 
@@ -167,23 +167,57 @@ def compressed_paths(model: nn.Module) -> list[str]:
 
 
 def stored_paths(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
-    """The model's modules whose compressed matrices a state dict holds. Raises ValueError for one that could not be
-    loaded: of which parts are missing, or do not fit each other or the module."""
-    found = []
-    for path, module in model.named_modules():
-        if not isinstance(module, Compressed):
+    """The modules whose compressed matrices a state dict holds, whatever they are in the model. Raises ValueError for
+    one that could not be loaded: of which parts are missing or do not fit each other or the module, which has no module
+    to take it, or whose dense weight is there too."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    own = {path: module.stored_tensors() for path, module in paths.items() if isinstance(module, Compressed)}
+    given: dict[str, set[str]] = {}
+    for key in state_dict:
+        path, _, name = key.rpartition(".")
+        if name in STORED_NAMES or name in own.get(path, ()):
+            given.setdefault(path, set()).add(name)
+    found: dict[Any, str] = {}
+    prefix = getattr(model, "base_model_prefix", "")
+    for path, names in given.items():
+        where = _path_in(paths, path, prefix)
+        module = paths.get(where)
+        if module is not None and where not in own:
+            names -= module._buffers.keys() | module._parameters.keys()  # of a layer that has such names for itself
+        if not names:
             continue
-        own = module.stored_tensors()
-        parts = matrix_in(state_dict, f"{path}.", own)
-        given = [name for name in own if f"{path}.{name}" in state_dict]
-        if parts:
-            if problem := ops.problem_with(parts, module.rows, module.cols, path):
-                raise ValueError(f"the given state_dict: {problem}")
-            found.append(path)
-        elif given:
-            missing = next(name for name in own if name not in given)
-            raise ValueError(f"the given state_dict has {path}.{given[0]}, but no {path}.{missing}")
-    return found
+        shape = _matrix_shape(module)
+        parts = matrix_in(state_dict, f"{path}.", own.get(where, ()))
+        if shape is None:
+            if parts and path.partition(".")[0] in (prefix, *paths):  # not the head of another model
+                raise ValueError(f"the given state_dict has {path}.{min(names)}, but the model no matrix {path}")
+            continue
+        if f"{path}.weight" in state_dict:
+            raise ValueError(
+                f"the given state_dict has both {path}.weight and {path}.{min(names)}: one of the two would be lost"
+            )
+        if not parts:
+            missing = missing_of(names, own.get(where, ()))
+            raise ValueError(f"the given state_dict has {path}.{min(names)}, but no {path}.{missing}")
+        if problem := ops.problem_with(parts, *shape, path):
+            raise ValueError(f"the given state_dict: {problem}")
+        found.setdefault(module, path)  # a module of several names is listed under one
+    return list(found.values())
+
+
+def _path_in(paths: Mapping[str, nn.Module], path: str, prefix: str) -> Optional[str]:
+    """The path that a key's means: base models are saved with and without their prefix."""
+    candidates = (path, f"{prefix}.{path}", path.removeprefix(f"{prefix}."))
+    return next((candidate for candidate in candidates if candidate in paths), None)
+
+
+def _matrix_shape(module: Optional[nn.Module]) -> Optional[tuple[int, int]]:
+    """Of the weight of a module that is compressed or could be; None for others."""
+    while hasattr(module, "base_layer"):  # adapted by PEFT
+        module = module.base_layer
+    if isinstance(module, WithoutWeight) or (module is not None and can_be_compressed(module)):
+        return tuple(module.weight.shape)
+    return None
 
 
 def share_compressed(model: nn.Module) -> tuple[float, dict[str, int]]:

@@ -17,6 +17,9 @@ _FORMS = (
 )
 _FACTORS = {"svd_U", "svd_s", "svd_Vt"}
 
+#: Every name that a stored tensor of a matrix may have.
+STORED_NAMES = frozenset(_FACTORS.union(*(names for form in _FORMS for names in form)))
+
 
 def matrix_in(state_dict: dict[str, Any], prefix: str, own: Iterable[str]) -> dict[str, torch.Tensor]:
     """The stored tensors of the matrix that a state dict holds under a prefix, in whatever form; {} if there is none.
@@ -26,6 +29,12 @@ def matrix_in(state_dict: dict[str, Any], prefix: str, own: Iterable[str]) -> di
             names = needed | beside | _FACTORS
             return {name: state_dict[prefix + name] for name in sorted(names) if prefix + name in state_dict}
     return {}
+
+
+def missing_of(names: set[str], own: Iterable[str] = ()) -> str:
+    """What a matrix lacks of which these names were found, and which is not whole. own: as for `matrix_in`."""
+    needed = next((needed for needed, _ in _FORMS if needed & names), set(own) or _FORMS[0][0])
+    return min(needed - names)
 
 
 def dense_weight(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> torch.Tensor:

@@ -26,22 +26,38 @@ def share(model: nn.Module, tied: dict[str, str]) -> None:
             become_tied(target, holder)
 
 
-def keep_orphans(model: nn.Module) -> None:
-    """Modules whose shared weight no module of the model holds any more, as a head's whose embedding was replaced, hold
-    it themselves from now on: it is saved then."""
+def orphans(model: nn.Module) -> dict[str, Tied]:
+    """Modules whose shared weight no module of the model holds any more, as a head's whose embedding was replaced."""
     held = set(model.modules())
-    for path, module in model.named_modules():
-        if not isinstance(module, Tied) or module.source in held:
-            continue
-        orphaned = module.source
-        if isinstance(orphaned, Compressed):
-            module.become_dense(torch.empty_like(orphaned.weight, device="meta"))
-            become_compressed(module, orphaned.stored_tensors(), path)
-            for other in held:
-                if isinstance(other, Tied) and other.source is orphaned:
-                    other._set_source(module)
-        else:
+    tied = {path: module for path, module in model.named_modules() if isinstance(module, Tied)}
+    return {path: module for path, module in tied.items() if module.source not in held}
+
+
+def keep_orphans(model: nn.Module) -> None:
+    """Orphans hold their weight themselves from now on: it is saved then. They compute as before."""
+    found = orphans(model)
+    for path, module in found.items():
+        source = module.source
+        if source in found.values():
+            continue  # an orphan before it holds the weight by now, for both
+        if not isinstance(source, Compressed):
             module.become_dense()
+            continue
+        _hold(module, source, path)
+        for other in found.values():
+            if isinstance(other, Tied) and other.source is source:
+                other._set_source(module)
+
+
+def _hold(module: Tied, source: Compressed, path: str) -> None:
+    """Makes a tied module a compressed one of the same tensors. What is trained stays the parameter that it is; LoRA
+    is added by the source alone."""
+    module.become_dense(torch.empty_like(source.weight, device="meta"))
+    become_compressed(module, source.stored_tensors(), path)
+    for name in module._own_state() & source._parameters.keys():
+        del module._buffers[name]
+        module.register_parameter(name, source._parameters[name])
+    module.precision = source.precision
 
 
 def compress_selected(

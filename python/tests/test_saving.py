@@ -96,6 +96,65 @@ def test_a_new_table_or_head_beside_a_tied_one_is_saved(side, profile, tmp_path)
     assert torch.equal(logits(load(tmp_path / "twice")), expected)
 
 
+@pytest.mark.skipif(BEFORE_5, reason="transformers 4 ties whatever the files hold, of dense models too")
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_new_table_or_head_is_in_the_state_dict(side, compressed, tmp_path):
+    """Also where nothing was saved before, and a dict without what an orphan computes with is refused."""
+    model = tiny("qwen2")
+    if compressed:
+        compress_model(model, embeddings=True)
+    torch.manual_seed(1)
+    if side == "input":
+        model.set_input_embeddings(nn.Embedding(*model.lm_head.weight.shape))
+    else:
+        model.set_output_embeddings(nn.Linear(*reversed(model.lm_head.weight.shape), bias=False))
+    expected = logits(model)
+    if compressed and side == "input":
+        tensors = dict((*model.named_parameters(), *model.named_buffers()))
+        with pytest.raises(ValueError, match="no weight of lm_head"):
+            model.save_pretrained(tmp_path / "refused", state_dict=tensors)
+        assert not (tmp_path / "refused").exists()
+    model.save_pretrained(tmp_path / "own", state_dict=model.state_dict())
+    assert torch.equal(logits(load(tmp_path / "own")), expected) and torch.equal(logits(model), expected)
+
+
+@pytest.mark.skipif(BEFORE_5, reason="transformers 4 ties whatever the files hold, of dense models too")
+def test_a_head_whose_table_was_replaced_computes_as_before():
+    model = tiny("qwen2")
+    compress_model(model, embeddings=True)
+    model.lm_head.source.precision = "exact"
+    model.set_input_embeddings(nn.Embedding(*model.lm_head.weight.shape))
+    x = torch.randn(40, 64)
+    with torch.no_grad():
+        expected = model.lm_head(x)
+        model.state_dict()
+        assert isinstance(model.lm_head, HelixLinear) and model.lm_head.precision == "exact"
+        assert torch.equal(model.lm_head(x), expected)
+
+
+@pytest.mark.skipif(BEFORE_5, reason="transformers 4 ties whatever the files hold, of dense models too")
+def test_trained_parts_go_with_a_shared_weight(tmp_path):
+    """A table that shared the weight of a head goes on training the parameters that it looked up in."""
+    model = tiny("llama")
+    compress_model(model, embeddings=True)
+    model.model.embed_tokens.weight = model.lm_head.weight
+    head = model.lm_head.train_codebook()
+    codebook = head.codebook
+    with torch.no_grad():
+        codebook.mul_(1.5)
+    model.set_output_embeddings(nn.Linear(64, 320, bias=False))
+    expected = logits(model)
+    state = model.state_dict()
+    table = model.model.embed_tokens
+    assert isinstance(table, HelixEmbedding) and table.codebook is codebook
+    assert torch.equal(table.decode_weight(), head.decode_weight()) and torch.equal(logits(model), expected)
+    model(IDS).logits.square().sum().backward()
+    assert codebook.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert torch.equal(logits(load(tmp_path)), expected)
+
+
 def test_biases_that_the_files_do_not_hold_are_zeros(tmp_path):
     """As where transformers fills in a dense layer; it takes compressed ones for complete."""
     model = tiny("qwen2")
@@ -148,9 +207,51 @@ def test_a_given_state_dict_is_what_is_saved(way, tmp_path):
         model.save_pretrained(
             tmp_path / "refused", state_dict={key: own[key] for key in own if key != f"{path}.indices"}
         )
+    both = {**own, f"{path}.weight": changed[f"{path}.weight"]}
+    with pytest.raises(ValueError, match=f"both {path}.weight and {path}"):
+        model.save_pretrained(tmp_path / "refused", state_dict=both)
+    nowhere = {**own, f"{path}.x.codebook": own[f"{path}.codebook"], f"{path}.x.indices": own[f"{path}.indices"]}
+    with pytest.raises(ValueError, match=f"no matrix {path}.x"):
+        model.save_pretrained(tmp_path / "refused", state_dict=nowhere)
     assert not (tmp_path / "refused").exists()
     model.save_pretrained(tmp_path / "own")
     assert torch.equal(logits(load(tmp_path / "own")), logits(model))
+
+
+@pytest.mark.parametrize("profile", [None, "g4"])
+def test_a_given_matrix_of_a_module_that_is_dense_here(profile, tmp_path):
+    """It is loaded where it is whole, and refused where it is not."""
+    path, table = "model.layers.0.mlp.up_proj", "model.embed_tokens"
+    model, donor = tiny("qwen2"), tiny("qwen2")
+    compress_model(model, keep=[path], profile=profile)
+    compress_model(donor, embeddings=True, profile=profile)
+    state = donor.state_dict()
+    model.save_pretrained(tmp_path / "donor", state_dict=state)
+    listed = json.loads((tmp_path / "donor" / "config.json").read_text())["quantization_config"]["compressed_modules"]
+    assert path in listed and table in listed
+    assert torch.equal(logits(load(tmp_path / "donor")), logits(donor))
+    for module in (path, table):
+        names = donor.get_submodule(module).stored_tensors()
+        part = next(name for name in names if name.endswith("indices"))
+        short = {key: tensor for key, tensor in state.items() if key != f"{module}.{part}"}
+        with pytest.raises(ValueError, match=f"has {module}.*, but no {module}.{part}"):
+            model.save_pretrained(tmp_path / "refused", state_dict=short)
+        odd = {**state, f"{module}.{part}": state[f"{module}.{part}"][:1].clone()}
+        with pytest.raises(ValueError, match=f"state_dict: .*{module}"):
+            model.save_pretrained(tmp_path / "refused", state_dict=odd)
+    # A tied head is looked at as well.
+    name = next(iter(donor.get_submodule(table).stored_tensors()))
+    with pytest.raises(ValueError, match=f"has lm_head.{name}, but no lm_head"):
+        donor.save_pretrained(tmp_path / "refused", state_dict={**state, f"lm_head.{name}": state[f"{table}.{name}"]})
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_base_models_state_dict_is_saved_by_the_model(tmp_path):
+    """Its keys lack the prefix."""
+    model = tiny("qwen2")
+    compress_model(model, embeddings=True)
+    model.save_pretrained(tmp_path, state_dict=model.model.state_dict())
+    assert torch.equal(logits(load(tmp_path)), logits(model))
 
 
 @pytest.mark.parametrize("way", WAYS)
