@@ -33,7 +33,10 @@ PROMPTS = [
 
 
 def run(*command) -> dict | list:
-    return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr.strip())
+    return json.loads(done.stdout)
 
 
 def texts_are_equal(hxq, threads) -> bool:
@@ -73,6 +76,8 @@ def main() -> int:
         parser.error("--rounds: at least 1")
     threads = ["--threads", arguments.threads] if arguments.threads else []
     hxq, folder = arguments.build / "hxq", arguments.build / "bench-models" / arguments.shape
+    if not (arguments.build / "bench" / "make_model").is_file():
+        parser.error(f"{arguments.build}: no bench/make_model, which `make bench` builds")
     if not folder.is_dir():
         subprocess.run([arguments.build / "bench" / "make_model", "--shape", arguments.shape, folder], check=True)
 
