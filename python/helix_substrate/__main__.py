@@ -43,10 +43,19 @@ def _is_watched() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _forget_output() -> None:
-    """What could not be written is dropped, lest Python tries it again at its end and complains."""
+def _forget(stream) -> None:
+    """What could not be written is dropped, lest Python tries it again at its end, complains and ends with 120."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _end_messages() -> None:
+    """Some releases of Python keep what could not be written: messages of ours, and those of loggers."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _forget(sys.stderr)
 
 
 def _progress(quiet: bool):
@@ -221,7 +230,7 @@ def main(argv=None) -> int:
         with _signals_as_exits():
             return arguments.run(arguments)
     except _LostOutput as lost:
-        _forget_output()
+        _forget(sys.stdout)
         if isinstance(lost.error, BrokenPipeError):  # who has read enough wants no message
             return 128 + signal.SIGPIPE
         _complain(f"error: cannot write to standard output: {lost.error.strerror}")
@@ -232,6 +241,8 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         _complain("\ninterrupted" if _is_watched() else "interrupted")
         return 130
+    finally:
+        _end_messages()
 
 
 if __name__ == "__main__":
