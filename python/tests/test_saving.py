@@ -73,6 +73,15 @@ def test_what_is_saved_loads(way, kind, tmp_path):
     assert torch.equal(logits(load(tmp_path / "twice")), logits(again))
 
 
+def replace(model, side):
+    """A new table (`input`) or head (`output`) in the place of the model's."""
+    torch.manual_seed(1)
+    if side == "input":
+        model.set_input_embeddings(nn.Embedding(*model.lm_head.weight.shape))
+    else:
+        model.set_output_embeddings(nn.Linear(*reversed(model.lm_head.weight.shape), bias=False))
+
+
 @pytest.mark.skipif(BEFORE_5, reason="transformers 4 ties whatever the files hold, of dense models too")
 @pytest.mark.parametrize("profile", [None, "g4"])
 @pytest.mark.parametrize("side", ["input", "output"])
@@ -81,11 +90,7 @@ def test_a_new_table_or_head_beside_a_tied_one_is_saved(side, profile, tmp_path)
     model = tiny("qwen2")
     assert model.config.tie_word_embeddings
     compress_model(model, embeddings=True, profile=profile)
-    torch.manual_seed(1)
-    if side == "input":
-        model.set_input_embeddings(nn.Embedding(*model.lm_head.weight.shape))
-    else:
-        model.set_output_embeddings(nn.Linear(*reversed(model.lm_head.weight.shape), bias=False))
+    replace(model, side)
     expected = logits(model)
     model.save_pretrained(tmp_path / "once")
     assert torch.equal(logits(model), expected)
@@ -104,11 +109,7 @@ def test_a_new_table_or_head_is_in_the_state_dict(side, compressed, tmp_path):
     model = tiny("qwen2")
     if compressed:
         compress_model(model, embeddings=True)
-    torch.manual_seed(1)
-    if side == "input":
-        model.set_input_embeddings(nn.Embedding(*model.lm_head.weight.shape))
-    else:
-        model.set_output_embeddings(nn.Linear(*reversed(model.lm_head.weight.shape), bias=False))
+    replace(model, side)
     expected = logits(model)
     if compressed and side == "input":
         tensors = dict((*model.named_parameters(), *model.named_buffers()))
