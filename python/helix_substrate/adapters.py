@@ -20,7 +20,7 @@ from .compressed import Compressed, WithoutWeight
 from .modules import HelixLinear, Tied, become_compressed
 from .offload import check_held
 from .stored_form import encode
-from .swap import replace_module
+from .swap import become_own, replace_module
 
 _GUARD = "_check_lora_target_modules_mamba"
 _MODULE = "peft.tuners.tuners_utils"
@@ -172,16 +172,7 @@ def _part_from(model: nn.Module, layer: nn.Module) -> None:
     }
     for module in list(model.modules()):
         if isinstance(module, Tied) and module.source is source and id(module) not in sharing:
-            _become_own(module)
-
-
-def _become_own(module: Tied) -> None:
-    """Gives a tied module the stored tensors of its source, without a copy, as its own."""
-    source = module.source
-    parts, name, dtype = source.stored_tensors(), module.__dict__.get("tensor_name", ""), source.weight_dtype
-    module._take(nn.Parameter(torch.empty(source.rows, source.cols, dtype=dtype, device="meta")))
-    become_compressed(module, parts, name)
-    module.precision = source.precision
+            become_own(module, module.__dict__.get("tensor_name", ""))
 
 
 def _merge(path: str, layer: nn.Module, sidecar_fraction: float) -> tuple[nn.Module, dict]:

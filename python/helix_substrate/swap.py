@@ -49,15 +49,21 @@ def keep_orphans(model: nn.Module) -> None:
                 other._set_source(module)
 
 
+def become_own(module: Tied, name: str) -> None:
+    """Gives a tied module the stored tensors of its source, which is compressed, as its own, without a copy."""
+    source = module.source
+    parts = source.stored_tensors()
+    module.become_dense(torch.empty(source.rows, source.cols, dtype=source.weight_dtype, device="meta"))
+    become_compressed(module, parts, name)
+    module.precision = source.precision
+
+
 def _hold(module: Tied, source: Compressed, path: str) -> None:
-    """Makes a tied module a compressed one of the same tensors. What is trained stays the parameter that it is; LoRA
-    is added by the source alone."""
-    module.become_dense(torch.empty_like(source.weight, device="meta"))
-    become_compressed(module, source.stored_tensors(), path)
+    """As `become_own`; and what is trained stays the parameter that it is. LoRA is added by the source alone."""
+    become_own(module, path)
     for name in module._own_state() & source._parameters.keys():
         del module._buffers[name]
         module.register_parameter(name, source._parameters[name])
-    module.precision = source.precision
 
 
 def compress_selected(
