@@ -93,7 +93,8 @@ def test_a_page_of_another_origin_with_the_headers_of_openais_client(browser, st
             headers = {"Content-Type": "application/json", "Authorization": "Bearer none", "X-Stainless-Lang": "js"}
             body = json.dumps({"prompt": "The", "max_tokens": 2})
             browser.run(
-                f"fetch('{server.url}/v1/completions', {{method: 'POST', headers: {json.dumps(headers)}, body: '{body}'}})"
+                f"fetch('{server.url}/v1/completions', "
+                f"{{method: 'POST', headers: {json.dumps(headers)}, body: '{body}'}})"
                 ".then((response) => { window.found = [response.status, response.headers.get('X-Request-Id')]; })"
                 ".catch((error) => { window.found = [String(error)]; })"
             )
