@@ -9,7 +9,9 @@
 namespace hxq::cuda::gemv {
 
 constexpr int kThreads = GemvPlan::kThreads;
-constexpr int kPartials = 1280;       ///< sums of a row by one group that wait for those of other groups
+/// Sums of a row by one group that wait for those of other groups. So 22,016 rows of 4,096 columns are one round on 132
+/// blocks.
+constexpr int kPartials = 1344;
 constexpr int kReadyOutliers = 1024;  ///< of a block, multiplied ahead
 constexpr int kRowBegins = 512;       ///< rows of a block whose outliers are found in shared memory
 
