@@ -120,6 +120,14 @@ struct Cpu {
     context.team.barrier();
   }
 
+  static void most_likely(const MostLikelyArgs& args, const Context& context) noexcept {
+    const Range mine = context.team.share(args.rows);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      args.token[i] = most_likely_of({args.logits + i * args.vocabulary, static_cast<size_t>(args.vocabulary)});
+    }
+    context.team.barrier();
+  }
+
   template <class Args>
   static void nothing(const Args&, const Context&) noexcept {}
 };
@@ -137,7 +145,8 @@ const Operations& cpu_operations() noexcept {
                                              .rotary_table = Cpu::rotary_table,
                                              .extend_cache = Cpu::extend_cache,
                                              .attention = Cpu::attention,
-                                             .gated_activation = Cpu::gated_activation};
+                                             .gated_activation = Cpu::gated_activation,
+                                             .most_likely = Cpu::most_likely};
   return kOperations;
 }
 
@@ -152,7 +161,8 @@ const Operations& cpu_measuring_operations() noexcept {
                                              .rotary_table = Cpu::nothing,
                                              .extend_cache = Cpu::nothing,
                                              .attention = Cpu::attention,
-                                             .gated_activation = Cpu::nothing};
+                                             .gated_activation = Cpu::nothing,
+                                             .most_likely = Cpu::nothing};
   return kOperations;
 }
 

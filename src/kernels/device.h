@@ -126,9 +126,12 @@ class DeviceArray {
     assert(first >= 0 && first + std::ssize(values) <= size_);
     if (!values.empty()) device_->upload(data_ + static_cast<size_t>(first) * sizeof(T), std::as_bytes(values));
   }
-  void download(std::span<T> values) const {
-    assert(std::ssize(values) <= size_);
-    if (!values.empty()) device_->download(std::as_writable_bytes(values), data_);
+  /// Reads the elements from `first` on.
+  void download(std::span<T> values, int64_t first = 0) const {
+    assert(first >= 0 && first + std::ssize(values) <= size_);
+    if (!values.empty()) {
+      device_->download(std::as_writable_bytes(values), data_ + static_cast<size_t>(first) * sizeof(T));
+    }
   }
   void clear() {
     if (data_ != nullptr) device_->clear(data_, bytes());

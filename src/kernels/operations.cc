@@ -45,6 +45,10 @@ void gated_activation(const GatedActivationArgs& args, const Context& context) n
   context.operations.gated_activation(args, context);
 }
 
+void most_likely(const MostLikelyArgs& args, const Context& context) noexcept {
+  context.operations.most_likely(args, context);
+}
+
 bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
   return context.operations.mamba_step && context.operations.mamba_step(args, context);
 }

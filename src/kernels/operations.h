@@ -5,13 +5,14 @@
 #include "kernels/fused_linear.h"
 #include "kernels/kernels.h"
 #include "kernels/mamba_step.h"
+#include "kernels/most_likely.h"
 #include "kernels/ssd.h"
 
 namespace hxq::kernels {
 
-/// What a device can do: the functions behind those of kernels.h, attention.h and ssd.h, under the same rules. A table,
-/// so that a shared library can provide one. Those that fuse others are optional: null, or false where the device does
-/// not take these arguments, and then the others are called.
+/// What a device can do: the functions behind those of kernels.h, attention.h, ssd.h and most_likely.h, under the same
+/// rules. A table, so that a shared library can provide one. Those that fuse others are optional: null, or false where
+/// the device does not take these arguments, and then the others are called.
 struct Operations {
   void (*linear)(const PreparedMatrix& weight, const LinearArgs& args, const Context& context) noexcept;
   void (*gather_rows)(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
@@ -25,6 +26,7 @@ struct Operations {
   void (*extend_cache)(const ExtendCacheArgs& args, const Context& context) noexcept;
   void (*attention)(const AttentionArgs& args, const Context& context) noexcept;
   void (*gated_activation)(const GatedActivationArgs& args, const Context& context) noexcept;
+  void (*most_likely)(const MostLikelyArgs& args, const Context& context) noexcept;
   bool (*attention_step)(const AttentionStepArgs& args, const Context& context) noexcept = nullptr;
   bool (*mamba_step)(const MambaStepArgs& args, const Context& context) noexcept = nullptr;
   bool (*fused_linear)(const FusedLinearArgs& args, const Context& context) noexcept = nullptr;

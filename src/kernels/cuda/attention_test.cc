@@ -340,41 +340,6 @@ TEST(CudaAttention, ActivatesGates) {
   }
 }
 
-TEST(CudaSampling, FindsTheLargest) {
-  HXQ_NEEDS_GPU();
-  Random random(6);
-  for (const auto& [vocabulary, count] :
-       {std::pair<int64_t, int32_t>{1, 1}, {50280, 1}, {50280, 40}, {700, 256}, {5, 5}}) {
-    const int64_t rows = 3;
-    auto logits = random.normals(static_cast<size_t>(rows * vocabulary), DType::bf16);  // equal ones are common
-    logits[0] = NAN;
-    const DeviceRows dl(logits, rows, vocabulary, 3, DType::bf16);
-    const DeviceArray<int32_t> indices(static_cast<size_t>(rows * count));
-    const DeviceArray<float> values(static_cast<size_t>(rows * count));
-    HXQ_EXPECT_OK(top_k({.logits = dl.input(),
-                         .rows = rows,
-                         .vocabulary = vocabulary,
-                         .count = count,
-                         .indices = indices.data(),
-                         .values = values.data()},
-                        nullptr));
-    expect_finished();
-    const auto got = indices.values();
-    const auto got_values = values.values();
-    for (int64_t r = 0; r < rows; ++r) {
-      std::vector<int32_t> order(static_cast<size_t>(vocabulary));
-      std::iota(order.begin(), order.end(), 0);
-      const float* row = logits.data() + r * vocabulary;
-      const auto value = [&](int32_t i) { return std::isnan(row[i]) ? -INFINITY : row[i]; };
-      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return value(a) > value(b); });
-      for (int32_t i = 0; i < count; ++i) {
-        EXPECT_EQ(got[static_cast<size_t>(r * count + i)], order[static_cast<size_t>(i)]) << vocabulary << " " << i;
-        EXPECT_EQ(got_values[static_cast<size_t>(r * count + i)], value(order[static_cast<size_t>(i)]));
-      }
-    }
-  }
-}
-
 TEST(CudaGather, CopiesRows) {
   HXQ_NEEDS_GPU();
   const std::vector<int32_t> rows = {4, 0, 4, 2};

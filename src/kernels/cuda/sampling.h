@@ -4,17 +4,14 @@
 
 namespace hxq::cuda {
 
-/// The `count` largest of each row of logits, largest first, of equal ones the lower index first. NaN counts as the
-/// smallest. With count 1: greedy sampling.
-struct TopKArgs {
+/// The token with the largest of each row of logits, of equal ones the first: greedy sampling. -1 for a row that has a
+/// NaN or whose largest is infinite.
+struct MostLikelyArgs {
   Input logits;  // [rows, vocabulary]
   int64_t rows = 0;
-  int64_t vocabulary = 0;
-  int32_t count = 1;           ///< 1 to min(kMaxTopK, vocabulary)
-  int32_t* indices = nullptr;  // [rows, count]
-  float* values = nullptr;     // [rows, count], or null
+  int64_t vocabulary = 0;    ///< 1 or more
+  int32_t* token = nullptr;  // [rows]
 };
-inline constexpr int32_t kMaxTopK = 256;
-Status top_k(const TopKArgs& args, Stream stream) noexcept;
+Status most_likely(const MostLikelyArgs& args, Stream stream) noexcept;
 
 }  // namespace hxq::cuda

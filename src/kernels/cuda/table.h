@@ -20,7 +20,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 10;
+  static constexpr int kVersion = 11;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -76,7 +76,7 @@ struct Kernels {
   Status (*lay_out_step)(const Step&, Stream) noexcept;
   Status (*run_step)(const Step&, Stream) noexcept;
   Status (*gated_activation)(const GatedActivationArgs&, Stream) noexcept;
-  Status (*top_k)(const TopKArgs&, Stream) noexcept;
+  Status (*most_likely)(const MostLikelyArgs&, Stream) noexcept;
   Status (*linear_transposed)(const CodebookWeight&, const LinearTransposedArgs&, Stream) noexcept;
   Status (*grouped_linear_transposed)(const GroupedWeight&, const LinearTransposedArgs&, Stream) noexcept;
   Status (*codebook_gradient)(const CodebookWeight&, const CodebookGradientArgs&, Stream) noexcept;

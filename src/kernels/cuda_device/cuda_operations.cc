@@ -317,6 +317,17 @@ struct Cuda {
                                          on.stream);
     });
   }
+
+  static void most_likely(const MostLikelyArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    on.run("choosing tokens", [&] {
+      return on.kernels.most_likely({.logits = input(args.logits, args.vocabulary),
+                                     .rows = args.rows,
+                                     .vocabulary = args.vocabulary,
+                                     .token = args.token},
+                                    on.stream);
+    });
+  }
 };
 
 }  // namespace
@@ -333,6 +344,7 @@ const Operations& cuda_operations() noexcept {
                                              .extend_cache = Cuda::extend_cache,
                                              .attention = Cuda::attention,
                                              .gated_activation = Cuda::gated_activation,
+                                             .most_likely = Cuda::most_likely,
                                              .attention_step = Cuda::attention_step,
                                              .mamba_step = Cuda::mamba_step,
                                              .fused_linear = Cuda::fused_linear};
