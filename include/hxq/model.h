@@ -113,8 +113,13 @@ class Workspace {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Which logits (or hidden states) of a segment a forward pass is to compute.
-enum class Logits : uint8_t { none, last, all };
+/// Which logits (or hidden states) of a segment a forward pass is to give.
+enum class Logits : uint8_t {
+  none,
+  last,         ///< of its last token
+  all,          ///< of every token
+  most_likely,  ///< none, but which token has the largest of its last token's: a GPU then has nothing else to copy
+};
 
 /// Consecutive tokens of one sequence.
 struct Segment {
@@ -158,7 +163,8 @@ class Model {
 
   /// Runs tokens (each in [0, vocab_size)) of any number of sequences and advances these. `tokens` are those of the
   /// segments, one after the other; so are the `logits`: for each segment nothing, [vocab_size] of its last token, or
-  /// [segment.tokens, vocab_size].
+  /// [segment.tokens, vocab_size]. `most_likely` gets a token for each segment that asks for it, of those with equal
+  /// logits the lowest; -1 where a logit is NaN or the largest is infinite.
   ///
   /// What a token gives depends on its sequence and its phase alone: it is the same, bit for bit, whatever other
   /// sequences are computed with it, in however many calls its prompt comes (with the same `end`, where rotary
@@ -170,14 +176,14 @@ class Model {
   /// needs is taken before it begins. Where a GPU fails in the middle, `Error` says so, and the sequences of the call
   /// hold nothing of use.
   void forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
-               std::span<float> logits) const;
+               std::span<float> logits, std::span<int32_t> most_likely = {}) const;
 
   /// The same for one sequence.
   void forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted, Workspace& workspace,
                std::span<float> logits) const;
 
-  /// The same, but what is computed of the tokens that `Segment::logits` names are their hidden states after the final
-  /// norm, [hidden_size] each, of which logits are products with the head.
+  /// The same, but what is computed of the tokens that `Segment::logits` names (not `most_likely`) are their hidden
+  /// states after the final norm, [hidden_size] each, of which logits are products with the head.
   void hidden_states(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
                      std::span<float> states) const;
 
@@ -185,7 +191,7 @@ class Model {
 
  private:
   void run(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
-           std::span<float> outputs, bool hidden) const;
+           std::span<float> outputs, std::span<int32_t> most_likely, bool hidden) const;
 
   explicit Model(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "hxq/error.h"
+#include "kernels/most_likely.h"
 #include "layers/projection.h"
 #include "model/model_parts.h"
 
@@ -20,21 +21,36 @@ struct Piece {
   int64_t token;         ///< of the call: its first
   int64_t tokens;        ///< how many
   int64_t wanted;        ///< rows whose outputs are asked for, the last ones of the piece
-  int64_t first_wanted;  ///< of the call's outputs: the row of the first of these
+  bool only_token;       ///< of these only the likeliest token is asked for, not the outputs
+  int64_t first_wanted;  ///< of the call's outputs, or of its likeliest tokens: the row of the first of these
 };
+
+/// Of the pieces of a call: those to decode come first, and those that outputs are asked of lie between those that only
+/// tokens are asked of, so that a step's outputs are adjacent rows.
+int rank_of(const Piece& piece) noexcept {
+  if (piece.phase == Phase::decode) return piece.only_token ? 0 : 1;
+  return piece.only_token ? 3 : 2;
+}
 
 struct Step {
   StepShape shape = {};
+  int64_t first_output = 0;  ///< of the wanted rows: the first whose outputs are asked for
+  int64_t outputs = 0;       ///< how many
   std::vector<Piece> pieces = {};
 };
 
 int64_t wanted_rows(const Segment& segment) noexcept {
   if (segment.logits == Logits::none) return 0;
-  return segment.logits == Logits::last ? std::min<int64_t>(segment.tokens, 1) : segment.tokens;
+  return segment.logits == Logits::all ? segment.tokens : std::min<int64_t>(segment.tokens, 1);
 }
 
 void add(Step& step, const Piece& piece) {
   const bool decode = piece.phase == Phase::decode;
+  if (piece.wanted > 0 && piece.only_token) step.shape.most_likely = true;
+  if (piece.wanted > 0 && !piece.only_token) {
+    if (step.outputs == 0) step.first_output = step.shape.wanted;
+    step.outputs += piece.wanted;
+  }
   step.shape.rows += piece.tokens;
   step.shape.decode_rows += decode ? piece.tokens : 0;
   step.shape.segments += 1;
@@ -43,7 +59,7 @@ void add(Step& step, const Piece& piece) {
   step.pieces.push_back(piece);
 }
 
-/// Cuts the pieces, those to decode first, into steps of at most `step_rows`.
+/// Cuts the pieces, by their rank, into steps of at most `step_rows`.
 std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows, bool hidden) {
   std::vector<Step> steps;
   for (const Piece& all : pieces) {
@@ -62,11 +78,11 @@ std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows, b
   return steps;
 }
 
-/// Whether the wanted outputs of the step are consecutive rows of the call's.
+/// Whether the outputs of the step are consecutive rows of the call's.
 bool in_order(const Step& step) noexcept {
   int64_t next = -1;
   for (const Piece& piece : step.pieces) {
-    if (piece.wanted == 0) continue;
+    if (piece.wanted == 0 || piece.only_token) continue;
     if (next >= 0 && piece.first_wanted != next) return false;
     next = piece.first_wanted + piece.wanted;
   }
@@ -96,23 +112,36 @@ std::vector<float> outputs_on_host(size_t count) {
   }
 }
 
+/// What a call is to give.
+struct Results {
+  std::span<float> outputs;
+  std::span<int32_t> most_likely;
+};
+
 /// Runs a step that memory was reserved for, and advances its sequences. staging: as many outputs as the step has,
 /// where they lie apart in the call's.
-void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, std::span<float> outputs,
+void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& workspace, const Results& results,
          std::span<float> staging) {
   fill(step, tokens, workspace.inputs_on_host(step.shape));
   const auto width = static_cast<size_t>(workspace.model->output_size(step.shape.hidden));
   const auto place = [&](const Piece& piece) {
-    return outputs.data() + static_cast<size_t>(piece.first_wanted) * width;
+    return results.outputs.data() + static_cast<size_t>(piece.first_wanted) * width;
   };
-  const auto begin = std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.wanted > 0; });
+  const auto begin =
+      std::ranges::find_if(step.pieces, [](const Piece& piece) { return piece.wanted > 0 && !piece.only_token; });
   const bool direct = begin != step.pieces.end() && in_order(step);
   float* to = direct ? place(*begin) : staging.data();
-  workspace.run(step.shape, to);
+  workspace.run(step.shape, to, step.first_output, step.outputs);
+  const int32_t* token = workspace.most_likely_on_host.data();  // of the wanted rows, if the shape asks for them
   for (const Piece& piece : step.pieces) {
-    const auto size = static_cast<size_t>(piece.wanted) * width;
-    if (!direct) std::copy_n(to, size, place(piece));
-    to += size;
+    if (piece.only_token) {
+      std::copy_n(token, piece.wanted, results.most_likely.begin() + piece.first_wanted);
+    } else {
+      const auto size = static_cast<size_t>(piece.wanted) * width;
+      if (!direct) std::copy_n(to, size, place(piece));
+      to += size;
+    }
+    if (step.shape.most_likely) token += piece.wanted;
     piece.sequence->position += piece.tokens;
   }
 }
@@ -150,12 +179,18 @@ void check_sequences(std::span<const Segment> segments, const ModelInfo& info) {
   if (std::ranges::adjacent_find(sequences) != sequences.end()) throw Error("a sequence comes twice in one call");
 }
 
-void check_outputs(std::span<const Segment> segments, int64_t width, bool hidden, std::span<float> outputs) {
-  int64_t rows = 0;
-  for (const Segment& segment : segments) rows += wanted_rows(segment);
-  if (std::ssize(outputs) != rows * width) {
-    throw Error(fmt::format("room for {} {}, expected {} x {}", outputs.size(),
+void check_results(std::span<const Segment> segments, int64_t width, bool hidden, const Results& results) {
+  int64_t rows = 0, only_tokens = 0;
+  for (const Segment& segment : segments) {
+    (segment.logits == Logits::most_likely ? only_tokens : rows) += wanted_rows(segment);
+    if (hidden && segment.logits == Logits::most_likely) throw Error("hidden states have no most likely token");
+  }
+  if (std::ssize(results.outputs) != rows * width) {
+    throw Error(fmt::format("room for {} {}, expected {} x {}", results.outputs.size(),
                             hidden ? "numbers of hidden states" : "logits", rows, width));
+  }
+  if (std::ssize(results.most_likely) != only_tokens) {
+    throw Error(fmt::format("room for {} most likely tokens, expected {}", results.most_likely.size(), only_tokens));
   }
 }
 
@@ -255,12 +290,20 @@ void Workspace::Parts::reserve(const StepShape& shape) {
   const StepInputs measured(WorkMemory::measuring(input_bytes), shape, model->state_arrays);
   executor->reserve(kernels::DeviceCode::of([&](const kernels::Context& context) {
     WorkMemory nothing = WorkMemory::measuring(work_bytes);
-    model->run(shape, measured, nothing, WorkMemory(nothing).take<float>(0), context);
+    WorkMemory nowhere = nothing;
+    model->run(shape, measured, nothing, {.outputs = nowhere.take<float>(0), .most_likely = nowhere.take<int32_t>(0)},
+               context);
   }));
   grow(host_inputs, kernels::cpu_device(), static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(inputs, device, static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
-  if (!device.is_host()) {
+  if (shape.most_likely) {
+    grow(most_likely, device, shape.wanted, "the tokens of a step");
+    if (most_likely_on_host.size() < static_cast<size_t>(shape.wanted)) {
+      most_likely_on_host = {device, static_cast<size_t>(shape.wanted), "the tokens of a step"};
+    }
+  }
+  if (!device.is_host() || shape.most_likely) {
     grow(outputs, device, shape.wanted * model->output_size(shape.hidden),
          fmt::format("the outputs of {} tokens", shape.wanted));
   }
@@ -273,11 +316,11 @@ StepInputs Workspace::Parts::inputs_on_host(const StepShape& shape) noexcept {
   return {WorkMemory(host_inputs.data()), shape, model->state_arrays};
 }
 
-void Workspace::Parts::run(const StepShape& shape, float* to) {
+void Workspace::Parts::run(const StepShape& shape, float* to, int64_t first, int64_t rows) {
   const Reserved& known = *find_reserved(shape);
   inputs.upload({host_inputs.data(), known.input_bytes});
   const StepInputs on_device(WorkMemory(inputs.data()), shape, model->state_arrays);
-  const bool is_host = model->state_options.device->is_host();
+  const bool direct = model->state_options.device->is_host() && !shape.most_likely;
   const bool adapts = shape.rows == shape.decode_rows && model->adapt_threads;
   if (adapts && shape.rows != timed_rows) {  // steps of different sizes say nothing of each other
     step_threads = StepThreads(model->info.threads);
@@ -286,16 +329,22 @@ void Workspace::Parts::run(const StepShape& shape, float* to) {
   const auto start = std::chrono::steady_clock::now();
   executor->run(adapts ? step_threads.threads() : model->info.threads,
                 kernels::DeviceCode::of([&](const kernels::Context& context) {
-                  model->run(shape, on_device, WorkMemory(work.data()), is_host ? to : outputs.data(), context);
+                  model->run(shape, on_device, WorkMemory(work.data()),
+                             {.outputs = direct ? to : outputs.data(), .most_likely = most_likely.data()}, context);
                 }),
-                is_host ? 0 : known.key);  // on the host the outputs may go elsewhere each time
+                direct ? 0 : known.key);  // on the host the outputs may go elsewhere each time
   if (adapts) {
     step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  if (!is_host) outputs.download({to, static_cast<size_t>(shape.wanted * model->output_size(shape.hidden))});
+  if (shape.most_likely) {
+    most_likely.download({most_likely_on_host.data(), static_cast<size_t>(shape.wanted)});
+  }
+  if (direct) return;
+  const int64_t width = model->output_size(shape.hidden);
+  outputs.download({to, static_cast<size_t>(rows * width)}, first * width);
 }
 
-void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* outputs,
+void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, const StepResults& results,
                        const kernels::Context& context) const noexcept {
   const kernels::Batch batch{.rows = shape.rows,
                              .decode_rows = shape.decode_rows,
@@ -330,13 +379,17 @@ void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMem
                        context);
   }
   if (shape.hidden) {
-    kernels::rms_norm((*final_norm)(last, outputs, shape.wanted), context);
+    kernels::rms_norm((*final_norm)(last, results.outputs, shape.wanted), context);
     return;
   }
   const kernels::Batch of_logits{.rows = shape.wanted, .decode_rows = shape.wanted_decode};
   JointProjections to_logits((*final_norm)(last, last, shape.wanted), last, hidden);
-  to_logits.add({.weight = &matrix(head), .args = {.y = outputs, .y_stride = desc.vocab_size}});
+  to_logits.add({.weight = &matrix(head), .args = {.y = results.outputs, .y_stride = desc.vocab_size}});
   to_logits.run(of_logits, context);
+  if (!shape.most_likely) return;
+  kernels::most_likely(
+      {.logits = results.outputs, .rows = shape.wanted, .vocabulary = desc.vocab_size, .token = results.most_likely},
+      context);
 }
 
 Sequence Model::new_sequence() const { return Sequence(std::make_unique<Sequence::Parts>(*parts_)); }
@@ -344,7 +397,7 @@ Sequence Model::new_sequence() const { return Sequence(std::make_unique<Sequence
 Workspace Model::new_workspace() const { return Workspace(std::make_unique<Workspace::Parts>(*parts_)); }
 
 void Model::run(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
-                std::span<float> outputs, bool hidden) const {
+                std::span<float> outputs, std::span<int32_t> most_likely, bool hidden) const {
   if (!workspace.parts_ || workspace.parts_->model != parts_.get()) {
     throw Error("the workspace is not one of this model's");
   }
@@ -355,21 +408,24 @@ void Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
   const int64_t width = parts_->output_size(hidden);
   check_tokens(tokens, segments, info().vocab_size);
   check_sequences(segments, info());
-  check_outputs(segments, width, hidden, outputs);
+  const Results results{outputs, most_likely};
+  check_results(segments, width, hidden, results);
 
   std::vector<Piece> pieces;
-  for (const Phase phase : {Phase::decode, Phase::prefill}) {
-    Piece piece{};
-    for (const Segment& segment : segments) {
-      piece.sequence = segment.sequence->parts_.get();
-      piece.phase = phase;
-      piece.tokens = segment.tokens;
-      piece.wanted = wanted_rows(segment);
-      if (segment.phase == phase) pieces.push_back(piece);
-      piece.token += piece.tokens;
-      piece.first_wanted += piece.wanted;
-    }
+  int64_t token = 0, output = 0, only_token = 0;
+  for (const Segment& segment : segments) {
+    int64_t& first = segment.logits == Logits::most_likely ? only_token : output;
+    pieces.push_back({.sequence = segment.sequence->parts_.get(),
+                      .phase = segment.phase,
+                      .token = token,
+                      .tokens = segment.tokens,
+                      .wanted = wanted_rows(segment),
+                      .only_token = segment.logits == Logits::most_likely,
+                      .first_wanted = first});
+    token += segment.tokens;
+    first += pieces.back().wanted;
   }
+  std::ranges::stable_sort(pieces, {}, rank_of);
   const std::vector<Step> steps = plan_steps(pieces, info().step_tokens, hidden);
   for (const Segment& segment : segments) {
     const int64_t end = segment.sequence->position() + segment.tokens;
@@ -379,23 +435,23 @@ void Model::run(std::span<const int32_t> tokens, std::span<const Segment> segmen
   size_t apart = 0;  // numbers of a step's outputs that lie apart in the call's
   for (const Step& step : steps) {
     workspace.parts_->reserve(step.shape);
-    if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.shape.wanted * width));
+    if (!in_order(step)) apart = std::max(apart, static_cast<size_t>(step.outputs * width));
   }
   std::vector<float> staging = outputs_on_host(apart);
   for (const Step& step : steps) {
     workspace.parts_->reserve(step.shape);  // nothing more is taken: the largest step has been asked for
-    hxq::run(step, tokens, *workspace.parts_, outputs, staging);
+    hxq::run(step, tokens, *workspace.parts_, results, staging);
   }
 }
 
 void Model::forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
-                    std::span<float> logits) const {
-  run(tokens, segments, workspace, logits, false);
+                    std::span<float> logits, std::span<int32_t> most_likely) const {
+  run(tokens, segments, workspace, logits, most_likely, false);
 }
 
 void Model::hidden_states(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
                           std::span<float> states) const {
-  run(tokens, segments, workspace, states, true);
+  run(tokens, segments, workspace, states, {}, true);
 }
 
 void Model::forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted,

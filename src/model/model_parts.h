@@ -19,6 +19,7 @@ struct StepShape {
   int64_t wanted = 0;         ///< rows whose outputs are asked for
   int64_t wanted_decode = 0;  ///< of these, decode rows, which come first
   bool hidden = false;        ///< outputs are hidden states after the final norm, not logits
+  bool most_likely = false;   ///< of some of the wanted rows only the likeliest token is asked for
 
   bool operator==(const StepShape&) const = default;
 };
@@ -37,6 +38,12 @@ struct StepInputs {
   int32_t* wanted;             // [wanted]: rows
   kernels::RowRange* segment;  // [segments]
   void** state;                // [state arrays of all blocks, segments]
+};
+
+/// Where a step's results go, on the device.
+struct StepResults {
+  float* outputs = nullptr;        // [shape.wanted, output_size]
+  int32_t* most_likely = nullptr;  // [shape.wanted], where the shape asks for it
 };
 
 struct Model::Parts {
@@ -59,8 +66,8 @@ struct Model::Parts {
   void load_weights();
   /// Of an output: a row of logits, or a hidden state.
   int64_t output_size(bool hidden) const noexcept { return hidden ? desc.hidden_size : desc.vocab_size; }
-  /// A step on the device; see Block::forward. outputs: [shape.wanted, output_size].
-  void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, float* outputs,
+  /// A step on the device; see Block::forward.
+  void run(const StepShape& shape, const StepInputs& inputs, WorkMemory work, const StepResults& results,
            const kernels::Context& context) const noexcept;
 };
 
@@ -87,8 +94,9 @@ struct Workspace::Parts {
   void reserve(const StepShape& shape);
   /// Where a step's inputs are to be written before it is run.
   StepInputs inputs_on_host(const StepShape& shape) noexcept;
-  /// Runs a step that memory was reserved for. to: [wanted, output_size], on the host.
-  void run(const StepShape& shape, float* to);
+  /// Runs a step that memory was reserved for. to: [rows, output_size], on the host, for those of the wanted rows from
+  /// `first` on; all of them unless the shape asks for likeliest tokens, which come to `most_likely_on_host`.
+  void run(const StepShape& shape, float* to, int64_t first, int64_t rows);
   const Reserved* find_reserved(const StepShape& shape) const noexcept;
 
   const Model::Parts* model;
@@ -100,7 +108,9 @@ struct Workspace::Parts {
   kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
   kernels::DeviceArray<std::byte> inputs;
   kernels::DeviceArray<std::byte> work;
-  kernels::DeviceArray<float> outputs;          // where the device cannot write to the host's
+  kernels::DeviceArray<float> outputs;        // where the device cannot write to the caller's
+  kernels::DeviceArray<int32_t> most_likely;  // of each wanted row of a step
+  kernels::HostArray<int32_t> most_likely_on_host;
   kernels::HostArray<float> logits_of_callers;  // what Workspace::logits gives
 };
 

@@ -71,6 +71,94 @@ TEST_P(SecondDevice, GivesTheLogitsOfTheCpu) {
   }
 }
 
+int32_t place_of_largest(std::span<const float> logits) {
+  return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+}
+
+/// Tokens that two models over the same memory choose, the one by itself and the other by its logits.
+TEST_P(SecondDevice, ChoosesTheTokensOfTheLargestLogits) {
+  add_guarded_device();
+  const std::string device = GetParam().device;
+  HXQ_NEEDS_DEVICE(device);
+  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = device});
+  const auto vocab = static_cast<size_t>(model.info().vocab_size);
+  Workspace workspace = model.new_workspace();
+  Sequence chooses = model.new_sequence(), tells = model.new_sequence();
+  std::vector<int32_t> tokens = testing::text_of(5, model.info().vocab_size).prompt;
+  std::vector<float> logits(vocab);
+  for (Phase phase = Phase::prefill; tells.position() < 60; phase = Phase::decode) {
+    int32_t chosen = -2;
+    const Segment segment{
+        .sequence = &chooses, .tokens = std::ssize(tokens), .phase = phase, .logits = Logits::most_likely};
+    model.forward(tokens, {&segment, 1}, workspace, {}, {&chosen, 1});
+    model.forward(tokens, tells, phase, Logits::last, workspace, logits);
+    ASSERT_EQ(chosen, place_of_largest(logits)) << "after " << tells.position() << " tokens";
+    tokens = {chosen};
+  }
+}
+
+/// What a call gives of segments that want different things is what it gives where all want their last logits.
+TEST_P(SecondDevice, GivesLogitsToSomeAndTokensToOthers) {
+  add_guarded_device();
+  const std::string device = GetParam().device;
+  HXQ_NEEDS_DEVICE(device);
+  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = device});
+  const auto vocab = static_cast<size_t>(model.info().vocab_size);
+  struct Part {
+    int64_t tokens;
+    Phase phase;
+    Logits wanted;
+  };
+  const Part parts[] = {{1, Phase::decode, Logits::last},         {3, Phase::prefill, Logits::most_likely},
+                        {1, Phase::decode, Logits::most_likely},  {0, Phase::prefill, Logits::most_likely},
+                        {7, Phase::prefill, Logits::last},        {2, Phase::prefill, Logits::none},
+                        {1, Phase::decode, Logits::most_likely},  {1, Phase::prefill, Logits::last},
+                        {5, Phase::prefill, Logits::most_likely}, {1, Phase::decode, Logits::last}};
+  const auto run = [&](bool all_last, std::vector<float>& logits, std::vector<int32_t>& chosen) {
+    Workspace workspace = model.new_workspace();
+    std::vector<Sequence> sequences;
+    for (size_t i = 0; i < std::size(parts); ++i) sequences.push_back(model.new_sequence());
+    for (int round = 0; round < 3; ++round) {  // a GPU records the second
+      std::vector<Segment> segments;
+      std::vector<int32_t> tokens;
+      size_t rows = 0, choices = 0;
+      for (const Part& part : parts) {
+        const bool last = all_last && part.wanted != Logits::none;
+        segments.push_back({.sequence = &sequences[segments.size()],
+                            .tokens = part.tokens,
+                            .phase = part.phase,
+                            .logits = last ? Logits::last : part.wanted});
+        for (int64_t t = 0; t < part.tokens; ++t) tokens.push_back(static_cast<int32_t>(tokens.size() % vocab));
+        if (part.tokens > 0) (segments.back().logits == Logits::last ? rows : choices) += part.wanted != Logits::none;
+      }
+      logits.resize(rows * vocab);
+      chosen.assign(choices, -2);
+      model.forward(tokens, segments, workspace, logits, chosen);
+    }
+  };
+  std::vector<float> expected, logits;
+  std::vector<int32_t> none, chosen;
+  run(true, expected, none);
+  run(false, logits, chosen);
+  ASSERT_TRUE(none.empty());
+  std::span<const float> left = expected, got = logits;
+  std::span<const int32_t> tokens = chosen;
+  for (const Part& part : parts) {
+    if (part.tokens == 0 || part.wanted == Logits::none) continue;
+    if (part.wanted == Logits::last) {
+      ASSERT_TRUE(std::ranges::equal(got.first(vocab), left.first(vocab)));
+      got = got.subspan(vocab);
+    } else {
+      ASSERT_EQ(tokens[0], place_of_largest(left.first(vocab)));
+      tokens = tokens.subspan(1);
+    }
+    left = left.subspan(vocab);
+  }
+  EXPECT_TRUE(left.empty() && got.empty() && tokens.empty());
+}
+
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* device : {"guarded", "cuda"}) {
@@ -143,17 +231,22 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
       model.forward(of, sequence, Phase::prefill, Logits::last, workspace, logits);
       return logits;
     };
+    const auto choose = [&](Sequence& sequence, Workspace& workspace) {
+      int32_t chosen = -1;
+      const Segment segment{.sequence = &sequence, .tokens = std::ssize(tokens), .logits = Logits::most_likely};
+      model.forward(tokens, {&segment, 1}, workspace, {}, {&chosen, 1});
+    };
     Sequence fresh = model.new_sequence();
     Workspace own = model.new_workspace();
     const std::vector<float> expected = run(fresh, own, few);
     int64_t failures = 0;
-    for (bool ran = false; !ran; ++failures) {
+    for (bool ran = false; !ran; ++failures) {  // a choice takes memory that logits do not
       LimitedDevice::left = kPlenty;
       Sequence sequence = model.new_sequence();
       Workspace workspace = model.new_workspace();
       LimitedDevice::left = failures;
       try {
-        run(sequence, workspace, tokens);
+        choose(sequence, workspace);
         ran = true;
       } catch (const OutOfMemory&) {
         EXPECT_EQ(sequence.position(), 0);
