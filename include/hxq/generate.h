@@ -34,8 +34,12 @@ class Sampler {
   /// Throws `Error` if no choice can be made because logits are not finite.
   int32_t choose(std::span<float> logits);
 
+  /// Whether it takes what `Logits::most_likely` gives and needs no logits.
+  bool is_greedy() const noexcept;
+  /// Chooses that token. Throws as above.
+  static int32_t choose(int32_t most_likely);
+
  private:
-  static int32_t most_likely(std::span<const float> logits);
   int32_t sample(std::span<const float> logits);
   double next_uniform();
 

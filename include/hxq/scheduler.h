@@ -28,6 +28,10 @@ class Generation {
   /// Chooses the next token by the logits of the last of `tokens`, which it changes. Passes text on, and on what
   /// `on_text` throws.
   void next(std::span<float> logits);
+  /// False where the likeliest token is all that it takes of them: greedy sampling without log probabilities.
+  bool needs_logits() const noexcept;
+  /// The same by what `Logits::most_likely` gives of them, where it needs no more.
+  void next(int32_t most_likely);
 
   /// What `GenerateOptions::interrupted` says; false without it.
   bool asked_to_stop() const;

@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <new>
 
 #include "hxq/chat.h"
 #include "hxq/error.h"
+#include "hxq/scheduler.h"
 #include "model_runner.h"
 #include "text/tokenizer_fixture.h"
 
@@ -191,6 +193,43 @@ TEST(Generate, SeveralPromptsGiveWhatEachGivesAlone) {
   }
 }
 
+TEST(Generate, GreedyTextsFollowTheLargestLogitsAmongOthers) {
+  const Tokenizer tokenizer = letters();
+  for (const char* name : {"llama-bias", "mamba2-limit"}) {
+    const Model model = Model::open(tiny(name), {.threads = 2});
+    Scheduler scheduler(model);
+    const GenerateOptions greedy = {.max_tokens = 12, .ignore_eos = true};
+    GenerateOptions sampled = greedy, told = greedy;
+    sampled.sampling = {.temperature = 1, .seed = 4};
+    told.logprobs = 2;
+    std::vector<GenerateOptions> options = {greedy, sampled, greedy, told, greedy};
+    std::vector<Scheduler::Id> ids;
+    for (size_t i = 0; i < options.size(); ++i) {
+      const std::vector<int32_t> prompt(3 + 5 * i, static_cast<int32_t>(10 + i));
+      ids.push_back(scheduler.add(Generation(model.info(), tokenizer, prompt, options[i])));
+      scheduler.step();  // so that prompts are run beside texts
+    }
+    while (scheduler.step()) {
+    }
+    for (size_t i = 0; i < options.size(); ++i) {
+      const GenerateResult result = scheduler.take(ids[i]).value();
+      ASSERT_EQ(result.tokens.size(), 12u);
+      if (options[i].sampling.temperature > 0) {
+        EXPECT_EQ(result.tokens, Session(model, tokenizer).generate(result.prompt_tokens, options[i]).tokens);
+        continue;
+      }
+      testing::ModelRunner runner(model);
+      std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
+      runner.prefill(result.prompt_tokens, Logits::last, logits);
+      for (const int32_t token : result.tokens) {
+        ASSERT_EQ(token, std::ranges::max_element(logits) - logits.begin()) << name << ", text " << i;
+        runner.decode(token, logits);
+      }
+      EXPECT_EQ(result.logprobs.size(), i == 3 ? 12u : 0u);
+    }
+  }
+}
+
 TEST(Generate, StopsAtTheEndTokensOfEveryFile) {
   // What comes next is made an end-of-text token: by the config of generation, or by the tokenizer.
   const GenerateOptions options = {.max_tokens = 6};
@@ -352,6 +391,25 @@ TEST(Sequence, BelongsToItsModel) {
   Sequence moved = std::move(sequence);
   EXPECT_THROW(run(other, sequence, workspace), Error);
   EXPECT_NO_THROW(run(other, moved, workspace));
+}
+
+TEST(Model, RefusesRoomThatDoesNotFitWhatIsAsked) {
+  Sequence sequence = llama().new_sequence();
+  Workspace workspace = llama().new_workspace();
+  const std::vector<int32_t> tokens = {1, 2};
+  const Segment segment{.sequence = &sequence, .tokens = 2, .logits = Logits::most_likely};
+  std::vector<float> logits(64);
+  std::vector<int32_t> chosen(2);
+  const std::span<int32_t> one = std::span(chosen).first(1);
+  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, {}); }),
+            "room for 0 most likely tokens, expected 1");
+  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, {}, chosen); }),
+            "room for 2 most likely tokens, expected 1");
+  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, logits, one); }),
+            "room for 64 logits, expected 0 x 64");
+  EXPECT_EQ(message_of([&] { llama().hidden_states(tokens, {&segment, 1}, workspace, {}); }),
+            "hidden states have no most likely token");
+  EXPECT_EQ(sequence.position(), 0);
 }
 
 }  // namespace

@@ -101,6 +101,26 @@ struct Generation::Impl {
     result.prompt_tokens = tokens;
   }
 
+  /// Whether another token is to be chosen; ends it otherwise.
+  bool takes_another() {
+    if (std::ssize(result.tokens) == options.max_tokens) {
+      finish(StopReason::length);
+    } else if (options.interrupted && options.interrupted()) {
+      finish(StopReason::interrupted);
+    }
+    return !done;
+  }
+
+  void take(int32_t token) {
+    result.tokens.push_back(token);
+    result.text_offsets.push_back(writer.decoded());
+    if (std::ranges::count(ends, token) > 0) return finish(StopReason::eos);
+    if (!writer.push(token, result.text)) return finish(StopReason::stop);
+    if (std::ssize(result.tokens) == options.max_tokens) return finish(StopReason::length);
+    if (std::ssize(tokens) == context_length) return finish(StopReason::context);
+    tokens.push_back(token);
+  }
+
   void finish(StopReason reason) {
     done = true;
     result.stop_reason = reason;
@@ -142,22 +162,19 @@ void Generation::interrupt() {
 
 void Generation::next(std::span<float> logits) {
   Impl& my = *impl_;
-  std::vector<int32_t>& chosen = my.result.tokens;
-  const auto wanted = static_cast<size_t>(my.options.max_tokens);
-  if (chosen.size() == wanted) return my.finish(StopReason::length);
-  if (asked_to_stop()) return my.finish(StopReason::interrupted);
+  if (!my.takes_another()) return;
   // The penalty changes logits.
   const bool wants_logprobs = my.options.logprobs >= 0;
   if (wants_logprobs) my.logits.assign(logits.begin(), logits.end());
   const int32_t token = my.sampler.choose(logits);
-  chosen.push_back(token);
-  my.result.text_offsets.push_back(my.writer.decoded());
   if (wants_logprobs) my.result.logprobs.push_back(logprobs_of(my.logits, token, my.options.logprobs));
-  if (std::ranges::count(my.ends, token) > 0) return my.finish(StopReason::eos);
-  if (!my.writer.push(token, my.result.text)) return my.finish(StopReason::stop);
-  if (chosen.size() == wanted) return my.finish(StopReason::length);
-  if (std::ssize(my.tokens) == my.context_length) return my.finish(StopReason::context);
-  my.tokens.push_back(token);
+  my.take(token);
+}
+
+bool Generation::needs_logits() const noexcept { return !impl_->sampler.is_greedy() || impl_->options.logprobs >= 0; }
+
+void Generation::next(int32_t most_likely) {
+  if (impl_->takes_another()) impl_->take(Sampler::choose(most_likely));
 }
 
 }  // namespace hxq

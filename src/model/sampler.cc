@@ -5,6 +5,7 @@
 
 #include "hxq/error.h"
 #include "hxq/generate.h"
+#include "kernels/most_likely.h"
 
 namespace hxq {
 namespace {
@@ -44,15 +45,16 @@ int32_t Sampler::choose(std::span<float> logits) {
       logit = logit > 0 ? logit / penalty : logit * penalty;
     }
   }
-  const int32_t token = options_.temperature == 0 ? most_likely(logits) : sample(logits);
+  const int32_t token = options_.temperature == 0 ? choose(kernels::most_likely_of(logits)) : sample(logits);
   observe({&token, 1});
   return token;
 }
 
-int32_t Sampler::most_likely(std::span<const float> logits) {
-  const auto top = std::ranges::max_element(logits);
-  if (!std::isfinite(*top)) throw_not_finite();
-  return static_cast<int32_t>(top - logits.begin());
+bool Sampler::is_greedy() const noexcept { return options_.temperature == 0 && options_.repetition_penalty == 1; }
+
+int32_t Sampler::choose(int32_t most_likely) {
+  if (most_likely == kernels::kNotFinite) throw_not_finite();
+  return most_likely;
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "hxq/error.h"
@@ -29,6 +31,24 @@ std::vector<double> shares(const SamplingOptions& options, const std::vector<flo
 TEST(Sampler, TakesTheMostLikelyTokenAndTheFirstOfEquals) {
   std::vector<float> logits = {0, 3, 1, 3};
   EXPECT_EQ(Sampler({}).choose(logits), 1);
+}
+
+TEST(Sampler, TakesTheFirstOfTheLargestOfManyWhereverItIs) {
+  std::mt19937 random(3);
+  std::uniform_int_distribution<int> level(-9, 9);  // equal ones are common
+  for (const size_t vocab : {1, 2, 63, 64, 65, 127, 128, 500, 1000}) {
+    for (int round = 0; round < 40; ++round) {
+      std::vector<float> logits(vocab);
+      for (float& logit : logits) logit = static_cast<float>(level(random)) / 4 - 20;
+      if (round % 2 == 1) logits[random() % vocab] = 7;
+      const auto expected = std::max_element(logits.begin(), logits.end()) - logits.begin();
+      ASSERT_EQ(Sampler({}).choose(logits), expected) << vocab;
+    }
+  }
+  std::vector<float> zeros(200, -0.0f);
+  zeros[100] = 0;
+  EXPECT_EQ(Sampler({}).choose(zeros), 0) << "both zeros are equal";
+  EXPECT_EQ(Sampler::choose(17), 17);
 }
 
 TEST(Sampler, DrawsAsOftenAsTheSoftmaxSays) {
@@ -66,7 +86,17 @@ TEST(Sampler, RefusesLogitsThatAreNotFinite) {
     }
     std::vector<float> excluded = {-kInfinity, 1, -kInfinity, -kInfinity};
     EXPECT_EQ(Sampler(options).choose(excluded), 1);
+    std::ranges::fill(excluded, -kInfinity);
+    EXPECT_THROW(Sampler(options).choose(excluded), Error);
   }
+  for (const size_t vocab : {1, 64, 130}) {
+    for (size_t i = 0; i < vocab; ++i) {
+      std::vector<float> logits(vocab, 1);
+      logits[i] = kNan;
+      EXPECT_THROW(Sampler({}).choose(logits), Error) << i;
+    }
+  }
+  EXPECT_THROW(Sampler::choose(-1), Error) << "what Logits::most_likely gives then";
 }
 
 }  // namespace

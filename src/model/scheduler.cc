@@ -86,8 +86,11 @@ struct Scheduler::Impl {
   void release(Task& task);
   void forget(Id id);
   int64_t plan(Prompts prompts);
+  bool keeps_prefixes_of(const Task& task) const noexcept;
+  Logits wanted_of(const Task& task) const noexcept;
   void keep_prefix(const Task& task, std::span<const float> logits);
-  void advance(Task& task, std::span<float> logits, Clock::time_point now);
+  template <class Outcome>
+  void advance(Task& task, Outcome outcome, Clock::time_point now);
 
   const Model& model;
   Limits limits;
@@ -102,7 +105,8 @@ struct Scheduler::Impl {
   std::vector<int32_t> tokens;
   std::vector<Segment> segments;
   std::vector<Task*> running;  // by segment
-  int64_t left = 0;            // of the budget, by the last that ran
+  std::vector<int32_t> most_likely;
+  int64_t left = 0;  // of the budget, by the last that ran
 };
 
 /// Whether the task is to be run; ends it where it was asked to stop before its text began.
@@ -138,7 +142,7 @@ bool Scheduler::Impl::reuse(Task& task) {
   task.generation.result().reused_tokens = task.sequence->position();
   if (entry->tokens.size() < prompt.size()) return false;
   task.began = Clock::now();
-  advance(task, logits, *task.began);
+  advance(task, std::span(logits), *task.began);
   return true;
 }
 
@@ -206,7 +210,7 @@ int64_t Scheduler::Impl::plan(Prompts prompts) {
     segments.push_back({.sequence = task.sequence,
                         .tokens = count,
                         .phase = phase,
-                        .logits = count == std::ssize(rest) ? Logits::last : Logits::none,
+                        .logits = count == std::ssize(rest) ? wanted_of(task) : Logits::none,
                         .end = std::ssize(task.generation.tokens())});
     running.push_back(&task);
   };
@@ -228,24 +232,35 @@ int64_t Scheduler::Impl::plan(Prompts prompts) {
   return beside - (std::ssize(tokens) - decoded);
 }
 
+/// Whether beginnings of its prompt, which is still being run, are kept.
+bool Scheduler::Impl::keeps_prefixes_of(const Task& task) const noexcept {
+  return prefixes.is_enabled() && !task.is_given && !task.decodes;
+}
+
+/// What its next token is chosen by. Of a prompt that is kept logits are, since others may sample from its end.
+Logits Scheduler::Impl::wanted_of(const Task& task) const noexcept {
+  return task.generation.needs_logits() || keeps_prefixes_of(task) ? Logits::last : Logits::most_likely;
+}
+
 /// Keeps what the model remembers where the task's prompt was run up to a position that is worth it.
 void Scheduler::Impl::keep_prefix(const Task& task, std::span<const float> logits) {
-  if (!prefixes.is_enabled() || task.is_given || task.decodes) return;
+  if (!keeps_prefixes_of(task)) return;
   const int64_t position = task.sequence->position();
   if (position == task.shared_tokens || position % kKeptEvery == 0 || !logits.empty()) {
     prefixes.keep(task.generation.tokens(), *task.sequence, logits);
   }
 }
 
-/// Takes the logits of the last token of a task.
-void Scheduler::Impl::advance(Task& task, std::span<float> of_last, Clock::time_point now) {
+/// Takes the logits of the last token of a task, or the likeliest token by them.
+template <class Outcome>
+void Scheduler::Impl::advance(Task& task, Outcome outcome, Clock::time_point now) {
   GenerateResult& result = task.generation.result();
   if (!task.decodes) {
     task.decodes = now;
     result.prompt_seconds = seconds_between(*task.began, now);
   }
   try {
-    task.generation.next(of_last);
+    task.generation.next(outcome);
   } catch (...) {
     task.error = std::current_exception();
   }
@@ -279,18 +294,23 @@ bool Scheduler::step(Prompts prompts) {
     return brought_on;
   }
   const auto vocab = static_cast<size_t>(my.model.info().vocab_size);
-  const auto rows = static_cast<size_t>(std::ranges::count(my.segments, Logits::last, &Segment::logits));
-  std::span<float> rest = my.workspace.logits(rows * vocab);
-  my.model.forward(my.tokens, my.segments, my.workspace, rest);
+  const auto count = [&](Logits wanted) {
+    return static_cast<size_t>(std::ranges::count(my.segments, wanted, &Segment::logits));
+  };
+  std::span<float> logits = my.workspace.logits(count(Logits::last) * vocab);
+  my.most_likely.resize(count(Logits::most_likely));
+  my.model.forward(my.tokens, my.segments, my.workspace, logits, my.most_likely);
   my.left = left;
   const auto now = Clock::now();
+  auto most_likely = my.most_likely.begin();
   for (size_t s = 0; s < my.segments.size(); ++s) {
     Task& task = *my.running[s];
-    const std::span<float> logits = my.segments[s].logits == Logits::last ? rest.first(vocab) : std::span<float>();
-    rest = rest.subspan(logits.size());
-    my.keep_prefix(task, logits);  // before the logits are changed
-    if (logits.empty()) continue;
-    my.advance(task, logits, now);
+    const Logits wanted = my.segments[s].logits;
+    const std::span<float> of_last = wanted == Logits::last ? logits.first(vocab) : std::span<float>();
+    logits = logits.subspan(of_last.size());
+    my.keep_prefix(task, of_last);  // before the logits are changed
+    if (wanted == Logits::none) continue;
+    wanted == Logits::last ? my.advance(task, of_last, now) : my.advance(task, *most_likely++, now);
     if (task.ended()) my.release(task);
   }
   return true;
