@@ -253,6 +253,16 @@ struct RowsAhead {
   int64_t first, apart;
 };
 
+/// Brings a part of a block of weights to the first-level cache: blocks that other panels wait for have left it, and a
+/// tile load waits for stores until they are there.
+HXQ_ALWAYS_INLINE void ask_to_write(uint8_t* block, int part) {
+  constexpr int64_t kBytes = kTileBytes / kParts;
+  for (int64_t at = part * kBytes; at < (part + 1) * kBytes; at += kBlock) {
+    asm volatile("prefetchw %0" : : "m"(block[at]));
+    asm volatile("prefetchw %0" : : "m"(block[kTileBytes + at]));
+  }
+}
+
 /// Row tiles of rows [begin, end) in the order in which they are decoded. Where each is multiplied with all panels
 /// before the next, they are taken from kParts streams in turn, as far apart as possible, see gemv_rows-inl.h.
 struct TileOrder {
@@ -306,6 +316,12 @@ struct TileProduct {
     at += kStepBytes;
     return at == ring_end ? memory.weights : at;
   }
+  HXQ_ALWAYS_INLINE uint8_t* previous_in_ring(uint8_t* at) const {
+    return (at == memory.weights ? ring_end : at) - kStepBytes;
+  }
+  uint8_t* after_in_ring(uint8_t* at, int64_t count) const {
+    return memory.weights + (at - memory.weights + count * kStepBytes) % (ring_end - memory.weights);
+  }
 
   /// Decodes the blocks of all row tiles, one after the other.
   struct Decoding {
@@ -314,15 +330,20 @@ struct TileProduct {
     typename Rows::Decoder decoder{product.of};
     int64_t tile = 0, block = 0;
     uint8_t* to = product.memory.weights;
+    uint8_t* later = product.after_in_ring(to, 2);
 
     HXQ_ALWAYS_INLINE Decoding(const TileProduct& of_product, const TileOrder& of_order)
         : product(of_product), order(of_order) {
       decoder.begin(order.row(0), order.rows(0), order.ahead(0));
     }
     HXQ_ALWAYS_INLINE bool is_done() const { return tile == order.count; }
-    HXQ_ALWAYS_INLINE void decode(int part) const { decoder.decode(block, part, to); }
+    HXQ_ALWAYS_INLINE void decode(int part) const {
+      decoder.decode(block, part, to);
+      if (product.args.tokens > kTile) ask_to_write(later, part);
+    }
     HXQ_ALWAYS_INLINE void end_block() {
       to = product.next_in_ring(to);
+      later = product.next_in_ring(later);
       if (++block < product.blocks) return;
       block = 0;
       if (++tile < order.count) decoder.begin(order.row(tile), order.rows(tile), order.ahead(tile));
@@ -352,13 +373,16 @@ struct TileProduct {
     put_block(y, part, 0, tile.row, tile.rows);
   }
 
-  /// Leaves the products of a row tile, whose blocks begin at `from`, with a panel in the tiles. Meanwhile blocks ahead
-  /// are decoded, unless that is done or those of this row tile were decoded for another panel, and the sums before are
-  /// stored and finished. Returns where the next row tile begins.
-  HXQ_ALWAYS_INLINE uint8_t* multiply_tile(const float* x, uint8_t* from, bool decodes, Decoding& decoding,
-                                           Unfinished& last) const {
+  /// Leaves the products of a row tile, whose blocks begin at `first`, with a panel in the tiles: from the last block
+  /// on if `backwards`. Meanwhile blocks ahead are decoded, unless that is done or those of this row tile were decoded
+  /// for another panel, and the sums before are stored and finished.
+  HXQ_ALWAYS_INLINE void multiply_tile(const float* x, uint8_t* first, bool backwards, bool decodes, Decoding& decoding,
+                                       Unfinished& last) const {
+    const int64_t step = (backwards ? -1 : 1) * kPlanesOfX * kTile * width;
+    uint8_t* from = backwards ? after_in_ring(first, blocks - 1) : first;
+    if (backwards) x -= (blocks - 1) * step;
     float* sums = memory.sums;
-    for (int64_t block = 0; block < blocks; ++block, x += kPlanesOfX * kTile * width, from = next_in_ring(from)) {
+    for (int64_t block = 0; block < blocks; ++block, x += step) {
       if (decodes && !decoding.is_done()) {
         multiply_block(
             from, x, width, sums, [&](int part) __attribute__((always_inline)) { decoding.decode(part); });
@@ -366,6 +390,7 @@ struct TileProduct {
       } else {
         multiply_block(from, x, width, sums, [](int) {});
       }
+      from = backwards ? previous_in_ring(from) : next_in_ring(from);
       sums = nullptr;
       if (last.rows > 0 && (block == 1 || block == blocks - 1)) {
         finish(last);
@@ -374,7 +399,6 @@ struct TileProduct {
         store_tile<kHigh>(memory.sums, kBlock);  // its only purpose is not to be late
       }
     }
-    return from;
   }
 
   /// y of rows [begin, end).
@@ -389,19 +413,26 @@ struct TileProduct {
       for (int part = 0; part < kParts; ++part) decoding.decode(part);
     }
     Unfinished last;
+    // What was read last is still in the first-level cache: so panels, and their blocks, are read to and fro.
+    const int64_t panels = (args.tokens + kTile - 1) / kTile;
+    bool from_last_panel = false;
     uint8_t* from = memory.weights;
     for (int64_t first = 0, end_tile; first < order.count; first = end_tile) {
       end_tile = order.count - first < order.at_once ? order.count : first + order.at_once;
       uint8_t* const from_first = from;
-      for (int64_t t = 0; t < args.tokens; t += kTile) {
+      for (int64_t pass = 0; pass < panels; ++pass) {
+        const int64_t t = (from_last_panel ? panels - 1 - pass : pass) * kTile;
         from = from_first;
         for (int64_t tile = first; tile < end_tile; ++tile) {
-          from = multiply_tile(panel(t) + kTileHead, from, t == 0, decoding, last);
+          const bool decodes = pass == 0, backwards = !decodes && (tile - first + pass) % 2 == 1;
+          multiply_tile(panel(t) + kTileHead, from, backwards, decodes, decoding, last);
+          from = after_in_ring(from, blocks);
           int64_t* const kept = outlier + order.stream(tile);
-          const bool is_last = tile + 1 == end_tile && t + kTile >= args.tokens;
+          const bool is_last = tile + 1 == end_tile && pass + 1 == panels;
           last = {t, order.row(tile), order.rows(tile), tile == first ? kept : &following, is_last ? kept : &following};
         }
       }
+      from_last_panel = !from_last_panel;
     }
     store_sums<kPower3>(memory.sums);
     store_sums<kPower2>(memory.sums);
