@@ -22,6 +22,7 @@ HOT = [
     r"attention_kernel",
     r"attention_prefill_kernel<.*>",
     r"attention_step_kernel<.*>",
+    r"mamba_layers_kernel<.*>",
     r"mamba_step_kernel",
     r"step_kernel",
     r"run_kernel<16, true>",

@@ -53,6 +53,10 @@ bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
   return context.operations.mamba_step && context.operations.mamba_step(args, context);
 }
 
+bool mamba_layer(const MambaLayerArgs& args, const Context& context) noexcept {
+  return context.operations.mamba_layer && context.operations.mamba_layer(args, context);
+}
+
 bool attention_step(const AttentionStepArgs& args, const Context& context) noexcept {
   return context.operations.attention_step && context.operations.attention_step(args, context);
 }

@@ -4,6 +4,7 @@
 #include "kernels/attention_step.h"
 #include "kernels/fused_linear.h"
 #include "kernels/kernels.h"
+#include "kernels/mamba_layer.h"
 #include "kernels/mamba_step.h"
 #include "kernels/most_likely.h"
 #include "kernels/ssd.h"
@@ -29,6 +30,7 @@ struct Operations {
   void (*most_likely)(const MostLikelyArgs& args, const Context& context) noexcept;
   bool (*attention_step)(const AttentionStepArgs& args, const Context& context) noexcept = nullptr;
   bool (*mamba_step)(const MambaStepArgs& args, const Context& context) noexcept = nullptr;
+  bool (*mamba_layer)(const MambaLayerArgs& args, const Context& context) noexcept = nullptr;
   bool (*fused_linear)(const FusedLinearArgs& args, const Context& context) noexcept = nullptr;
 };
 

@@ -1,6 +1,6 @@
 #include "layers/mamba_mixer.h"
 
-#include "kernels/mamba_step.h"
+#include "kernels/mamba_layer.h"
 #include "layers/projection.h"
 
 namespace hxq {
@@ -16,9 +16,6 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
   float* dbc = work.take<float>(batch.rows * dbc_size);  // [rows, dt_rank + 2 * state_size]: dt, B, C
   float* dt = work.take<float>(batch.rows * inner);      // [rows, inner]
 
-  JointProjections in(args.norm, args.x, hidden);
-  in.add({.weight = in_proj, .args = {.y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}});
-  in.run(batch, context);
   const kernels::ConvArgs conv{.x = xz,
                                .x_stride = 2 * inner,
                                .y = u,
@@ -44,21 +41,29 @@ void MambaMixer::operator()(const Args& args, WorkMemory work, const kernels::Co
                                .batch = batch,
                                .channels = inner,
                                .state_size = state_size};
-  if (!batch.has_one_token_each() ||
-      !kernels::mamba_step({.conv = conv, .x_proj = x_proj, .dt_proj = dt_proj, .scan = scan}, context)) {
+  const kernels::MambaStepArgs step{.conv = conv, .x_proj = x_proj, .dt_proj = dt_proj, .scan = scan};
+  const kernels::LinearProduct in_product{.weight = in_proj,
+                                          .args = {.y = xz, .y_stride = 2 * inner, .bias = in_proj_bias}};
+  const kernels::LinearArgs out{
+      .x = u, .x_stride = inner, .y = args.y, .y_stride = hidden, .bias = out_proj_bias, .accumulate = args.accumulate};
+  const bool decodes = batch.has_one_token_each();
+  if (decodes && args.norm && args.norm->x == args.y && args.accumulate &&
+      kernels::mamba_layer(
+          {.norm = *args.norm, .in_proj = in_product, .step = step, .out_proj = {.weight = out_proj, .args = out}},
+          context)) {
+    return;
+  }
+
+  JointProjections in(args.norm, args.x, hidden);
+  in.add(in_product);
+  in.run(batch, context);
+  if (!decodes || !kernels::mamba_step(step, context)) {
     kernels::causal_conv1d_silu(conv, context);
     linear(*x_proj, {.x = u, .x_stride = inner, .y = dbc, .y_stride = dbc_size}, batch, context);
     linear(*dt_proj, {.x = dbc, .x_stride = dbc_size, .y = dt, .y_stride = inner}, batch, context);
     kernels::selective_scan(scan, context);
   }
-  linear(*out_proj,
-         {.x = u,
-          .x_stride = inner,
-          .y = args.y,
-          .y_stride = hidden,
-          .bias = out_proj_bias,
-          .accumulate = args.accumulate},
-         batch, context);
+  linear(*out_proj, out, batch, context);
 }
 
 }  // namespace hxq

@@ -46,6 +46,37 @@ __device__ inline float4 load_from_block(const float4* at, uint32_t block) {
   return value;
 }
 
+/// The address of the same place in a block of the cluster, for the functions below.
+__device__ inline uint32_t address_in_block(const void* at, uint32_t block) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(block));
+  return there;
+}
+
+__device__ inline float load_there(uint32_t address) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+
+/// Writes to a block of the cluster; a barrier of that block counts the bytes, and who waits for it sees them.
+__device__ inline void store_there(uint32_t address, float value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(value),
+               "r"(barrier)
+               : "memory");
+}
+__device__ inline void store_there(uint32_t address, float2 value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
+               "f"(value.x), "f"(value.y), "r"(barrier)
+               : "memory");
+}
+__device__ inline void store_there(uint32_t address, float4 value, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+      : "memory");
+}
+
 /// Copies `bytes` to the same place in each block of the cluster whose bit is set; its own barrier counts them there.
 __device__ inline void copy_bulk_to_cluster(void* to, const void* from, uint32_t bytes, uint64_t* barrier,
                                             uint16_t blocks) {

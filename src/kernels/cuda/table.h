@@ -7,6 +7,7 @@
 #include "kernels/cuda/gradients.h"
 #include "kernels/cuda/grouped.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/mamba_layers.h"
 #include "kernels/cuda/mamba_step.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling.h"
@@ -20,7 +21,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 11;
+  static constexpr int kVersion = 12;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -63,6 +64,8 @@ struct Kernels {
   Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
   bool (*supports_mamba_step)(const MambaStepArgs&) noexcept;
   Status (*mamba_step)(const MambaStepArgs&, Stream) noexcept;
+  bool (*supports_mamba_layers)(const MambaLayersArgs&) noexcept;
+  Status (*mamba_layers)(const MambaLayersArgs&, Stream) noexcept;
   size_t (*ssd_workspace)(const SsdArgs&) noexcept;
   Status (*ssd)(const SsdArgs&, Stream) noexcept;
   Status (*extend_cache)(const ExtendCacheArgs&, Stream) noexcept;

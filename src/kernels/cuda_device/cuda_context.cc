@@ -26,7 +26,41 @@ bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
   }
 }
 
+bool CudaContext::collect(const cuda::MambaLayer& layer, cuda::MambaLayersArgs args) const noexcept {
+  if (measures) return false;
+  const auto go_on = [&] {  // whether the layer goes with those that are there
+    const cuda::MambaLayersArgs& known = launches.of_layers;
+    if (launches.layers.empty() || !launches.collected.empty() || known.batch.segments != args.batch.segments ||
+        known.h.data != args.h.data || known.h.stride != args.h.stride || known.eps != args.eps) {
+      return false;
+    }
+    const cuda::MambaLayer both[] = {launches.layers.front(), layer};
+    args.layers = both;
+    args.count = 2;
+    return kernels.supports_mamba_layers(args);
+  };
+  if (!go_on()) {
+    args.layers = &layer;
+    args.count = 1;
+    if (!kernels.supports_mamba_layers(args)) return false;
+    launch_collected();
+    launches.of_layers = args;
+  }
+  try {
+    launches.layers.push_back(layer);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
 void CudaContext::launch_collected() const noexcept {
+  if (const std::vector<cuda::MambaLayer> layers = std::exchange(launches.layers, {}); !layers.empty()) {
+    cuda::MambaLayersArgs args = launches.of_layers;
+    args.layers = layers.data();
+    args.count = std::ssize(layers);
+    try_launch("layers of Mamba", [&] { return kernels.mamba_layers(args, stream); });
+  }
   const std::vector<cuda::StepOperation> collected = std::exchange(launches.collected, {});
   if (launches.status != cuda::Status::ok || launches.failure) return;
   std::span<const cuda::StepOperation> apart = collected;

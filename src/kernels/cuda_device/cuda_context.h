@@ -19,6 +19,8 @@ struct CudaLaunches {
   RotaryTableArgs rotary = {};                      ///< the angles that were asked for last
   CudaSteps* steps = nullptr;                       ///< where operations are collected to run as steps, or null
   std::vector<cuda::StepOperation> collected = {};  ///< and not launched yet
+  std::vector<cuda::MambaLayer> layers = {};        ///< likewise, of `of_layers`
+  cuda::MambaLayersArgs of_layers = {};             ///< but for their address and number
   std::exception_ptr failure = {};                  ///< of a step
 };
 
@@ -54,6 +56,9 @@ struct CudaContext : Context {
   /// products. Of Mamba conv.y and scan.u, dt, b and c are set, too: its parts use them where it runs as kernels of
   /// their own.
   bool collect(const cuda::StepOperation& operation) const noexcept;
+  /// Keeps a layer that may become one kernel with those before and after it; false where no kernel takes it. Of
+  /// `args`, `layers` and `count` are not looked at.
+  bool collect(const cuda::MambaLayer& layer, cuda::MambaLayersArgs args) const noexcept;
   /// Launches what was collected.
   void launch_collected() const noexcept;
 

@@ -208,20 +208,47 @@ struct Cuda {
         on.kernels.scan_workspace(scan.batch, args.channels, args.state_size));
   }
 
-  static bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
-    const CudaContext& on = on_cuda(context);
+  /// False where a matrix is stored in another way.
+  static bool describe(const MambaStepArgs& args, cuda::MambaStepArgs& step) noexcept {
     const auto* x_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.x_proj));
     const auto* dt_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.dt_proj));
     if (x_proj == nullptr || dt_proj == nullptr) return false;
-    const cuda::MambaStepArgs step{.batch = ragged(args.scan.batch),
-                                   .conv = there(args.conv),
-                                   .x_proj = *x_proj,
-                                   .dt_proj = *dt_proj,
-                                   .scan = there(args.scan)};
+    step = {.batch = ragged(args.scan.batch),
+            .conv = there(args.conv),
+            .x_proj = *x_proj,
+            .dt_proj = *dt_proj,
+            .scan = there(args.scan)};
+    return true;
+  }
+
+  static bool mamba_step(const MambaStepArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    cuda::MambaStepArgs step;
+    if (!describe(args, step)) return false;
     if (on.collect(step)) return true;
     if (!on.kernels.supports_mamba_step(step)) return false;
     on.run("a step of Mamba", [&] { return on.kernels.mamba_step(step, on.stream); });
     return true;
+  }
+
+  /// Of several sequences: what one goes through is a step.
+  static bool mamba_layer(const MambaLayerArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const auto* in_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.in_proj.weight));
+    const auto* out_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.out_proj.weight));
+    cuda::MambaLayer layer{
+        .norm_weight = args.norm.weight, .in_bias = args.in_proj.args.bias, .out_bias = args.out_proj.args.bias};
+    if (args.norm.tokens == 1 || args.norm.groups != 1 || in_proj == nullptr || out_proj == nullptr ||
+        !describe(args.step, layer.step)) {
+      return false;
+    }
+    layer.in_proj = *in_proj;
+    layer.out_proj = *out_proj;
+    const LinearArgs& out = args.out_proj.args;
+    return on.collect(layer, {.batch = layer.step.batch,
+                              .h = output(out.y, out.y_stride),
+                              .eps = args.norm.eps,
+                              .precision = precision_of(on)});
   }
 
   static void ssd(const SsdArgs& args, const Context& context) noexcept {
@@ -347,6 +374,7 @@ const Operations& cuda_operations() noexcept {
                                              .most_likely = Cuda::most_likely,
                                              .attention_step = Cuda::attention_step,
                                              .mamba_step = Cuda::mamba_step,
+                                             .mamba_layer = Cuda::mamba_layer,
                                              .fused_linear = Cuda::fused_linear};
   return kOperations;
 }

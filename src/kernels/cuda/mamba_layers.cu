@@ -1,0 +1,149 @@
+// Layers of Mamba-1 for one token of each of several sequences, as one kernel. Sequences need nothing of each other: a
+// cluster of blocks has some of them, through all layers, and what its blocks have to tell each other they write to
+// each other's shared memory, where barriers count the bytes (mamba_layers_plan.h). So nothing waits for all of the
+// GPU, no block waits for more than the bytes it needs, and the bytes of the next product come while this one is
+// multiplied.
+//
+// Weights are the left operand of tensor cores, looked up from their bytes straight into registers, in TF32 as in
+// skinny_gemm.cu. A layer:
+//     norm, in_proj, convolution, x_proj over a block's own channels; its sums go to the owners of rows
+//     an owner adds them up, and tells all: dt, B and C
+//     dt_proj, scan, out_proj over own channels; its sums go to the owners of rows
+//     an owner adds them up, and tells all: the new hidden state
+// Each block sends something to all blocks only after it got something of all: what lies at a place has been read by
+// then, and no exchange needs a second place.
+
+#include "kernels/cuda/mamba_layers.h"
+#include "kernels/cuda/mamba_layers_worker.cuh"
+
+namespace hxq::cuda {
+namespace {
+
+using namespace mamba_layers_parts;
+
+#if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
+
+template <int kTokenTiles, bool kTwoParts>
+__global__ void __launch_bounds__(MambaLayersPlan::kThreads, 1)
+    mamba_layers_kernel(const __grid_constant__ Parameters p) {
+  // Lookups take the lower 16 bits of an address from the index: the table begins where they are zero.
+  if (hopper::shared_address(dynamic_shared + MambaLayersPlan::kTableAt) % MambaLayersPlan::kTableBytes != 0) __trap();
+  let_successors_begin();
+  Worker<kTokenTiles, kTwoParts> worker(p);
+  worker.prepare();
+  wait_for_predecessors();
+  worker.run();
+}
+
+#else
+
+template <int kTokenTiles, bool kTwoParts>
+__global__ void mamba_layers_kernel(const __grid_constant__ Parameters) {
+  __trap();  // built for another GPU
+}
+
+#endif
+
+bool is_readable(const CodebookWeight& weight, int64_t rows, int64_t cols, Precision precision) {
+  return weight.rows == rows && weight.cols == cols && weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 &&
+         !weight.channel_scales && weight.rank == 0 && is_aligned(weight.indices, 16) &&
+         (precision == Precision::fast || weight.levels_fit_half);
+}
+
+/// What is copied 16 bytes at a time.
+bool are_aligned(const MambaLayer& layer) {
+  const MambaStepArgs& step = layer.step;
+  for (const float* vector : {layer.norm_weight, layer.in_bias, step.conv.weight, step.conv.bias, step.scan.a,
+                              step.scan.d, step.scan.dt_bias}) {
+    if (!is_aligned(vector, 16)) return false;
+  }
+  return true;
+}
+
+bool fits(const MambaLayer& layer, const MambaLayer& first, Precision precision) {
+  const ConvArgs& conv = layer.step.conv;
+  const ScanArgs& scan = layer.step.scan;
+  const int64_t hidden = first.in_proj.cols, inner = first.out_proj.cols, rank = first.step.dt_proj.cols;
+  return conv.channels == inner && scan.channels == inner && scan.state_size == MambaLayersPlan::kStates &&
+         conv.width == MambaLayersPlan::kTaps && conv.state_rows == conv.width - 1 && are_aligned(layer) &&
+         is_readable(layer.in_proj, 2 * inner, hidden, precision) &&
+         is_readable(layer.step.x_proj, rank + 2 * scan.state_size, inner, precision) &&
+         is_readable(layer.step.dt_proj, inner, rank, precision) &&
+         is_readable(layer.out_proj, hidden, inner, precision);
+}
+
+MambaLayersPlan plan_of(const MambaLayersArgs& args) {
+  const MambaLayer& first = args.layers[0];
+  const int room = current_device().clusters[MambaLayersPlan::kBlocks];
+  return plan_mamba_layers(first.in_proj.cols, first.out_proj.cols, first.step.dt_proj.cols, args.batch.count,
+                           args.precision == Precision::exact ? 2 : 1, room);
+}
+
+Matrix matrix_of(const CodebookWeight& weight) {
+  return {.indices = static_cast<const unsigned char*>(weight.indices),
+          .codebook = weight.codebook,
+          .outlier_row_begin = weight.outlier_row_begin,
+          .outlier_col = weight.outlier_col,
+          .outlier_change = weight.outlier_change,
+          .k = weight.k};
+}
+
+Layer layer_of(const MambaLayer& layer) {
+  const MambaStepArgs& step = layer.step;
+  return {
+      .matrix = {matrix_of(layer.in_proj), matrix_of(step.x_proj), matrix_of(step.dt_proj), matrix_of(layer.out_proj)},
+      .norm_weight = layer.norm_weight,
+      .in_bias = layer.in_bias,
+      .conv_weight = step.conv.weight,
+      .conv_bias = step.conv.bias,
+      .a = step.scan.a,
+      .d = step.scan.d,
+      .dt_bias = step.scan.dt_bias,
+      .out_bias = layer.out_bias,
+      .conv_states = step.conv.states,
+      .states = step.scan.states};
+}
+
+template <int kTokenTiles, bool kTwoParts>
+Status launch_layers(const Parameters& p, Stream stream) {
+  return launch(mamba_layers_kernel<kTokenTiles, kTwoParts>,
+                {.grid = dim3(static_cast<unsigned>(p.plan.clusters * MambaLayersPlan::kBlocks)),
+                 .block = dim3(MambaLayersPlan::kThreads),
+                 .shared_bytes = p.plan.bytes,
+                 .cluster = MambaLayersPlan::kBlocks},
+                stream, p);
+}
+
+}  // namespace
+
+bool supports_mamba_layers(const MambaLayersArgs& args) noexcept {
+  const int capability = current_device().compute_capability;
+  if (capability != 90 || args.count < 1 || args.h.dtype != DType::f32 || args.batch.max_rows != 1) return false;
+  for (int64_t i = 0; i < args.count; ++i) {
+    if (!fits(args.layers[i], args.layers[0], args.precision)) return false;
+  }
+  return args.batch.count > 0 && plan_of(args).clusters > 0;
+}
+
+Status mamba_layers(const MambaLayersArgs& args, Stream stream) noexcept {
+  if (!supports_mamba_layers(args)) return Status::invalid_value;
+  Parameters p{.plan = plan_of(args),
+               .segments = args.batch.segments,
+               .h = static_cast<float*>(args.h.data),
+               .h_stride = args.h.stride,
+               .eps = args.eps,
+               .sequences = args.batch.count};
+  Status status = Status::ok;
+  for (int64_t first = 0; first < args.count && status == Status::ok; first += kMostMambaLayers) {
+    p.layers = static_cast<int>(std::min<int64_t>(args.count - first, kMostMambaLayers));
+    for (int i = 0; i < p.layers; ++i) p.layer[i] = layer_of(args.layers[first + i]);
+    if (p.plan.parts == 2) {
+      status = launch_layers<1, true>(p, stream);
+    } else {
+      status = p.plan.token_tiles == 2 ? launch_layers<2, false>(p, stream) : launch_layers<1, false>(p, stream);
+    }
+  }
+  return status;
+}
+
+}  // namespace hxq::cuda
