@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 
 #include "io/spin.h"
 #include "io/threads.h"
@@ -18,6 +19,19 @@ constexpr std::chrono::microseconds kShortSpin(5);
 /// A sleep that lasts longer tells that they are: more than it takes to be woken, less than others run at a time.
 constexpr std::chrono::microseconds kHeldUp(1500);
 
+/// Turns that a thread gives to the others where there are more of them than processors, before it sleeps: sleeping and
+/// being woken takes longer, and each of the others waits for whoever wakes it.
+constexpr int kTurns = 64;
+
+template <class Done>
+bool give_turns_until(Done done) noexcept {
+  for (int i = 0; i < kTurns; ++i) {
+    if (done()) return true;
+    std::this_thread::yield();
+  }
+  return done();
+}
+
 /// How few of this thread's waits were long lately: long spins need kTrusted.
 constexpr int kMostTrust = 32, kTrusted = 16;
 thread_local int trust = kMostTrust;
@@ -33,10 +47,11 @@ void Barrier::wait(int threads) noexcept {
     return;
   }
   static const int processors = available_threads();
-  const bool can_spin = threads <= processors && trust >= kTrusted;  // more threads need what a spin would take
+  const bool is_crowded = threads > processors;
+  const bool can_spin = !is_crowded && trust >= kTrusted;  // more threads need what a spin would take
   const auto is_over = [&] { return generation_.load(std::memory_order_acquire) != generation; };
   bool is_long = false;
-  if (!spin_until(is_over, can_spin ? kSpin : kShortSpin)) {
+  if (!spin_until(is_over, can_spin ? kSpin : kShortSpin) && !(is_crowded && give_turns_until(is_over))) {
     const auto asleep = std::chrono::steady_clock::now();
     generation_.wait(generation, std::memory_order_acquire);
     is_long = std::chrono::steady_clock::now() - asleep > kHeldUp;
