@@ -185,6 +185,7 @@ std::vector<Case> cases() {
       all.push_back({test.folder, test.compressed, device});
     }
   }
+  all.push_back({"tests/e2e/mamba-tiles", true, "cuda"});  // whose layers are one kernel there
   return all;
 }
 

@@ -12,7 +12,7 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Mamba2Config, Qwen2Config, Zamba2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Mamba2Config, MambaConfig, Qwen2Config, Zamba2Config
 
 TOKENS, KEPT_LOGITS, VOCABULARY = 150, 4, 64
 
@@ -29,7 +29,12 @@ QWEN2 = LLAMA | dict(use_sliding_window=True, sliding_window=40)
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)
 
+# In widths of whole tiles, as those of trained models are.
+MAMBA = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=16, time_step_rank=32,
+             conv_kernel=4)
+
 MODELS = {
+    "mamba-tiles": MambaConfig(**MAMBA),
     "llama-bias": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, head_dim=10, tie_word_embeddings=True),
     "llama-linear": LlamaConfig(**LLAMA | dict(max_position_embeddings=40), rope_parameters=dict(
         rope_type="linear", factor=4.0, rope_theta=1000.0)),
