@@ -76,6 +76,12 @@ def _role_bits(text: str) -> tuple[str, int]:
     return role, int(bits)
 
 
+def _new_folder(text: str) -> str:
+    if text == "-":  # elsewhere a standard stream
+        raise argparse.ArgumentTypeError("expected a folder to create (./- makes one of that name), found -")
+    return text
+
+
 def _bits_by_role(pairs: list[tuple[str, int]]) -> dict[str, int]:
     by_role = dict(pairs)
     if len(by_role) < len(pairs):
@@ -184,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("compress", help="compress a model folder into a new one")
     verb.add_argument("source")
-    verb.add_argument("destination")
+    verb.add_argument("destination", type=_new_folder)
     verb.add_argument("--profile", help=f"how matrices are stored: {', '.join(_core.profiles())}")
     verb.add_argument("--bits", type=int, default=0, metavar="N", help="bits of an index, in place of a profile")
     verb.add_argument("--group", type=int, default=0, metavar="N", help="adjacent weights that share a scale")
@@ -215,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("decompress", help="write a compressed folder as a dense one")
     verb.add_argument("source")
-    verb.add_argument("destination")
+    verb.add_argument("destination", type=_new_folder)
     verb.add_argument("--dtype", type=str.upper, choices=("F32", "F16", "BF16"), default="F32")
     verb.set_defaults(run=_decompress)
 

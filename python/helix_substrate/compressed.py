@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _core, ops
+from . import ops
 from .offload import check_held, onload
 from .ops import PART_NAMES, AnyParts, Parts, stamp_of
 from .stored_form import encode, encoding_of, matrix_in

@@ -68,6 +68,10 @@ def test_command_line(dense_folder, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             verb("compress", dense_folder, tmp_path / "no", *options)
         assert fault in capsys.readouterr().err
+    for words in (("compress", dense_folder, "-"), ("decompress", folder, "-")):
+        with pytest.raises(SystemExit, match="2"):
+            verb(*words)
+        assert "expected a folder to create" in capsys.readouterr().err
     plain = ("--low-rank", "off", "--keep", "*x*", "--keep", "*t*")
     assert verb("compress", dense_folder, tmp_path / "plain", *plain)[0] == 0
 

@@ -112,6 +112,14 @@ def test_a_destination_inside_of_the_source_is_not_copied_into_itself(hxq, model
     assert not (model_copy / "docs" / "out" / "docs" / "out").exists()
 
 
+def test_a_standard_stream_takes_no_folder(hxq, compressed, tmp_path):
+    for verb, source in (("compress", MODEL), ("decompress", compressed)):
+        hxq(verb, source, "-", cwd=tmp_path).fails_with("DST", "found -", code=2)
+        assert list(tmp_path.iterdir()) == []
+        assert hxq(verb, source, "./-", cwd=tmp_path).code == 0
+        shutil.rmtree(tmp_path / "-")
+
+
 def test_keys_of_the_configuration_stay_in_order(hxq, model_copy, tmp_path):
     config = {"zeta": 1e-05, **json.loads((MODEL / "config.json").read_text()), "alpha": [3, {"b": 1, "a": float("inf")}]}
     (model_copy / "config.json").write_text(json.dumps(config))

@@ -138,7 +138,7 @@ RunVerb add_compress(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("SRC", arguments->source, "Model folder: safetensors (F32, F16 or BF16) and, usually, config.json")
       ->required();
-  app.add_option("DST", arguments->destination, "Folder to create")->required();
+  add_new_folder(app, arguments->destination);
   app.add_option("--codec", arguments->options.codec, "How matrices are stored")
       ->default_str(codec_names().front())
       ->check(CLI::IsMember(codec_names()));

@@ -49,7 +49,7 @@ int run(Arguments& arguments) {
 RunVerb add_decompress(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   app.add_option("DIR", arguments->source, "Compressed model folder (HXQ or .cdnav3)")->required();
-  app.add_option("DST", arguments->destination, "Folder to create")->required();
+  add_new_folder(app, arguments->destination);
   app.add_option("--dtype", arguments->dtype, "Type of the decoded matrices; f32 is exact")
       ->transform(CLI::IsMember({"f32", "f16", "bf16"}, CLI::ignore_case))
       ->capture_default_str();

@@ -69,6 +69,13 @@ CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path,
   return app.add_option(name, path, description)->check(CLI::Validator(check, ""));
 }
 
+CLI::Option* add_new_folder(CLI::App& app, std::string& folder) {
+  const auto check = [](const std::string& text) {
+    return text == "-" ? not_as_expected("a folder to create (./- makes one of that name)", text) : "";
+  };
+  return app.add_option("DST", folder, "Folder to create")->required()->check(CLI::Validator(check, ""));
+}
+
 CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes) {
   return add_size(app, "--max-shard-size", bytes, 1,
                   "Tensors in one file at most; more become shards with an index (5GB)");

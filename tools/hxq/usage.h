@@ -59,6 +59,9 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, in
 /// An option that names a file or folder. An empty name, most likely of a variable that is not set, is wrong use.
 CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path, const std::string& description);
 
+/// DST, the folder that a verb makes. "-" is wrong use: elsewhere it is a standard stream, which takes no folder.
+CLI::Option* add_new_folder(CLI::App& app, std::string& folder);
+
 /// --max-shard-size.
 CLI::Option* add_shard_size(CLI::App& app, int64_t& bytes);
 
