@@ -24,6 +24,7 @@ HOT = [
     r"attention_step_kernel<.*>",
     r"mamba_layers_kernel<.*>",
     r"mamba_step_kernel",
+    r"most_likely_kernel",
     r"step_kernel",
     r"run_kernel<16, true>",
     r"output_kernel<16, true>",

@@ -163,8 +163,8 @@ class Model {
 
   /// Runs tokens (each in [0, vocab_size)) of any number of sequences and advances these. `tokens` are those of the
   /// segments, one after the other; so are the `logits`: for each segment nothing, [vocab_size] of its last token, or
-  /// [segment.tokens, vocab_size]. `most_likely` gets a token for each segment that asks for it, of those with equal
-  /// logits the lowest; -1 where a logit is NaN or the largest is infinite.
+  /// [segment.tokens, vocab_size]. `most_likely` gets a token for each segment with tokens that asks for it,
+  /// in their order: of those with equal logits the lowest; -1 where a logit is NaN or the largest is infinite.
   ///
   /// What a token gives depends on its sequence and its phase alone: it is the same, bit for bit, whatever other
   /// sequences are computed with it, in however many calls its prompt comes (with the same `end`, where rotary
@@ -178,7 +178,7 @@ class Model {
   void forward(std::span<const int32_t> tokens, std::span<const Segment> segments, Workspace& workspace,
                std::span<float> logits, std::span<int32_t> most_likely = {}) const;
 
-  /// The same for one sequence.
+  /// The same for one sequence, for logits (not `most_likely`).
   void forward(std::span<const int32_t> tokens, Sequence& sequence, Phase phase, Logits wanted, Workspace& workspace,
                std::span<float> logits) const;
 

@@ -9,6 +9,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/kernels_test_data.h"
+#include "kernels/most_likely.h"
 #include "kernels/uniform_batch.h"
 
 namespace hxq::kernels {
@@ -19,19 +20,19 @@ using namespace kernels::testing;
 constexpr int kThreads = 3;
 constexpr int64_t kRows = 96, kCols = 64, kTokens = 130;
 
-/// Runs the operation, which writes `size` floats of y, with each thread late in turn.
-template <class Operation>
+/// Runs the operation, which writes `size` numbers of y, with each thread late in turn.
+template <class Number = float, class Operation>
 void expect_complete(int64_t size, const Operation& operation) {
   for (int late = 0; late < kThreads; ++late) {
-    std::vector<float> y(static_cast<size_t>(size), -1);
-    std::vector<std::vector<float>> seen(kThreads);
+    std::vector<Number> y(static_cast<size_t>(size), -1);
+    std::vector<std::vector<Number>> seen(kThreads);
     Scratch scratch(kThreads);
     run_on_cpu(kThreads, supported_targets().back(), scratch, [&](const CpuContext& context) {
       if (context.team.rank() == late && !context.measures) std::this_thread::sleep_for(std::chrono::milliseconds(5));
       operation(y.data(), context);
       if (!context.measures) seen[static_cast<size_t>(context.team.rank())] = y;
     });
-    for (const std::vector<float>& copy : seen) EXPECT_EQ(copy, y) << "thread " << late << " was late";
+    for (const std::vector<Number>& copy : seen) EXPECT_EQ(copy, y) << "thread " << late << " was late";
   }
 }
 
@@ -65,6 +66,12 @@ TEST_F(BarrierTest, GatheredRows) {
   });
   expect_complete(count * kCols,
                   [&](float* y, const CpuContext& context) { gather_rows(dense_, ids.data(), count, y, context); });
+}
+
+TEST_F(BarrierTest, MostLikelyTokens) {
+  expect_complete<int32_t>(5, [&](int32_t* token, const CpuContext& context) {
+    most_likely({.logits = x_.data(), .rows = 5, .vocabulary = kCols, .token = token}, context);
+  });
 }
 
 TEST_F(BarrierTest, Norm) {

@@ -12,8 +12,8 @@ struct Range {
   int64_t end = 0;
 };
 
-/// Where the threads of a team wait for each other: briefly by spinning, since most waits are short, then asleep, so
-/// that a team with more threads than free cores does not hold up the one it waits for.
+/// Where the threads of a team wait for each other: briefly by spinning, since most waits are short, then, where there
+/// are more threads than processors, by giving turns, then asleep, so that nobody holds up the one it waits for.
 class Barrier {
  public:
   /// Returns when `threads` threads have called it.

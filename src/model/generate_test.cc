@@ -199,10 +199,11 @@ TEST(Generate, GreedyTextsFollowTheLargestLogitsAmongOthers) {
     const Model model = Model::open(tiny(name), {.threads = 2});
     Scheduler scheduler(model);
     const GenerateOptions greedy = {.max_tokens = 12, .ignore_eos = true};
-    GenerateOptions sampled = greedy, told = greedy;
+    GenerateOptions sampled = greedy, told = greedy, penalised = greedy;
     sampled.sampling = {.temperature = 1, .seed = 4};
     told.logprobs = 2;
-    std::vector<GenerateOptions> options = {greedy, sampled, greedy, told, greedy};
+    penalised.sampling.repetition_penalty = 8;
+    std::vector<GenerateOptions> options = {greedy, sampled, greedy, told, greedy, penalised};
     std::vector<Scheduler::Id> ids;
     for (size_t i = 0; i < options.size(); ++i) {
       const std::vector<int32_t> prompt(3 + 5 * i, static_cast<int32_t>(10 + i));
@@ -221,10 +222,17 @@ TEST(Generate, GreedyTextsFollowTheLargestLogitsAmongOthers) {
       testing::ModelRunner runner(model);
       std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
       runner.prefill(result.prompt_tokens, Logits::last, logits);
+      Sampler penalising(options[i].sampling);
+      penalising.observe(result.prompt_tokens);
+      int others = 0;  // than the largest
       for (const int32_t token : result.tokens) {
-        ASSERT_EQ(token, std::ranges::max_element(logits) - logits.begin()) << name << ", text " << i;
+        const auto largest = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+        std::vector<float> copy = logits;
+        ASSERT_EQ(token, i == 5 ? penalising.choose(copy) : largest) << name << ", text " << i;
+        others += token != largest;
         runner.decode(token, logits);
       }
+      EXPECT_EQ(others > 0, i == 5) << name << ", text " << i;
       EXPECT_EQ(result.logprobs.size(), i == 3 ? 12u : 0u);
     }
   }
@@ -401,13 +409,21 @@ TEST(Model, RefusesRoomThatDoesNotFitWhatIsAsked) {
   std::vector<float> logits(64);
   std::vector<int32_t> chosen(2);
   const std::span<int32_t> one = std::span(chosen).first(1);
-  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, {}); }),
+  EXPECT_EQ(message_of([&] {
+              llama().forward(tokens, {&segment, 1}, workspace, {});
+            }),
             "room for 0 most likely tokens, expected 1");
-  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, {}, chosen); }),
+  EXPECT_EQ(message_of([&] {
+              llama().forward(tokens, {&segment, 1}, workspace, {}, chosen);
+            }),
             "room for 2 most likely tokens, expected 1");
-  EXPECT_EQ(message_of([&] { llama().forward(tokens, {&segment, 1}, workspace, logits, one); }),
+  EXPECT_EQ(message_of([&] {
+              llama().forward(tokens, {&segment, 1}, workspace, logits, one);
+            }),
             "room for 64 logits, expected 0 x 64");
-  EXPECT_EQ(message_of([&] { llama().hidden_states(tokens, {&segment, 1}, workspace, {}); }),
+  EXPECT_EQ(message_of([&] {
+              llama().hidden_states(tokens, {&segment, 1}, workspace, {});
+            }),
             "hidden states have no most likely token");
   EXPECT_EQ(sequence.position(), 0);
 }

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <numeric>
 
@@ -174,6 +175,7 @@ void Generation::next(std::span<float> logits) {
 bool Generation::needs_logits() const noexcept { return !impl_->sampler.is_greedy() || impl_->options.logprobs >= 0; }
 
 void Generation::next(int32_t most_likely) {
+  assert(!needs_logits());
   if (impl_->takes_another()) impl_->take(Sampler::choose(most_likely));
 }
 

@@ -75,7 +75,7 @@ int32_t place_of_largest(std::span<const float> logits) {
   return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
 }
 
-/// Tokens that two models over the same memory choose, the one by itself and the other by its logits.
+/// What a sequence chooses by itself is what the logits of another with the same tokens say.
 TEST_P(SecondDevice, ChoosesTheTokensOfTheLargestLogits) {
   add_guarded_device();
   const std::string device = GetParam().device;
@@ -199,6 +199,7 @@ class LimitedDevice final : public kernels::Device {
     --left;
     return kernels::cpu_device().allocate(bytes, what);
   }
+  std::byte* allocate_on_host(size_t bytes, std::string_view what) const override { return allocate(bytes, what); }
   void free(std::byte* memory, size_t bytes) const noexcept override { kernels::cpu_device().free(memory, bytes); }
   void upload(std::byte* to, std::span<const std::byte> from) const override { kernels::cpu_device().upload(to, from); }
   void download(std::span<std::byte> to, const std::byte* from) const override {
@@ -235,10 +236,13 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
       int32_t chosen = -1;
       const Segment segment{.sequence = &sequence, .tokens = std::ssize(tokens), .logits = Logits::most_likely};
       model.forward(tokens, {&segment, 1}, workspace, {}, {&chosen, 1});
+      return chosen;
     };
     Sequence fresh = model.new_sequence();
     Workspace own = model.new_workspace();
     const std::vector<float> expected = run(fresh, own, few);
+    Sequence other = model.new_sequence();
+    const int32_t token = choose(other, own);
     int64_t failures = 0;
     for (bool ran = false; !ran; ++failures) {  // a choice takes memory that logits do not
       LimitedDevice::left = kPlenty;
@@ -252,6 +256,8 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
         EXPECT_EQ(sequence.position(), 0);
         LimitedDevice::left = kPlenty;
         EXPECT_EQ(run(sequence, workspace, few), expected) << folder << ", after " << failures << " allocations";
+        Sequence again = model.new_sequence();
+        EXPECT_EQ(choose(again, workspace), token) << folder << ", after " << failures << " allocations";
       }
     }
     EXPECT_GT(failures, 5) << "no allocation failed";

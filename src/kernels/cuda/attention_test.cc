@@ -1,15 +1,13 @@
-// Transformer operations, row lookup and sampling on the GPU against plain code in double.
+// Transformer operations and row lookup on the GPU against plain code in double.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 
 #include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_step.h"
 #include "kernels/cuda/linear_test_data.h"
-#include "kernels/cuda/sampling.h"
 #include "kernels/cuda/sequence.h"
 #include "kernels/cuda/test_device.h"
 
