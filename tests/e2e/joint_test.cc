@@ -173,6 +173,47 @@ TEST_P(Joint, PromptsComeInAnyPieces) {
   }
 }
 
+/// A token of each, step after step: a GPU launches the first step, records the second, and then runs what it recorded.
+TEST_P(Joint, TextsThatStayTogetherAreWhatTheyAreAlone) {
+  HXQ_NEEDS_DEVICE(GetParam().device);
+  for (const Variant& variant : variants({2}, {Precision::fast})) {
+    const Model model = Model::open(folder_.path(), variant.options);
+    const auto vocab = static_cast<size_t>(model.info().vocab_size);
+    Workspace workspace = model.new_workspace();
+    for (const int32_t count : {2, 9, 20, 64}) {
+      std::vector<Sequence> alone, together;
+      for (int32_t i = 0; i < count; ++i) {
+        const std::vector<int32_t> prompt(static_cast<size_t>(1 + i % 7), i % model.info().vocab_size);
+        for (std::vector<Sequence>* sequences : {&alone, &together}) {
+          sequences->push_back(model.new_sequence());
+          model.forward(prompt, sequences->back(), Phase::prefill, Logits::none, workspace, {});
+        }
+      }
+      constexpr int32_t kSteps = 5;
+      for (int32_t step = 0; step < kSteps; ++step) {
+        std::vector<int32_t> tokens;
+        std::vector<Segment> segments;
+        std::vector<float> expected, own(vocab);
+        for (int32_t i = 0; i < count; ++i) {
+          const bool is_asked = step < kSteps - 1 || i == count / 2;  // at last only one
+          tokens.push_back((i * 31 + step * 7) % model.info().vocab_size);
+          segments.push_back({.sequence = &together[static_cast<size_t>(i)],
+                              .tokens = 1,
+                              .phase = Phase::decode,
+                              .logits = is_asked ? Logits::last : Logits::none});
+          model.forward({&tokens.back(), 1}, alone[static_cast<size_t>(i)], Phase::decode, Logits::last, workspace,
+                        own);
+          if (is_asked) expected.insert(expected.end(), own.begin(), own.end());
+        }
+        std::vector<float> logits(expected.size());
+        model.forward(tokens, segments, workspace, logits);
+        testing::expect_logits(logits, expected, variant.bound,
+                               std::to_string(count) + " texts, step " + std::to_string(step) + ", " + variant.name);
+      }
+    }
+  }
+}
+
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* device : {"cpu", "cuda"}) {

@@ -22,6 +22,7 @@ struct MatrixOptions {
   bool fits_tiles = true;   ///< as `CodebookWeight` says
   float size = 0.3f;        ///< of the levels
   int index_offset = 0;     ///< bytes from an aligned address to the first index
+  uint32_t seed = 0;        ///< matrices of one shape differ by it
 };
 
 struct TestMatrix : MatrixOptions {
@@ -54,7 +55,7 @@ inline void put_index(std::vector<uint8_t>& to, int bits, int64_t i, uint32_t in
 inline TestMatrix make_matrix(const MatrixOptions& options) {
   TestMatrix m;
   static_cast<MatrixOptions&>(m) = options;
-  Random random(static_cast<uint32_t>(options.rows * 31 + options.cols));
+  Random random(static_cast<uint32_t>(options.rows * 31 + options.cols) ^ options.seed << 16);
   m.level_scale = options.d == 1 ? 0x1p-14f : 0.0f;
   for (int32_t i = 0; i < m.k * m.d; ++i) {
     float level = std::clamp(m.size * random.normal(), -1.9f, 1.9f);

@@ -10,8 +10,8 @@
 //     an owner adds them up, and tells all: dt, B and C
 //     dt_proj, scan, out_proj over own channels; its sums go to the owners of rows
 //     an owner adds them up, and tells all: the new hidden state
-// Each block sends something to all blocks only after it got something of all: what lies at a place has been read by
-// then, and no exchange needs a second place.
+// Each block owns rows of x_proj, so it sends something to all blocks only after it got something of all: what lies at
+// a place has been read by then, and no exchange needs a second place.
 
 #include "kernels/cuda/mamba_layers.h"
 #include "kernels/cuda/mamba_layers_worker.cuh"
@@ -47,6 +47,7 @@ __global__ void mamba_layers_kernel(const __grid_constant__ Parameters) {
 bool is_readable(const CodebookWeight& weight, int64_t rows, int64_t cols, Precision precision) {
   return weight.rows == rows && weight.cols == cols && weight.d == 1 && weight.index_bits == 8 && weight.k <= 256 &&
          !weight.channel_scales && weight.rank == 0 && is_aligned(weight.indices, 16) &&
+         weight.level_scale > 0 &&  // all are finite: columns that are not there may get any of them, times 0
          (precision == Precision::fast || weight.levels_fit_half);
 }
 
@@ -60,13 +61,20 @@ bool are_aligned(const MambaLayer& layer) {
   return true;
 }
 
+/// A place in shared memory for a vector that a layer has not keeps what the layer before had there.
+bool have_the_same_vectors(const MambaLayer& a, const MambaLayer& b) {
+  const auto same = [](const float* x, const float* y) { return (x == nullptr) == (y == nullptr); };
+  return same(a.in_bias, b.in_bias) && same(a.step.conv.bias, b.step.conv.bias) && same(a.step.scan.d, b.step.scan.d) &&
+         same(a.step.scan.dt_bias, b.step.scan.dt_bias);
+}
+
 bool fits(const MambaLayer& layer, const MambaLayer& first, Precision precision) {
   const ConvArgs& conv = layer.step.conv;
   const ScanArgs& scan = layer.step.scan;
   const int64_t hidden = first.in_proj.cols, inner = first.out_proj.cols, rank = first.step.dt_proj.cols;
   return conv.channels == inner && scan.channels == inner && scan.state_size == MambaLayersPlan::kStates &&
          conv.width == MambaLayersPlan::kTaps && conv.state_rows == conv.width - 1 && are_aligned(layer) &&
-         is_readable(layer.in_proj, 2 * inner, hidden, precision) &&
+         have_the_same_vectors(layer, first) && is_readable(layer.in_proj, 2 * inner, hidden, precision) &&
          is_readable(layer.step.x_proj, rank + 2 * scan.state_size, inner, precision) &&
          is_readable(layer.step.dt_proj, inner, rank, precision) &&
          is_readable(layer.out_proj, hidden, inner, precision);

@@ -102,6 +102,7 @@ class Block {
     if (number >= p_.layers || channel_ - lane() >= own_) return;
 #pragma unroll 1
     for (int token = warp() % p_.plan.chunk_warps; token < tokens_; token += p_.plan.chunk_warps) {
+      if (!is_there(token)) continue;
       const int row = lane() - Plan::kStates;
       const bool is_state = row < 0;
       if (is_state ? lane() >= Plan::kStates : row >= Plan::kTaps - 1) continue;

@@ -30,12 +30,17 @@ struct TestLayer {
   DeviceArray<float> device_norm, device_in_bias, device_filter, device_conv_bias, device_a, device_d, device_dt_bias,
       device_out_bias;
 
-  TestLayer(const Shape& s, Random& random)
-      : in(make_matrix({.rows = 2 * s.inner, .cols = s.hidden, .outliers = s.outliers, .size = 0.03f})),
-        x(make_matrix(
-            {.rows = s.rank + 2 * s.states, .cols = s.inner, .k = 100, .outliers = s.outliers, .size = 0.03f})),
-        dt(make_matrix({.rows = s.inner, .cols = s.rank, .outliers = s.outliers, .size = 0.1f})),
-        out(make_matrix({.rows = s.hidden, .cols = s.inner, .k = 200, .outliers = s.outliers, .size = 0.03f})),
+  TestLayer(const Shape& s, uint32_t seed, Random& random)
+      : in(make_matrix({.rows = 2 * s.inner, .cols = s.hidden, .outliers = s.outliers, .size = 0.03f, .seed = seed})),
+        x(make_matrix({.rows = s.rank + 2 * s.states,
+                       .cols = s.inner,
+                       .k = 100,
+                       .outliers = s.outliers,
+                       .size = 0.03f,
+                       .seed = seed})),
+        dt(make_matrix({.rows = s.inner, .cols = s.rank, .outliers = s.outliers, .size = 0.1f, .seed = seed})),
+        out(make_matrix(
+            {.rows = s.hidden, .cols = s.inner, .k = 200, .outliers = s.outliers, .size = 0.03f, .seed = seed})),
         norm(random.normals(static_cast<size_t>(s.hidden))),
         in_bias(random.normals(static_cast<size_t>(2 * s.inner))),
         filter(random.normals(static_cast<size_t>(s.taps * s.inner))),
@@ -141,7 +146,7 @@ class Model {
         batch_(lengths_, 1, random_) {
     const auto inner = static_cast<size_t>(shape.inner);
     for (int i = 0; i < layers; ++i) {
-      layers_.push_back(std::make_unique<TestLayer>(shape, random_));
+      layers_.push_back(std::make_unique<TestLayer>(shape, static_cast<uint32_t>(i), random_));
       past_.push_back(std::make_unique<TestBatch>(lengths_, static_cast<size_t>(shape.taps - 1) * inner, random_));
       states_.push_back(std::make_unique<TestBatch>(lengths_, static_cast<size_t>(shape.states) * inner, random_));
       args_.push_back(layers_.back()->layer(shape, *past_.back(), *states_.back()));
@@ -164,6 +169,7 @@ class Model {
   void expect_right(double bound, const std::string& what) const {
     const std::vector<float> h = h_->values();
     const auto hidden = static_cast<size_t>(shape_.hidden);
+    std::vector<float> others = start_;  // rows that no sequence has
     for (size_t s = 0; s < lengths_.size(); ++s) {
       const auto row = static_cast<size_t>(batch_.segments[s].begin) * hidden;
       const auto first = static_cast<int64_t>(row), end = static_cast<int64_t>(row + hidden);
@@ -177,7 +183,9 @@ class Model {
         expect_near(states_[i]->state[s].values(), states, bound, name + ", states of layer " + std::to_string(i));
       }
       expect_near({h.begin() + first, h.begin() + end}, expected, bound, name);
+      if (lengths_[s] == 1) std::copy(h.begin() + first, h.begin() + end, others.begin() + first);
     }
+    EXPECT_EQ(h, others) << what;
   }
 
  private:
@@ -239,7 +247,7 @@ void expect_right(const Shape& shape, const std::vector<Case>& cases) {
 
 TEST(CudaMambaLayers, AreWhatTheirPartsAreInDouble) {
   HXQ_NEEDS_HOPPER();
-  expect_right(kMamba130m, {{1, 64}, {2, 33}, {2, 17, Precision::exact}});
+  expect_right(kMamba130m, {{1, 64}, {2, 33}, {2, 17, Precision::exact}, {2, 2}, {2, 5, Precision::exact}});
 }
 
 TEST(CudaMambaLayers, TakeWidthsOfAnyWholeTiles) {
@@ -247,6 +255,15 @@ TEST(CudaMambaLayers, TakeWidthsOfAnyWholeTiles) {
   expect_right(kOdd, {{3, 9}, {3, 15, Precision::exact}, {2, 40}});
   expect_right(kWide, {{1, 16}});
   expect_right(kSmall, {{3, 16, Precision::exact}, {2, 64}});
+}
+
+TEST(CudaMambaLayers, TakeAsManySequencesAsClustersHaveRoomFor) {
+  HXQ_NEEDS_HOPPER();
+  Model model(kSmall, 1, lengths_of(2, false));
+  MambaLayersArgs args = model.args(Precision::fast);
+  args.batch.count = 1024;
+  while (args.batch.count > 0 && !supports_mamba_layers(args)) --args.batch.count;
+  expect_right(kSmall, {{2, static_cast<int>(args.batch.count)}});
 }
 
 TEST(CudaMambaLayers, AreSeveralKernelsWhereTheyAreMany) {
@@ -286,6 +303,9 @@ TEST(CudaMambaLayers, LeaveOthersToTheirParts) {
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.conv.width = 3; }));
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.conv.bias += 1; })) << "not aligned";
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.out_proj.cols = 224; })) << "another shape";
+  EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.in_bias = nullptr; })) << "a bias in another layer alone";
+  EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.scan.d = nullptr; })) << "D in another layer alone";
+  EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.dt_proj.level_scale = 0; })) << "levels that are not finite";
   args.batch.max_rows = 2;
   EXPECT_FALSE(supports_mamba_layers(args)) << "a prompt";
   args.batch.max_rows = 1;
