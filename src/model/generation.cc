@@ -102,11 +102,13 @@ struct Generation::Impl {
     result.prompt_tokens = tokens;
   }
 
+  bool asked_to_stop() const { return options.interrupted && options.interrupted(); }
+
   /// Whether another token is to be chosen; ends it otherwise.
   bool takes_another() {
     if (std::ssize(result.tokens) == options.max_tokens) {
       finish(StopReason::length);
-    } else if (options.interrupted && options.interrupted()) {
+    } else if (asked_to_stop()) {
       finish(StopReason::interrupted);
     }
     return !done;
@@ -155,7 +157,7 @@ bool Generation::done() const noexcept { return impl_->done; }
 const GenerateResult& Generation::result() const noexcept { return impl_->result; }
 GenerateResult& Generation::result() noexcept { return impl_->result; }
 
-bool Generation::asked_to_stop() const { return impl_->options.interrupted && impl_->options.interrupted(); }
+bool Generation::asked_to_stop() const { return impl_->asked_to_stop(); }
 
 void Generation::interrupt() {
   if (!impl_->done) impl_->finish(StopReason::interrupted);

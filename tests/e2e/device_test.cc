@@ -52,21 +52,31 @@ std::vector<float> logits_on(const std::filesystem::path& folder, const ModelOpt
   return all;
 }
 
-class SecondDevice : public ::testing::TestWithParam<Case> {};
+class SecondDevice : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    add_guarded_device();
+    HXQ_NEEDS_DEVICE(device_);
+  }
+
+  /// The model's folder, as it is or compressed.
+  testing::TestFolder make_folder() const {
+    return testing::TestFolder(GetParam().folder, GetParam().compressed, GetParam().profile);
+  }
+
+  const std::string device_ = GetParam().device;
+};
 
 TEST_P(SecondDevice, GivesTheLogitsOfTheCpu) {
-  add_guarded_device();
-  const std::string device = GetParam().device;
-  HXQ_NEEDS_DEVICE(device);
-  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
-  if (device == "guarded") {
-    EXPECT_EQ(logits_on(folder.path(), {.threads = 2, .device = device}), logits_on(folder.path(), {.threads = 2}));
+  const testing::TestFolder folder = make_folder();
+  if (device_ == "guarded") {
+    EXPECT_EQ(logits_on(folder.path(), {.threads = 2, .device = device_}), logits_on(folder.path(), {.threads = 2}));
     return;
   }
   // The scalar target rounds nothing but sums, as `exact` does on a GPU.
   for (const DType cache : {DType::f32, DType::f16}) {
     const auto expected = logits_on(folder.path(), {.threads = 2, .target = Target::scalar, .kv_cache = cache});
-    const auto got = logits_on(folder.path(), {.precision = Precision::exact, .kv_cache = cache, .device = device});
+    const auto got = logits_on(folder.path(), {.precision = Precision::exact, .kv_cache = cache, .device = device_});
     testing::expect_logits(got, expected, testing::gpu_bound(cache), std::string(name_of(cache)));
   }
 }
@@ -77,11 +87,8 @@ int32_t place_of_largest(std::span<const float> logits) {
 
 /// What a sequence chooses by itself is what the logits of another with the same tokens say.
 TEST_P(SecondDevice, ChoosesTheTokensOfTheLargestLogits) {
-  add_guarded_device();
-  const std::string device = GetParam().device;
-  HXQ_NEEDS_DEVICE(device);
-  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
-  const Model model = Model::open(folder.path(), {.threads = 2, .device = device});
+  const testing::TestFolder folder = make_folder();
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = device_});
   const auto vocab = static_cast<size_t>(model.info().vocab_size);
   Workspace workspace = model.new_workspace();
   Sequence chooses = model.new_sequence(), tells = model.new_sequence();
@@ -100,11 +107,8 @@ TEST_P(SecondDevice, ChoosesTheTokensOfTheLargestLogits) {
 
 /// What a call gives of segments that want different things is what it gives where all want their last logits.
 TEST_P(SecondDevice, GivesLogitsToSomeAndTokensToOthers) {
-  add_guarded_device();
-  const std::string device = GetParam().device;
-  HXQ_NEEDS_DEVICE(device);
-  const testing::TestFolder folder(GetParam().folder, GetParam().compressed, GetParam().profile);
-  const Model model = Model::open(folder.path(), {.threads = 2, .device = device});
+  const testing::TestFolder folder = make_folder();
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = device_});
   const auto vocab = static_cast<size_t>(model.info().vocab_size);
   struct Part {
     int64_t tokens;
