@@ -1,4 +1,4 @@
-"""Prints a Markdown table of the CUDA kernels: registers, stack and shared memory, as cuobjdump reports them.
+"""Prints the table of docs/cuda-notes.md: registers, stack and shared memory of kernels, as cuobjdump reports them.
 
     scripts/cuda_resources.py build/libhxq_cuda.so
     scripts/cuda_resources.py --check build/libhxq_cuda.so      # fails where a hot kernel keeps anything on a stack
