@@ -23,6 +23,7 @@ HOT = [
     r"attention_prefill_kernel<.*>",
     r"attention_step_kernel<.*>",
     r"mamba_layers_kernel<.*>",
+    r"mamba_spread_kernel<.*>",
     r"mamba_step_kernel",
     r"most_likely_kernel",
     r"step_kernel",

@@ -13,8 +13,11 @@
 // Each block owns rows of x_proj, so it sends something to all blocks only after it got something of all: what lies at
 // a place has been read by then, and no exchange needs a second place.
 
+#include <algorithm>
+
 #include "kernels/cuda/mamba_layers.h"
 #include "kernels/cuda/mamba_layers_worker.cuh"
+#include "kernels/cuda/mamba_spread.cuh"
 
 namespace hxq::cuda {
 namespace {
@@ -112,6 +115,41 @@ Layer layer_of(const MambaLayer& layer) {
       .states = step.scan.states};
 }
 
+/// A plan for all of the GPU; no clusters: there is none.
+MambaSpreadPlan spread_plan_of(const MambaLayersArgs& args) {
+  if (!args.exchange) return {};
+  const MambaLayer& first = args.layers[0];
+  return plan_mamba_spread(first.in_proj.cols, first.out_proj.cols, first.step.dt_proj.cols, args.batch.count,
+                           current_device().clusters[MambaSpreadPlan::kBlocks]);
+}
+static_assert(kMambaExchangeBytes == sizeof(uint64_t) * MambaSpreadPlan::kExchangeWords);
+
+/// Launches so many layers at a time as a kernel takes.
+template <class P, class Launch>
+Status launch_each(const MambaLayersArgs& args, P& p, const Launch& launch) {
+  p.segments = args.batch.segments;
+  p.h = static_cast<float*>(args.h.data);
+  p.h_stride = args.h.stride;
+  p.eps = args.eps;
+  p.sequences = args.batch.count;
+  Status status = Status::ok;
+  for (int64_t first = 0; first < args.count && status == Status::ok; first += kMostMambaLayers) {
+    p.layers = static_cast<int>(std::min<int64_t>(args.count - first, kMostMambaLayers));
+    for (int i = 0; i < p.layers; ++i) p.layer[i] = layer_of(args.layers[first + i]);
+    status = launch();
+  }
+  return status;
+}
+
+Status spread_layers(const MambaLayersArgs& args, const MambaSpreadPlan& plan, Stream stream) {
+  auto* words = static_cast<uint64_t*>(args.exchange);
+  mamba_spread_parts::Parameters p{.plan = plan};
+  p.epoch = reinterpret_cast<uint32_t*>(words);
+  p.xz = words + MambaSpreadPlan::kEpochWords;
+  p.hidden = p.xz + MambaSpreadPlan::kXzWords;
+  return launch_each(args, p, [&] { return mamba_spread(p, stream); });
+}
+
 template <int kTokenTiles, bool kTwoParts>
 Status launch_layers(const Parameters& p, Stream stream) {
   return launch(mamba_layers_kernel<kTokenTiles, kTwoParts>,
@@ -127,31 +165,22 @@ Status launch_layers(const Parameters& p, Stream stream) {
 bool supports_mamba_layers(const MambaLayersArgs& args) noexcept {
   const int capability = current_device().compute_capability;
   if (capability != 90 || args.count < 1 || args.h.dtype != DType::f32 || args.batch.max_rows != 1) return false;
-  for (int64_t i = 0; i < args.count; ++i) {
-    if (!fits(args.layers[i], args.layers[0], args.precision)) return false;
-  }
-  return args.batch.count > 0 && plan_of(args).clusters > 0;
+  const auto all_fit = [&](Precision precision) {
+    return std::all_of(args.layers, args.layers + args.count,
+                       [&](const MambaLayer& layer) { return fits(layer, args.layers[0], precision); });
+  };
+  if (spread_plan_of(args).clusters > 0) return all_fit(Precision::fast);  // levels may be any
+  return args.batch.count > 1 && plan_of(args).clusters > 0 && all_fit(args.precision);
 }
 
 Status mamba_layers(const MambaLayersArgs& args, Stream stream) noexcept {
   if (!supports_mamba_layers(args)) return Status::invalid_value;
-  Parameters p{.plan = plan_of(args),
-               .segments = args.batch.segments,
-               .h = static_cast<float*>(args.h.data),
-               .h_stride = args.h.stride,
-               .eps = args.eps,
-               .sequences = args.batch.count};
-  Status status = Status::ok;
-  for (int64_t first = 0; first < args.count && status == Status::ok; first += kMostMambaLayers) {
-    p.layers = static_cast<int>(std::min<int64_t>(args.count - first, kMostMambaLayers));
-    for (int i = 0; i < p.layers; ++i) p.layer[i] = layer_of(args.layers[first + i]);
-    if (p.plan.parts == 2) {
-      status = launch_layers<1, true>(p, stream);
-    } else {
-      status = p.plan.token_tiles == 2 ? launch_layers<2, false>(p, stream) : launch_layers<1, false>(p, stream);
-    }
-  }
-  return status;
+  if (const MambaSpreadPlan plan = spread_plan_of(args); plan.clusters > 0) return spread_layers(args, plan, stream);
+  Parameters p{.plan = plan_of(args)};
+  return launch_each(args, p, [&] {
+    if (p.plan.parts == 2) return launch_layers<1, true>(p, stream);
+    return p.plan.token_tiles == 2 ? launch_layers<2, false>(p, stream) : launch_layers<1, false>(p, stream);
+  });
 }
 
 }  // namespace hxq::cuda

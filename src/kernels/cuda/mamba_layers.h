@@ -26,12 +26,18 @@ struct MambaLayersArgs {
   Precision precision = Precision::exact;
   const MambaLayer* layers = nullptr;  // [count]
   int64_t count = 0;
+  /// kMambaExchangeBytes of device memory, zeros before its first use, which one stream alone uses; or null. With it
+  /// one or two sequences go through layers that all of the GPU works on together.
+  void* exchange = nullptr;
 };
 
-/// Whether `mamba_layers` takes these arguments on the current device: few sequences, and layers that fit.
+/// Whether `mamba_layers` takes these arguments on the current device: few sequences (one: only with `exchange`), and
+/// layers that fit. States must be aligned to 16 bytes.
 bool supports_mamba_layers(const MambaLayersArgs& args) noexcept;
-/// As one kernel for up to kMostMambaLayers of them. Levels and x are rounded to 11 bits (TF32), x to 22 for `exact`.
+/// As one kernel for up to kMostMambaLayers of them. Levels and x are rounded to 11 bits (TF32), x to 22 for `exact`;
+/// of one or two sequences that all of the GPU works on together all is float.
 Status mamba_layers(const MambaLayersArgs& args, Stream stream) noexcept;
 inline constexpr int kMostMambaLayers = 64;
+inline constexpr size_t kMambaExchangeBytes = 82048;
 
 }  // namespace hxq::cuda

@@ -17,7 +17,8 @@ using namespace testing;
 struct Shape {
   int64_t hidden, inner, rank, states, taps;
   double outliers = 0.0005;  ///< 0: no list of any
-  bool biases = false;       ///< of the projections; the convolution has one in any case
+  bool biases = false;       ///< of the projections
+  bool bare = false;         ///< no biases of the convolution and of dt, no d
 };
 
 constexpr float kEps = 1e-5f;
@@ -61,6 +62,9 @@ struct TestLayer {
         device_d(d),
         device_dt_bias(dt_bias),
         device_out_bias(out_bias) {
+    if (s.bare) {
+      for (std::vector<float>* none : {&conv_bias, &d, &dt_bias}) std::fill(none->begin(), none->end(), 0.0f);
+    }
     if (s.biases) return;
     std::fill(in_bias.begin(), in_bias.end(), 0.0f);
     std::fill(out_bias.begin(), out_bias.end(), 0.0f);
@@ -79,14 +83,14 @@ struct TestLayer {
                      .conv = {.channels = s.inner,
                               .width = s.taps,
                               .weight = device_filter.data(),
-                              .bias = device_conv_bias.data(),
+                              .bias = s.bare ? nullptr : device_conv_bias.data(),
                               .states = past.pointers.data(),
                               .state_rows = s.taps - 1},
                      .x_proj = device_x.weight(),
                      .dt_proj = device_dt.weight(),
-                     .scan = {.dt_bias = device_dt_bias.data(),
+                     .scan = {.dt_bias = s.bare ? nullptr : device_dt_bias.data(),
                               .a = device_a.data(),
-                              .d = device_d.data(),
+                              .d = s.bare ? nullptr : device_d.data(),
                               .states = states.pointers.data(),
                               .channels = s.inner,
                               .state_size = s.states}},
@@ -155,13 +159,15 @@ class Model {
     h_ = std::make_unique<DeviceRows>(start_, batch_.rows, shape.hidden, 4, DType::f32);
   }
 
-  MambaLayersArgs args(Precision precision) const {
+  /// `spread`: with memory that all of the GPU's blocks exchange something through.
+  MambaLayersArgs args(Precision precision, bool spread = false) {
     return {.batch = batch_.batch(),
             .h = h_->output(),
             .eps = kEps,
             .precision = precision,
             .layers = args_.data(),
-            .count = std::ssize(args_)};
+            .count = std::ssize(args_),
+            .exchange = spread ? exchange_.data() : nullptr};
   }
   std::vector<MambaLayer>& layers() { return args_; }
 
@@ -205,12 +211,15 @@ class Model {
   std::vector<MambaLayer> args_;
   std::vector<float> start_;
   std::unique_ptr<DeviceRows> h_;
+  DeviceArray<char> exchange_{std::vector<char>(kMambaExchangeBytes)};
 };
 
 constexpr Shape kMamba130m = {.hidden = 768, .inner = 1536, .rank = 48, .states = 16, .taps = 4};
 /// Widths that are no multiple of a unit of columns, blocks without channels, rows that blocks own no whole tile of.
 constexpr Shape kOdd = {
     .hidden = 112, .inner = 208, .rank = 16, .states = 16, .taps = 4, .outliers = 0.003, .biases = true};
+/// Blocks that own no rows of the hidden state, and no vectors that there need not be.
+constexpr Shape kBare = {.hidden = 144, .inner = 304, .rank = 32, .states = 16, .taps = 4, .bare = true};
 constexpr Shape kWide = {.hidden = 1024, .inner = 2048, .rank = 64, .states = 16, .taps = 4, .outliers = 0};
 constexpr Shape kSmall = {.hidden = 16, .inner = 32, .rank = 16, .states = 16, .taps = 4, .outliers = 0.005};
 
@@ -224,20 +233,22 @@ std::vector<int> lengths_of(int sequences, bool some_have_none) {
 struct Case {
   int layers, sequences;
   Precision precision = Precision::fast;
+  bool spread = false;
 };
 
 /// Where sequences are odd in number, some have no token.
 void expect_right(const Shape& shape, const std::vector<Case>& cases) {
   for (const Case& test : cases) {
-    Model model(shape, test.layers, lengths_of(test.sequences, test.sequences % 2 == 1));
-    const MambaLayersArgs args = model.args(test.precision);
-    const std::string what = std::to_string(shape.hidden) + " wide, " + std::to_string(test.sequences) + " sequences";
+    Model model(shape, test.layers, lengths_of(test.sequences, test.sequences > 1 && test.sequences % 2 == 1));
+    const MambaLayersArgs args = model.args(test.precision, test.spread);
+    const std::string what = std::to_string(shape.hidden) + " wide, " + std::to_string(test.sequences) + " sequences" +
+                             (test.spread ? ", spread" : "");
     ASSERT_TRUE(supports_mamba_layers(args)) << what;
     HXQ_EXPECT_OK(mamba_layers(args, nullptr));
     expect_finished();
     // Tensor cores get weights and x in 11 bits, or x in 22; the largest of what a layer adds up is larger than what
     // it adds.
-    model.expect_right(test.precision == Precision::fast ? 0x1p-7 : 2e-5, what);
+    model.expect_right(test.spread ? 1e-5 : test.precision == Precision::fast ? 0x1p-7 : 2e-5, what);
   }
 }
 
@@ -255,6 +266,29 @@ TEST(CudaMambaLayers, TakeWidthsOfAnyWholeTiles) {
   expect_right(kOdd, {{3, 9}, {3, 15, Precision::exact}, {2, 40}});
   expect_right(kWide, {{1, 16}});
   expect_right(kSmall, {{3, 16, Precision::exact}, {2, 64}});
+  expect_right(kBare, {{2, 12}});
+}
+
+/// What spreads over the GPU is float whatever the precision.
+TEST(CudaMambaLayers, SpreadWhereSequencesAreFew) {
+  HXQ_NEEDS_HOPPER();
+  for (const int sequences : {1, 2}) {
+    expect_right(kMamba130m, {{2, sequences, Precision::fast, true}});
+    expect_right(kOdd, {{3, sequences, Precision::exact, true}});
+    expect_right(kSmall, {{3, sequences, Precision::exact, true}});
+    expect_right(kBare, {{5, sequences, Precision::exact, true}});
+  }
+  expect_right(kSmall, {{kMostMambaLayers + 2, 1, Precision::exact, true}});
+  for (const auto& lengths : {std::vector{1, 0}, {0, 1}}) {
+    Model model(kOdd, 2, lengths);
+    HXQ_EXPECT_OK(mamba_layers(model.args(Precision::exact, true), nullptr));
+    expect_finished();
+    model.expect_right(1e-5, "one of two sequences without a token");
+  }
+  expect_right(kWide, {{2, 1, Precision::fast, true}});
+  Shape shape = kMamba130m;
+  shape.outliers = 0.02;  // more than lanes of a warp
+  expect_right(shape, {{1, 1, Precision::fast, true}, {1, 2, Precision::fast, true}});
 }
 
 TEST(CudaMambaLayers, TakeAsManySequencesAsClustersHaveRoomFor) {
@@ -306,6 +340,9 @@ TEST(CudaMambaLayers, LeaveOthersToTheirParts) {
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.in_bias = nullptr; })) << "a bias in another layer alone";
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.scan.d = nullptr; })) << "D in another layer alone";
   EXPECT_TRUE(is_left([](MambaLayer& layer) { layer.step.dt_proj.level_scale = 0; })) << "levels that are not finite";
+  args.batch.count = 1;
+  EXPECT_FALSE(supports_mamba_layers(args)) << "one sequence, and no memory to exchange something through";
+  args.batch.count = 16;
   args.batch.max_rows = 2;
   EXPECT_FALSE(supports_mamba_layers(args)) << "a prompt";
   args.batch.max_rows = 1;

@@ -18,6 +18,7 @@ struct CudaLaunches {
   size_t scratch_bytes = 0;                         ///< measured: the largest workspace of an operation
   RotaryTableArgs rotary = {};                      ///< the angles that were asked for last
   CudaSteps* steps = nullptr;                       ///< where operations are collected to run as steps, or null
+  void* exchange = nullptr;                         ///< of layers of Mamba, or null
   std::vector<cuda::StepOperation> collected = {};  ///< and not launched yet
   std::vector<cuda::MambaLayer> layers = {};        ///< likewise, of `of_layers`
   cuda::MambaLayersArgs of_layers = {};             ///< but for their address and number

@@ -17,6 +17,8 @@ constexpr size_t kMostKnown = 32;
 CudaExecutor::CudaExecutor(const CudaDevice& device, const ExecutorOptions& options)
     : device_(device), precision_(options.precision) {
   const CudaDevice::Use use(device_);
+  exchange_ = {device_, static_cast<int64_t>(cuda::kMambaExchangeBytes), "what blocks of layers exchange"};
+  exchange_.clear();
   device_.check(device_.kernels().create_stream(recording_), "taking it");
 }
 
@@ -44,7 +46,7 @@ void CudaExecutor::reserve(const DeviceCode& code) {
 }
 
 void CudaExecutor::launch(const DeviceCode& code, cuda::Stream stream, CudaSteps* steps) const {
-  CudaLaunches launches{.steps = steps};
+  CudaLaunches launches{.steps = steps, .exchange = exchange_.data()};
   if (steps != nullptr) steps->rewind();
   const CudaContext context(device_.kernels(), stream, {.data = scratch_.data(), .bytes = scratch_.bytes()}, precision_,
                             launches);

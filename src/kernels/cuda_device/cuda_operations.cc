@@ -231,15 +231,13 @@ struct Cuda {
     return true;
   }
 
-  /// Of several sequences: what one goes through is a step.
   static bool mamba_layer(const MambaLayerArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     const auto* in_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.in_proj.weight));
     const auto* out_proj = std::get_if<cuda::CodebookWeight>(&view_of(*args.out_proj.weight));
     cuda::MambaLayer layer{
         .norm_weight = args.norm.weight, .in_bias = args.in_proj.args.bias, .out_bias = args.out_proj.args.bias};
-    if (args.norm.tokens == 1 || args.norm.groups != 1 || in_proj == nullptr || out_proj == nullptr ||
-        !describe(args.step, layer.step)) {
+    if (args.norm.groups != 1 || in_proj == nullptr || out_proj == nullptr || !describe(args.step, layer.step)) {
       return false;
     }
     layer.in_proj = *in_proj;
@@ -248,7 +246,8 @@ struct Cuda {
     return on.collect(layer, {.batch = layer.step.batch,
                               .h = output(out.y, out.y_stride),
                               .eps = args.norm.eps,
-                              .precision = precision_of(on)});
+                              .precision = precision_of(on),
+                              .exchange = on.launches.exchange});
   }
 
   static void ssd(const SsdArgs& args, const Context& context) noexcept {

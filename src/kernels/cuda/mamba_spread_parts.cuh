@@ -1,0 +1,247 @@
+// What the kernel of Mamba's layers for very few sequences is given, and the parts of its products.
+
+#pragma once
+
+#include "kernels/cuda/codebook_lookup.cuh"
+#include "kernels/cuda/hopper_cluster.cuh"
+#include "kernels/cuda/mamba_layers.h"
+#include "kernels/cuda/mamba_layers_memory.cuh"
+#include "kernels/cuda/mamba_spread_plan.h"
+
+namespace hxq::cuda::mamba_spread_parts {
+
+using mamba_layers_parts::floats;
+using mamba_layers_parts::Layer;
+using mamba_layers_parts::Matrix;
+using Plan = MambaSpreadPlan;
+
+/// The number of the thread, as if it were new each time: what follows from it is worked out where it is used, and no
+/// register is taken for it, of which weights need all that there are.
+__device__ inline int thread_of_block() {
+  auto thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+__device__ inline int lane() { return thread_of_block() % 32; }
+__device__ inline int warp() { return thread_of_block() / 32; }
+
+using enum Plan::Product;
+using Rows = MambaSpreadRows;
+
+struct Parameters {
+  Plan plan;
+  const RowRange* segments;  // [sequences]
+  float* h;
+  int64_t h_stride;
+  float eps;
+  int sequences, layers;
+  uint64_t* xz;      // [tokens, 2 * inner] what in_proj gives, each with the number of the layer that wrote it
+  uint64_t* hidden;  // [tokens, hidden] the same of the hidden state
+  uint32_t* epoch;   ///< layers that ran before
+  Layer layer[kMostMambaLayers];
+};
+static_assert(sizeof(Parameters) <= 32 * 1024 - 4);  // of a kernel
+
+/// A layer in shared memory: parameters of a kernel are read once a layer each, and come slowly.
+struct SharedLayer : Layer {
+  void* state_of[2][Plan::kMostTokens];  ///< of the sequences: of the convolution, and of the scan
+};
+static_assert(sizeof(SharedLayer) <= Plan::kLayerBytes);
+
+__device__ inline uint64_t load_word(const uint64_t* from) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  return word;
+}
+/// The value of a word of memory that blocks share, once the layer of that number has written it.
+__device__ inline float wait_for_word(const uint64_t* from, uint32_t number) {
+  uint64_t word = load_word(from);
+  while (static_cast<uint32_t>(word >> 32) != number) word = load_word(from);
+  return __uint_as_float(static_cast<uint32_t>(word));
+}
+__device__ inline float2 wait_for_words(const uint64_t* from, uint32_t number) {
+  uint64_t first, second;
+  do {
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(from) : "memory");
+  } while (static_cast<uint32_t>(first >> 32) != number || static_cast<uint32_t>(second >> 32) != number);
+  return make_float2(__uint_as_float(static_cast<uint32_t>(first)), __uint_as_float(static_cast<uint32_t>(second)));
+}
+__device__ inline void store_word(uint64_t* to, float value, uint32_t number) {
+  const uint64_t word = uint64_t{number} << 32 | __float_as_uint(value);
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+
+__host__ __device__ constexpr int next_power(int n) { return n <= 1 ? 1 : 2 * next_power((n + 1) / 2); }
+
+/// What all threads of a block know.
+struct Block {
+  const Parameters& p;
+  const Plan& plan;
+  const int block, cluster, first_channel, own;  ///< channels
+
+  __device__ explicit Block(const Parameters& parameters)
+      : p(parameters),
+        plan(p.plan),
+        block(static_cast<int>(hopper::block_in_cluster())),
+        cluster(static_cast<int>(blockIdx.x) / Plan::kBlocks),
+        first_channel(plan.first_channel(block)),
+        own(plan.channels_of(block)) {}
+
+  __device__ Rows rows(int product) const { return plan.rows(product, cluster, block); }
+  /// Columns of x_proj and out_proj are the block's channels.
+  __device__ int first_col(int product) const { return product == kX || product == kOut ? first_channel : 0; }
+  __device__ int cols(int product) const { return product == kIn ? plan.hidden : product == kDt ? plan.rank : own; }
+
+  __device__ SharedLayer& layer(int number) const {
+    return *reinterpret_cast<SharedLayer*>(dynamic_shared + plan.layers_at +
+                                           number % Plan::kLayersThere * Plan::kLayerBytes);
+  }
+  __device__ uint32_t* begins_of(int number, int product) const {
+    return reinterpret_cast<uint32_t*>(dynamic_shared + plan.lists_at +
+                                       (number % 2 * kProducts + product) * Plan::kListBytes);
+  }
+  __device__ float* past_of(int number, int token) const {
+    return floats(plan.past_at) + (number % 2 * plan.tokens + token) * (Plan::kTaps - 1) * plan.pitch();
+  }
+  __device__ float* states_of(int number, int token) const {
+    return floats(plan.states_at) + (number % 2 * plan.tokens + token) * Plan::kStates * plan.pitch();
+  }
+  /// Row in the range << 16 | column, and change.
+  __device__ uint2* list_of(int number, int product) const {
+    return reinterpret_cast<uint2*>(begins_of(number, product) + Plan::kBeginsBytes / 4);
+  }
+  __device__ int row_of(int token) const {
+    if (token >= p.sequences) return -1;
+    const RowRange segment = p.segments[token];
+    return segment.begin < segment.end ? segment.begin : -1;
+  }
+
+  /// What the warps wait for. Parts: of x_proj and out_proj, from the cluster. There: what is looked up, by those who
+  /// bring it. Free: it has been read.
+  enum Barrier {
+    kXParts,
+    kOutParts,
+    kInThere,
+    kListsThere,
+    kXThere,
+    kOutThere,
+    kInFree,
+    kXFree,
+    kOutFree,
+    kScanFree,
+    kBarriers
+  };
+
+  __device__ uint64_t* barrier(int i) const {
+    return reinterpret_cast<uint64_t*>(dynamic_shared + plan.barriers_at) + i;
+  }
+  __device__ void wait(Barrier i, int use) const { hopper::wait(barrier(i), static_cast<uint32_t>(use) % 2); }
+};
+
+inline constexpr uint32_t kNoOutlier = ~0u;
+
+/// An outlier of the matrix as a block's list would have it, of rows from `row` on.
+__device__ inline uint2 find_outlier(const Matrix& matrix, uint32_t at, int row, int first_col, int cols) {
+  const uint32_t* end = matrix.outlier_row_begin + row + 1;
+  int in_range = 0;
+#pragma unroll 1
+  while (__ldg(end + in_range) <= at) ++in_range;
+  const int col = static_cast<int>(__ldg(matrix.outlier_col + at)) - first_col;
+  if (col < 0 || col >= cols) return make_uint2(kNoOutlier, 0);
+  return make_uint2(static_cast<uint32_t>(in_range << 16 | col), __float_as_uint(__ldg(matrix.outlier_change + at)));
+}
+
+/// Two tables of levels, each 32 times, one copy for each bank: entry i of lane l is at i << 8 | table << 7 | l << 2
+/// from a multiple of their size, which one byte permutation gives.
+struct Tables {
+  /// What all lookups of a lane have in common.
+  __device__ static uint32_t lane_base(int table) {
+    return hopper::shared_address(dynamic_shared + Plan::kTablesAt) | static_cast<uint32_t>(table << 7 | lane() << 2);
+  }
+  /// Where the program has it: tables change.
+  __device__ static float look_up(uint32_t lane_base, uint32_t word, int byte) {
+    float level;
+    asm volatile("ld.shared.f32 %0, [%1];"
+                 : "=f"(level)
+                 : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4))
+                 : "memory");
+    return level;
+  }
+  /// Two entries. Those of neighbours begin with another copy each: they lie in the same banks.
+  __device__ static void fill(int table, int entry, const float2& levels) {
+    unsigned char* to = dynamic_shared + Plan::kTablesAt + entry * 256 + table * 128;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int copy = (i + entry / 2) % 8;
+      *reinterpret_cast<float4*>(to + copy * 16) = make_float4(levels.x, levels.x, levels.x, levels.x);
+      *reinterpret_cast<float4*>(to + 256 + copy * 16) = make_float4(levels.y, levels.y, levels.y, levels.y);
+    }
+  }
+};
+
+/// Sums of kCount (a power of two up to kLanes) values over groups of kLanes adjacent lanes: lane l of a group gets
+/// that of value l / (kLanes / kCount).
+template <int kLanes, int kCount, int kSize>
+__device__ inline float sum_each(float (&value)[kSize]) {
+  if constexpr (kLanes == 1) {
+    return value[0];
+  } else {
+    constexpr int kOffset = kLanes / 2, kLeft = kCount > 1 ? kCount / 2 : 1;
+    if constexpr (kCount > 1) {
+      const bool upper = threadIdx.x & static_cast<unsigned>(kOffset);
+#pragma unroll
+      for (int i = 0; i < kLeft; ++i) {
+        const float sent = upper ? value[i] : value[i + kLeft], kept = upper ? value[i + kLeft] : value[i];
+        value[i] = kept + __shfl_xor_sync(kAllLanes, sent, kOffset);
+      }
+    } else {
+      value[0] += __shfl_xor_sync(kAllLanes, value[0], kOffset);
+    }
+    return sum_each<kLanes / 2, kLeft>(value);
+  }
+}
+
+/// Weights of some rows that a lane has looked up ahead: of each row four adjacent columns, and others kStepCols
+/// further.
+template <int kRows, int kSteps>
+struct Weights {
+  float level[kRows][kSteps][4];
+
+  /// The lane's columns are from `col` on, as far as there are `cols`.
+  __device__ void look_up(uint32_t table, uint32_t bytes_at, int pitch, int rows, int col, int cols) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        uint32_t word = 0;
+        if (r < rows && col + s * Plan::kStepCols < cols) {
+          word = *reinterpret_cast<const uint32_t*>(dynamic_shared + bytes_at + r * pitch + s * Plan::kStepCols + col);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) level[r][s][j] = Tables::look_up(table, word, j);
+      }
+    }
+  }
+
+  /// Adds to sums of rows and tokens. `x`: the lane's first four elements; other tokens lie `pitch` further.
+  template <int kTokens, int kCount>
+  __device__ void multiply(const float* x, int pitch, bool is_there, float (&sum)[kCount]) const {
+    static_assert(kCount >= kRows * kTokens);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        float4 v = make_float4(0, 0, 0, 0);
+        if (is_there) v = *reinterpret_cast<const float4*>(x + t * pitch + s * Plan::kStepCols);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          float& to = sum[r * kTokens + t];
+          to = fmaf(level[r][s][0], v.x, to), to = fmaf(level[r][s][1], v.y, to);
+          to = fmaf(level[r][s][2], v.z, to), to = fmaf(level[r][s][3], v.w, to);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace hxq::cuda::mamba_spread_parts
