@@ -25,18 +25,24 @@ function(hxq_compile_quickly name)
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()
 
-# hxq_add_tests(io a_test.cc b_test.cc): one executable io_tests, each of its cases a test of ctest.
+# hxq_add_tests(io a_test.cc b_test.cc): one executable io_tests, each of its cases a test of ctest. With PROCESSORS 2, one
+# that takes as many from other tests: threads that wait for each other take many times as long where they share processors.
 # Test data that is not in the repository is looked for in HXQ_SHARED_DIR (the environment) or ../shared.
 function(hxq_add_tests group)
   if(NOT HXQ_BUILD_TESTS)
     return()
   endif()
-  add_executable(${group}_tests ${ARGN})
+  cmake_parse_arguments(PARSE_ARGV 1 tests "" "PROCESSORS" "")
+  if(NOT tests_PROCESSORS)
+    set(tests_PROCESSORS 1)
+  endif()
+  add_executable(${group}_tests ${tests_UNPARSED_ARGUMENTS})
   target_include_directories(${group}_tests PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
   target_link_libraries(${group}_tests PRIVATE hxq hxq_text hxq_compressor GTest::gtest_main fmt::fmt nlohmann_json::nlohmann_json)
   target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   hxq_compile_options(${group}_tests)
   hxq_compile_quickly(${group}_tests)
   set_target_properties(${group}_tests PROPERTIES BUILD_RPATH ${PROJECT_BINARY_DIR})  # where libhxq_cuda.so is
-  gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60)
+  gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60
+    PROPERTIES PROCESSORS ${tests_PROCESSORS})
 endfunction()
