@@ -7,6 +7,7 @@
 #include "kernels/cuda/mamba_layers.h"
 #include "kernels/cuda/mamba_layers_memory.cuh"
 #include "kernels/cuda/mamba_spread_plan.h"
+#include "kernels/cuda/numbered_words.cuh"
 
 namespace hxq::cuda::mamba_spread_parts {
 
@@ -47,29 +48,6 @@ struct SharedLayer : Layer {
   void* state_of[2][Plan::kMostTokens];  ///< of the sequences: of the convolution, and of the scan
 };
 static_assert(sizeof(SharedLayer) <= Plan::kLayerBytes);
-
-__device__ inline uint64_t load_word(const uint64_t* from) {
-  uint64_t word;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
-  return word;
-}
-/// The value of a word of memory that blocks share, once the layer of that number has written it.
-__device__ inline float wait_for_word(const uint64_t* from, uint32_t number) {
-  uint64_t word = load_word(from);
-  while (static_cast<uint32_t>(word >> 32) != number) word = load_word(from);
-  return __uint_as_float(static_cast<uint32_t>(word));
-}
-__device__ inline float2 wait_for_words(const uint64_t* from, uint32_t number) {
-  uint64_t first, second;
-  do {
-    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(from) : "memory");
-  } while (static_cast<uint32_t>(first >> 32) != number || static_cast<uint32_t>(second >> 32) != number);
-  return make_float2(__uint_as_float(static_cast<uint32_t>(first)), __uint_as_float(static_cast<uint32_t>(second)));
-}
-__device__ inline void store_word(uint64_t* to, float value, uint32_t number) {
-  const uint64_t word = uint64_t{number} << 32 | __float_as_uint(value);
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
-}
 
 __host__ __device__ constexpr int next_power(int n) { return n <= 1 ? 1 : 2 * next_power((n + 1) / 2); }
 
@@ -180,7 +158,7 @@ struct Tables {
 };
 
 /// Sums of kCount (a power of two up to kLanes) values over groups of kLanes adjacent lanes: lane l of a group gets
-/// that of value l / (kLanes / kCount).
+/// that of value l / (kLanes / kCount). As `sum_lanes_each`, whose loops stay loops for 16 values and more.
 template <int kLanes, int kCount, int kSize>
 __device__ inline float sum_each(float (&value)[kSize]) {
   if constexpr (kLanes == 1) {

@@ -145,6 +145,7 @@ class Worker : Block {
       }
     }
   }
+
   // The hidden state: a thread has pairs of columns.
 
   __device__ static int col_of(int turn) { return 2 * (turn * Plan::kWorkers + thread()); }
@@ -173,7 +174,7 @@ class Worker : Block {
 #pragma unroll
       for (int turn = 0; turn < kHiddenTurns; ++turn) {
         const int col = col_of(turn);
-        if (col < plan.hidden) h[t][turn] = wait_for_words(p.hidden + t * plan.hidden + col, number);
+        if (col < plan.hidden) h[t][turn] = wait_for_pair(p.hidden + t * plan.hidden + col, number);
       }
     }
   }

@@ -5,6 +5,7 @@
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/numbered_words.cuh"
 #include "kernels/cuda/step_program.h"
 
 namespace hxq::cuda::step {
@@ -18,47 +19,21 @@ constexpr int kHeaders = 4;                      ///< operations on their way, a
 static_assert(kStepDbc <= kPartials, "the scan keeps dt, B and C there");
 constexpr int kChunks = 8;  ///< on their way, at most
 
-/// An element of memory that is shared by blocks, once the operation `flag` has written it.
-__device__ inline uint64_t load_shared(const uint64_t* from) {
-  uint64_t element;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(element) : "l"(from) : "memory");
-  return element;
-}
-__device__ inline bool is_from(uint64_t element, uint32_t flag) { return static_cast<uint32_t>(element >> 32) == flag; }
-__device__ inline float value_of(uint64_t element) { return __uint_as_float(static_cast<uint32_t>(element)); }
-__device__ inline float wait_for_element(const uint64_t* from, uint32_t flag) {
-  uint64_t element = load_shared(from);
-  while (!is_from(element, flag)) element = load_shared(from);
-  return value_of(element);
-}
-
-struct Pair {
-  uint64_t first, second;
-};
-__device__ inline Pair load_pair(const uint64_t* from) {
-  Pair pair;
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(pair.first), "=l"(pair.second)
-               : "l"(from)
-               : "memory");
-  return pair;
-}
-
 /// What an operation reads, wherever it comes from.
 class Source {
  public:
   __device__ Source(const StepVector& vector, uint32_t done)
       : data_(vector.data), shared_(vector.shared), flag_(done + vector.operation) {}
 
-  __device__ float at(int i) const { return shared_ ? wait_for_element(shared_ + i, flag_) : data_[i]; }
+  __device__ float at(int i) const { return shared_ ? wait_for_word(shared_ + i, flag_) : data_[i]; }
 
   /// Asks for elements 2 * i and 2 * i + 1; `take` waits until they are written.
-  __device__ Pair ask(int i) const {
+  __device__ WordPair ask(int i) const {
     if (shared_) return load_pair(shared_ + 2 * i);
     const float2 pair = *reinterpret_cast<const float2*>(data_ + 2 * i);
     return {__float_as_uint(pair.x), __float_as_uint(pair.y)};
   }
-  __device__ float2 take(int i, Pair pair) const {
+  __device__ float2 take(int i, WordPair pair) const {
     if (shared_) {
       while (!is_from(pair.first, flag_) || !is_from(pair.second, flag_)) pair = load_pair(shared_ + 2 * i);
     }
@@ -72,13 +47,13 @@ class Source {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int from = at(i);
-      element[i] = from < 0 ? 0 : shared_ ? load_shared(shared_ + from) : __float_as_uint(data_[from]);
+      element[i] = from < 0 ? 0 : shared_ ? load_word(shared_ + from) : __float_as_uint(data_[from]);
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int from = at(i);
       if (from >= 0 && shared_) {
-        while (!is_from(element[i], flag_)) element[i] = load_shared(shared_ + from);
+        while (!is_from(element[i], flag_)) element[i] = load_word(shared_ + from);
       }
       out[i] = value_of(element[i]);
     }
@@ -93,10 +68,7 @@ class Source {
 /// Writes element i of what operation `flag` computes.
 __device__ inline void store(const StepOutput& y, int64_t i, float value, uint32_t flag) {
   if (y.data) y.data[i] = value;
-  if (y.shared) {
-    const uint64_t element = uint64_t{flag} << 32 | __float_as_uint(value);
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(y.shared + i), "l"(element) : "memory");
-  }
+  if (y.shared) store_word(y.shared + i, value, flag);
 }
 
 /// x in shared memory: the four quarters of all units apart, so that lanes that read units of their own find them in

@@ -19,7 +19,7 @@ __device__ inline float bring_x(const StepInput& input, const SharedX& to, uint3
   float squares = 0;
 #pragma unroll 1
   for (int first = thread(); first < pairs; first += kThreads * kTogether) {
-    Pair pair[kTogether];
+    WordPair pair[kTogether];
     float2 weight[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
