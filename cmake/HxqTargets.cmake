@@ -25,14 +25,21 @@ function(hxq_compile_quickly name)
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()
 
+# Compiles the sources of a target several at a time, which takes a third to a half as long as one by one: headers of other
+# projects take longer than what includes them. Names in their unnamed namespaces must then differ from file to file.
+function(hxq_compile_together name)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON)
+endfunction()
+
 # hxq_add_tests(io a_test.cc b_test.cc): one executable io_tests, each of its cases a test of ctest. With PROCESSORS 2, one
 # that takes as many from other tests: threads that wait for each other take many times as long where they share processors.
+# With TOGETHER, hxq_compile_together.
 # Test data that is not in the repository is looked for in HXQ_SHARED_DIR (the environment) or ../shared.
 function(hxq_add_tests group)
   if(NOT HXQ_BUILD_TESTS)
     return()
   endif()
-  cmake_parse_arguments(PARSE_ARGV 1 tests "" "PROCESSORS" "")
+  cmake_parse_arguments(PARSE_ARGV 1 tests "TOGETHER" "PROCESSORS" "")
   if(NOT tests_PROCESSORS)
     set(tests_PROCESSORS 1)
   endif()
@@ -42,6 +49,9 @@ function(hxq_add_tests group)
   target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   hxq_compile_options(${group}_tests)
   hxq_compile_quickly(${group}_tests)
+  if(tests_TOGETHER)
+    hxq_compile_together(${group}_tests)
+  endif()
   set_target_properties(${group}_tests PROPERTIES BUILD_RPATH ${PROJECT_BINARY_DIR})  # where libhxq_cuda.so is
   gtest_discover_tests(${group}_tests TEST_PREFIX "${group}." DISCOVERY_TIMEOUT 60
     PROPERTIES PROCESSORS ${tests_PROCESSORS})

@@ -99,17 +99,16 @@ std::vector<double> squared_singular_values(const Floats& matrix) {
 constexpr ProposalTerms kTerms{.outliers_now = 0.001, .outliers_then = 0.001, .least_gain = 1.1};
 
 TEST(ProposeTerm, FindsWhatAMatrixHas) {
-  using Kind = TermProposal::Kind;
   const Floats columns = with_column_offsets(), rows = with_row_offsets(), pair = with_pair();
   const auto of_columns = propose_term(columns.weights(), kTerms);
   ASSERT_TRUE(of_columns.has_value());
-  EXPECT_NE(of_columns->kind, Kind::row_means);
+  EXPECT_NE(of_columns->kind, TermProposal::Kind::row_means);
   const auto of_rows = propose_term(rows.weights(), kTerms);
   ASSERT_TRUE(of_rows.has_value());
-  EXPECT_NE(of_rows->kind, Kind::column_means);
+  EXPECT_NE(of_rows->kind, TermProposal::Kind::column_means);
   const auto of_pair = propose_term(pair.weights(), kTerms);
   ASSERT_TRUE(of_pair.has_value());
-  EXPECT_EQ(of_pair->kind, Kind::leading_pair);
+  EXPECT_EQ(of_pair->kind, TermProposal::Kind::leading_pair);
 }
 
 TEST(ProposeTerm, FindsNothingInNoise) {

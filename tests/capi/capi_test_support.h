@@ -93,6 +93,9 @@ struct SmallMatrix {
   double weight(int64_t row, int64_t col) const { return weights[static_cast<size_t>(row * kCols + col)]; }
 };
 
+constexpr int64_t kRows = SmallMatrix::kRows;
+constexpr int64_t kCols = SmallMatrix::kCols;
+
 /// Largest difference, as a share of the largest expected value.
 template <class A, class B>
 double relative_error(const A& found, const B& expected) {

@@ -10,9 +10,6 @@ extern "C" hxq_status hxq_header_products(const char* name, const hxq_tensor* pa
 namespace hxq::testing {
 namespace {
 
-constexpr int64_t kRows = SmallMatrix::kRows;
-constexpr int64_t kCols = SmallMatrix::kCols;
-
 /// x W^T + bias in double.
 std::vector<double> product(const SmallMatrix& m, const std::vector<float>& x, const float* bias) {
   std::vector<double> y;

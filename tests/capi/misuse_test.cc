@@ -10,8 +10,6 @@ namespace hxq::testing {
 namespace {
 
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
-constexpr int64_t kRows = SmallMatrix::kRows;
-constexpr int64_t kCols = SmallMatrix::kCols;
 
 TEST(Misuse, Contexts) {
   hxq_context* context = nullptr;

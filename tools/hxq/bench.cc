@@ -20,7 +20,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct BenchArguments {
   std::string dir;
   int64_t prompt_tokens = 512;
   int64_t decode_tokens = 32;
@@ -69,7 +69,7 @@ std::vector<int32_t> some_tokens(int64_t count, int64_t vocab) {
   return tokens;
 }
 
-void measure_decode(const Model& model, const Arguments& arguments, Figures& figures) {
+void measure_decode(const Model& model, const BenchArguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.decode_tokens, model.info().vocab_size);
   const auto count = static_cast<size_t>(arguments.sequences);
   std::vector<Sequence> sequences;
@@ -108,7 +108,7 @@ void measure_decode(const Model& model, const Arguments& arguments, Figures& fig
   figures.decode_share = median(shares);
 }
 
-void measure_prompt(const Model& model, const Arguments& arguments, Figures& figures) {
+void measure_prompt(const Model& model, const BenchArguments& arguments, Figures& figures) {
   const std::vector<int32_t> tokens = some_tokens(arguments.prompt_tokens, model.info().vocab_size);
   std::vector<float> logits(static_cast<size_t>(model.info().vocab_size));
   Sequence sequence = model.new_sequence();
@@ -126,7 +126,7 @@ void measure_prompt(const Model& model, const Arguments& arguments, Figures& fig
   figures.prompt_rate = median(rates);
 }
 
-std::string json_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
+std::string json_text(const ModelInfo& info, const Figures& figures, const BenchArguments& arguments) {
   nlohmann::ordered_json json = {{"model_type", info.model_type},
                                  {"parameters", info.parameters},
                                  {"compressed_matrices", info.compressed_matrices},
@@ -150,7 +150,7 @@ std::string json_text(const ModelInfo& info, const Figures& figures, const Argum
   return json.dump(2) + "\n";
 }
 
-std::string report_text(const ModelInfo& info, const Figures& figures, const Arguments& arguments) {
+std::string report_text(const ModelInfo& info, const Figures& figures, const BenchArguments& arguments) {
   return fmt::format(
       "{}: {} parameters, {} compressed and {} dense matrices; {}\n"
       "opened in {:.1f} ms; the process's own memory {} then, {} after the runs, {} mapped\n"
@@ -167,7 +167,7 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Arg
                         : "");
 }
 
-int run(const Arguments& arguments) {
+int run(const BenchArguments& arguments) {
   Figures figures;
   std::unique_ptr<Model> model;
   figures.open_seconds =
@@ -184,7 +184,7 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 RunVerb add_bench(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<BenchArguments>();
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--prompt-tokens", arguments->prompt_tokens, "Length of the prompt that is timed")
       ->capture_default_str()

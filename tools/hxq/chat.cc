@@ -21,7 +21,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct ChatArguments {
   std::string dir;
   std::optional<std::string> system;
   std::string template_file;
@@ -30,7 +30,7 @@ struct Arguments {
   bool json = false;
 };
 
-ChatTemplate template_of(const Arguments& arguments) {
+ChatTemplate template_of(const ChatArguments& arguments) {
   if (!arguments.template_file.empty()) return ChatTemplate::read(arguments.template_file);
   std::optional<ChatTemplate> found = ChatTemplate::load(arguments.dir);
   if (!found) {
@@ -41,7 +41,7 @@ ChatTemplate template_of(const Arguments& arguments) {
 }
 
 /// A template may have no place for what --system says.
-void check_system(const Arguments& arguments, const ChatTemplate& chat_template, const Tokenizer& tokenizer) {
+void check_system(const ChatArguments& arguments, const ChatTemplate& chat_template, const Tokenizer& tokenizer) {
   if (!arguments.system || arguments.system->empty()) return;
   const auto prompt = [&](const std::string& system) {
     return chat_template.render(std::vector<ChatMessage>{{"system", system}, {"user", "Hello"}}, tokenizer).text;
@@ -62,7 +62,7 @@ bool read_line(bool terminal, std::string& line) {
   return read;
 }
 
-void answer(Chat& chat, const std::string& line, const Arguments& arguments) {
+void answer(Chat& chat, const std::string& line, const ChatArguments& arguments) {
   const GenerateResult result = chat.say(line, arguments.options, [&](std::string_view text) {
     check_interrupt();
     if (!arguments.json) print(text);
@@ -78,7 +78,7 @@ void answer(Chat& chat, const std::string& line, const Arguments& arguments) {
 }
 
 /// False, and one line on standard error, for a message that gets no answer; the conversation is then as before.
-bool answered(Chat& chat, const std::string& line, const Arguments& arguments, bool terminal) {
+bool answered(Chat& chat, const std::string& line, const ChatArguments& arguments, bool terminal) {
   if (line.starts_with('/')) {
     print_notice(
         fmt::format("{} is no command: /reset begins anew, /exit ends (a message may begin with \" /\")", line));
@@ -97,7 +97,7 @@ bool answered(Chat& chat, const std::string& line, const Arguments& arguments, b
   return false;
 }
 
-int run(const Arguments& arguments) {
+int run(const ChatArguments& arguments) {
   if (arguments.system) check_utf8(*arguments.system, "--system");
   const Model model = Model::open(arguments.dir, arguments.model.options());
   const ChatTemplate chat_template = template_of(arguments);
@@ -122,7 +122,7 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 RunVerb add_chat(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ChatArguments>();
   arguments->options.max_tokens = 512;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--system", arguments->system,

@@ -16,7 +16,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct CompressArguments {
   std::string source;
   std::string destination;
   CompressOptions options;
@@ -27,7 +27,7 @@ struct Arguments {
 
 const std::string kNothingCompressed = "no tensor is compressed: none that may be is large enough to get smaller\n";
 
-int show_plan(const Arguments& arguments) {
+int show_plan(const CompressArguments& arguments) {
   std::error_code fault;
   if (!arguments.options.force && std::filesystem::exists(arguments.destination, fault)) {
     print_notice(arguments.destination + ": exists already: without --dry-run this would be refused");
@@ -112,7 +112,7 @@ void add_bits_for(const std::string& text, std::map<std::string, int>& bits_for)
   if (!bits_for.emplace(role, bits).second) throw UsageError("--bits-for names '" + role + "' twice");
 }
 
-int run(Arguments& arguments) {
+int run(CompressArguments& arguments) {
   for (const std::string& text : arguments.bits_for) add_bits_for(text, arguments.options.bits_for);
   arguments.options.notice = print_notice;
   if (arguments.dry_run) return show_plan(arguments);
@@ -135,7 +135,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_compress(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<CompressArguments>();
   app.add_option("SRC", arguments->source, "Model folder: safetensors (F32, F16 or BF16) and, usually, config.json")
       ->required();
   add_new_folder(app, arguments->destination);

@@ -12,7 +12,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct DecompressArguments {
   std::string source;
   std::string destination;
   std::string dtype = "f32";
@@ -25,7 +25,7 @@ DType dtype_of(const std::string& name) {
   return name == "bf16" ? DType::bf16 : DType::f32;
 }
 
-int run(Arguments& arguments) {
+int run(DecompressArguments& arguments) {
   arguments.options.dtype = dtype_of(arguments.dtype);
   arguments.options.notice = print_notice;
   int64_t bytes = 0;
@@ -47,7 +47,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_decompress(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<DecompressArguments>();
   app.add_option("DIR", arguments->source, "Compressed model folder (HXQ or .cdnav3)")->required();
   add_new_folder(app, arguments->destination);
   app.add_option("--dtype", arguments->dtype, "Type of the decoded matrices; f32 is exact")

@@ -18,7 +18,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct GenerateArguments {
   std::string dir;
   std::vector<std::string> prompts;
   std::string prompt_file;
@@ -56,7 +56,7 @@ std::string piped_prompt() {
   return text;
 }
 
-std::vector<std::string> prompts_of(const Arguments& arguments) {
+std::vector<std::string> prompts_of(const GenerateArguments& arguments) {
   if (!arguments.prompts_file.empty()) return lines_of(arguments.prompts_file);
   if (!arguments.prompt_file.empty()) return {read_text(arguments.prompt_file)};
   if (arguments.prompts.empty()) return {piped_prompt()};
@@ -68,7 +68,7 @@ std::vector<std::string> prompts_of(const Arguments& arguments) {
 /// is not complete is printed as it comes; what others have by then waits.
 class TextPrinter {
  public:
-  TextPrinter(const Arguments& arguments, const std::vector<std::string>& prompts)
+  TextPrinter(const GenerateArguments& arguments, const std::vector<std::string>& prompts)
       : echo_(arguments.echo),
         stream_(arguments.stream || isatty(STDOUT_FILENO) == 1),
         prompts_(prompts),
@@ -114,7 +114,7 @@ class TextPrinter {
   size_t begun_ = 0;
 };
 
-int run(Arguments& arguments) {
+int run(GenerateArguments& arguments) {
   arguments.options.interrupted = is_interrupted;
   const std::vector<std::string> prompts = prompts_of(arguments);
   const Model model = Model::open(arguments.dir, arguments.model.options());
@@ -145,7 +145,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_generate(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<GenerateArguments>();
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   auto* prompt = add_texts(app, "-p,--prompt", arguments->prompts,
                            "Text to continue (may be given more than once: each is continued by itself)");

@@ -10,7 +10,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct InspectArguments {
   std::string dir;
   bool json = false;
 };
@@ -48,7 +48,7 @@ std::string table_text(const Inspection& inspection) {
 }  // namespace
 
 RunVerb add_inspect(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<InspectArguments>();
   app.add_option("DIR", arguments->dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq inspect build/mine");

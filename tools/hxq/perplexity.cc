@@ -13,7 +13,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct PerplexityArguments {
   ScoringArguments scoring;
   bool json = false;
 };
@@ -30,7 +30,7 @@ std::string report_text(const PerplexityResult& result, const std::string& again
   return text;
 }
 
-int run(Arguments& arguments) {
+int run(PerplexityArguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   const PerplexityResult result = arguments.scoring.measure(arguments.scoring.open());
   if (result.windows.empty()) check_interrupt();
@@ -45,7 +45,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_perplexity(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<PerplexityArguments>();
   ScoringArguments& scoring = arguments->scoring;
   app.add_option("DIR", scoring.dir, "Model folder, compressed or dense")->required();
   add_path(app, "--text", scoring.text, "Text file (-: standard input)")->required();

@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct ReportArguments {
   std::string source;
   std::string output;
   ScoringArguments scoring;  ///< its folder is the verb's
@@ -39,7 +39,7 @@ fs::path default_output(const std::string& dir) {
   return path += ".html";
 }
 
-VerifyResult verified(const Arguments& arguments) {
+VerifyResult verified(const ReportArguments& arguments) {
   ProgressBar bar("verifying");
   VerifyOptions options{.source = arguments.source};
   options.progress = [&](std::string_view tensor, int64_t done, int64_t total) { bar.update(done, total, tensor); };
@@ -52,14 +52,14 @@ VerifyResult verified(const Arguments& arguments) {
   return result;
 }
 
-std::vector<WeightHistogram> counted(const Arguments& arguments, const Inspection& inspection) {
+std::vector<WeightHistogram> counted(const ReportArguments& arguments, const Inspection& inspection) {
   ProgressBar bar("counting weights");
   HistogramOptions options{.source = arguments.source, .threads = arguments.scoring.model.threads};
   options.progress = [&](std::string_view tensor, int64_t done, int64_t total) { bar.update(done, total, tensor); };
   return weight_histograms(arguments.scoring.dir, inspection, options);
 }
 
-int run(Arguments& arguments) {
+int run(ReportArguments& arguments) {
   const std::string& dir = arguments.scoring.dir;
   const bool to_standard_output = arguments.output == "-";
   if (to_standard_output && arguments.force) throw UsageError("--force has no effect on standard output (-o -)");
@@ -91,7 +91,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_report(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ReportArguments>();
   ScoringArguments& scoring = arguments->scoring;
   app.add_option("DIR", scoring.dir, "Model folder (dense, HXQ or .cdnav3) or a .safetensors file")->required();
   add_path(app, "-o,--output", arguments->output, "The page to write (-: standard output; default: DIR.html)");

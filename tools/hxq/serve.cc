@@ -17,7 +17,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct ServeArguments {
   std::string dir;
   std::string api_key_file;
   std::string template_file;
@@ -50,7 +50,7 @@ std::string name_of_model(const std::string& dir) {
 }
 
 /// None where the model has none, or one of its own that shows no message: all but chat can be served.
-std::optional<ChatTemplate> template_of(const Arguments& arguments, const Tokenizer& tokenizer) {
+std::optional<ChatTemplate> template_of(const ServeArguments& arguments, const Tokenizer& tokenizer) {
   const bool own = arguments.template_file.empty();
   std::optional<ChatTemplate> found =
       own ? ChatTemplate::load(arguments.dir) : ChatTemplate::read(arguments.template_file);
@@ -65,7 +65,7 @@ std::optional<ChatTemplate> template_of(const Arguments& arguments, const Tokeni
   return found;
 }
 
-int run(Arguments& arguments) {
+int run(ServeArguments& arguments) {
   ServeOptions& options = arguments.options;
   options.interrupted = is_interrupted;
   options.pooling = arguments.pooling == "last" ? Pooling::last : Pooling::mean;
@@ -84,7 +84,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 RunVerb add_serve(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ServeArguments>();
   ServeOptions& options = arguments->options;
   app.add_option("DIR", arguments->dir, "Model folder, compressed or dense")->required();
   app.add_option("--host", options.host, "Address to listen on")->capture_default_str();

@@ -15,7 +15,7 @@
 namespace hxq::tools {
 namespace {
 
-struct Arguments {
+struct VerifyArguments {
   std::string dir;
   std::string source;
   bool json = false;
@@ -63,7 +63,7 @@ std::string summary(const std::string& dir, const VerifyResult& result) {
   return text + (result.has_receipt ? "; all is well" : "; no fault found in what was checked");
 }
 
-int run(const Arguments& arguments) {
+int run(const VerifyArguments& arguments) {
   VerifyResult result;
   {
     ProgressBar bar("verifying");
@@ -83,7 +83,7 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 RunVerb add_verify(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<VerifyArguments>();
   app.add_option("DIR", arguments->dir, "Compressed model folder")->required();
   add_path(app, "--source", arguments->source,
            "The dense folder it was made from: also measure the distance, and check every fidelity figure");
