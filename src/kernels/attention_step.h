@@ -1,11 +1,14 @@
 #pragma once
 
+#include <optional>
+
 #include "kernels/attention.h"
 
 namespace hxq::kernels {
 
-/// `extend_cache` and then `attention`, where every segment of the batch has one row.
+/// `rotary_table`, `extend_cache` and then `attention`, where every segment of the batch has one row.
 struct AttentionStepArgs {
+  std::optional<RotaryTableArgs> rotary = {};  ///< of extend's table; none: nothing is rotated
   ExtendCacheArgs extend;
   AttentionArgs attend;  ///< of the same batch, cache and queries
 };

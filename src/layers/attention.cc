@@ -1,7 +1,5 @@
 #include "layers/attention.h"
 
-#include "kernels/attention_step.h"
-
 namespace hxq {
 
 AttentionState::AttentionState(const StateOptions& options, int64_t kv_heads, int64_t head_dim, const RopeDesc* rope)
@@ -30,8 +28,9 @@ StateValues AttentionState::read(StateKind kind, int64_t positions) const {
   return {.shape = {cache_.heads(), positions, cache_.head_dim()}, .values = cache_.read(part, positions)};
 }
 
-void Attention::operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
-                           const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept {
+Attention::Parts Attention::parts(const kernels::RmsNormArgs& norm, float* y, bool accumulate,
+                                  const kernels::Batch& batch, const StateArrays& state,
+                                  WorkMemory work) const noexcept {
   const int64_t rows = batch.rows;
   const int64_t q_size = shape_.heads * shape_.head_dim;
   const int64_t kv_size = shape_.kv_heads * shape_.head_dim;
@@ -41,40 +40,47 @@ void Attention::operator()(const kernels::RmsNormArgs& norm, float* y, bool accu
   float* attended = work.take<float>(rows * q_size);                                  // [rows, heads, head_dim]
   float* table = shape_.rotary ? work.take<float>(rows * shape_.head_dim) : nullptr;  // [rows, 2, head_dim / 2]
 
-  JointProjections projections(norm, norm.y, norm.dim);
-  projections.add(q_, q, q_size, rows, work);
-  projections.add(k_, k, kv_size, rows, work);
-  projections.add(v_, v, kv_size, rows, work);
-  projections.run(batch, context);
-  if (shape_.rotary) {
-    kernels::rotary_table(
-        {.inverse_frequency = state.array(1), .half = shape_.head_dim / 2, .batch = batch, .table = table}, context);
-  }
   kernels::KvCacheView cache = kernels::KvCache::shape(shape_.kv_heads, shape_.head_dim, shape_.kv_cache);
   cache.tiles = state.array(0);
-  const kernels::ExtendCacheArgs extend{.q = q,
-                                        .k = k,
-                                        .v = v,
-                                        .q_stride = q_size,
-                                        .kv_stride = kv_size,
-                                        .query_heads = shape_.heads,
-                                        .rotary_table = table,
-                                        .batch = batch,
-                                        .cache = cache};
-  const kernels::AttentionArgs attend{.q = q,
-                                      .q_stride = q_size,
-                                      .y = attended,
-                                      .y_stride = q_size,
-                                      .query_heads = shape_.heads,
-                                      .scale = shape_.scale,
-                                      .window = shape_.window,
-                                      .batch = batch,
-                                      .cache = cache};
-  if (!batch.has_one_token_each() || !kernels::attention_step({.extend = extend, .attend = attend}, context)) {
-    kernels::extend_cache(extend, context);
-    kernels::attention(attend, context);
+  Parts parts{
+      .qkv = {norm, norm.y, norm.dim},
+      .step = {.extend = {.q = q,
+                          .k = k,
+                          .v = v,
+                          .q_stride = q_size,
+                          .kv_stride = kv_size,
+                          .query_heads = shape_.heads,
+                          .rotary_table = table,
+                          .batch = batch,
+                          .cache = cache},
+               .attend = {.q = q,
+                          .q_stride = q_size,
+                          .y = attended,
+                          .y_stride = q_size,
+                          .query_heads = shape_.heads,
+                          .scale = shape_.scale,
+                          .window = shape_.window,
+                          .batch = batch,
+                          .cache = cache}},
+      .o = o_.with({.x = attended, .x_stride = q_size, .y = y, .y_stride = o_.rows(), .accumulate = accumulate})};
+  parts.qkv.add(q_, q, q_size, rows, work);
+  parts.qkv.add(k_, k, kv_size, rows, work);
+  parts.qkv.add(v_, v, kv_size, rows, work);
+  if (shape_.rotary) {
+    parts.step.rotary = {
+        .inverse_frequency = state.array(1), .half = shape_.head_dim / 2, .batch = batch, .table = table};
   }
-  o_({.x = attended, .x_stride = q_size, .y = y, .y_stride = o_.rows(), .accumulate = accumulate}, batch, context);
+  return parts;
+}
+
+void Attention::Parts::run(const kernels::Batch& batch, const kernels::Context& context) const noexcept {
+  qkv.run(batch, context);
+  if (!batch.has_one_token_each() || !kernels::attention_step(step, context)) {
+    if (step.rotary) kernels::rotary_table(*step.rotary, context);
+    kernels::extend_cache(step.extend, context);
+    kernels::attention(step.attend, context);
+  }
+  linear(*o.weight, o.args, batch, context);
 }
 
 }  // namespace hxq

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "kernels/attention_step.h"
 #include "kernels/kv_cache.h"
 #include "layers/projection.h"
 
@@ -44,9 +45,21 @@ class Attention {
   Attention(const Shape& shape, AdaptedProjection q, AdaptedProjection k, AdaptedProjection v, Projection o)
       : shape_(shape), q_(std::move(q)), k_(std::move(k)), v_(std::move(v)), o_(std::move(o)) {}
 
+  /// The operations that it is made of; what they give each other is in work memory.
+  struct Parts {
+    JointProjections qkv;
+    kernels::AttentionStepArgs step;  ///< also where segments have more rows than one
+    kernels::LinearProduct o;
+
+    void run(const kernels::Batch& batch, const kernels::Context& context) const noexcept;
+  };
   /// y = o(attention(q(x), k(x), v(x))) (+ y), with x what the norm gives: [rows, in]; y: [rows, hidden], contiguous.
+  Parts parts(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
+              const StateArrays& state, WorkMemory work) const noexcept;
   void operator()(const kernels::RmsNormArgs& norm, float* y, bool accumulate, const kernels::Batch& batch,
-                  const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept;
+                  const StateArrays& state, WorkMemory work, const kernels::Context& context) const noexcept {
+    parts(norm, y, accumulate, batch, state, work).run(batch, context);
+  }
 
  private:
   Shape shape_;

@@ -58,6 +58,21 @@ cuda::ScanArgs there(const ScanArgs& args) noexcept {
           .state_size = args.state_size};
 }
 
+cuda::AttentionStepArgs there(const AttentionStepArgs& args) noexcept {
+  const ExtendCacheArgs& extend = args.extend;
+  const AttentionArgs& attend = args.attend;
+  return {.batch = ragged(attend.batch),
+          .q = input(attend.q, attend.q_stride),
+          .k = input(extend.k, extend.kv_stride),
+          .v = input(extend.v, extend.kv_stride),
+          .y = output(attend.y, attend.y_stride),
+          .query_heads = attend.query_heads,
+          .scale = attend.scale,
+          .window = attend.window,
+          .inverse_frequency = args.rotary ? args.rotary->inverse_frequency : nullptr,
+          .cache = attend.cache};
+}
+
 const CudaMatrix::View& view_of(const PreparedMatrix& weight) noexcept {
   return static_cast<const CudaMatrix&>(weight).view();
 }
@@ -312,20 +327,7 @@ struct Cuda {
 
   static bool attention_step(const AttentionStepArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    const ExtendCacheArgs& extend = args.extend;
-    const AttentionArgs& attend = args.attend;
-    const RotaryTableArgs& rotary = on.launches.rotary;
-    if (extend.rotary_table != nullptr && extend.rotary_table != rotary.table) return false;
-    const cuda::AttentionStepArgs step{.batch = ragged(attend.batch),
-                                       .q = input(attend.q, attend.q_stride),
-                                       .k = input(extend.k, extend.kv_stride),
-                                       .v = input(extend.v, extend.kv_stride),
-                                       .y = output(attend.y, attend.y_stride),
-                                       .query_heads = attend.query_heads,
-                                       .scale = attend.scale,
-                                       .window = attend.window,
-                                       .inverse_frequency = extend.rotary_table ? rotary.inverse_frequency : nullptr,
-                                       .cache = attend.cache};
+    const cuda::AttentionStepArgs step = there(args);
     if (!on.kernels.supports_attention_step(step)) return false;
     on.run("a step of attention", [&] { return on.kernels.attention_step(step, on.stream); });
     return true;
