@@ -57,6 +57,10 @@ bool mamba_layer(const MambaLayerArgs& args, const Context& context) noexcept {
   return context.operations.mamba_layer && context.operations.mamba_layer(args, context);
 }
 
+bool transformer_layer(const TransformerLayerArgs& args, const Context& context) noexcept {
+  return context.operations.transformer_layer && context.operations.transformer_layer(args, context);
+}
+
 bool attention_step(const AttentionStepArgs& args, const Context& context) noexcept {
   return context.operations.attention_step && context.operations.attention_step(args, context);
 }

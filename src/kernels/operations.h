@@ -8,6 +8,7 @@
 #include "kernels/mamba_step.h"
 #include "kernels/most_likely.h"
 #include "kernels/ssd.h"
+#include "kernels/transformer_layer.h"
 
 namespace hxq::kernels {
 
@@ -31,6 +32,7 @@ struct Operations {
   bool (*attention_step)(const AttentionStepArgs& args, const Context& context) noexcept = nullptr;
   bool (*mamba_step)(const MambaStepArgs& args, const Context& context) noexcept = nullptr;
   bool (*mamba_layer)(const MambaLayerArgs& args, const Context& context) noexcept = nullptr;
+  bool (*transformer_layer)(const TransformerLayerArgs& args, const Context& context) noexcept = nullptr;
   bool (*fused_linear)(const FusedLinearArgs& args, const Context& context) noexcept = nullptr;
 };
 

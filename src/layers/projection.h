@@ -67,6 +67,9 @@ class JointProjections {
   void add(const kernels::LinearProduct& product) noexcept;
   void run(const kernels::Batch& batch, const kernels::Context& context) const noexcept;
 
+  /// All that `run` does, but for `tokens` and `phase`; null where low-rank terms are added afterwards.
+  const kernels::FusedLinearArgs* fused() const noexcept { return up_count_ == 0 ? &fused_ : nullptr; }
+
  private:
   const float* x_;
   int64_t x_stride_;

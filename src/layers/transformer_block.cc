@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/transformer_layer.h"
 #include "layers/attention.h"
 #include "layers/gated_mlp.h"
 #include "layers/norm.h"
@@ -47,6 +48,21 @@ GatedMlp make_mlp(const GatedMlpDesc& desc, const WeightSource& source) {
           desc.activation};
 }
 
+/// Whether the device did both as one operation.
+bool run_as_one(const Attention::Parts& attention, const GatedMlp::Parts& mlp,
+                const kernels::Context& context) noexcept {
+  const kernels::FusedLinearArgs* qkv = attention.qkv.fused();
+  const kernels::FusedLinearArgs* gate_up = mlp.gate_up.fused();
+  return qkv != nullptr && gate_up != nullptr &&
+         kernels::transformer_layer({.qkv = *qkv,
+                                     .step = attention.step,
+                                     .o = attention.o,
+                                     .gate_up = *gate_up,
+                                     .activation = mlp.activation,
+                                     .down = mlp.down},
+                                    context);
+}
+
 class TransformerBlock final : public Block {
  public:
   TransformerBlock(const TransformerBlockDesc& desc, const WeightSource& source)
@@ -66,8 +82,13 @@ class TransformerBlock final : public Block {
   void forward(const BlockArgs& args, const kernels::Context& context) const noexcept override {
     WorkMemory work = args.work;
     float* normed = work.take<float>(args.batch.rows * hidden_);  // [rows, hidden]
-    attention_(attention_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, args.state, work, context);
-    mlp_(mlp_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, work, context);
+    const Attention::Parts attention =
+        attention_.parts(attention_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, args.state, work);
+    const GatedMlp::Parts mlp =  // in the same work memory: it comes after
+        mlp_.parts(mlp_norm_(args.x, normed, args.batch.rows), args.x, true, args.batch, work);
+    if (args.batch.has_one_token_each() && run_as_one(attention, mlp, context)) return;
+    attention.run(args.batch, context);
+    mlp.run(args.batch, context);
   }
 
  private:

@@ -1,0 +1,160 @@
+// What layers ask of a device that takes a whole layer as one operation: all of the layer is in the arguments.
+
+#include <gtest/gtest.h>
+
+#include "kernels/device.h"
+#include "kernels/operations.h"
+#include "texts.h"
+
+namespace hxq {
+namespace {
+
+/// A context over the CPU's, to which each operation goes on.
+struct FusingContext : kernels::Context {
+  FusingContext(const kernels::Context& of, int64_t& taken) noexcept;
+  const kernels::Context& cpu;
+  int64_t& layers;  ///< that were taken as one operation
+};
+
+const FusingContext& on_fusing(const kernels::Context& context) noexcept {
+  return static_cast<const FusingContext&>(context);
+}
+
+template <auto operation, class Args>
+void forward(const Args& args, const kernels::Context& context) noexcept {
+  operation(args, on_fusing(context).cpu);
+}
+
+void linear(const kernels::PreparedMatrix& weight, const kernels::LinearArgs& args,
+            const kernels::Context& context) noexcept {
+  kernels::linear(weight, args, on_fusing(context).cpu);
+}
+
+void gather_rows(const kernels::PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
+                 const kernels::Context& context) noexcept {
+  kernels::gather_rows(weight, ids, count, out, on_fusing(context).cpu);
+}
+
+void multiply(kernels::LinearProduct product, const kernels::Batch& batch, const kernels::Context& cpu) noexcept {
+  product.args.tokens = batch.rows;
+  product.args.phase = Phase::decode;
+  kernels::linear(*product.weight, product.args, cpu);
+}
+
+void multiply(const kernels::FusedLinearArgs& args, const kernels::Batch& batch, const kernels::Context& cpu) noexcept {
+  kernels::rms_norm(*args.norm, cpu);
+  for (size_t i = 0; i < args.count; ++i) multiply(args.products[i], batch, cpu);
+}
+
+bool transformer_layer(const kernels::TransformerLayerArgs& args, const kernels::Context& context) noexcept {
+  const FusingContext& on = on_fusing(context);
+  const kernels::Batch& batch = args.step.attend.batch;
+  if (context.team.rank() == 0) ++on.layers;
+  multiply(args.qkv, batch, on.cpu);
+  if (args.step.rotary) kernels::rotary_table(*args.step.rotary, on.cpu);
+  kernels::extend_cache(args.step.extend, on.cpu);
+  kernels::attention(args.step.attend, on.cpu);
+  multiply(args.o, batch, on.cpu);
+  multiply(args.gate_up, batch, on.cpu);
+  kernels::gated_activation(args.activation, on.cpu);
+  multiply(args.down, batch, on.cpu);
+  return true;
+}
+
+constexpr kernels::Operations kFusing = {.linear = linear,
+                                         .gather_rows = gather_rows,
+                                         .copy_rows = forward<kernels::copy_rows>,
+                                         .rms_norm = forward<kernels::rms_norm>,
+                                         .causal_conv1d_silu = forward<kernels::causal_conv1d_silu>,
+                                         .selective_scan = forward<kernels::selective_scan>,
+                                         .ssd = forward<kernels::ssd>,
+                                         .rotary_table = forward<kernels::rotary_table>,
+                                         .extend_cache = forward<kernels::extend_cache>,
+                                         .attention = forward<kernels::attention>,
+                                         .gated_activation = forward<kernels::gated_activation>,
+                                         .most_likely = forward<kernels::most_likely>,
+                                         .transformer_layer = transformer_layer};
+
+FusingContext::FusingContext(const kernels::Context& of, int64_t& taken) noexcept
+    : Context{kFusing, of.team, of.precision}, cpu(of), layers(taken) {}
+
+/// The CPU with an operation more.
+class FusingDevice final : public kernels::Device {
+ public:
+  static inline int64_t layers = 0;  ///< that ran as one operation
+
+  std::string_view name() const noexcept override { return "fusing"; }
+  bool is_host() const noexcept override { return true; }
+  std::byte* allocate(size_t bytes, std::string_view what) const override { return cpu().allocate(bytes, what); }
+  void free(std::byte* memory, size_t bytes) const noexcept override { cpu().free(memory, bytes); }
+  void upload(std::byte* to, std::span<const std::byte> from) const override { cpu().upload(to, from); }
+  void download(std::span<std::byte> to, const std::byte* from) const override { cpu().download(to, from); }
+  void clear(std::byte* memory, size_t bytes) const override { cpu().clear(memory, bytes); }
+  std::unique_ptr<const kernels::PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const override {
+    return cpu().prepare(std::move(stored));
+  }
+  std::unique_ptr<kernels::Executor> new_executor(const kernels::ExecutorOptions& options) const override {
+    return std::make_unique<FusingExecutor>(options);
+  }
+
+ private:
+  class FusingExecutor final : public kernels::Executor {
+   public:
+    explicit FusingExecutor(const kernels::ExecutorOptions& options) : cpu_(cpu().new_executor(options)) {}
+    void reserve(const kernels::DeviceCode& code) override {
+      int64_t measured = 0;
+      with(code, measured, [&](const kernels::DeviceCode& fusing) { cpu_->reserve(fusing); });
+    }
+    void run(int threads, const kernels::DeviceCode& code, uint64_t key) override {
+      with(code, layers, [&](const kernels::DeviceCode& fusing) { cpu_->run(threads, fusing, key); });
+    }
+
+   private:
+    template <class Use>
+    static void with(const kernels::DeviceCode& code, int64_t& taken, const Use& use) {
+      const auto fusing = [&](const kernels::Context& context) { code(FusingContext(context, taken)); };
+      use(kernels::DeviceCode::of(fusing));
+    }
+
+    std::unique_ptr<kernels::Executor> cpu_;
+  };
+
+  static const kernels::Device& cpu() { return kernels::cpu_device(); }
+};
+
+struct Case {
+  const char* folder;
+  bool compressed;
+  int64_t layers;  ///< of a decoded token that are one operation
+};
+
+class FusedLayers : public ::testing::TestWithParam<Case> {};
+
+TEST_P(FusedLayers, AreWhatTheirPartsAre) {
+  static const bool kAdded = [] {
+    kernels::add_device(std::make_unique<FusingDevice>());
+    return true;
+  }();
+  (void)kAdded;
+  const testing::TestFolder folder(GetParam().folder, GetParam().compressed);
+  const Model fused = Model::open(folder.path(), {.threads = 2, .device = "fusing"});
+  const Model apart = Model::open(folder.path(), {.threads = 2});
+  Workspace workspace = fused.new_workspace(), other_workspace = apart.new_workspace();
+  Sequence sequence = fused.new_sequence(), other = apart.new_sequence();
+  for (int64_t number = 0; number < 4; ++number) {
+    const testing::Text text = testing::text_of(number, fused.info().vocab_size);
+    FusingDevice::layers = 0;
+    const auto logits = alone(fused, text, sequence, workspace);
+    EXPECT_EQ(FusingDevice::layers, std::ssize(text.decoded) * GetParam().layers) << "text " << number;
+    EXPECT_EQ(logits, alone(apart, text, other, other_workspace)) << "text " << number;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, FusedLayers,
+                         ::testing::Values(Case{"tests/e2e/llama-bias", false, 3},
+                                           Case{"tests/e2e/llama-dynamic", true, 3},
+                                           Case{"tests/e2e/qwen2-sliding", true, 3},
+                                           Case{"tests/e2e/zamba2-adapters", false, 0}));
+
+}  // namespace
+}  // namespace hxq
