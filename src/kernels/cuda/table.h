@@ -14,6 +14,7 @@
 #include "kernels/cuda/sequence.h"
 #include "kernels/cuda/sequence_gradients.h"
 #include "kernels/cuda/step.h"
+#include "kernels/cuda/transformer_layers.h"
 #include "kernels/cuda/uniform_batch.h"
 
 namespace hxq::cuda {
@@ -21,7 +22,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 13;
+  static constexpr int kVersion = 14;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
@@ -73,6 +74,8 @@ struct Kernels {
   Status (*attention)(const AttentionArgs&, Stream) noexcept;
   bool (*supports_attention_step)(const AttentionStepArgs&) noexcept;
   Status (*attention_step)(const AttentionStepArgs&, Stream) noexcept;
+  bool (*supports_transformer_layers)(const TransformerLayersArgs&) noexcept;
+  Status (*transformer_layers)(const TransformerLayersArgs&, Stream) noexcept;
   bool (*supports_step)(const StepOperation&) noexcept;
   StepSize (*step_size)(const StepOperation*, int64_t count) noexcept;
   Status (*write_step)(const StepOperation*, int64_t count, void* memory, void* image, Step&) noexcept;

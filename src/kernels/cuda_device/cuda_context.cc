@@ -26,41 +26,58 @@ bool CudaContext::collect(const cuda::StepOperation& operation) const noexcept {
   }
 }
 
-bool CudaContext::collect(const cuda::MambaLayer& layer, cuda::MambaLayersArgs args) const noexcept {
+template <class Args>
+bool CudaContext::collect_layer(CudaLayers<Args>& known, const typename CudaLayers<Args>::Layer& layer, Args args,
+                                bool (*supports)(const Args&) noexcept) const noexcept {
   if (measures) return false;
+  args.exchange = known.exchange;
   const auto go_on = [&] {  // whether the layer goes with those that are there
-    const cuda::MambaLayersArgs& known = launches.of_layers;
-    if (launches.layers.empty() || !launches.collected.empty() || known.batch.segments != args.batch.segments ||
-        known.h.data != args.h.data || known.h.stride != args.h.stride || known.eps != args.eps) {
+    if (known.layers.empty() || !launches.collected.empty() || known.of.batch.segments != args.batch.segments ||
+        known.of.h.data != args.h.data || known.of.h.stride != args.h.stride || known.of.eps != args.eps) {
       return false;
     }
-    const cuda::MambaLayer both[] = {launches.layers.front(), layer};
+    const typename CudaLayers<Args>::Layer both[] = {known.layers.front(), layer};
     args.layers = both;
     args.count = 2;
-    return kernels.supports_mamba_layers(args);
+    return supports(args);
   };
   if (!go_on()) {
     args.layers = &layer;
     args.count = 1;
-    if (!kernels.supports_mamba_layers(args)) return false;
+    if (!supports(args)) return false;
     launch_collected();
-    launches.of_layers = args;
+    known.of = args;
   }
   try {
-    launches.layers.push_back(layer);
+    known.layers.push_back(layer);
     return true;
   } catch (const std::bad_alloc&) {
     return false;
   }
 }
 
+bool CudaContext::collect(const cuda::MambaLayer& layer, const cuda::MambaLayersArgs& args) const noexcept {
+  return collect_layer(launches.mamba, layer, args, kernels.supports_mamba_layers);
+}
+
+bool CudaContext::collect(const cuda::TransformerLayer& layer, const cuda::TransformerLayersArgs& args) const noexcept {
+  return collect_layer(launches.transformer, layer, args, kernels.supports_transformer_layers);
+}
+
+template <class Args>
+void CudaContext::launch_layers(CudaLayers<Args>& known, const char* what,
+                                cuda::Status (*launch)(const Args&, cuda::Stream) noexcept) const noexcept {
+  const auto layers = std::exchange(known.layers, {});
+  if (layers.empty()) return;
+  Args args = known.of;
+  args.layers = layers.data();
+  args.count = std::ssize(layers);
+  try_launch(what, [&] { return launch(args, stream); });
+}
+
 void CudaContext::launch_collected() const noexcept {
-  if (const std::vector<cuda::MambaLayer> layers = std::exchange(launches.layers, {}); !layers.empty()) {
-    cuda::MambaLayersArgs args = launches.of_layers;
-    args.layers = layers.data();
-    args.count = std::ssize(layers);
-    try_launch("layers of Mamba", [&] { return kernels.mamba_layers(args, stream); });
-  }
+  launch_layers(launches.mamba, "layers of Mamba", kernels.mamba_layers);
+  launch_layers(launches.transformer, "layers of a transformer", kernels.transformer_layers);
   const std::vector<cuda::StepOperation> collected = std::exchange(launches.collected, {});
   if (launches.status != cuda::Status::ok || launches.failure) return;
   std::span<const cuda::StepOperation> apart = collected;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -11,17 +12,26 @@
 
 namespace hxq::kernels {
 
+/// Adjacent layers that become one kernel, and are not launched yet.
+template <class LayersArgs>
+struct CudaLayers {
+  using Layer = std::remove_cvref_t<decltype(*LayersArgs::layers)>;
+
+  void* exchange = nullptr;  ///< memory that the kernel's blocks exchange something through, or null
+  LayersArgs of = {};        ///< but for their address and number
+  std::vector<Layer> layers = {};
+};
+
 /// What comes of the operations of one piece of code.
 struct CudaLaunches {
-  cuda::Status status = cuda::Status::ok;           ///< of the first launch that failed; none is tried after it
-  const char* failed = "";                          ///< what that one was to do
-  size_t scratch_bytes = 0;                         ///< measured: the largest workspace of an operation
-  RotaryTableArgs rotary = {};                      ///< the angles that were asked for last
-  CudaSteps* steps = nullptr;                       ///< where operations are collected to run as steps, or null
-  void* exchange = nullptr;                         ///< of layers of Mamba, or null
-  std::vector<cuda::StepOperation> collected = {};  ///< and not launched yet
-  std::vector<cuda::MambaLayer> layers = {};        ///< likewise, of `of_layers`
-  cuda::MambaLayersArgs of_layers = {};             ///< but for their address and number
+  cuda::Status status = cuda::Status::ok;        ///< of the first launch that failed; none is tried after it
+  const char* failed = "";                       ///< what that one was to do
+  size_t scratch_bytes = 0;                      ///< measured: the largest workspace of an operation
+  RotaryTableArgs rotary = {};                   ///< the angles that were asked for last
+  CudaSteps* steps = nullptr;                    ///< where operations are collected to run as steps, or null
+  CudaLayers<cuda::MambaLayersArgs> mamba = {};  ///< of one kind at most there are any
+  CudaLayers<cuda::TransformerLayersArgs> transformer = {};
+  std::vector<cuda::StepOperation> collected = {};  ///< after the layers, and not launched yet
   std::exception_ptr failure = {};                  ///< of a step
 };
 
@@ -58,8 +68,9 @@ struct CudaContext : Context {
   /// their own.
   bool collect(const cuda::StepOperation& operation) const noexcept;
   /// Keeps a layer that may become one kernel with those before and after it; false where no kernel takes it. Of
-  /// `args`, `layers` and `count` are not looked at.
-  bool collect(const cuda::MambaLayer& layer, cuda::MambaLayersArgs args) const noexcept;
+  /// `args`, `layers`, `count` and `exchange` are not looked at.
+  bool collect(const cuda::MambaLayer& layer, const cuda::MambaLayersArgs& args) const noexcept;
+  bool collect(const cuda::TransformerLayer& layer, const cuda::TransformerLayersArgs& args) const noexcept;
   /// Launches what was collected.
   void launch_collected() const noexcept;
 
@@ -76,6 +87,12 @@ struct CudaContext : Context {
     launches.status = launch();
     launches.failed = what;
   }
+  template <class Args>
+  bool collect_layer(CudaLayers<Args>& known, const typename CudaLayers<Args>::Layer& layer, Args args,
+                     bool (*supports)(const Args&) noexcept) const noexcept;
+  template <class Args>
+  void launch_layers(CudaLayers<Args>& known, const char* what,
+                     cuda::Status (*launch)(const Args&, cuda::Stream) noexcept) const noexcept;
   void launch_one(const cuda::StepProducts& step) const noexcept;
   void launch_one(const cuda::MambaStepArgs& args) const noexcept;
 };

@@ -17,8 +17,13 @@ constexpr size_t kMostKnown = 32;
 CudaExecutor::CudaExecutor(const CudaDevice& device, const ExecutorOptions& options)
     : device_(device), precision_(options.precision) {
   const CudaDevice::Use use(device_);
-  exchange_ = {device_, static_cast<int64_t>(cuda::kMambaExchangeBytes), "what blocks of layers exchange"};
-  exchange_.clear();
+  const auto exchange = [&](size_t bytes) {
+    DeviceArray<std::byte> array(device_, static_cast<int64_t>(bytes), "what blocks of layers exchange");
+    array.clear();
+    return array;
+  };
+  mamba_exchange_ = exchange(cuda::kMambaExchangeBytes);
+  transformer_exchange_ = exchange(cuda::kTransformerExchangeBytes);
   device_.check(device_.kernels().create_stream(recording_), "taking it");
 }
 
@@ -46,7 +51,9 @@ void CudaExecutor::reserve(const DeviceCode& code) {
 }
 
 void CudaExecutor::launch(const DeviceCode& code, cuda::Stream stream, CudaSteps* steps) const {
-  CudaLaunches launches{.steps = steps, .exchange = exchange_.data()};
+  CudaLaunches launches{.steps = steps,
+                        .mamba = {.exchange = mamba_exchange_.data()},
+                        .transformer = {.exchange = transformer_exchange_.data()}};
   if (steps != nullptr) steps->rewind();
   const CudaContext context(device_.kernels(), stream, {.data = scratch_.data(), .bytes = scratch_.bytes()}, precision_,
                             launches);

@@ -36,8 +36,8 @@ class CudaExecutor final : public Executor {
   Precision precision_;
   cuda::Stream recording_ = nullptr;  // its own, so that what other threads ask of the device is not recorded
   DeviceArray<std::byte> scratch_ = {};
-  DeviceArray<std::byte> exchange_ = {};  // of layers of Mamba
-  std::vector<Known> known_ = {};         // the last used first
+  DeviceArray<std::byte> mamba_exchange_ = {}, transformer_exchange_ = {};  // see CudaLayers
+  std::vector<Known> known_ = {};                                           // the last used first
 };
 
 }  // namespace hxq::kernels

@@ -261,8 +261,27 @@ struct Cuda {
     return on.collect(layer, {.batch = layer.step.batch,
                               .h = output(out.y, out.y_stride),
                               .eps = args.norm.eps,
-                              .precision = precision_of(on),
-                              .exchange = on.launches.exchange});
+                              .precision = precision_of(on)});
+  }
+
+  static bool transformer_layer(const TransformerLayerArgs& args, const Context& context) noexcept {
+    const CudaContext& on = on_cuda(context);
+    const RmsNormArgs &norm = *args.qkv.norm, &mlp_norm = *args.gate_up.norm;
+    if (args.gate_up.count != 2 || norm.groups != 1 || mlp_norm.groups != 1 || norm.eps != mlp_norm.eps) return false;
+    cuda::TransformerLayer layer{.norm_weight = norm.weight,
+                                 .mlp_norm_weight = mlp_norm.weight,
+                                 .attention = there(args.step),
+                                 .activation = args.activation.activation};
+    const auto &qkv = args.qkv.products, &gate_up = args.gate_up.products;
+    const LinearProduct* const products[] = {&qkv[0], &qkv[1], &qkv[2], &args.o, &gate_up[0], &gate_up[1], &args.down};
+    for (size_t i = 0; i < cuda::kTransformerProducts; ++i) {
+      const auto* view = std::get_if<cuda::CodebookWeight>(&view_of(*products[i]->weight));
+      if (view == nullptr) return false;
+      layer.weight[i] = *view;
+      layer.bias[i] = products[i]->args.bias;
+    }
+    const LinearArgs& down = args.down.args;
+    return on.collect(layer, {.batch = layer.attention.batch, .h = output(down.y, down.y_stride), .eps = norm.eps});
   }
 
   static void ssd(const SsdArgs& args, const Context& context) noexcept {
@@ -376,6 +395,7 @@ const Operations& cuda_operations() noexcept {
                                              .attention_step = Cuda::attention_step,
                                              .mamba_step = Cuda::mamba_step,
                                              .mamba_layer = Cuda::mamba_layer,
+                                             .transformer_layer = Cuda::transformer_layer,
                                              .fused_linear = Cuda::fused_linear};
   return kOperations;
 }
