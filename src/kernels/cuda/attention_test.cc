@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_step.h"
+#include "kernels/cuda/kv_cache_test_data.h"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/sequence.h"
 #include "kernels/cuda/test_device.h"
@@ -28,72 +29,6 @@ struct Case {
   Precision precision = Precision::exact;
   float q = 1, k = 1, v = 1;  // sizes of values
 };
-
-/// A cache whose tiles lie in no order, what it does not hold being NaN but for the padding of heads.
-struct TestCache {
-  TestCache(const Model& m, size_t sequences, int64_t positions, DType cache_dtype)
-      : model(m),
-        dtype(cache_dtype),
-        padded((m.dim + 15) / 16 * 16),
-        sequence_tiles(static_cast<size_t>((positions + kTile - 1) / kTile)),
-        tile_bytes(static_cast<size_t>(2 * m.heads * padded * kTile) * element_bytes(dtype)),
-        tiles(sequence_tiles * sequences * tile_bytes),
-        tables(sequence_tiles * sequences),
-        table_of(sequences) {
-    std::vector<void*> addresses, starts;
-    for (size_t i = 0; i < sequence_tiles * sequences; ++i) addresses.push_back(tiles.data() + offset(i));
-    for (size_t s = 0; s < sequences; ++s) starts.push_back(tables.data() + s * sequence_tiles);
-    EXPECT_EQ(cudaMemcpy(tables.data(), addresses.data(), addresses.size() * sizeof(void*), cudaMemcpyHostToDevice),
-              cudaSuccess);
-    EXPECT_EQ(cudaMemcpy(table_of.data(), starts.data(), starts.size() * sizeof(void*), cudaMemcpyHostToDevice),
-              cudaSuccess);
-  }
-  KvCacheView view() const {
-    return {
-        .heads = model.heads, .head_dim = model.dim, .padded_dim = padded, .dtype = dtype, .tiles = table_of.data()};
-  }
-  /// Bytes from the start of `tiles` to the one that is number `i` in the tables.
-  size_t offset(size_t i) const { return (tables.size() - 1 - i) * tile_bytes; }
-  size_t key_at(size_t sequence, int64_t position, int64_t head, int64_t i) const {
-    return at(sequence, position, (head * padded + i) * kTile + position % kTile);
-  }
-  size_t value_at(size_t sequence, int64_t position, int64_t head, int64_t i) const {
-    return at(sequence, position, ((model.heads + head) * kTile + position % kTile) * padded + i);
-  }
-
-  static constexpr int64_t kTile = KvCacheView::kTile;
-  Model model;
-  DType dtype;
-  int64_t padded;
-  size_t sequence_tiles, tile_bytes;
-  DeviceArray<std::byte> tiles;
-  DeviceArray<void*> tables, table_of;
-
- private:
-  size_t at(size_t sequence, int64_t position, int64_t element) const {
-    return offset(sequence * sequence_tiles + static_cast<size_t>(position / kTile)) +
-           static_cast<size_t>(element) * element_bytes(dtype);
-  }
-};
-
-void fill_cache(const TestCache& cache, const Case& test, Random& random) {
-  std::vector<std::byte> tiles = cache.tiles.values();
-  for (size_t s = 0; s < test.positions.size(); ++s) {
-    const int64_t held = static_cast<int64_t>(cache.sequence_tiles) * TestCache::kTile;
-    for (int64_t p = 0; p < held; ++p) {
-      for (int64_t h = 0; h < cache.model.heads; ++h) {
-        const auto fill = [&](int64_t i, float key, float value) {
-          write_element(tiles.data() + cache.key_at(s, p, h, i), cache.dtype, key);
-          write_element(tiles.data() + cache.value_at(s, p, h, i), cache.dtype, value);
-        };
-        for (int64_t i = 0; i < cache.model.dim && p < test.positions[s]; ++i)
-          fill(i, test.k * random.normal(), test.v * random.normal());
-        for (int64_t i = cache.model.dim; i < cache.padded; ++i) fill(i, 0, 0);
-      }
-    }
-  }
-  EXPECT_EQ(cudaMemcpy(cache.tiles.data(), tiles.data(), tiles.size(), cudaMemcpyHostToDevice), cudaSuccess);
-}
 
 enum class Way {
   any,      // what `attention` takes for the rows
@@ -127,8 +62,8 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
   const DeviceArray<void*> frequencies(std::vector<void*>(segments.size(), df.data()));
   const DeviceArray<RowRange> ds(segments);
   const DeviceArray<int32_t> dp(positions);
-  const TestCache cache(m, segments.size(), end, test.cache);
-  fill_cache(cache, test, random);
+  const TestCache cache(m.heads, m.dim, segments.size(), end, test.cache);
+  cache.fill(test.positions, test.k, test.v, random);
   const Batch batch{.segments = ds.data(),
                     .positions = dp.data(),
                     .count = static_cast<int32_t>(segments.size()),
