@@ -32,6 +32,7 @@ HOT = [
     r"conv_kernel<4, \d+>",
     r"rms_norm_kernel<true>",
     r"ssd_kernel<.*>",
+    r"transformer_layers_kernel<.*>",
 ]
 FUNCTION = re.compile(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "kernels/device.h"
 #include "kernels/operations.h"
 #include "texts.h"
@@ -154,7 +156,12 @@ INSTANTIATE_TEST_SUITE_P(Models, FusedLayers,
                          ::testing::Values(Case{"tests/e2e/llama-bias", false, 3},
                                            Case{"tests/e2e/llama-dynamic", true, 3},
                                            Case{"tests/e2e/qwen2-sliding", true, 3},
-                                           Case{"tests/e2e/zamba2-adapters", false, 0}));
+                                           Case{"tests/e2e/zamba2-adapters", false, 0}),
+                         [](const auto& test) {
+                           std::string name = std::filesystem::path(test.param.folder).filename();
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace hxq

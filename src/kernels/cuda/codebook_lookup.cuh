@@ -117,6 +117,39 @@ class SpreadTable {
   uint32_t lane_;
 };
 
+/// Two tables of levels from kAt of dynamic shared memory on, each 32 times, one copy for each bank: entry i of lane l
+/// is at i << 8 | table << 7 | l << 2 from a multiple of their size, which one byte permutation gives.
+template <uint32_t kAt>
+struct LevelTables {
+  /// What all lookups of a lane have in common.
+  __device__ static uint32_t lane_base(int table, int lane) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared + kAt)) |
+           static_cast<uint32_t>(table << 7 | lane << 2);
+  }
+  /// Where the program has it: tables change.
+  __device__ static float look_up(uint32_t lane_base, uint32_t word, int byte) {
+    float level;
+    asm volatile("ld.shared.f32 %0, [%1];"
+                 : "=f"(level)
+                 : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4))
+                 : "memory");
+    return level;
+  }
+  /// Adjacent entries, by adjacent threads: each begins with another copy, as all lie in the same banks.
+  template <int kEntries>
+  __device__ static void fill(int table, int entry, const float (&level)[kEntries]) {
+    unsigned char* to = dynamic_shared + kAt + entry * 256 + table * 128;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int copy = (i + entry / kEntries) % 8;
+#pragma unroll
+      for (int e = 0; e < kEntries; ++e) {
+        *reinterpret_cast<float4*>(to + e * 256 + copy * 16) = make_float4(level[e], level[e], level[e], level[e]);
+      }
+    }
+  }
+};
+
 /// The table on its way from the codebook to shared memory: asked for before the weights, so that it does not queue
 /// behind them, and written when it is there.
 template <int kThreads>

@@ -170,6 +170,29 @@ __device__ inline float sum_lanes_each(float (&value)[kCount], int lanes) {
   return value[0];
 }
 
+/// Sums of kCount (a power of two up to kLanes) values over groups of kLanes adjacent lanes: lane l of a group gets
+/// that of value l / (kLanes / kCount). As
+/// `sum_lanes_each`, whose loops stay loops for 16 values and more.
+template <int kLanes, int kCount, int kSize>
+__device__ inline float sum_each(float (&value)[kSize]) {
+  if constexpr (kLanes == 1) {
+    return value[0];
+  } else {
+    constexpr int kOffset = kLanes / 2, kLeft = kCount > 1 ? kCount / 2 : 1;
+    if constexpr (kCount > 1) {
+      const bool upper = threadIdx.x & static_cast<unsigned>(kOffset);
+#pragma unroll
+      for (int i = 0; i < kLeft; ++i) {
+        const float sent = upper ? value[i] : value[i + kLeft], kept = upper ? value[i + kLeft] : value[i];
+        value[i] = kept + __shfl_xor_sync(kAllLanes, sent, kOffset);
+      }
+    } else {
+      value[0] += __shfl_xor_sync(kAllLanes, value[0], kOffset);
+    }
+    return sum_each<kLanes / 2, kLeft>(value);
+  }
+}
+
 /// The sum over a block of whole warps, known to all threads; `shared` holds 32 floats. Callers may reuse it at once.
 __device__ inline float sum_block(float value, float* shared) {
   value = sum_lanes(value);

@@ -47,6 +47,15 @@ __device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uin
                : "memory");
 }
 
+/// The same with a policy (createpolicy) of the second-level cache.
+__device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
 /// Copies a box of a mapped matrix (tensor_map.h) into shared memory; the barrier counts its bytes, also where it lies
 /// outside of the matrix.
 __device__ inline void copy_box(void* to, const CUtensorMap& map, int col, int row, uint64_t* barrier) {

@@ -17,6 +17,9 @@ HXQ_HOST_DEVICE constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+/// The smallest power of two that is not less.
+HXQ_HOST_DEVICE constexpr int next_power(int n) { return n <= 1 ? 1 : 2 * next_power((n + 1) / 2); }
+
 template <size_t kMultiple>
 constexpr size_t round_up(size_t bytes) {
   return ceil_div(bytes, kMultiple) * kMultiple;

@@ -266,7 +266,9 @@ class VectorBringer : Bringer<1> {
 #pragma unroll
     for (int product = kX; product < kProducts; ++product) level_[product] = level_of(number, product);
   }
-  __device__ static void fill(int table, const float2& levels) { Tables::fill(table, 2 * thread(), levels); }
+  __device__ static void fill(int table, const float2& levels) {
+    Tables::fill(table, 2 * thread(), {levels.x, levels.y});
+  }
 
   /// Of the block's channels: a warp copies a vector.
   __device__ void copy_row(uint32_t to, int row, const float* from) const {

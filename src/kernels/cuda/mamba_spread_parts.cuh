@@ -15,6 +15,7 @@ using mamba_layers_parts::floats;
 using mamba_layers_parts::Layer;
 using mamba_layers_parts::Matrix;
 using Plan = MambaSpreadPlan;
+using Tables = LevelTables<Plan::kTablesAt>;
 
 /// The number of the thread, as if it were new each time: what follows from it is worked out where it is used, and no
 /// register is taken for it, of which weights need all that there are.
@@ -48,8 +49,6 @@ struct SharedLayer : Layer {
   void* state_of[2][Plan::kMostTokens];  ///< of the sequences: of the convolution, and of the scan
 };
 static_assert(sizeof(SharedLayer) <= Plan::kLayerBytes);
-
-__host__ __device__ constexpr int next_power(int n) { return n <= 1 ? 1 : 2 * next_power((n + 1) / 2); }
 
 /// What all threads of a block know.
 struct Block {
@@ -127,56 +126,6 @@ __device__ inline uint2 find_outlier(const Matrix& matrix, uint32_t at, int row,
   const int col = static_cast<int>(__ldg(matrix.outlier_col + at)) - first_col;
   if (col < 0 || col >= cols) return make_uint2(kNoOutlier, 0);
   return make_uint2(static_cast<uint32_t>(in_range << 16 | col), __float_as_uint(__ldg(matrix.outlier_change + at)));
-}
-
-/// Two tables of levels, each 32 times, one copy for each bank: entry i of lane l is at i << 8 | table << 7 | l << 2
-/// from a multiple of their size, which one byte permutation gives.
-struct Tables {
-  /// What all lookups of a lane have in common.
-  __device__ static uint32_t lane_base(int table) {
-    return hopper::shared_address(dynamic_shared + Plan::kTablesAt) | static_cast<uint32_t>(table << 7 | lane() << 2);
-  }
-  /// Where the program has it: tables change.
-  __device__ static float look_up(uint32_t lane_base, uint32_t word, int byte) {
-    float level;
-    asm volatile("ld.shared.f32 %0, [%1];"
-                 : "=f"(level)
-                 : "r"(__byte_perm(word, lane_base, 0x7604u | static_cast<uint32_t>(byte) << 4))
-                 : "memory");
-    return level;
-  }
-  /// Two entries. Those of neighbours begin with another copy each: they lie in the same banks.
-  __device__ static void fill(int table, int entry, const float2& levels) {
-    unsigned char* to = dynamic_shared + Plan::kTablesAt + entry * 256 + table * 128;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int copy = (i + entry / 2) % 8;
-      *reinterpret_cast<float4*>(to + copy * 16) = make_float4(levels.x, levels.x, levels.x, levels.x);
-      *reinterpret_cast<float4*>(to + 256 + copy * 16) = make_float4(levels.y, levels.y, levels.y, levels.y);
-    }
-  }
-};
-
-/// Sums of kCount (a power of two up to kLanes) values over groups of kLanes adjacent lanes: lane l of a group gets
-/// that of value l / (kLanes / kCount). As `sum_lanes_each`, whose loops stay loops for 16 values and more.
-template <int kLanes, int kCount, int kSize>
-__device__ inline float sum_each(float (&value)[kSize]) {
-  if constexpr (kLanes == 1) {
-    return value[0];
-  } else {
-    constexpr int kOffset = kLanes / 2, kLeft = kCount > 1 ? kCount / 2 : 1;
-    if constexpr (kCount > 1) {
-      const bool upper = threadIdx.x & static_cast<unsigned>(kOffset);
-#pragma unroll
-      for (int i = 0; i < kLeft; ++i) {
-        const float sent = upper ? value[i] : value[i + kLeft], kept = upper ? value[i + kLeft] : value[i];
-        value[i] = kept + __shfl_xor_sync(kAllLanes, sent, kOffset);
-      }
-    } else {
-      value[0] += __shfl_xor_sync(kAllLanes, value[0], kOffset);
-    }
-    return sum_each<kLanes / 2, kLeft>(value);
-  }
 }
 
 /// Weights of some rows that a lane has looked up ahead: of each row four adjacent columns, and others kStepCols

@@ -101,21 +101,22 @@ class Worker : Block {
   }
   template <int kCount>
   __device__ void look_up_in_from(int step, Weights<kInRows, kCount>& weights) const {
-    weights.look_up(Tables::lane_base(1), plan.bytes_at[kIn] + warp() * plan.in_rows_of_warp * plan.hidden, plan.hidden,
-                    in_rows_, step * Plan::kStepCols + lane() * 4, plan.hidden);
+    weights.look_up(Tables::lane_base(1, lane()), plan.bytes_at[kIn] + warp() * plan.in_rows_of_warp * plan.hidden,
+                    plan.hidden, in_rows_, step * Plan::kStepCols + lane() * 4, plan.hidden);
   }
   __device__ void look_up_x_and_dt() {
     wait(kXThere, layer_);
-    x_.look_up(Tables::lane_base(0), plan.bytes_at[kX] + x_row() * plan.channels, plan.channels, x_rows(), lane() * 4,
-               own);
-    dt_.look_up(Tables::lane_base(1), plan.bytes_at[kDt] + dt_channel() * plan.rank, plan.rank, dt_rows(), sub() * 4,
-                plan.rank);
+    x_.look_up(Tables::lane_base(0, lane()), plan.bytes_at[kX] + x_row() * plan.channels, plan.channels, x_rows(),
+               lane() * 4, own);
+    dt_.look_up(Tables::lane_base(1, lane()), plan.bytes_at[kDt] + dt_channel() * plan.rank, plan.rank, dt_rows(),
+                sub() * 4, plan.rank);
     leave(kXFree);
   }
   __device__ void look_up_out() {
     wait(kOutThere, layer_);
-    out_.look_up(Tables::lane_base(0), plan.bytes_at[kOut] + warp() * Plan::kOwners * plan.out_rows * plan.channels,
-                 plan.channels, out_rows(), lane() * 4, own);
+    out_.look_up(Tables::lane_base(0, lane()),
+                 plan.bytes_at[kOut] + warp() * Plan::kOwners * plan.out_rows * plan.channels, plan.channels,
+                 out_rows(), lane() * 4, own);
     leave(kOutFree);
   }
 

@@ -24,6 +24,9 @@ __device__ inline float wait_for_word(const uint64_t* from, uint32_t number) {
 struct WordPair {
   uint64_t first, second;
 };
+__device__ inline bool are_from(const WordPair& pair, uint32_t number) {
+  return is_from(pair.first, number) && is_from(pair.second, number);
+}
 __device__ inline WordPair load_pair(const uint64_t* from) {
   WordPair pair;
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
@@ -36,7 +39,7 @@ __device__ inline float2 wait_for_pair(const uint64_t* from, uint32_t number) {
   WordPair pair;
   do {
     pair = load_pair(from);
-  } while (!is_from(pair.first, number) || !is_from(pair.second, number));
+  } while (!are_from(pair, number));
   return make_float2(value_of(pair.first), value_of(pair.second));
 }
 

@@ -1,5 +1,6 @@
 // Small operations of transformer blocks: the cache, gated activations.
 
+#include "kernels/cuda/activated.cuh"
 #include "kernels/cuda/kv_cache.cuh"
 
 namespace hxq::cuda {
@@ -44,10 +45,6 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
           .store(p.cache, pair, half, k, make_float2(load_at(p.v, row, at), load_at(p.v, row, at + half)));
     }
   }
-}
-
-__device__ inline float activated(float x, Activation activation) {
-  return activation == Activation::silu ? silu(x) : 0.5f * x * (1.0f + erff(x * 0.70710678f));
 }
 
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const __grid_constant__ GatedActivationArgs p) {

@@ -28,7 +28,8 @@ struct TransformerLayer {
   const float* mlp_norm_weight = nullptr;  // [hidden]
   std::array<CodebookWeight, kTransformerProducts> weight = {};
   std::array<const float*, kTransformerProducts> bias = {};  // [rows] of each, or null
-  AttentionStepArgs attention = {};                          ///< batch, q, k, v and y are not looked at
+  /// batch, q, k, v and y are not looked at; tiles of the cache are aligned to 16 bytes.
+  AttentionStepArgs attention = {};
   Activation activation = Activation::silu;
 };
 
@@ -39,7 +40,8 @@ struct TransformerLayersArgs {
   float eps = 0;
   const TransformerLayer* layers = nullptr;  // [count]
   int64_t count = 0;
-  /// kTransformerExchangeBytes of device memory, zeros before its first use, which one stream alone uses.
+  /// kTransformerExchangeBytes of device memory, aligned to 16 bytes, zeros before its first use, which one stream
+  /// alone uses.
   void* exchange = nullptr;
 };
 

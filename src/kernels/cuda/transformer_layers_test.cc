@@ -269,6 +269,12 @@ struct Token {
   DeviceArray<RowRange> segment;
 };
 
+/// One for all, so that words of other shapes are met. Never freed.
+void* exchange() {
+  static const auto* memory = new DeviceArray<char>(std::vector<char>(kTransformerExchangeBytes));
+  return memory->data();
+}
+
 class Model {
  public:
   Model(const Shape& shape, int layers) : shape_(shape), random_(static_cast<uint32_t>(shape.hidden + layers)) {
@@ -294,7 +300,7 @@ class Model {
             .eps = kEps,
             .layers = args_.data(),
             .count = std::ssize(args_),
-            .exchange = exchange_.data()};
+            .exchange = exchange()};
   }
   std::vector<TransformerLayer>& layers() { return args_; }
 
@@ -341,12 +347,16 @@ class Model {
   std::vector<std::unique_ptr<TestCache>> caches_;
   std::vector<std::unique_ptr<Token>> tokens_;
   std::vector<TransformerLayer> args_;
-  DeviceArray<char> exchange_{std::vector<char>(kTransformerExchangeBytes)};
 };
 
 constexpr Shape kTinyLlama = {.hidden = 2048, .heads = 32, .head_dim = 64, .kv_heads = 4, .inner = 5632};
+constexpr Shape kLlama1b = {.hidden = 2048, .heads = 32, .head_dim = 64, .kv_heads = 8, .inner = 8192};
 constexpr Shape kLlama7b = {.hidden = 4096, .heads = 32, .head_dim = 128, .kv_heads = 32, .inner = 11008};
-constexpr Shape kLlama3b = {.hidden = 3072, .heads = 24, .head_dim = 128, .kv_heads = 8, .inner = 8192};
+constexpr Shape kManyHeads = {.hidden = 16, .heads = 32, .head_dim = 8, .kv_heads = 8, .inner = 32};
+/// Heads of more elements than a warp has of keys and values at once, and of no power of two.
+constexpr Shape kLongHeads = {.hidden = 1536, .heads = 12, .head_dim = 128, .kv_heads = 2, .inner = 8960};
+constexpr Shape kLongestHeads = {.hidden = 1024, .heads = 4, .head_dim = 256, .kv_heads = 1, .inner = 10240};
+constexpr Shape kOddHeads = {.hidden = 768, .heads = 8, .head_dim = 96, .kv_heads = 4, .inner = 3072};
 constexpr Shape kQwen = {.hidden = 896, .heads = 14, .head_dim = 64, .kv_heads = 2, .inner = 4864, .qkv_biases = true};
 /// Heads that are no power of two wide, one of them for each of keys and values.
 constexpr Shape kOdd = {.hidden = 288, .heads = 6, .head_dim = 48, .kv_heads = 6, .inner = 768};
@@ -373,7 +383,7 @@ TEST(CudaTransformerLayers, AreWhatTheirPartsAreInDouble) {
 
 TEST(CudaTransformerLayers, TakeShapesOfOtherModels) {
   HXQ_NEEDS_HOPPER();
-  for (const Shape& shape : {kQwen, kLlama3b, kLlama7b}) {
+  for (const Shape& shape : {kQwen, kLlama1b, kLongHeads, kLongestHeads, kOddHeads}) {
     Model model(shape, 1);
     model.expect_right({.position = 0});
     model.expect_right({.position = 200, .cache = DType::f16});
@@ -383,7 +393,7 @@ TEST(CudaTransformerLayers, TakeShapesOfOtherModels) {
 
 TEST(CudaTransformerLayers, AttendOverAnyNumberOfTiles) {
   HXQ_NEEDS_HOPPER();
-  for (const Shape& shape : {kOdd, kOddGroups, kSmall}) {
+  for (const Shape& shape : {kOdd, kOddGroups, kSmall, kManyHeads}) {
     Model model(shape, 2);
     for (const DType cache : {DType::f32, DType::f16}) {
       for (const int position : {0, 1, 5, 63, 64, 127, 130, 300, 1000}) {
@@ -419,6 +429,7 @@ TEST(CudaTransformerLayers, AreSeveralKernelsWhereTheyAreMany) {
   HXQ_NEEDS_HOPPER();
   Model model(kSmall, kMostTransformerLayers + 2);
   model.expect_right({.position = 3, .tokens = 2});
+  Model(kOddGroups, 7).expect_right({.position = 5000});
 }
 
 TEST(CudaTransformerLayers, TakeAnyNumberOfOutliers) {
@@ -455,12 +466,19 @@ TEST(CudaTransformerLayers, LeaveOthersToTheirParts) {
       EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].index_bits = 12; })) << i;
       EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].d = 2; })) << "codewords of two weights, " << i;
       EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].channel_scales = one.norm_weight; })) << i;
+      EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].level_scale = 0; })) << "not finite, " << i;
       EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].cols += 32; })) << "another shape, " << i;
       EXPECT_TRUE(is_left([&](TransformerLayer& one) { one.weight[i].rows -= 48; })) << "another shape, " << i;
     }
     EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.query_heads = 3; })) << "other heads";
     EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.cache.heads = 2; })) << "other heads";
     EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.cache.dtype = DType::bf16; }));
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.cache.dtype = DType::f16; })) << "of one layer alone";
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.window = 50; })) << "of one layer alone";
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.attention.scale *= 2; })) << "of one layer alone";
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.activation = Activation::gelu; })) << "of one layer alone";
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.norm_weight += 1; })) << "not aligned";
+    EXPECT_TRUE(is_left([](TransformerLayer& one) { one.mlp_norm_weight += 1; })) << "not aligned";
   }
   const auto is_left = [&](const auto& change) {
     TransformerLayersArgs others = args;
@@ -471,7 +489,8 @@ TEST(CudaTransformerLayers, LeaveOthersToTheirParts) {
   EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.batch.max_rows = 2; })) << "a prompt";
   EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.h.dtype = DType::bf16; }));
   EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.exchange = nullptr; }));
-  EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.count = 0; })) << "no layers";
+  EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.count = 0; }));
+  EXPECT_TRUE(is_left([](TransformerLayersArgs& others) { others.h.stride += 1; })) << "not aligned";
 }
 
 }  // namespace
