@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-SHAPES = ["mamba-130m", "mamba-1.4b", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "llama-7b"]
+SHAPES = ["mamba-130m", "mamba-1.4b", "mamba2-1.3b", "zamba2-1.2b", "tinyllama-1.1b", "qwen2-0.5b", "llama-7b"]
 #: What make_model takes for profiles with groups; "SHAPE:PROFILE" is a model of one.
 PROFILES = {"g3": (3, 32), "g4": (4, 32), "g6": (6, 32), "g8": (8, 64)}
 SHAPES += [f"tinyllama-1.1b:{profile}" for profile in PROFILES]

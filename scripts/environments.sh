@@ -15,6 +15,10 @@ if ! cmp -s "$root/tests/requirements.txt" "$venv/requirements.txt"; then
 fi
 # OpenAI's client of the major release before the one that the tests have.
 older=$build/openai-1
-[ -d "$older/openai" ] || "$venv/bin/pip" install -q --disable-pip-version-check --target "$older" "openai>=1,<2"
+if ! [ -d "$older" ]; then
+  rm -rf "$older.new"
+  "$venv/bin/pip" install -q --disable-pip-version-check --target "$older.new" "openai>=1,<2"
+  mv "$older.new" "$older"
+fi
 
 for transformers in "$@"; do "$root/python/tests/environment.sh" "$build" "$transformers"; done

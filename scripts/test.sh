@@ -13,7 +13,7 @@ older="transformers==4.57.*"
 # What runs in the background is a session of its own, which ends as a whole with this script.
 background=""
 trap 'for session in $background; do kill -- "-$session" 2>/dev/null || true; done' EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' HUP INT TERM
 setsid "$root/scripts/environments.sh" "$build" "$newest" "$older" >"$build/environments.log" 2>&1 &
 environments=$!
 background=$environments

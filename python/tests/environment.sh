@@ -16,7 +16,7 @@ install() { "$python" -m pip install -q --no-compile --disable-pip-version-check
 made_of=$(echo "$torch $transformers" && cat "$root/pyproject.toml")
 if [ "$(cat "$environment/made_of" 2>/dev/null)" != "$made_of" ]; then
   rm -rf "$environment"
-  python3 -m venv "$environment"
+  python3 -m venv "$environment" >&2
   # torch first: a range in another package's requirements could take a build for GPUs.
   install "$torch"
   install "$transformers" accelerate peft pytest # what else the extras name comes with the package

@@ -70,6 +70,7 @@ std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows, b
       piece.token += done;
       piece.tokens = std::min(all.tokens - done, step_rows - steps.back().shape.rows);
       done += piece.tokens;
+      if (all.sequence->position + done > kernels::Batch::kFewPositions) steps.back().shape.few_positions = false;
       piece.wanted = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
       piece.first_wanted += std::max<int64_t>(done - piece.wanted - first_wanted, 0);
       add(steps.back(), piece);
@@ -350,7 +351,8 @@ void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMem
                              .decode_rows = shape.decode_rows,
                              .segments = shape.segments,
                              .segment = inputs.segment,
-                             .position = inputs.position};
+                             .position = inputs.position,
+                             .few_positions = shape.few_positions};
   const int64_t hidden = desc.hidden_size;
   float* x = work.take<float>(shape.rows * hidden);
   float* embedding = desc.blocks_read_embedding ? work.take<float>(shape.rows * hidden) : nullptr;

@@ -20,6 +20,7 @@ struct StepShape {
   int64_t wanted_decode = 0;  ///< of these, decode rows, which come first
   bool hidden = false;        ///< outputs are hidden states after the final norm, not logits
   bool most_likely = false;   ///< of some of the wanted rows only the likeliest token is asked for
+  bool few_positions = true;  ///< see kernels::Batch
 
   bool operator==(const StepShape&) const = default;
 };

@@ -166,11 +166,12 @@ TEST_P(SecondDevice, GivesLogitsToSomeAndTokensToOthers) {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* device : {"guarded", "cuda"}) {
-    for (const Case& test : {Case{"tests/golden/1"}, Case{"tests/golden/3"}, Case{"tests/e2e/mamba-tiles", true},
-                             Case{"tests/e2e/mamba2-limit"}, Case{"tests/e2e/mamba2-no-conv-bias", true},
-                             Case{"tests/e2e/zamba2-adapters", true}, Case{"tests/e2e/zamba2-plain"},
-                             Case{"tests/e2e/llama-bias"}, Case{"tests/e2e/llama-dynamic", true},
-                             Case{"tests/e2e/qwen2-sliding", true}, Case{"tests/e2e/qwen2-layer-types"}}) {
+    for (const Case& test :
+         {Case{"tests/golden/1"}, Case{"tests/golden/3"}, Case{"tests/e2e/mamba-tiles", true},
+          Case{"tests/e2e/qwen2-tiles", true}, Case{"tests/e2e/mamba2-limit"},
+          Case{"tests/e2e/mamba2-no-conv-bias", true}, Case{"tests/e2e/zamba2-adapters", true},
+          Case{"tests/e2e/zamba2-plain"}, Case{"tests/e2e/llama-bias"}, Case{"tests/e2e/llama-dynamic", true},
+          Case{"tests/e2e/qwen2-sliding", true}, Case{"tests/e2e/qwen2-layer-types"}}) {
       all.push_back({test.folder, test.compressed, device});
     }
   }

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <span>
+#include <vector>
 
 #include "kernels/device.h"
 #include "kernels/operations.h"
@@ -51,6 +53,7 @@ void multiply(const kernels::FusedLinearArgs& args, const kernels::Batch& batch,
 bool transformer_layer(const kernels::TransformerLayerArgs& args, const kernels::Context& context) noexcept {
   const FusingContext& on = on_fusing(context);
   const kernels::Batch& batch = args.step.attend.batch;
+  if (!batch.few_positions) return false;  // as a device may that has something faster then
   if (context.team.rank() == 0) ++on.layers;
   multiply(args.qkv, batch, on.cpu);
   if (args.step.rotary) kernels::rotary_table(*args.step.rotary, on.cpu);
@@ -132,12 +135,16 @@ struct Case {
 
 class FusedLayers : public ::testing::TestWithParam<Case> {};
 
-TEST_P(FusedLayers, AreWhatTheirPartsAre) {
+void add_fusing_device() {
   static const bool kAdded = [] {
     kernels::add_device(std::make_unique<FusingDevice>());
     return true;
   }();
   (void)kAdded;
+}
+
+TEST_P(FusedLayers, AreWhatTheirPartsAre) {
+  add_fusing_device();
   const testing::TestFolder folder(GetParam().folder, GetParam().compressed);
   const Model fused = Model::open(folder.path(), {.threads = 2, .device = "fusing"});
   const Model apart = Model::open(folder.path(), {.threads = 2});
@@ -152,10 +159,28 @@ TEST_P(FusedLayers, AreWhatTheirPartsAre) {
   }
 }
 
+/// Of each step it is known whether it has a row after many positions.
+TEST(FewPositions, EndAtTheirBound) {
+  add_fusing_device();
+  constexpr int64_t kFew = kernels::Batch::kFewPositions;
+  const testing::TestFolder folder("tests/e2e/qwen2-tiles", true);
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = "fusing"});
+  Workspace workspace = model.new_workspace();
+  Sequence sequence = model.new_sequence();
+  const std::vector<int32_t> prompt(static_cast<size_t>(kFew) - 2, 1);
+  model.forward(prompt, sequence, Phase::prefill, Logits::none, workspace, {});
+  for (const int64_t expected : {2, 2, 0, 0}) {  // layers
+    FusingDevice::layers = 0;
+    model.forward(std::span(prompt).first(1), sequence, Phase::decode, Logits::none, workspace, {});
+    EXPECT_EQ(FusingDevice::layers, expected) << "up to position " << sequence.position();
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, FusedLayers,
                          ::testing::Values(Case{"tests/e2e/llama-bias", false, 3},
                                            Case{"tests/e2e/llama-dynamic", true, 3},
                                            Case{"tests/e2e/qwen2-sliding", true, 3},
+                                           Case{"tests/e2e/qwen2-tiles", true, 2},
                                            Case{"tests/e2e/zamba2-adapters", false, 0}),
                          [](const auto& test) {
                            std::string name = std::filesystem::path(test.param.folder).filename();

@@ -229,7 +229,9 @@ std::vector<Case> cases() {
       all.push_back({test.folder, test.compressed, device});
     }
   }
-  all.push_back({"tests/e2e/mamba-tiles", true, "cuda"});  // whose layers are one kernel there
+  for (const char* folder : {"tests/e2e/mamba-tiles", "tests/e2e/qwen2-tiles"}) {  // whose layers are one kernel there
+    all.push_back({folder, true, "cuda"});
+  }
   return all;
 }
 

@@ -30,11 +30,14 @@ LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=
               original_max_position_embeddings=64)
 
 # In widths of whole tiles, as those of trained models are.
+QWEN2_TILES = dict(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, intermediate_size=80,
+                   num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
 MAMBA = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=16, time_step_rank=32,
              conv_kernel=4)
 
 MODELS = {
     "mamba-tiles": MambaConfig(**MAMBA),
+    "qwen2-tiles": Qwen2Config(**QWEN2_TILES),
     "llama-bias": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, head_dim=10, tie_word_embeddings=True),
     "llama-linear": LlamaConfig(**LLAMA | dict(max_position_embeddings=40), rope_parameters=dict(
         rope_type="linear", factor=4.0, rope_theta=1000.0)),

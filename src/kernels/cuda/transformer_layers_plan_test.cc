@@ -159,6 +159,8 @@ TEST(CudaTransformerPlan, PlacesOfWordsDoNotOverlap) {
 
 TEST(CudaTransformerPlan, PartsOfPositionsAreFew) {
   const Plan plan = plan_of(kTinyLlama);
+  EXPECT_EQ(plan.splits(2), 1);
+  EXPECT_EQ(plan.splits(200), 4);
   for (int tiles = 1; tiles <= 200; ++tiles) {
     EXPECT_GE(plan.splits(tiles), 1);
     EXPECT_LE(plan.splits(tiles), std::min(tiles, plan.most_splits)) << "each has a tile at least";

@@ -40,7 +40,7 @@ struct Case {
   int tokens = 1;  ///< 0: a segment without rows
 };
 
-constexpr float kEps = 1e-5f;
+constexpr float kEps = 0.1f;
 constexpr double kBound = 1e-5;  ///< of the largest element: everything is float
 
 /// As `make_matrix` makes one, but fast and not decoded: layers have up to 200 million weights. Rows have no outliers,

@@ -267,6 +267,8 @@ struct Cuda {
   static bool transformer_layer(const TransformerLayerArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
     const RmsNormArgs &norm = *args.qkv.norm, &mlp_norm = *args.gate_up.norm;
+    // After many positions `attention_step` is faster: it reads keys and values once for all heads of a group.
+    if (!args.step.attend.batch.few_positions) return false;
     if (args.gate_up.count != 2 || norm.groups != 1 || mlp_norm.groups != 1 || norm.eps != mlp_norm.eps) return false;
     cuda::TransformerLayer layer{.norm_weight = norm.weight,
                                  .mlp_norm_weight = mlp_norm.weight,
