@@ -171,8 +171,7 @@ __device__ inline float sum_lanes_each(float (&value)[kCount], int lanes) {
 }
 
 /// Sums of kCount (a power of two up to kLanes) values over groups of kLanes adjacent lanes: lane l of a group gets
-/// that of value l / (kLanes / kCount). As
-/// `sum_lanes_each`, whose loops stay loops for 16 values and more.
+/// that of value l / (kLanes / kCount). It unrolls wholly; the loops of `sum_lanes_each` stay loops from 16 values on.
 template <int kLanes, int kCount, int kSize>
 __device__ inline float sum_each(float (&value)[kSize]) {
   if constexpr (kLanes == 1) {

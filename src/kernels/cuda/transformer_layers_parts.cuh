@@ -52,6 +52,7 @@ using Memory = TransformerMemory;
 using Tables = LevelTables<Memory::kTablesAt>;
 
 __device__ inline Memory& memory() { return *reinterpret_cast<Memory*>(dynamic_shared); }
+
 /// What is added to a row's sum, before a norm and after it.
 struct Added {
   float outliers, bias;
