@@ -15,6 +15,14 @@ namespace hxq::cuda {
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
+/// The number of the thread, as if it were new each time: what follows from it is worked out where it is used, and
+/// takes no register, of which some kernels have none to spare.
+__device__ inline uint32_t thread_of_block() {
+  uint32_t thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
 constexpr bool is_activation(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
 constexpr int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 

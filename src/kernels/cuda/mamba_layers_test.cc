@@ -252,10 +252,6 @@ void expect_right(const Shape& shape, const std::vector<Case>& cases) {
   }
 }
 
-#define HXQ_NEEDS_HOPPER() \
-  HXQ_NEEDS_GPU();         \
-  if (current_capability() != 90) GTEST_SKIP() << "no such kernel"
-
 TEST(CudaMambaLayers, AreWhatTheirPartsAreInDouble) {
   HXQ_NEEDS_HOPPER();
   expect_right(kMamba130m, {{1, 64}, {2, 33}, {2, 17, Precision::exact}, {2, 2}, {2, 5, Precision::exact}});

@@ -17,15 +17,8 @@ using mamba_layers_parts::Matrix;
 using Plan = MambaSpreadPlan;
 using Tables = LevelTables<Plan::kTablesAt>;
 
-/// The number of the thread, as if it were new each time: what follows from it is worked out where it is used, and no
-/// register is taken for it, of which weights need all that there are.
-__device__ inline int thread_of_block() {
-  auto thread = static_cast<int>(threadIdx.x);
-  asm volatile("" : "+r"(thread));
-  return thread;
-}
-__device__ inline int lane() { return thread_of_block() % 32; }
-__device__ inline int warp() { return thread_of_block() / 32; }
+__device__ inline int lane() { return static_cast<int>(thread_of_block()) % 32; }
+__device__ inline int warp() { return static_cast<int>(thread_of_block()) / 32; }
 
 using enum Plan::Product;
 using Rows = MambaSpreadRows;

@@ -67,7 +67,7 @@ class Worker : Block {
   static constexpr int kChannelTurns = (2 * Plan::kMostChannels * kTokens + Plan::kWorkers - 1) / Plan::kWorkers;
   static constexpr int kOwnTurns = (kOutRows / Plan::kOwners * kTokens * 16 + Plan::kWorkers - 1) / Plan::kWorkers;
 
-  __device__ static int thread() { return thread_of_block(); }
+  __device__ static int thread() { return static_cast<int>(thread_of_block()); }
   __device__ static int sub() { return lane() % 16; }
   __device__ static int half_warp() { return thread() / 16; }
   __device__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(Plan::kWorkers) : "memory"); }

@@ -38,6 +38,12 @@ inline int current_capability() {
     if (const std::string reason = no_gpu_reason(); !reason.empty()) GTEST_SKIP() << reason; \
   } while (false)
 
+#define HXQ_NEEDS_HOPPER()                                                \
+  do {                                                                    \
+    HXQ_NEEDS_GPU();                                                      \
+    if (current_capability() != 90) GTEST_SKIP() << "needs a GPU of 9.0"; \
+  } while (false)
+
 #define HXQ_EXPECT_OK(expression)                                                \
   do {                                                                           \
     const ::hxq::cuda::Status status = (expression);                             \

@@ -58,14 +58,6 @@ struct Added {
   float outliers, bias;
 };
 
-/// The number of the thread, as if it were new each time: what follows from it is worked out where it is used, and
-/// takes no register, of which levels need all that there are.
-__device__ inline uint32_t thread_of_block() {
-  uint32_t thread = threadIdx.x;
-  asm volatile("" : "+r"(thread));
-  return thread;
-}
-
 /// What all threads of a block know.
 struct Block {
   static constexpr int kTile = KvCacheView::kTile;

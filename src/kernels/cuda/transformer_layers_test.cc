@@ -370,10 +370,6 @@ constexpr Shape kOddGroups = {.hidden = 288,
                               .activation = Activation::gelu};
 constexpr Shape kSmall = {.hidden = 64, .heads = 4, .head_dim = 16, .kv_heads = 2, .inner = 176, .outliers = 0.005};
 
-#define HXQ_NEEDS_HOPPER() \
-  HXQ_NEEDS_GPU();         \
-  if (current_capability() != 90) GTEST_SKIP() << "no such kernel"
-
 TEST(CudaTransformerLayers, AreWhatTheirPartsAreInDouble) {
   HXQ_NEEDS_HOPPER();
   Model model(kTinyLlama, 2);
