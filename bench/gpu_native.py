@@ -2,9 +2,10 @@
 
     python3 bench/gpu_native.py BIN [--models FOLDER] [--text FILE] [--rate BYTES/S] [--shapes NAME ...]
 
-BIN has hxq, libhxq_cuda.so and make_model (a build folder with HXQ_BUILD_BENCH=ON, or copies of them). FOLDER has dense
-model folders, which are compressed first; speed is measured on models of random weights. Prints rows for
-bench/results.csv; a share of the read rate is printed where --rate gives that. Exits with 1 where a check failed.
+BIN is the build folder of `make bench` where nvcc is (`build`), or a folder with copies of hxq, libhxq_cuda.so and
+make_model. FOLDER has dense model folders, which are compressed first; speed is measured on models of random weights.
+Prints rows for bench/results.csv; a share of the read rate is printed where --rate gives that. Exits with 1 where a
+check failed.
 """
 
 import argparse
@@ -65,11 +66,17 @@ def check_model(hxq, card, dense, text, work):
     return right
 
 
+def find_make_model(folder):
+    """In a build folder it lies in bench."""
+    built = folder / "bench" / "make_model"
+    return built if built.exists() else folder / "make_model"
+
+
 def measure_shape(hxq, folder, card, shape, rate, work):
     model = work / shape
     base, _, profile = shape.partition(":")
     grouped = ["--grouped", *map(str, PROFILES[profile])] if profile else []
-    subprocess.run([folder / "make_model", "--shape", base, *grouped, model], check=True)
+    subprocess.run([find_make_model(folder), "--shape", base, *grouped, model], check=True)
 
     def bench(*arguments):
         return hxq("bench", model, "--device", "cuda", "--json", *arguments)

@@ -3,12 +3,12 @@
     python bench/peer_bench.py [--build build] [--rounds 5] [--grouped BITS GROUP] [--type Q8_0]
                                [mamba-130m] [tinyllama-1.1b]
 
-Needs helix_substrate[hf], gguf and llama-cpp-python (`pip install ./python[hf] gguf llama-cpp-python`), and
-`make bench` before, for the command and bench/make_model. A model of random weights is written as an HXQ folder,
-decompressed to bfloat16 for transformers (which computes in float32 for Mamba, in bfloat16 for Llama), and that is
-converted to --type for llama.cpp. --grouped: matrices with groups in place of the published format, as bench/make_model
-takes them (`8u 32`: g8-uniform, `4 32`: g4). All three must give nearly the same logits. Rounds are interleaved;
-figures are medians, ratios are medians of the rounds' ratios. All use all cores.
+Needs `pip install ".[hf]" gguf llama-cpp-python`, and `make bench` before, for the command and bench/make_model. A
+model of random weights is written as an HXQ folder, decompressed to bfloat16 for transformers (which computes in
+float32 for Mamba, in bfloat16 for Llama), and that is converted to --type for llama.cpp. --grouped: matrices with
+groups in place of the published format, as bench/make_model takes them (`8u 32`: g8-uniform, `4 32`: g4). All three
+must give nearly the same logits. Rounds are interleaved; figures are medians, ratios are medians of the rounds' ratios.
+All use all cores.
 """
 
 import argparse

@@ -13,7 +13,8 @@ enum class Phase : uint8_t {
   decode    ///< generated: one token a sequence and step
 };
 
-/// What products with prefill rows round, besides the sums: see `kernels::linear`.
+/// What products with prefill rows round, besides the sums: see `kernels::linear`. Decode rows are computed the same
+/// way with either, and may round x to 13 bits or more; on GPUs products of a single token are in float.
 enum class Precision : uint8_t {
   /// x to 11 bits for every 64 columns, on AMX to 22 bits, where that is faster; on GPUs weights, too (docs/cuda.md)
   fast,

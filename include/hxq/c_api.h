@@ -5,8 +5,9 @@
  *
  * Every function that can fail returns an hxq_status; on failure hxq_last_error() has one line for the calling thread,
  * and outputs are as they were. Pointers are not null unless said otherwise, and aligned, but for a tensor's data.
- * Matrices are row-major; "float" is IEEE binary32, sizes and strides count elements. Structs begin filled with zeros:
- * a zero or null means the default, where there is one. They change only together with HXQ_C_ABI.
+ * Matrices are row-major; "float" is IEEE binary32, sizes and strides count elements. Structs change only together with
+ * HXQ_C_ABI. They begin filled with zeros, and a zero or null means the default, where there is one; only
+ * hxq_encode_options and hxq_compress_options begin with what their `_init` function fills in.
  *
  * Handles belong to the caller and are freed, in any order, with the function named for them (null is allowed there). A
  * handle may be used from any thread. A context or sequence is used by one thread at a time; a matrix or model by any
@@ -56,7 +57,8 @@ typedef enum hxq_dtype {
 /* What tokens are: those of a prompt, or those generated one a step. The arithmetic of a token is that of its phase. */
 typedef enum hxq_phase { HXQ_PREFILL, HXQ_DECODE } hxq_phase;
 
-/* Fast products may round x (docs/architecture.md says how far); exact ones multiply floats as they are. */
+/* Products with HXQ_PREFILL rows: fast may round x, exact does not. HXQ_DECODE rows are computed the same way with
+ * either, and may round x, to 13 bits or more (docs/architecture.md). What GPUs round: docs/cuda.md. */
 typedef enum hxq_precision { HXQ_FAST, HXQ_EXACT } hxq_precision;
 
 /* A tensor in the caller's memory, contiguous. */
@@ -103,6 +105,7 @@ typedef struct hxq_progress {
 
 /* ---- The library ---- */
 
+/* HXQ_C_ABI that the loaded library was built with, and its release, "major.minor.patch". */
 HXQ_API int32_t hxq_abi_version(void);
 HXQ_API const char* hxq_version(void);
 /* sizeof of a struct of this file by its name ("hxq_tensor"), for bindings that state layouts again; 0: unknown. */
@@ -120,10 +123,12 @@ HXQ_API void hxq_context_destroy(hxq_context* context);
 
 /* ---- Compressed matrices ---- */
 
-/* A matrix over its parts as a checkpoint stores them: codebook, indices and, optionally, sidecar_positions (or
- * sidecar_indices), sidecar_values, svd_U, svd_s, svd_Vt, channel_scales; in any layout the format has. Everything is
- * checked, other parts are refused. Indices and low-rank factors stay the caller's, must outlive the matrix and not
- * change; all else is copied. rows and cols: the shape; 0, 0 where the indices tell it. name: for messages. */
+/* A matrix over its parts as a checkpoint stores them, in any layout the format has: of the codec `codebook` codebook,
+ * indices and, optionally, sidecar_positions (or sidecar_indices), sidecar_values, svd_U, svd_s, svd_Vt, channel_scales
+ * (where there are none: ones); of `grouped` grouped_levels, grouped_indices, grouped_scales, grouped_scale_levels,
+ * grouped_shape and, optionally, svd_U, svd_s, svd_Vt. Everything is checked, other parts are refused. Indices,
+ * grouped_scales, svd_U and svd_Vt stay the caller's, must outlive the matrix and not change; all else is copied. rows
+ * and cols: the shape; 0, 0 where the parts tell it. name: for messages. */
 HXQ_API hxq_status hxq_matrix_create(const char* name, const hxq_tensor* parts, size_t count, int64_t rows,
                                      int64_t cols, hxq_matrix** matrix);
 HXQ_API void hxq_matrix_destroy(hxq_matrix* matrix);
@@ -131,11 +136,11 @@ HXQ_API void hxq_matrix_destroy(hxq_matrix* matrix);
 typedef struct hxq_matrix_info {
   int64_t rows;
   int64_t cols;
-  int32_t codewords;
-  int32_t vector_dim; /* weights per codeword */
-  int64_t outliers;
-  int64_t rank;  /* of the added low-rank factors */
-  int64_t bytes; /* that one product with a vector reads */
+  int32_t codewords;  /* of a grouped matrix: levels */
+  int32_t vector_dim; /* weights per codeword; 0 for a grouped matrix */
+  int64_t outliers;   /* 0 for a grouped matrix */
+  int64_t rank;       /* of the low-rank term, in options and JSON "low_rank"; 0: none */
+  int64_t bytes;      /* that one product with a vector reads */
 } hxq_matrix_info;
 HXQ_API hxq_status hxq_matrix_get_info(const hxq_matrix* matrix, hxq_matrix_info* info);
 
@@ -150,30 +155,25 @@ typedef struct hxq_linear_args {
 
 /* y = (x / channel_scales) W^T + bias; sums are in float. */
 HXQ_API hxq_status hxq_linear(hxq_context* context, const hxq_matrix* matrix, const hxq_linear_args* args);
-
 /* dx = g W / channel_scales: the gradient of hxq_linear. g [tokens, rows], dx [tokens, cols]. */
 HXQ_API hxq_status hxq_linear_transposed(hxq_context* context, const hxq_matrix* matrix, int64_t tokens,
                                          const hxq_rows* g, const hxq_output_rows* dx);
-
 /* gradient [codewords, vector_dim] of the codebook: the sum of g^T (x / channel_scales) over the elements that take
- * each entry. x [tokens, cols], g [tokens, rows], contiguous. */
+ * each entry. x [tokens, cols], g [tokens, rows], contiguous. HXQ_INVALID_ARGUMENT for a grouped matrix. */
 HXQ_API hxq_status hxq_codebook_gradient(hxq_context* context, const hxq_matrix* matrix, int64_t tokens, const float* x,
                                          const float* g, float* gradient);
-
-/* out [count, cols]: the rows `ids`, decoded. An id outside of the matrix is an error. */
+/* out [count, cols]: the rows `ids` of W / channel_scales, decoded. An id outside of the matrix is an error. */
 HXQ_API hxq_status hxq_gather_rows(hxq_context* context, const hxq_matrix* matrix, int64_t count, const int64_t* ids,
                                    const hxq_output_rows* out);
-/* The codebook's gradient for hxq_gather_rows; g [count, cols], contiguous. */
+/* The codebook's gradient for hxq_gather_rows; g [count, cols], contiguous. Not of a grouped matrix, as above. */
 HXQ_API hxq_status hxq_gather_gradient(hxq_context* context, const hxq_matrix* matrix, int64_t count,
                                        const int64_t* ids, const float* g, float* gradient);
-
-/* out [rows, cols]: the matrix that x / channel_scales is multiplied with. */
+/* out [rows, cols]: W, decoded, which x / channel_scales is multiplied with. */
 HXQ_API hxq_status hxq_decode(hxq_context* context, const hxq_matrix* matrix, const hxq_output_rows* out);
 
 /* ---- Compression of one matrix ---- */
 
-/* Whether the runtime knows the architecture that `config`, the text of a config.json, names: then tensors have roles.
- */
+/* Whether the runtime knows the architecture that the text of a config.json names: then tensors have roles. */
 HXQ_API hxq_status hxq_knows_architecture(const char* config, int32_t* answer);
 /* Whether the policy would compress a tensor of that shape and dtype; its data is not looked at. role: "embedding",
  * "projection" or "head"; null: nothing tells what it is for, so shape and dtype decide alone. profile: one of
@@ -181,7 +181,7 @@ HXQ_API hxq_status hxq_knows_architecture(const char* config, int32_t* answer);
 HXQ_API hxq_status hxq_would_compress(const char* role, const hxq_tensor* tensor, const char* profile, int32_t* answer);
 
 typedef struct hxq_encode_options {
-  double sidecar_fraction; /* the share of weights kept exactly, 0 to 1 */
+  double sidecar_fraction; /* the share of weights kept exactly, 0 to 1 (of folders: to 0.5); grouped: the default */
   int32_t max_codewords;   /* 1 to 256 */
   int32_t threads;         /* 0: the cores this process may run on; the result does not depend on it */
   const char* profile;     /* one of hxq_profiles; null: the first. max_codewords counts for the first alone */
@@ -197,14 +197,13 @@ HXQ_API void hxq_encode_options_init(hxq_encode_options* options);
 HXQ_API hxq_status hxq_profiles(char** json);
 
 typedef struct hxq_fidelity {
-  double snr_db; /* infinite when every value is reproduced exactly */
-  double cosine;
-  double max_error;
-  int64_t outliers;
+  double snr_db;    /* 10 log10(sum w^2 / sum (w - decoded)^2); infinite when every value is reproduced exactly */
+  double cosine;    /* of the angle between both matrices as vectors; 1 if both are zero */
+  double max_error; /* the largest |w - decoded| */
+  int64_t outliers; /* weights in the sidecar */
 } hxq_fidelity;
 
-/* Compresses source, F32, F16 or BF16 [rows, cols], without calibration data. options (null: the defaults) and fidelity
- * may be null. */
+/* Compresses source, F32, F16 or BF16 [rows, cols], without calibration data. options and fidelity may be null. */
 HXQ_API hxq_status hxq_encode(const hxq_tensor* source, const hxq_encode_options* options, hxq_encoded** encoded,
                               hxq_fidelity* fidelity);
 HXQ_API size_t hxq_encoded_count(const hxq_encoded* encoded);
@@ -293,7 +292,7 @@ typedef struct hxq_ssd_args {
   hxq_float_rows dt;    /* [batch, tokens, heads] */
   hxq_float_rows z;     /* [batch, tokens, heads * head_dim] */
   const float* dt_bias; /* [heads] */
-  float dt_min;
+  float dt_min;         /* these two have no default: 0 and infinity leave the time step as it is */
   float dt_max;
   const float* a_log; /* [heads] */
   const float* d;     /* [heads] */
@@ -405,9 +404,9 @@ typedef enum hxq_logits { HXQ_LOGITS_NONE, HXQ_LOGITS_LAST, HXQ_LOGITS_ALL } hxq
 typedef struct hxq_segment {
   hxq_sequence* sequence;
   const int32_t* tokens; /* [count], each less than vocab_size */
-  int64_t count;         /* 1 or more */
+  int64_t count;         /* 1 or more; in C++ Segment::tokens */
   int32_t phase;         /* hxq_phase */
-  int32_t wanted;        /* hxq_logits */
+  int32_t wanted;        /* hxq_logits; in C++ Segment::logits */
   float* logits;         /* [vocab_size] or [count, vocab_size]; null if none are wanted */
   int64_t end;           /* the sequence's length after its whole prompt, where that comes in several calls and rotary
                             positions scale with the length; 0: after this segment */
@@ -434,7 +433,7 @@ typedef struct hxq_role_bits {
 } hxq_role_bits;
 
 typedef struct hxq_compress_options {
-  double sidecar_fraction; /* 0 to 0.5 */
+  double sidecar_fraction; /* the share of weights kept exactly, 0 to 0.5; grouped: the default */
   const char* const* keep; /* shell patterns of tensor names to store exactly */
   size_t keep_count;
   const char* const* only; /* if any: compress only tensors that match one of these */
@@ -471,10 +470,11 @@ HXQ_API hxq_status hxq_decompress(const char* source, const char* destination, i
 /* What a folder stores, from headers alone:
  * {"model_type": "…", "quant_method": "…", "parameters": n, "stored_bytes": n,
  *  "tensors": [{"name": "…", "shape": [n, …], "role": "…", "codec": "…", "dtype": "…", "codewords": n, "vector_dim": n,
- *               "outliers": n, "low_rank": n, "stored_bytes": n, "bits_per_weight": x, "snr_db": x or null}],
+ *               "low_rank": n, "outliers": n, "stored_bytes": n, "bits_per_weight": x, "snr_db": x or null}],
  *  "other_keys": ["…"], "faults": ["…"], "receipt_fault": "…"}
- * other_keys: stored keys that are no tensors of the model. faults: where the tensors are not those that config.json
- * describes. receipt_fault: why the receipt could not be read; empty if it could, or there is none. */
+ * Codec "grouped" has "group" in place of vector_dim, "exact" neither, nor codewords and low_rank. bits_per_weight: of
+ * stored_bytes. other_keys: stored keys that are no tensors of the model. faults: where the tensors are not those that
+ * config.json describes. receipt_fault: why the receipt could not be read; empty if it could, or there is none. */
 HXQ_API hxq_status hxq_inspect(const char* folder, char** json);
 
 /* The stored tensors of one compressed tensor of a folder or file, copied; freed with hxq_encoded_destroy. folder: any

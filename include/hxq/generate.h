@@ -90,7 +90,7 @@ struct GenerateResult {
 };
 
 /// Receives new text piece by piece, always whole UTF-8 characters, never part of a stop string; the pieces add up to
-/// the result's `text`.
+/// the result's `text`. May be empty: the text is then only in the result.
 using OnText = std::function<void(std::string_view)>;
 
 /// Throws `Error` for no tokens, `ContextError` for more than the model's context holds.

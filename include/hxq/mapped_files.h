@@ -7,10 +7,10 @@ namespace hxq {
 /// handler: for programs that own the process. Faults elsewhere are left to the handler that was there before.
 void guard_mapped_files();
 
-/// Whether all that was read of mapped files was there.
+/// False once any read of a mapped file found its bytes missing.
 bool mapped_files_are_whole() noexcept;
 
-/// Throws `Error` naming the file, if one was not.
+/// Throws `Error` naming the file if such a read has happened.
 void check_mapped_files();
 
 }  // namespace hxq

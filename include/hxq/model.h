@@ -21,7 +21,7 @@ inline constexpr int kMaxThreads = 1024;
 inline constexpr std::string_view kDeviceNames = "cpu, cuda or cuda:N";
 
 struct ModelOptions {
-  int threads = 0;                    ///< 0: the cores this process may run on, fewer while other programs hold them up
+  int threads = 0;  ///< 1 to kMaxThreads; 0: the cores this process may run on, fewer while other programs hold them up
   std::optional<Target> target = {};  ///< empty: the best instruction set this processor has
   Precision precision = Precision::fast;
   DType kv_cache = DType::f32;  ///< how attention keeps keys and values: F32, or F16 at half the memory
@@ -121,7 +121,7 @@ enum class Logits : uint8_t {
   most_likely,  ///< none, but which token has the largest of its last token's: a GPU then has nothing else to copy
 };
 
-/// Consecutive tokens of one sequence.
+/// Consecutive tokens of one sequence. In C hxq_segment, where `tokens` is called count and `logits` wanted.
 struct Segment {
   Sequence* sequence = nullptr;
   int64_t tokens = 0;

@@ -27,18 +27,18 @@ struct StoredKey {
 struct TensorReceipt {
   std::string name;
   Shape shape;
-  std::string role;   ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
-  std::string codec;  ///< the codec's name ("codebook", ...), or "exact"
-  std::string source_dtype;
+  std::string role;          ///< "projection", "norm", ...; "unlisted" if the architecture does not name the tensor
+  std::string codec;         ///< the codec's name ("codebook", ...), or "exact"
+  std::string source_dtype;  ///< its safetensors name
   int64_t source_bytes = 0;
-  std::string source_sha256;
+  std::string source_sha256;  ///< of the tensor's bytes in the source, in hex
   std::vector<StoredKey> stored;
-  int64_t stored_bytes = 0;
-  double bits_per_weight = 0;
-  std::optional<double> snr_db;  ///< absent when the tensor is reproduced exactly (infinite SNR)
-  double cosine = 1;
-  double max_error = 0;
-  int64_t outliers = 0;
+  int64_t stored_bytes = 0;      ///< of all of `stored`
+  double bits_per_weight = 0;    ///< 8 * stored_bytes over the tensor's elements; 0 where there are none
+  std::optional<double> snr_db;  ///< 10 log10(sum w^2 / sum (w - decoded)^2); absent when nothing was lost (infinite)
+  double cosine = 1;     ///< of the angle between the tensor and what is decoded, as vectors; 1 if both are zero
+  double max_error = 0;  ///< the largest |w - decoded|
+  int64_t outliers = 0;  ///< weights in the sidecar
 };
 
 struct ReceiptTotals {
@@ -52,7 +52,7 @@ struct ReceiptTotals {
   int64_t compressed_stored_bytes = 0;  ///< of compressed tensors alone, as written
   double ratio_to_source = 0;           ///< stored / source
   double ratio_to_f32 = 0;              ///< stored / f32
-  double bits_per_weight = 0;
+  double bits_per_weight = 0;           ///< 8 * stored / parameters
   double wall_seconds = 0;
   int64_t peak_memory_bytes = 0;  ///< largest resident set of the process so far
 };
@@ -66,8 +66,8 @@ struct LeftOut {
 /// The record that `compress` leaves beside the weights, and that `verify` checks.
 struct Receipt {
   std::string tool_version;
-  std::string source_name;  ///< last component of the source's path
-  double sidecar_fraction = 0;
+  std::string source_name;              ///< last component of the source's path
+  double sidecar_fraction = 0;          ///< as in CompressOptions
   int bits = 0;                         ///< of an index, where the codec has groups; otherwise 0
   int64_t group = 0;                    ///< adjacent weights that share a scale; 0: none
   std::map<std::string, int> bits_for;  ///< other bits for tensors of a role

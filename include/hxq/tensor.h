@@ -74,7 +74,8 @@ struct TensorView {
 /// Throws `Error` if the tensor is not of a floating-point type.
 std::vector<float> to_float(const TensorView& tensor);
 
-/// Elements [begin, begin + out.size()) of an F32, F16 or BF16 tensor as floats.
+/// Elements [begin, begin + out.size()) of a tensor as floats. They must be there, and the tensor's type F32, F16 or
+/// BF16: neither is checked.
 void read_floats(const TensorView& tensor, int64_t begin, std::span<float> out) noexcept;
 
 }  // namespace hxq

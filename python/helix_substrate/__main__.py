@@ -198,7 +198,10 @@ def _parser() -> argparse.ArgumentParser:
         "--bits-for", action="append", default=[], type=_role_bits, metavar="ROLE=N",
         help="other bits for embedding, projection or head",
     )  # fmt: skip
-    verb.add_argument("--sidecar-fraction", type=float, default=0.001, help="share of weights kept exactly (0.001)")
+    verb.add_argument(
+        "--sidecar", "--sidecar-fraction", dest="sidecar_fraction", type=float, default=0.001, metavar="SHARE",
+        help="share of weights kept exactly (0.001)",
+    )  # fmt: skip
     verb.add_argument(
         "--low-rank", type=_low_rank, metavar="N", help="rank of a term kept apart, auto (where it pays) or off"
     )

@@ -63,6 +63,7 @@ def test_command_line(dense_folder, tmp_path, capsys):
     assert code == 1 and err.startswith("error:") and err.count("\n") == 1
     for options, fault in (
         (("--bits", 4, "--bits", 5), "--bits: given twice"),
+        (("--sidecar", 0, "--sidecar-fraction", 0), "--sidecar-fraction: given twice"),
         (("--low-rank", "some"), "expected auto, off or a rank"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -72,8 +73,10 @@ def test_command_line(dense_folder, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             verb(*words)
         assert "expected a folder to create" in capsys.readouterr().err
-    plain = ("--low-rank", "off", "--keep", "*x*", "--keep", "*t*")
+    plain = ("--low-rank", "off", "--sidecar", 0, "--keep", "*x*", "--keep", "*t*")
     assert verb("compress", dense_folder, tmp_path / "plain", *plain)[0] == 0
+    receipt = json.loads((tmp_path / "plain" / "hxq_receipt.json").read_text())
+    assert receipt["options"]["sidecar_fraction"] == 0
 
 
 def test_the_first_page_as_it_is_printed(tmp_path):

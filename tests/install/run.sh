@@ -16,3 +16,12 @@ if ldd "$work/runtime/runner" | grep -E 'pcre2|utf8proc'; then
   echo "the runtime alone links what only text needs" >&2
   exit 1
 fi
+
+# The README's program, as it stands there.
+sed -n '/^```cpp$/,/^```$/{/^```/!p}' "$here/../../README.md" >"$work/program.cc"
+cmake -S "$here" -B "$work/readme" -G Ninja -DCMAKE_PREFIX_PATH="$work/prefix" \
+  -DHXQ_README_EXAMPLE="$work/program.cc" >/dev/null
+cmake --build "$work/readme" >/dev/null
+mkdir "$work/build-folder" "$work/build-folder/build"
+ln -s "$work/out" "$work/build-folder/build/mine"
+(cd "$work/build-folder" && "$work/readme/program") | grep -q .

@@ -150,7 +150,7 @@ RunVerb add_compress(CLI::App& app) {
   app.add_option("--bits", arguments->options.bits, "Bits of an index, in place of a profile: 3 to 8, with groups")
       ->check(whole_number<int>(3, 8));
   app.add_option("--group", arguments->options.group,
-                 "Adjacent weights that share a scale, a multiple of 8 (0: the profile's)")
+                 "Adjacent weights that share a scale: a multiple of 8 up to 65536 (default: the profile's)")
       ->check(whole_number<int64_t>(8, 65536));
   app.add_option("--bits-for", arguments->bits_for,
                  "ROLE=N: other bits for a kind of matrix: embedding, head or projection");
@@ -162,7 +162,8 @@ RunVerb add_compress(CLI::App& app) {
          [arguments](const std::string& text) {
            if (text != "auto") arguments->options.low_rank = text == "off" ? 0 : std::stoi(text);
          },
-         fmt::format("Singular pairs of each matrix kept apart: auto (where they pay), off or 1 to {}", kMaxLowRank))
+         fmt::format("Low-rank term kept apart from each matrix: auto (where it pays), off, or its rank, 1 to {}",
+                     kMaxLowRank))
       ->default_str("auto")
       ->check(CLI::IsMember({"auto", "off"}) | whole_number(1, kMaxLowRank));
   app.add_option("--keep", arguments->options.keep, "Store tensors whose names match this shell pattern exactly");
