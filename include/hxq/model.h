@@ -47,6 +47,7 @@ struct ModelInfo {
   int64_t step_tokens = 0;          ///< that the device computes at once
   std::vector<int32_t> eos_tokens;  ///< of generation_config.json, or else of config.json
   int32_t bos_token = -1;           ///< -1: none
+  bool has_attention = false;       ///< in some block: sequences have a key-value cache
   bool positions_scale = false;     ///< with the length of a prompt: its beginning is not that of a longer one
 };
 

@@ -48,6 +48,10 @@ Target choose_target(std::optional<Target> wanted) {
                           fmt::join(names, ", ")));
 }
 
+bool has_attention(const BlockDesc& block) {
+  return std::holds_alternative<TransformerBlockDesc>(block) || std::holds_alternative<Zamba2BlockDesc>(block);
+}
+
 /// Whether rotary positions of the block depend on the length of the text.
 bool scales_positions(const BlockDesc& block) {
   return std::visit(
@@ -150,6 +154,7 @@ void Model::Parts::load(const std::string& config_file, const ModelOptions& opti
   info.step_tokens = state_options.device->step_rows();
   info.eos_tokens = desc.eos_tokens;
   info.bos_token = desc.bos_token;
+  info.has_attention = std::ranges::any_of(desc.blocks, has_attention);
   info.positions_scale = std::ranges::any_of(desc.blocks, scales_positions);
   load_weights();
 }

@@ -42,6 +42,21 @@ def test_sampling_options_without_a_temperature(hxq, compressed):
     assert hxq("generate", compressed, *cold, "--temperature", 1, "--seed", 3, "--top-k", 5).code == 0
 
 
+def test_key_value_cache_in_f16(hxq, compressed, small_context, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 4)
+
+    def perplexity(*options):
+        found = hxq("perplexity", small_context, "--text", text, "--window", 128, "--json", *options)
+        return found.json()["perplexity"]
+
+    wide, half = perplexity(), perplexity("--kv-cache", "f16")
+    assert half != wide and half == pytest.approx(wide, rel=1e-2)
+    assert perplexity("--kv-cache", "F32") == wide
+    unused = hxq("generate", compressed, "--prompt", PROMPT, "--kv-cache", "f16")
+    unused.fails_with("--kv-cache without effect: the model has no attention", code=2)
+
+
 def test_options_that_json_has_no_use_for(hxq, compressed):
     for option in ("--stream", "--echo"):
         hxq("generate", compressed, "--json", option).fails_with(option + " excludes --json", code=2)

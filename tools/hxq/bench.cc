@@ -170,8 +170,7 @@ std::string report_text(const ModelInfo& info, const Figures& figures, const Ben
 int run(const BenchArguments& arguments) {
   Figures figures;
   std::unique_ptr<Model> model;
-  figures.open_seconds =
-      seconds_of([&] { model = std::make_unique<Model>(Model::open(arguments.dir, arguments.model.options())); });
+  figures.open_seconds = seconds_of([&] { model = std::make_unique<Model>(arguments.model.open(arguments.dir)); });
   figures.anonymous_bytes_open = memory_field("RssAnon");
   measure_prompt(*model, arguments, figures);
   figures.anonymous_bytes_run = memory_field("RssAnon");

@@ -99,7 +99,7 @@ bool answered(Chat& chat, const std::string& line, const ChatArguments& argument
 
 int run(const ChatArguments& arguments) {
   if (arguments.system) check_utf8(*arguments.system, "--system");
-  const Model model = Model::open(arguments.dir, arguments.model.options());
+  const Model model = arguments.model.open(arguments.dir);
   const ChatTemplate chat_template = template_of(arguments);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   check_shows_messages(chat_template, tokenizer);

@@ -59,14 +59,16 @@ std::string bytes_text(int64_t bytes);
 /// Writes to standard output. Throws `ClosedPipe`, or `Error` if that fails otherwise (a full disk).
 void print(std::string_view text);
 
-/// --threads and --precision on a verb that runs a model, and HXQ_TARGET from the environment.
+/// The options of all verbs that run a model, and HXQ_TARGET from the environment.
 struct ModelArguments {
   int threads = 0;
   std::string precision = "fast";
+  std::string kv_cache = "f32";
   std::string device = "cpu";
 
   void add_to(CLI::App& app);
-  ModelOptions options() const;
+  /// Throws as `Model::open`, and `UsageError` for a key-value cache of a model that has none.
+  Model open(const std::string& dir) const;
 };
 
 /// Reads a whole file, or standard input for "-", without the byte-order mark that some editors put first. Throws

@@ -117,7 +117,7 @@ class TextPrinter {
 int run(GenerateArguments& arguments) {
   arguments.options.interrupted = is_interrupted;
   const std::vector<std::string> prompts = prompts_of(arguments);
-  const Model model = Model::open(arguments.dir, arguments.model.options());
+  const Model model = arguments.model.open(arguments.dir);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   TextPrinter printer(arguments, prompts);
   const auto start = std::chrono::steady_clock::now();

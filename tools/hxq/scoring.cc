@@ -58,8 +58,8 @@ void ScoringArguments::add_to(CLI::App& app) {
 }
 
 ScoredText ScoringArguments::open() const {
-  ScoredText opened{.model = Model::open(dir, model.options())};
-  if (!against.empty()) opened.against.emplace(Model::open(against, model.options()));
+  ScoredText opened{.model = model.open(dir)};
+  if (!against.empty()) opened.against.emplace(model.open(against));
   opened.tokens = Tokenizer::load(dir).encode(read_text(text));
   check(*this, opened);
   return opened;

@@ -71,7 +71,7 @@ int run(ServeArguments& arguments) {
   options.pooling = arguments.pooling == "last" ? Pooling::last : Pooling::mean;
   options.model_name = name_of_model(arguments.dir);
   if (!arguments.api_key_file.empty()) options.api_keys = keys_of(arguments.api_key_file);
-  const Model model = Model::open(arguments.dir, arguments.model.options());
+  const Model model = arguments.model.open(arguments.dir);
   const Tokenizer tokenizer = Tokenizer::load(arguments.dir);
   const std::optional<ChatTemplate> chat_template = template_of(arguments, tokenizer);
   Server server(model, tokenizer, chat_template ? &*chat_template : nullptr, options);
