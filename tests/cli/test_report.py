@@ -270,7 +270,8 @@ def test_bad_input_leaves_nothing(hxq, compressed, compressed_copy, model_copy, 
     hxq("report", compressed, "-o", tmp_path / "none" / "a", *SCORING).fails_with(f"{tmp_path}/none/a: cannot create: No")
     hxq("report", compressed, "-o", out, "--source", compressed).fails_with(compressed, "is itself compressed")
     hxq("report", compressed, "-o", out, "--text", tmp_path / "none").fails_with(tmp_path / "none")
-    for option in (["--windows", 1], ["--window", 9], ["--stride", 9], ["--precision", "exact"], ["--device", "cpu"]):
+    for option in (["--windows", 1], ["--window", 9], ["--stride", 9], ["--precision", "exact"], ["--kv-cache", "f16"],
+                   ["--device", "cpu"]):
         hxq("report", compressed, "-o", out, *option).fails_with(option[0], "--text", code=2)
     damage(model_copy, WEIGHT, put(0, b"\x00\x00\x80\x3f"))
     hxq("report", compressed, "-o", out, "--source", model_copy).fails_with(WEIGHT, "SHA-256")

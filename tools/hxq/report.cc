@@ -101,7 +101,7 @@ RunVerb add_report(CLI::App& app) {
                                "Text file (-: standard input) to score: KL by window with --source, else the loss");
   app.add_flag("-f,--force", arguments->force, "Replace a page that an earlier report has written");
   scoring.add_to(app);
-  for (const char* option : {"--window", "--stride", "--windows", "--precision", "--device"}) {
+  for (const char* option : {"--window", "--stride", "--windows", "--precision", "--kv-cache", "--device"}) {
     app.get_option(option)->needs(text);
   }
   app.footer("Example: hxq report build/mine --source models/wiki-mamba-7m");
