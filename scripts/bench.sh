@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the CPU figures that need no other program, each with a check of what was computed; those that are compared with
-# other programs come from bench/*.py, which say what they need.
+# Prints the CPU figures that need no other program, those of products and of the encoder with a check of what was
+# computed; those that are compared with other programs come from bench/*.py, which say what they need.
 # Usage: scripts/bench.sh BUILD_FOLDER
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)

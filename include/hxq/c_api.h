@@ -203,7 +203,7 @@ typedef struct hxq_fidelity {
   int64_t outliers; /* weights in the sidecar */
 } hxq_fidelity;
 
-/* Compresses source, F32, F16 or BF16 [rows, cols], without calibration data. options and fidelity may be null. */
+/* Compresses source, F32, F16 or BF16 [rows, cols]. options: null for the defaults. fidelity may be null. */
 HXQ_API hxq_status hxq_encode(const hxq_tensor* source, const hxq_encode_options* options, hxq_encoded** encoded,
                               hxq_fidelity* fidelity);
 HXQ_API size_t hxq_encoded_count(const hxq_encoded* encoded);

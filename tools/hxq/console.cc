@@ -148,9 +148,8 @@ void ModelArguments::add_to(CLI::App& app) {
          "What prompts may round: fast (activations to 11 bits, or 22, where that is faster) or exact (nothing)")
       ->transform(CLI::IsMember({"fast", "exact"}, CLI::ignore_case))
       ->capture_default_str();
-  app.add_option("--kv-cache", kv_cache, "How attention keeps keys and values: f32, or f16 at half the memory")
-      ->transform(CLI::IsMember({"f32", "f16"}, CLI::ignore_case))
-      ->capture_default_str();
+  add_dtype(app, "--kv-cache", kv_cache, {DType::f32, DType::f16},
+            "How attention keeps keys and values: f32, or f16 at half the memory");
   app.add_option("--device", device, fmt::format("Where the model runs: {}", kDeviceNames))->capture_default_str();
 }
 
@@ -159,7 +158,7 @@ Model ModelArguments::open(const std::string& dir) const {
   options.threads = threads;
   options.device = device;
   options.precision = find_precision(precision).value();
-  options.kv_cache = kv_cache == "f16" ? DType::f16 : DType::f32;
+  options.kv_cache = kv_cache;
   if (const char* name = std::getenv("HXQ_TARGET"); name != nullptr && *name != 0) {
     options.target = find_target(name);
     if (!options.target) throw Error(not_as_expected("scalar, avx2, avx512 or amx in HXQ_TARGET", name));

@@ -63,7 +63,7 @@ void print(std::string_view text);
 struct ModelArguments {
   int threads = 0;
   std::string precision = "fast";
-  std::string kv_cache = "f32";
+  DType kv_cache = DType::f32;
   std::string device = "cpu";
 
   void add_to(CLI::App& app);

@@ -15,18 +15,11 @@ namespace {
 struct DecompressArguments {
   std::string source;
   std::string destination;
-  std::string dtype = "f32";
   DecompressOptions options;
   bool json = false;
 };
 
-DType dtype_of(const std::string& name) {
-  if (name == "f16") return DType::f16;
-  return name == "bf16" ? DType::bf16 : DType::f32;
-}
-
 int run(DecompressArguments& arguments) {
-  arguments.options.dtype = dtype_of(arguments.dtype);
   arguments.options.notice = print_notice;
   int64_t bytes = 0;
   {
@@ -50,9 +43,8 @@ RunVerb add_decompress(CLI::App& app) {
   auto arguments = std::make_shared<DecompressArguments>();
   app.add_option("DIR", arguments->source, "Compressed model folder (HXQ or .cdnav3)")->required();
   add_new_folder(app, arguments->destination);
-  app.add_option("--dtype", arguments->dtype, "Type of the decoded matrices; f32 is exact")
-      ->transform(CLI::IsMember({"f32", "f16", "bf16"}, CLI::ignore_case))
-      ->capture_default_str();
+  add_dtype(app, "--dtype", arguments->options.dtype, {DType::f32, DType::f16, DType::bf16},
+            "Type of the decoded matrices; f32 is exact");
   add_shard_size(app, arguments->options.max_shard_bytes);
   app.add_flag("--json", arguments->json, "Print JSON");
   app.footer("Example: hxq decompress build/mine build/mine-dense");

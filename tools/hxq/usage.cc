@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <vector>
 
 #include "hxq/model.h"
 
@@ -62,6 +61,19 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, in
     return true;
   };
   return app.add_option(name, CLI::callback_t(parse), description)->type_name("SIZE")->type_size(1)->expected(1);
+}
+
+CLI::Option* add_dtype(CLI::App& app, const std::string& name, DType& dtype, const std::vector<DType>& choices,
+                       const std::string& description) {
+  const auto lower_name = [](DType type) { return CLI::detail::to_lower(std::string(name_of(type))); };
+  const auto take = [&dtype, choices, lower_name](const std::string& given) {
+    dtype = *std::ranges::find(choices, given, lower_name);
+  };
+  std::vector<std::string> names;
+  std::ranges::transform(choices, std::back_inserter(names), lower_name);
+  return app.add_option_function<std::string>(name, take, description)
+      ->transform(CLI::IsMember(names, CLI::ignore_case))
+      ->default_str(lower_name(dtype));
 }
 
 CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path, const std::string& description) {

@@ -8,8 +8,10 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "hxq/error.h"
+#include "hxq/tensor.h"
 
 namespace hxq::tools {
 
@@ -55,6 +57,10 @@ CLI::Option* add_threads(CLI::App& app, int& threads, const std::string& descrip
 /// An option that takes a size, at least `least`: "5GB", "500MB" or bytes.
 CLI::Option* add_size(CLI::App& app, const std::string& name, int64_t& bytes, int64_t least,
                       const std::string& description);
+
+/// An option that takes one of `choices` by its name, in lower case or not; the default is what `dtype` has.
+CLI::Option* add_dtype(CLI::App& app, const std::string& name, DType& dtype, const std::vector<DType>& choices,
+                       const std::string& description);
 
 /// An option that names a file or folder. An empty name, most likely of a variable that is not set, is wrong use.
 CLI::Option* add_path(CLI::App& app, const std::string& name, std::string& path, const std::string& description);
