@@ -459,15 +459,16 @@ int main(int argc, char** argv) {
       }
     }
   }
-  const std::pair<int64_t, int64_t> shapes[] = {{8192, 8192}, {4096, 4096},  {11008, 4096}, {50280, 768}, {3072, 768},
-                                                {768, 1536},  {4096, 11008}, {80, 1536},    {1536, 48}};
+  std::vector<std::pair<int64_t, int64_t>> shapes = {{8192, 8192},  {4096, 4096}, {11008, 4096},
+                                                     {50280, 768},  {3072, 768},  {768, 1536},
+                                                     {4096, 11008}, {80, 1536},   {1536, 48}};
+  if (options.rows) shapes = {{options.rows, options.cols}};
   for (const auto& [rows, cols] : shapes) {
     if (options.attention_only) break;
-    if (options.rows && (rows != options.rows || cols != options.cols)) continue;
     const Rotation rotation(rows, cols, options.outliers ? 0.001 : 0.0);
     for (const int64_t tokens : {1, 2, 8, 16, 32, 64, 128}) {
       if (options.tokens && tokens != options.tokens) continue;
-      if (rows < 3072 && tokens > 1) continue;
+      if (!options.rows && rows < 3072 && tokens > 1) continue;
       bench.product(rotation, tokens, DType::bf16, Precision::exact);
       if (tokens > 1) bench.product(rotation, tokens, DType::bf16, Precision::fast);
       bench.product(rotation, tokens, DType::f32, Precision::exact);
@@ -479,7 +480,7 @@ int main(int argc, char** argv) {
   }
   for (const auto& [rows, cols] : shapes) {
     if (options.attention_only) break;
-    if ((options.rows && (rows != options.rows || cols != options.cols)) || cols % 128 != 0 || rows < 3072) continue;
+    if (cols % 128 != 0 || (!options.rows && rows < 3072)) continue;
     for (const int bits : {3, 4, 6, 8}) {
       const GroupedRotation rotation(rows, cols, bits);
       for (const int64_t tokens : {1, 2, 8, 512}) {

@@ -16,6 +16,7 @@ HOT = [
     r"gemv_kernel<\d, true, \d+>",
     r"grouped_gemv_kernel<.*>",
     r"gemm_kernel<(8|16|32|64), \d, false, true>",
+    r"batch_gemv_kernel<.*>",
     r"skinny_gemm_kernel<.*>",
     r"tile_gemm_kernel<.*>",
     r"pack_kernel<.*, false>",

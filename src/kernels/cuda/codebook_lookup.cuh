@@ -95,18 +95,21 @@ class SpreadTable {
  public:
   static constexpr uint32_t kBytes = 65536, kEntryBytes = 256, kGap = 128;
 
-  __device__ SpreadTable() : lane_(threadIdx.x % 32 * 4) {
-    if (__cvta_generic_to_shared(dynamic_shared) != kDynamicStart) __trap();
-    asm("" : "+r"(lane_));  // else its computation is repeated with each lookup
+  __device__ SpreadTable()
+      : lane_base_(static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared)) - kDynamicStart) {
+    if (lane_base_ % kBytes != 0) __trap();
+    lane_base_ |= threadIdx.x % 32 * 4;  // beside the block's place in its cluster
+    asm("" : "+r"(lane_base_));          // else its computation is repeated with each lookup
   }
 
-  __device__ float look_up(uint32_t word, int byte) const {
-    float entry;
-    asm("ld.shared.f32 %0, [%1 + %2];"
-        : "=f"(entry)
-        : "r"(__byte_perm(word, lane_, 0x6504u | static_cast<uint32_t>(byte) << 4)), "n"(kDynamicStart));
+  __device__ uint32_t look_up_word(uint32_t word, int byte) const {
+    uint32_t entry;
+    asm("ld.shared.u32 %0, [%1 + %2];"
+        : "=r"(entry)
+        : "r"(__byte_perm(word, lane_base_, 0x7604u | static_cast<uint32_t>(byte) << 4)), "n"(kDynamicStart));
     return entry;
   }
+  __device__ float look_up(uint32_t word, int byte) const { return __uint_as_float(look_up_word(word, byte)); }
 
   __device__ static void store(uint32_t, int entry, int copies, uint32_t value) {
     *reinterpret_cast<uint4*>(dynamic_shared + static_cast<uint32_t>(entry) * kEntryBytes + copies * 16) =
@@ -114,7 +117,7 @@ class SpreadTable {
   }
 
  private:
-  uint32_t lane_;
+  uint32_t lane_base_;
 };
 
 /// Two tables of levels from kAt of dynamic shared memory on, each 32 times, one copy for each bank: entry i of lane l

@@ -26,6 +26,11 @@ __device__ inline void arrive_and_expect_bytes(uint64_t* barrier, uint32_t bytes
                : "memory");
 }
 
+/// Arrives when all copies have come that the thread has started by itself (cp.async).
+__device__ inline void arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 /// Waits until the phase of that parity has completed.
 __device__ inline void wait(uint64_t* barrier, uint32_t parity) {
   asm volatile(
@@ -77,6 +82,18 @@ __device__ inline uint32_t block_in_cluster() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+
+/// The cluster's number among those of the first dimension of the grid, read anew each time: what follows from it takes
+/// no register between two uses.
+__device__ inline int cluster_number() {
+  int number;
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(number));
+  return number;
+}
+
+/// All threads of a cluster's blocks meet. It orders no memory, so it does not wait for what is under way.
+__device__ inline void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 /// All threads of a cluster's blocks wait for each other, and see what each wrote to any shared memory before.
 __device__ inline void cluster_barrier() {

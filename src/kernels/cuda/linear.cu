@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/any_codebook.cuh"
+#include "kernels/cuda/batch_gemv.cuh"
 #include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gemm.cuh"
@@ -49,6 +50,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   }
   const FusedProduct one{
       .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
+  if (supports_batch_gemv(weight, args)) return batch_gemv(rest, {&one, 1}, stream);
   if (supports_skinny_gemm(weight, args)) return skinny_gemm(rest, {&one, 1}, stream);
   if (in_tiles) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(rest, &one, 1, stream);
@@ -76,6 +78,9 @@ Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_
     all.rows += weight.rows;
     together &= weight.rows > 0 && supports_joint_gemm(weight, args.precision) &&
                 args.workspace.bytes >= linear_workspace(weight, args.tokens);
+  }
+  if (together && supports_batch_gemv(all, args)) {
+    return batch_gemv(args, {products, static_cast<size_t>(count)}, stream);
   }
   if (together && supports_skinny_gemm(all, args)) {
     return skinny_gemm(args, {products, static_cast<size_t>(count)}, stream);

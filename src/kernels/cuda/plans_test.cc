@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention_prefill_plan.h"
+#include "kernels/cuda/batch_gemv_plan.h"
 #include "kernels/cuda/codebook_index.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/gemv_plan.h"
@@ -101,6 +102,53 @@ TEST(CudaPlans, SkinnyGemmNeedsClustersWhereABlockCannotHoldX) {
   EXPECT_EQ(plan_skinny_gemm(1000, 2064, 8, 1, kNoClusters).clusters, 0);
   EXPECT_GT(plan_skinny_gemm(1000, 2064, 8, 1, kClusters).cluster, 1);
   EXPECT_EQ(plan_skinny_gemm(1000, 16400, 8, 1, kClusters).clusters, 0);
+}
+
+TEST(CudaPlans, BatchGemvTakesEveryItemOnce) {
+  using Plan = BatchGemvPlan;
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 144}, {80, 1536}, {3072, 768}, {34000, 208}, {900, 4096}, {1000, 8208}}) {
+    for (const int parts : {1, 2}) {
+      const Plan plan = plan_batch_gemv(rows, cols, parts, kClusters);
+      ASSERT_EQ(plan.clusters > 0, fits_batch_gemv(cols, parts, kClusters));
+      if (plan.clusters == 0) continue;
+      EXPECT_LE(plan.clusters * plan.cluster(), 132);
+      EXPECT_LE(plan.pass_rows(), Plan::kPassRows);
+      const BlockShare share(rows, plan.clusters);
+      std::vector<int> taken(static_cast<size_t>(rows * (cols / 16)));
+      for (int c = 0; c < plan.clusters; ++c) {
+        for (int block = 0; block < plan.cluster(); ++block) {
+          for (int thread = 0; thread < Plan::kThreads; ++thread) {
+            const int warp = thread / 32, lane = thread % 32;
+            for (int round = 0; round * plan.round_rows() < share.count(c); ++round) {
+              for (int u = 0; u < Plan::warp_units(parts); ++u) {
+                const int unit = plan.col_group_of(warp) + u * plan.col_groups();
+                if (unit >= plan.units) continue;
+                const int64_t col = (block * plan.units + unit) * Plan::kUnitCols + Plan::lane_col(lane);
+                for (const int below : {0, 8}) {
+                  const int row = round * plan.round_rows() + plan.row_group_of(warp) * Plan::kTileRows +
+                                  Plan::lane_row(lane) + below;
+                  if (row >= share.count(c) || col >= cols) continue;
+                  ++taken[static_cast<size_t>((share.begin(c) + row) * (cols / 16) + col / 16)];
+                }
+              }
+            }
+          }
+        }
+      }
+      for (const int times : taken) ASSERT_EQ(times, 1) << rows << "x" << cols << " in " << parts;
+      EXPECT_EQ(plan.own_rows * plan.cluster(), plan.pass_rows());
+      for (int row = 0; row < plan.pass_rows(); ++row) ASSERT_EQ(plan.owner_of(row), row / plan.own_rows);
+    }
+  }
+}
+
+TEST(CudaPlans, BatchGemvNeedsClustersWhereABlockCannotHoldX) {
+  EXPECT_EQ(plan_batch_gemv(1000, 2048, 1, kNoClusters).cluster(), 1);
+  EXPECT_EQ(plan_batch_gemv(1000, 2064, 1, kNoClusters).clusters, 0);
+  EXPECT_EQ(plan_batch_gemv(1000, 1040, 2, kNoClusters).clusters, 0);
+  EXPECT_EQ(plan_batch_gemv(1000, 1040, 2, kClusters).cluster(), 2);
+  EXPECT_EQ(plan_batch_gemv(1000, 16400, 1, kClusters).clusters, 0);
 }
 
 TEST(CudaPlans, MatricesThatShareAKernelGetBlocksByTheirRows) {

@@ -2,29 +2,20 @@
 
 #pragma once
 
+#include "kernels/cuda/cluster_rows.cuh"
 #include "kernels/cuda/codebook_lookup.cuh"
-#include "kernels/cuda/gemv_plan.h"
-#include "kernels/cuda/hopper_cluster.cuh"
-#include "kernels/cuda/linear.h"
 #include "kernels/cuda/skinny_gemm_plan.h"
 
 namespace hxq::cuda::skinny {
 
 constexpr int kThreads = SkinnyPlan::kThreads;
 
-/// One of the products, and the clusters that have it.
-struct Part {
-  FusedProduct product;
-  BlockShare share;
-  int first_cluster;
-};
-
 struct Parameters {
   Input x;
   int tokens;
   SkinnyPlan plan;
   int parts;
-  Part part[kMaxFusedProducts];
+  ClusterPart part[kMaxFusedProducts];
 };
 
 /// Where what lies in dynamic shared memory, in bytes. The table begins at a multiple of its size; in its gaps lie the
@@ -44,18 +35,6 @@ static_assert(kLowerSlots + 2 * kArrayBytes <= kTable && kBytes <= 227 * 1024);
 }  // namespace layout
 
 __device__ inline float* shared_floats(uint32_t offset) { return reinterpret_cast<float*>(dynamic_shared + offset); }
-
-/// The rows of a cluster, and the block's place in it.
-struct ClusterRows {
-  int64_t first;
-  int count, block;
-
-  __device__ ClusterRows(const Part& part, int cluster) {
-    first = part.share.begin(cluster - part.first_cluster);
-    count = part.share.count(cluster - part.first_cluster);
-    block = static_cast<int>(hopper::block_in_cluster());
-  }
-};
 
 __device__ inline int first_token(const Parameters& p) { return static_cast<int>(blockIdx.y) * p.plan.tokens(); }
 

@@ -1,0 +1,99 @@
+// What the GEMV of a few tokens does of its own: parts of x, powers of two that divide it, passes, many outliers.
+
+#include "kernels/cuda/batch_gemv.cuh"
+
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/linear_test_data.h"
+
+namespace hxq::cuda {
+namespace {
+
+using namespace testing;
+
+/// y = W x by the kernel itself, where the GPU has it.
+void expect_product(const TestMatrix& matrix, const std::vector<float>& x, int64_t tokens, DType dtype,
+                    Precision precision, double bound, const std::string& what) {
+  const DeviceMatrix device(matrix);
+  const DeviceRows device_x(x, tokens, matrix.cols, 0, dtype), device_y(tokens, matrix.rows, 0, DType::f32);
+  const LinearArgs args{.x = device_x.input(), .y = device_y.output(), .tokens = tokens, .precision = precision};
+  if (current_capability() != 90) {
+    EXPECT_FALSE(supports_batch_gemv(device.weight(), args));
+    GTEST_SKIP() << "no such kernel";
+  }
+  ASSERT_TRUE(supports_batch_gemv(device.weight(), args)) << what;
+  const FusedProduct product{.weight = device.weight(), .y = args.y};
+  HXQ_EXPECT_OK(batch_gemv(args, {&product, 1}, nullptr));
+  expect_finished();
+  const Product expected = multiply(matrix, x, tokens, {}, {});
+  expect_close(device_y.values(), expected.y, expected.size, bound, DType::f32, what);
+}
+
+/// Half of the columns are 2^120 times as large as the others, but their weights are zero: what is left fits binary16
+/// only if columns of different warps are divided by different powers of two.
+TEST(CudaBatchGemv, EachWarpDividesItsOwnColumns) {
+  HXQ_NEEDS_GPU();
+  constexpr int64_t kCols = 1024, kTokens = 5;
+  TestMatrix matrix = make_matrix({.rows = 100, .cols = kCols});
+  matrix.codebook[0] = 0;
+  std::vector<float> x = Random(5).normals(kTokens * kCols);
+  for (int64_t c = 0; c < kCols; ++c) {
+    const bool large = c / 128 % 2 == 0;
+    for (int64_t t = 0; t < kTokens; ++t) x[static_cast<size_t>(t * kCols + c)] *= large ? 0x1p60f : 0x1p-60f;
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      const auto at = static_cast<size_t>(r * kCols + c);
+      if (large) matrix.indices[at] = 0;
+      matrix.decoded[at] = matrix.codebook[matrix.indices[at]];
+    }
+  }
+  expect_product(matrix, x, kTokens, DType::f32, Precision::exact, 2e-6, "exact");
+  expect_product(matrix, x, kTokens, DType::f32, Precision::fast, 0x1p-10, "fast");
+}
+
+/// The upper parts of x cancel, but only over the first and last columns of 16, which are multiplied one after the
+/// other: on the way their sum is 2^17 times what a lower part adds, and a sum of both would cut that off.
+TEST(CudaBatchGemv, PartsOfXHaveSumsOfTheirOwn) {
+  HXQ_NEEDS_GPU();
+  constexpr int64_t kRows = 80, kCols = 512, kTokens = 7;
+  TestMatrix matrix = make_matrix({.rows = kRows, .cols = kCols, .k = 2});
+  matrix.codebook = {1, -1};
+  for (size_t i = 0; i < matrix.indices.size(); ++i) {
+    matrix.indices[i] = i % 4 < 2 ? 0 : 1;
+    matrix.decoded[i] = matrix.codebook[matrix.indices[i]];
+  }
+  std::vector<float> x;
+  Random random(3);
+  for (int64_t i = 0; i < kTokens * kCols; ++i) {
+    const float lower = static_cast<float>(512 + random.below(1536)) * 0x1p-23f;  // x rounds to 1 in 11 bits
+    x.push_back(i % 4 < 2 ? 1 + lower : 1 - lower);
+  }
+  // Of |x|, of which the lower parts are 2^-13 on average.
+  expect_product(matrix, x, kTokens, DType::f32, Precision::exact, 0x1p-13 * 1e-4, "parts");
+}
+
+TEST(CudaBatchGemv, ClustersAndBlocksGoOnToFurtherPasses) {
+  HXQ_NEEDS_GPU();
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{40000, 144}, {40000, 384}, {12000, 1040}}) {
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.002});
+    for (const int64_t tokens : {2, 8}) {
+      const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * cols));
+      const std::string what = to_string(Shape{tokens, rows, cols});
+      expect_product(matrix, x, tokens, DType::f32, Precision::fast, 0x1p-10, what + " fast");
+      if (rows * cols <= 16 << 20) expect_product(matrix, x, tokens, DType::f32, Precision::exact, 2e-6, what);
+    }
+  }
+}
+
+TEST(CudaBatchGemv, TakesMoreOutliersThanABlockKeepsReady) {
+  HXQ_NEEDS_GPU();
+  for (const int64_t cols : {144, 1024, 4096}) {
+    const TestMatrix matrix = make_matrix({.rows = 1000, .cols = cols, .outliers = 0.2});
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      const std::vector<float> x = Random(9).normals(static_cast<size_t>(3 * cols), dtype);
+      expect_product(matrix, x, 3, dtype, Precision::exact, 2e-6, std::to_string(cols) + " columns");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hxq::cuda
