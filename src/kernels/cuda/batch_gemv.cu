@@ -232,8 +232,9 @@ Status launch_kind(const Parameters& p, int64_t clusters, Stream stream) {
 
 /// It costs less than the kernels for more tokens (measured on an H100), and no warps are idle for want of columns.
 bool is_best(const CodebookWeight& weight, int parts) {
-  if (weight.cols <= 128) return false;
-  return parts == 1 ? weight.cols <= 4096 : weight.rows * weight.cols <= int64_t{16} << 20;
+  const int64_t weights = weight.rows * weight.cols;
+  if (weight.cols <= 128 || weights < int64_t{1} << 20) return false;
+  return parts == 1 ? weight.cols <= 4096 : weights <= int64_t{16} << 20;
 }
 
 }  // namespace

@@ -6,9 +6,10 @@
 
 namespace hxq::cuda {
 
-/// Whether `batch_gemv` takes the product: on Hopper, 2 to 8 tokens, matrices for which it is faster than others (129
-/// to 4,096 columns, or up to 16 M weights where x is two numbers), bytes of single weights, rows of the matrix and of
-/// x aligned to 16 bytes, no scales of columns; for `Precision::exact` levels that fit binary16.
+/// Whether `batch_gemv` takes the product: on Hopper, 2 to 8 tokens, matrices for which it is faster than others (from
+/// 1 M weights and 129 columns on, to 4,096 columns, or to 16 M weights where x is two numbers), bytes of single
+/// weights, rows of the matrix and of x aligned to 16 bytes, no scales of columns; for `Precision::exact` levels that
+/// fit binary16.
 bool supports_batch_gemv(const CodebookWeight& weight, const LinearArgs& args) noexcept;
 
 /// y = W x for a few tokens and 1 to kMaxFusedProducts matrices of as many columns, each with rows. Levels and x are

@@ -19,7 +19,7 @@ using namespace transformer_parts;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-template <int kSteps, int kInnerSteps>
+template <int kInnerSteps>
 __global__ void __launch_bounds__(Plan::kThreads, 1) transformer_layers_kernel(const __grid_constant__ Parameters p) {
   if (hopper::shared_address(dynamic_shared) != kDynamicStart) __trap();
   let_successors_begin();
@@ -49,13 +49,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) transformer_layers_kernel(c
       return;
     }
     default:
-      return Worker<kSteps, kInnerSteps>(p).run();
+      return Worker<kInnerSteps>(p).run();
   }
 }
 
 #else
 
-template <int kSteps, int kInnerSteps>
+template <int kInnerSteps>
 __global__ void transformer_layers_kernel(const __grid_constant__ Parameters) {
   __trap();  // built for another GPU
 }
@@ -107,19 +107,14 @@ Layer layer_of(const TransformerLayer& layer) {
   return there;
 }
 
-template <size_t kKind>
-Status launch_kind(const Parameters& p, Stream stream) {
-  if constexpr (kKind == Plan::kKinds) {
-    return Status::invalid_value;
-  } else {
-    if (p.plan.kind != kKind) return launch_kind<kKind + 1>(p, stream);
-    return launch(transformer_layers_kernel<Plan::kSteps[kKind][0], Plan::kSteps[kKind][1]>,
-                  {.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
-                   .block = dim3(Plan::kThreads),
-                   .shared_bytes = Memory::kBytes,
-                   .cooperative = true},
-                  stream, p);
-  }
+template <int kInnerSteps>
+Status launch_layers(const Parameters& p, Stream stream) {
+  return launch(transformer_layers_kernel<kInnerSteps>,
+                {.grid = dim3(static_cast<unsigned>(p.plan.blocks)),
+                 .block = dim3(Plan::kThreads),
+                 .shared_bytes = Memory::kBytes,
+                 .cooperative = true},
+                stream, p);
 }
 
 }  // namespace
@@ -155,7 +150,8 @@ Status transformer_layers(const TransformerLayersArgs& args, Stream stream) noex
   for (int64_t first = 0; first < args.count && status == Status::ok; first += kMostTransformerLayers) {
     p.layers = static_cast<int>(std::min<int64_t>(args.count - first, kMostTransformerLayers));
     for (int i = 0; i < p.layers; ++i) p.layer[i] = layer_of(args.layers[first + i]);
-    status = launch_kind<0>(p, stream);
+    status = p.plan.inner_steps == Plan::kFewInnerSteps ? launch_layers<Plan::kFewInnerSteps>(p, stream)
+                                                        : launch_layers<Plan::kManyInnerSteps>(p, stream);
   }
   return status;
 }

@@ -27,10 +27,6 @@ class Attention : Block {
   using Part = TransformerPart;
   static constexpr int kTogether = 4;  ///< loads of four elements of a thread on their way
 
-  __device__ static int thread() { return static_cast<int>(thread_of_block()); }
-  __device__ static int warp() { return thread() / 32; }
-  __device__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(Plan::kWorkers) : "memory"); }
-
   __device__ std::byte* keys(int layer, const Part& part, int tile) const {
     const auto i = static_cast<uint32_t>(tile - memory().part.begin);
     std::byte* there = i < 2 ? memory().tiles[layer % 2][i] : tiles_of(layer)[tile];

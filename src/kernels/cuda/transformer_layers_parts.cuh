@@ -68,7 +68,11 @@ struct Block {
   __device__ explicit Block(const Parameters& parameters) : p(parameters), plan(memory().plan) {}
 
   __device__ static int block() { return static_cast<int>(blockIdx.x); }
+  __device__ static int thread() { return static_cast<int>(thread_of_block()); }
+  __device__ static int warp() { return static_cast<int>(thread_of_block() / 32); }
   __device__ static int lane() { return static_cast<int>(thread_of_block() % 32); }
+  /// Of the warps that multiply.
+  __device__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(Plan::kWorkers) : "memory"); }
   __device__ static const Rows& rows(int matrix) { return memory().rows[matrix]; }
   /// Of a stage, of all matrices.
   __device__ static int count_of(int stage) {

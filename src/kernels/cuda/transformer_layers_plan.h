@@ -39,14 +39,13 @@ struct TransformerPlan {
 
   enum Stage { kAttentionIn, kAttentionOut, kMlpIn, kMlpOut, kStages };
 
-  /// What kernels there are for: steps of kStepCols that rows of hidden or query elements take at most, and rows of
-  /// those inside the MLP. Wider ones are read faster by products that are kernels of their own.
-  static constexpr int kSteps[][2] = {{1, 3}, {1, 5}};
-  static constexpr int kKinds = std::size(kSteps);
+  /// Rows of hidden or query elements take one step of kStepCols; for how many of those inside the MLP there are
+  /// kernels. Wider rows are read faster by products that are kernels of their own.
+  static constexpr int kFewInnerSteps = 3, kManyInnerSteps = 5;
 
   int hidden, heads, kv_heads, head_dim, inner;
   int padded_dim, element_bytes;  ///< of the cache
-  int kind, steps, inner_steps;   ///< of kSteps
+  int inner_steps;                ///< kFewInnerSteps or kManyInnerSteps
   int blocks;                     ///< 0: there is no plan
   int most_splits;
   int most_rows;  ///< of a block in a stage
@@ -69,7 +68,7 @@ struct TransformerPlan {
   }
   /// Rows that a warp looks up at once, and that come together: so many that their levels fit in registers.
   HXQ_HOST_DEVICE static constexpr int rows_at_once(int steps) { return steps == 1 ? 8 : steps == 3 ? 3 : 2; }
-  HXQ_HOST_DEVICE int rows_at_once_of(int stage) const { return rows_at_once(stage == kMlpOut ? inner_steps : steps); }
+  HXQ_HOST_DEVICE int rows_at_once_of(int stage) const { return rows_at_once(stage == kMlpOut ? inner_steps : 1); }
 
   HXQ_HOST_DEVICE int first_of(int rows, int block) const {
     return static_cast<int>(static_cast<uint32_t>(rows) * static_cast<uint32_t>(block) / static_cast<uint32_t>(blocks));
@@ -189,13 +188,8 @@ inline TransformerPlan plan_transformer_layers(int64_t hidden, int64_t heads, co
   plan.element_bytes = cache.dtype == DType::f32 ? 4 : 2;
   plan.inner = static_cast<int>(inner);
   const auto takes = [](int steps, int cols) { return cols <= steps * P::kStepCols; };
-  while (plan.kind < P::kKinds && !(takes(P::kSteps[plan.kind][0], std::max(plan.hidden, plan.queries())) &&
-                                    takes(P::kSteps[plan.kind][1], plan.inner))) {
-    ++plan.kind;
-  }
-  if (plan.kind == P::kKinds) return plan;
-  plan.steps = P::kSteps[plan.kind][0];
-  plan.inner_steps = P::kSteps[plan.kind][1];
+  if (!takes(1, std::max(plan.hidden, plan.queries())) || !takes(P::kManyInnerSteps, plan.inner)) return plan;
+  plan.inner_steps = takes(P::kFewInnerSteps, plan.inner) ? P::kFewInnerSteps : P::kManyInnerSteps;
   // Each has rows of every product: so who has all that came of one knows that all have read what it was made of.
   plan.blocks = std::min({multiprocessors, plan.hidden, plan.inner, plan.queries() + 2 * plan.keys()});
   plan.most_splits = std::clamp(plan.blocks / plan.heads, 1, P::kMostSplits);

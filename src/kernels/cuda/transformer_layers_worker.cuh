@@ -7,9 +7,8 @@
 
 namespace hxq::cuda::transformer_parts {
 
-/// `kSteps`: how often all threads take four columns of a row of hidden or query elements, at most, and `kInnerSteps`
-/// of one of those inside the MLP.
-template <int kSteps, int kInnerSteps>
+/// `kInnerSteps`: how often all threads take four columns of a row of elements inside the MLP, at most.
+template <int kInnerSteps>
 class Worker : Block {
  public:
   __device__ explicit Worker(const Parameters& parameters) : Block(parameters), number_(*p.epoch) {}
@@ -23,7 +22,7 @@ class Worker : Block {
       wait_for_layer(layer_);
 #pragma unroll 1
       for (int stage = 0; stage < kMlpOut; ++stage) {
-        multiply<kSteps, false>(stage);
+        multiply<1, false>(stage);
         finish(stage);
         if (stage == kAttentionIn) Attention(p).run(layer_, number_);
       }
@@ -34,9 +33,6 @@ class Worker : Block {
   }
 
  private:
-  __device__ static int thread() { return static_cast<int>(thread_of_block()); }
-  __device__ static int warp() { return static_cast<int>(thread_of_block() / 32); }
-  __device__ static void sync() { asm volatile("bar.sync 1, %0;" ::"n"(Plan::kWorkers) : "memory"); }
   /// The thread's columns: four from here on, and others of each further step.
   __device__ static int col(int step) { return step * Plan::kStepCols + thread() * 4; }
   /// The warp's.
