@@ -39,7 +39,7 @@ class Multiplier {
       : p_(p),
         weight_(weight),
         rows_(rows.count),
-        indices_(static_cast<const unsigned char*>(weight.indices) + rows.first * weight.cols) {}
+        indices_(static_cast<const unsigned char*>(weight_.indices) + rows.first * weight_.cols) {}
 
   /// Asks for the bytes of the first items.
   __device__ void start() const {
@@ -77,28 +77,30 @@ class Multiplier {
       }
     }
     scale_ = scale;
+    item_ = is_there ? 0 : Memory::kItems;
   }
 
   /// Multiplies the warp's tile of a round, and leaves the sums. A round of -1 is none: it brings the instructions.
   __device__ void multiply(int round, const Sums& sums) {
     const int round_row = round * p_.plan.round_rows();
     const bool real = round >= 0;
-    if (round_row + p_.plan.row_group_of(warp()) * Plan::kTileRows >= rows_) return;
+    if (round_row + p_.plan.row_group_of(warp()) * Plan::kTileRows >= rows_) {
+      sums.wait_for_room(round);  // nobody may leave a round before the last but one has been taken
+      return;
+    }
     float sum[kParts][4] = {};  // of each part, as tensor cores cut off what does not fit in a sum
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if (real) wait_for_copies<Memory::kItems - 1>();
       const uint4 upper = *upper_slot(item_), lower = *lower_slot(item_);
-      const auto fetch_next = [&] {
+      if (real) {
         constexpr int kAhead = Memory::kItems;
         fetch(item_, round_row + (u + kAhead) / kUnits * p_.plan.round_rows(), (u + kAhead) % kUnits);
         item_ = item_ + 1 == Memory::kItems ? 0 : item_ + 1;
-      };
-      if (real && kParts == 1) fetch_next();  // with two parts there are no registers to do it that early
+      }
       if (unit(u) < p_.plan.units) {
         multiply_unit(u, {upper.x, upper.y, upper.z, upper.w}, {lower.x, lower.y, lower.z, lower.w}, sum);
       }
-      if (real && kParts == 2) fetch_next();
     }
     if (real) sums.wait_for_room(round);
     const TileSums to(round & 1);
@@ -135,7 +137,8 @@ class Multiplier {
   __device__ void fetch(int item, int round_row, int u) const {
     const int row = round_row + p_.plan.row_group_of(warp()) * Plan::kTileRows + Plan::lane_row(lane());
     const int col = first_col(u), cols = static_cast<int>(weight_.cols);
-    const unsigned char* from = indices_ + static_cast<uint32_t>(row * cols + col);
+    const unsigned char* from =
+        indices_ + (static_cast<uint32_t>(row) * static_cast<uint32_t>(cols) + static_cast<uint32_t>(col));
     if (col < cols && row < rows_) copy_async<16>(upper_slot(item), from);
     if (col < cols && row + 8 < rows_) copy_async<16>(lower_slot(item), from + 8 * cols);
     end_copy_group();
@@ -162,7 +165,7 @@ class Multiplier {
   const SpreadTable table_;
   const int rows_;  ///< of the cluster
   const unsigned char* const indices_;
-  int item_ = 0;
+  int item_;  ///< that is multiplied next; before there is one kItems, where nothing comes but the warp's own sums
   uint32_t x_[kUnits][kParts][8];
   float scale_;  ///< of x
 };
@@ -192,7 +195,7 @@ __global__ void __maxnreg__(kRegisters) batch_gemv_kernel(const __grid_constant_
 #pragma unroll 1
   while (true) {
     asm volatile("" : "+r"(round));  // else the compiler would make code of its own for this
-    if (round < 0 || (round > 0 && round == pass * p.plan.pass_rounds)) sums.start(pass);
+    if (round < 0 || (round > 0 && round == pass * p.plan.pass_rounds)) sums.begin_pass(pass);
     if (round <= 0) {
       if (round == 0) wait_for_predecessors();
       multiplier.load_x(round == 0);

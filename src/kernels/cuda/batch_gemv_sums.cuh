@@ -21,15 +21,16 @@ struct Parameters {
 };
 
 /// What a block keeps in shared memory. In the table's gaps lie four arrays of 16 bytes a thread: those of the upper
-/// rows of items, and every other round's sums of tiles.
+/// rows of items, and sums of tiles of even rounds. As many behind it are those of the lower rows, and sums of odd
+/// rounds.
 struct Memory {
   static constexpr int kItems = 3;  ///< of a warp, on their way: a tile and a unit each
   static constexpr uint32_t kUpperStride = 16 * kThreads / SpreadTable::kGap * SpreadTable::kEntryBytes;
   static_assert((kItems + 1) * kUpperStride <= SpreadTable::kBytes);
+  static_assert(BatchGemvPlan::kWarps * BatchGemvPlan::kTileSums * sizeof(float) <= 16 * kThreads);
 
   alignas(1024) unsigned char table[SpreadTable::kBytes];
-  uint4 lower[kItems][kThreads];
-  float odd_sums[BatchGemvPlan::kWarps * BatchGemvPlan::kTileSums];  ///< of the other rounds
+  uint4 lower[kItems + 1][kThreads];
   /// [block of the cluster, token, row]: what each block has added up of what this one finishes.
   float own_sums[BatchGemvPlan::kPassRows * BatchGemvPlan::kTokens];
   uint32_t row_begin[BatchGemvPlan::kPassRows + 1];  ///< of the cluster's rows of a pass
@@ -50,7 +51,7 @@ struct TileSums {
 
   __device__ explicit TileSums(int round) {
     const bool odd = round % 2 != 0;
-    first = odd ? reinterpret_cast<unsigned char*>(memory().odd_sums)
+    first = odd ? reinterpret_cast<unsigned char*>(memory().lower[Memory::kItems])
                 : memory().table + Memory::kItems * Memory::kUpperStride + SpreadTable::kGap;
     stride_log2 = odd ? 7 : 8;
   }
@@ -102,8 +103,8 @@ class Sums {
     hopper::init_barrier(&memory().outliers_came, kThreads);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      hopper::init_barrier(&memory().sums_left[i], BatchGemvPlan::kWarps);
-      hopper::init_barrier(&memory().sums_taken[i], adding_threads() / 32);
+      hopper::init_barrier(&memory().sums_left[i], kThreads);
+      hopper::init_barrier(&memory().sums_taken[i], adding_threads());
     }
     hopper::init_barrier(&memory().pass_done, 1);
     hopper::fence_barriers();
@@ -111,7 +112,7 @@ class Sums {
 
   /// Begins a pass: tells how much the block gets of others, and asks for what is stored of the outliers that are its
   /// matter. Those of the cluster's rows go round its blocks.
-  __device__ void start(int pass) const {
+  __device__ void begin_pass(int pass) const {
     const OwnRows own(*this, pass);
     if (threadIdx.x == 0 && own.count > 0) {
       const int values = own.count * p_.tokens * (p_.plan.cluster() - 1);
@@ -141,14 +142,14 @@ class Sums {
   __device__ void wait_for_room(int round) const {
     if (round >= 2) hopper::wait(&memory().sums_taken[round % 2], static_cast<uint32_t>(round / 2 - 1) % 2);
   }
-  /// The warp has left all of a round.
+  /// The thread has left all that it has of a round.
   __device__ void leave(int round) const {
-    __syncwarp();
-    if (thread_of_block() % 32 == 0) hopper::arrive(&memory().sums_left[round % 2]);
+    __syncwarp();  // one instruction for all lanes
+    hopper::arrive(&memory().sums_left[round % 2]);
   }
 
-  /// Adds up what the warps have left of the tiles of a round, and gives it to the blocks that finish the rows. Warps
-  /// take turns: what delays some of them in a round should not delay the same ones in the next.
+  /// Adds up what the warps have left of the tiles of a round, and gives it to the blocks that finish the rows. If not
+  /// all warps are needed they take turns: what delays some of them in a round should not delay them in the next.
   __device__ void add_up_round(int round, int pass) const {
     const int i = (static_cast<int>(thread_of_block()) - round * adding_threads()) & (kThreads - 1);
     if (i >= adding_threads()) return;
@@ -179,7 +180,7 @@ class Sums {
       }
     }
     __syncwarp();
-    if (i % 32 == 0) hopper::arrive(&memory().sums_taken[round % 2]);
+    hopper::arrive(&memory().sums_taken[round % 2]);
   }
 
   /// Finishes the block's rows of a pass, once all blocks have sent their sums. A pass of -1 is none: it brings the

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/linear_test_data.h"
 
 namespace hxq::cuda {
@@ -11,22 +13,34 @@ namespace {
 
 using namespace testing;
 
-/// y = W x by the kernel itself, where the GPU has it.
+/// y = W x by the kernel itself, where the GPU has it: several times one behind the other, so that both kinds of it run
+/// and begin while others end. All give the same bits.
 void expect_product(const TestMatrix& matrix, const std::vector<float>& x, int64_t tokens, DType dtype,
                     Precision precision, double bound, const std::string& what) {
+  constexpr int kTimes = 6;
   const DeviceMatrix device(matrix);
-  const DeviceRows device_x(x, tokens, matrix.cols, 0, dtype), device_y(tokens, matrix.rows, 0, DType::f32);
-  const LinearArgs args{.x = device_x.input(), .y = device_y.output(), .tokens = tokens, .precision = precision};
+  const DeviceRows device_x(x, tokens, matrix.cols, 0, dtype);
+  const LinearArgs args{.x = device_x.input(), .tokens = tokens, .precision = precision};
   if (current_capability() != 90) {
     EXPECT_FALSE(supports_batch_gemv(device.weight(), args));
     GTEST_SKIP() << "no such kernel";
   }
   ASSERT_TRUE(supports_batch_gemv(device.weight(), args)) << what;
-  const FusedProduct product{.weight = device.weight(), .y = args.y};
-  HXQ_EXPECT_OK(batch_gemv(args, {&product, 1}, nullptr));
+  const DeviceRows device_y(kTimes * tokens, matrix.rows, 0, DType::f32);
+  const int64_t values = tokens * matrix.rows;
+  for (int i = 0; i < kTimes; ++i) {
+    FusedProduct product{.weight = device.weight(), .y = device_y.output()};
+    product.y.data = static_cast<float*>(product.y.data) + i * values;
+    HXQ_EXPECT_OK(batch_gemv(args, {&product, 1}, nullptr));
+  }
   expect_finished();
+  const std::vector<float> all = device_y.values();
+  const std::vector<float> first(all.begin(), all.begin() + values);
   const Product expected = multiply(matrix, x, tokens, {}, {});
-  expect_close(device_y.values(), expected.y, expected.size, bound, DType::f32, what);
+  expect_close(first, expected.y, expected.size, bound, DType::f32, what);
+  for (int i = 1; i < kTimes; ++i) {
+    EXPECT_TRUE(std::equal(first.begin(), first.end(), all.begin() + i * values)) << what << ", product " << i;
+  }
 }
 
 /// Half of the columns are 2^120 times as large as the others, but their weights are zero: what is left fits binary16
@@ -73,7 +87,7 @@ TEST(CudaBatchGemv, PartsOfXHaveSumsOfTheirOwn) {
 
 TEST(CudaBatchGemv, ClustersAndBlocksGoOnToFurtherPasses) {
   HXQ_NEEDS_GPU();
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{40000, 144}, {40000, 384}, {12000, 1040}}) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{40000, 144}, {40000, 384}, {20000, 2064}}) {
     const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.002});
     for (const int64_t tokens : {2, 8}) {
       const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * cols));
@@ -81,6 +95,18 @@ TEST(CudaBatchGemv, ClustersAndBlocksGoOnToFurtherPasses) {
       expect_product(matrix, x, tokens, DType::f32, Precision::fast, 0x1p-10, what + " fast");
       if (rows * cols <= 16 << 20) expect_product(matrix, x, tokens, DType::f32, Precision::exact, 2e-6, what);
     }
+  }
+}
+
+/// Warps whose tiles of the last round have no rows are ahead of the others.
+TEST(CudaBatchGemv, LastRoundsHaveFewRows) {
+  HXQ_NEEDS_GPU();
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{9000, 1024}, {10000, 512}, {9000, 256}, {5000, 400}}) {
+    const TestMatrix matrix = make_matrix({.rows = rows, .cols = cols, .outliers = 0.001});
+    const std::vector<float> x = Random(8).normals(static_cast<size_t>(4 * cols));
+    const std::string what = to_string(Shape{4, rows, cols});
+    expect_product(matrix, x, 4, DType::f32, Precision::fast, 0x1p-10, what + " fast");
+    expect_product(matrix, x, 4, DType::f32, Precision::exact, 2e-6, what);
   }
 }
 

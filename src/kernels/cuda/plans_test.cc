@@ -143,6 +143,12 @@ TEST(CudaPlans, BatchGemvTakesEveryItemOnce) {
   }
 }
 
+TEST(CudaPlans, BatchGemvHasShapesWithClustersAndFurtherPasses) {
+  const BatchGemvPlan plan = plan_batch_gemv(20000, 2064, 1, kClusters);  // as its tests on a GPU take
+  EXPECT_EQ(plan.cluster(), 2);
+  EXPECT_GT(BlockShare(20000, plan.clusters).rows, plan.pass_rows());
+}
+
 TEST(CudaPlans, BatchGemvNeedsClustersWhereABlockCannotHoldX) {
   EXPECT_EQ(plan_batch_gemv(1000, 2048, 1, kNoClusters).cluster(), 1);
   EXPECT_EQ(plan_batch_gemv(1000, 2064, 1, kNoClusters).clusters, 0);
