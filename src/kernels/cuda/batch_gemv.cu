@@ -24,9 +24,6 @@ using namespace batch;
 constexpr size_t kMoreThanHalf = 114 * 1024, kMostShared = 112 * 1024;
 static_assert(sizeof(Memory) <= kMostShared && kThreads == GemvPlan::kThreads);
 
-/// When a block has no more than that left, blocks of the next kernel may begin.
-constexpr int64_t kLastBytes = 64 * 1024;
-
 /// A thread's part of the products. `kParts`: numbers for an element of x. What follows from the thread's number is
 /// worked out where it is needed: one kind has no register for it.
 template <int kParts>
@@ -102,7 +99,7 @@ class Multiplier {
         multiply_unit(u, {upper.x, upper.y, upper.z, upper.w}, {lower.x, lower.y, lower.z, lower.w}, sum);
       }
     }
-    if (real) sums.wait_for_room(round);
+    sums.wait_for_room(round);
     const TileSums to(round & 1);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -245,27 +242,16 @@ bool is_best(const CodebookWeight& weight, int parts) {
 bool supports_batch_gemv(const CodebookWeight& weight, const LinearArgs& args) noexcept {
   const int parts = parts_of(weight, args);
   return current_device().compute_capability == 90 && args.tokens > 1 && args.tokens <= BatchGemvPlan::kTokens &&
-         is_best(weight, parts) && fits_batch_gemv(weight.cols, parts, current_device().clusters) && weight.d == 1 &&
-         weight.index_bits == 8 && weight.k <= 256 && weight.cols % 16 == 0 && !weight.channel_scales &&
-         weight.level_scale > 0 && is_aligned(weight.indices, 16) && is_aligned(args.x.data, 16) &&
-         args.x.stride * element_bytes(args.x.dtype) % 16 == 0 &&
-         (args.precision == Precision::fast || weight.levels_fit_half);
+         is_best(weight, parts) && fits_batch_gemv(weight.cols, parts, current_device().clusters) &&
+         takes_whole_units(weight, args) && weight.level_scale > 0;
 }
 
 Status batch_gemv(const LinearArgs& args, std::span<const FusedProduct> products, Stream stream) noexcept {
   Parameters p{.x = args.x, .tokens = static_cast<int>(args.tokens), .parts = static_cast<int>(products.size())};
-  int64_t rows[kMaxFusedProducts], share[kMaxFusedProducts], all_rows = 0;
-  for (int i = 0; i < p.parts; ++i) all_rows += rows[i] = products[i].weight.rows;
   const CodebookWeight& first = products[0].weight;
   const int parts = parts_of(first, args);
-  p.plan = plan_batch_gemv(all_rows, first.cols, parts, current_device().clusters);
-  share_blocks({rows, products.size()}, p.plan.clusters, share);
-  int64_t clusters = 0, most_rows = 0;
-  for (int i = 0; i < p.parts; ++i) {
-    p.part[i] = {.product = products[i], .share = {rows[i], share[i]}, .first_cluster = static_cast<int>(clusters)};
-    clusters += share[i];
-    most_rows = std::max(most_rows, ceil_div(rows[i], share[i]));
-  }
+  p.plan = plan_batch_gemv(all_rows_of(products), first.cols, parts, current_device().clusters);
+  const auto [clusters, most_rows] = share_clusters(products, p.plan.clusters, p.part);
   p.plan.set_pass(most_rows);
   p.last_rows =
       static_cast<int>(std::max<int64_t>(p.plan.round_rows(), kLastBytes / (p.plan.units * BatchGemvPlan::kUnitCols)));

@@ -3,60 +3,36 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/cluster_plan.h"
 
 /// How the GEMV of up to 8 tokens spreads a matrix over clusters of blocks, warps and lanes.
 ///
-/// A cluster owns adjacent rows, each of its blocks `units` units of 64 of their columns. Groups of warps take tiles of
-/// 16 rows in turn; the warps of a group share the units and always have the same ones, so that their part of x stays
-/// in registers. Of a tile and a unit, lane l has 16 adjacent columns of rows l / 4 and l / 4 + 8. After each round of
-/// tiles, one for each group, a block adds up the sums of its warps, after a pass of rounds the cluster those of its
-/// blocks, each of which finishes `own_rows` of the pass.
+/// Beside what a `ClusterPlan` says: the warps of a group always have the same units, so that their part of x stays in
+/// registers. After each round of tiles, one for each group, a block adds up the sums of its warps, after a pass of
+/// rounds the cluster those of its blocks.
 namespace hxq::cuda {
 
-struct BatchGemvPlan {
-  static constexpr int kWarps = 16;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTileRows = 16;
-  static constexpr int kUnitCols = 64;
-  static constexpr int kTokens = 8;
+struct BatchGemvPlan : ClusterPlan {
   static constexpr int kTileSums = kTileRows * kTokens;
   static constexpr int kPassRows = 288;   ///< at most
   static constexpr int kMostCluster = 8;  ///< sizes are powers of two
   static_assert(kTileRows % kMostCluster == 0);
-  static constexpr int kReciprocalBits = 20;
-
   static constexpr int kFewestColGroupsLog2 = 2;
   static_assert((kWarps >> kFewestColGroupsLog2) * kTileSums <= kThreads);  // a thread for each sum of a round
 
   int cluster_log2 = 0;
-  int units = 1;  ///< of a block
-  int col_groups_log2 = kFewestColGroupsLog2;
-  int pass_rounds = 1;
-  int own_rows = 1;
-  int own_reciprocal = 1;
-  int64_t clusters = 0;
 
   HXQ_HOST_DEVICE int cluster() const { return 1 << cluster_log2; }
-  HXQ_HOST_DEVICE int col_groups() const { return 1 << col_groups_log2; }
   HXQ_HOST_DEVICE int row_groups() const { return kWarps >> col_groups_log2; }
   HXQ_HOST_DEVICE int round_rows() const { return row_groups() * kTileRows; }
   HXQ_HOST_DEVICE int pass_rows() const { return pass_rounds * round_rows(); }
-  HXQ_HOST_DEVICE int row_group_of(int warp) const { return warp >> col_groups_log2; }
-  /// The warp's first unit of the block's; its others are col_groups() apart.
-  HXQ_HOST_DEVICE int col_group_of(int warp) const { return warp & (col_groups() - 1); }
-  HXQ_HOST_DEVICE static int lane_row(int lane) { return lane / 4; }  ///< and 8 rows further
-  HXQ_HOST_DEVICE static int lane_col(int lane) { return lane % 4 * 16; }
-  /// Which block of the cluster finishes a row of a pass.
-  HXQ_HOST_DEVICE int owner_of(int row) const { return row * own_reciprocal >> kReciprocalBits; }
   /// Units that a warp has registers for. `parts`: numbers for an element of x.
   HXQ_HOST_DEVICE static constexpr int warp_units(int parts) { return 3 - parts; }
 
   void set_pass(int64_t cluster_rows) {
     pass_rounds = static_cast<int>(
         std::clamp<int64_t>(ceil_div<int64_t>(cluster_rows, round_rows()), 1, kPassRows / round_rows()));
-    own_rows = pass_rows() / cluster();  // tiles have a multiple of the largest cluster's blocks
-    own_reciprocal = (1 << kReciprocalBits) / own_rows + 1;
+    set_own_rows(pass_rows() / cluster());  // tiles have a multiple of the largest cluster's blocks
   }
 };
 

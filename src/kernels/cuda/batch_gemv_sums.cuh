@@ -203,14 +203,7 @@ class Sums {
       }
       if (pass < 0) return;
       const int64_t in_matrix = own.in_matrix + row;
-      if (product.bias) sum += product.bias[in_matrix];
-#pragma unroll 1
-      for (int n = 0; n < product.weight.rank; ++n) {
-        sum = fmaf(product.weight.low_rank_u[in_matrix * product.weight.rank + n],
-                   product.low_rank_product[token * product.weight.rank + n], sum);
-      }
-      if (product.accumulate) sum += load_at(product.y, token, in_matrix);
-      store_at(product.y, token, in_matrix, sum);
+      store_at(product.y, token, in_matrix, add_beside(product, in_matrix, token, sum));
     }
   }
 

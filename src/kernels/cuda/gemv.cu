@@ -17,10 +17,6 @@ namespace {
 
 using namespace gemv;
 
-/// When a block has no more than that left, blocks of the next kernel may begin: their first bytes come while this one
-/// ends, and not before, as it would wait for its own.
-constexpr int64_t kLastBytes = 64 * 1024;
-
 /// One thread's part of the products: its columns do not change. `kPlain`: rows and x are aligned, and x is taken as it
 /// is; otherwise anything goes, and bytes are read when they are needed.
 template <int kUnits, bool kPlain>

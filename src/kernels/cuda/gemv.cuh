@@ -17,6 +17,10 @@ inline constexpr int kManyRegisters = 72, kFewRegisters = 56;
 static_assert(2 * kManyRegisters * GemvPlan::kThreads > 65536 &&
               (kManyRegisters + kFewRegisters) * GemvPlan::kThreads <= 65536);
 
+/// When a block has no more than that left, blocks of the next kernel may begin: their first bytes come while this one
+/// ends, and not before, as it would wait for its own.
+inline constexpr int64_t kLastBytes = 64 * 1024;
+
 /// Whether it is the turn of the kind with few registers.
 bool takes_few_registers() noexcept;
 

@@ -7,8 +7,6 @@
 // A block fills a multiprocessor, so whatever comes before its first product counts: instructions that run once are
 // fetched at some 70 cycles for each eight, and everything here is loops of few instructions.
 
-#include <algorithm>
-
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/skinny_gemm_sums.cuh"
@@ -261,27 +259,16 @@ Status launch_kernel(const Parameters& p, int64_t clusters, Stream stream) {
 
 bool supports_skinny_gemm(const CodebookWeight& weight, const LinearArgs& args) noexcept {
   return current_device().compute_capability == 90 && args.tokens > 1 &&
-         args.tokens <= most_skinny_tokens(weight, parts_of(weight, args)) && weight.d == 1 && weight.index_bits == 8 &&
-         weight.k <= 256 && weight.cols % 16 == 0 && !weight.channel_scales && is_aligned(weight.indices, 16) &&
-         is_aligned(args.x.data, 16) && args.x.stride * element_bytes(args.x.dtype) % 16 == 0 &&
-         (args.precision == Precision::fast || weight.levels_fit_half) &&
+         args.tokens <= most_skinny_tokens(weight, parts_of(weight, args)) && takes_whole_units(weight, args) &&
          fits_skinny_gemm(weight.cols, args.tokens, parts_of(weight, args), current_device().clusters);
 }
 
 Status skinny_gemm(const LinearArgs& args, std::span<const FusedProduct> products, Stream stream) noexcept {
   Parameters p{.x = args.x, .tokens = static_cast<int>(args.tokens), .parts = static_cast<int>(products.size())};
-  int64_t rows[kMaxFusedProducts], share[kMaxFusedProducts], all_rows = 0;
-  for (int i = 0; i < p.parts; ++i) all_rows += rows[i] = products[i].weight.rows;
   const CodebookWeight& first = products[0].weight;
   const int parts = parts_of(first, args);
-  p.plan = plan_skinny_gemm(all_rows, first.cols, args.tokens, parts, current_device().clusters);
-  share_blocks({rows, products.size()}, p.plan.clusters, share);
-  int64_t clusters = 0, most_rows = 0;
-  for (int i = 0; i < p.parts; ++i) {
-    p.part[i] = {.product = products[i], .share = {rows[i], share[i]}, .first_cluster = static_cast<int>(clusters)};
-    clusters += share[i];
-    most_rows = std::max(most_rows, ceil_div(rows[i], share[i]));
-  }
+  p.plan = plan_skinny_gemm(all_rows_of(products), first.cols, args.tokens, parts, current_device().clusters);
+  const auto [clusters, most_rows] = share_clusters(products, p.plan.clusters, p.part);
   p.plan.set_pass(most_rows);
   if (p.plan.token_tiles == 1) {
     return parts == 2 ? launch_kernel<1, true>(p, clusters, stream) : launch_kernel<1, false>(p, clusters, stream);

@@ -3,60 +3,39 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/cluster_plan.h"
 
 /// How the product for few tokens spreads a matrix over clusters of blocks, warps and lanes.
 ///
-/// A cluster owns adjacent rows, each of its blocks a part of their columns, of which it holds x. `row_groups` groups
-/// of warps take tiles of 16 rows in turn; the warps of a group take units of 64 columns in turn. Of a tile and a unit,
-/// lane l has 16 adjacent columns of rows l / 4 and l / 4 + 8. After a round of tiles a block adds up the sums of its
-/// warps, after a pass of rounds the cluster those of its blocks, each of which finishes `own_rows` of the pass.
+/// Beside what a `ClusterPlan` says: a block holds x of its columns. `row_groups` groups of warps take tiles in turn;
+/// the warps of a group take units in turn. After a round of tiles a block adds up the sums of its warps, after a pass
+/// of rounds the cluster those of its blocks.
 namespace hxq::cuda {
 
-struct SkinnyPlan {
-  static constexpr int kWarps = 16;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTileRows = 16;
-  static constexpr int kUnitCols = 64;
-  static constexpr int kTokens = 8;                ///< of a token tile
+struct SkinnyPlan : ClusterPlan {
   static constexpr int kMostUnits = 32;            ///< of a block whose x is one number for 8 tokens
   static constexpr int kMostColGroups = 8;         ///< so that memory is read in pieces of 512 bytes
   static constexpr int kSumPitch = kTileRows + 4;  ///< lanes write the sums of a tile to different banks
   static constexpr int kMostTileSums = kWarps * 2 * kTokens * kSumPitch;  ///< floats of the sums of a round
   static constexpr int kMostPassSums = 4096;                              ///< values of y of a pass
   static constexpr int kMostOwnSums = kMostPassSums + 8 * 16;  ///< floats of its sums: shares of rows are rounded up
-  static constexpr int kReciprocalBits = 20;
 
   int token_tiles = 1;  ///< of a block: 1 or 2
   int token_groups = 1;
   int cluster = 1;
-  int units = 1;  ///< of a block
-  int col_groups_log2 = 0;
   int row_groups = 1;
   int round_tiles = 1;  ///< of a warp: 2 for one token tile
-  int pass_rounds = 1;
-  int own_rows = 1;
-  int own_reciprocal = 1;
-  int64_t clusters = 0;
 
-  HXQ_HOST_DEVICE int col_groups() const { return 1 << col_groups_log2; }
   HXQ_HOST_DEVICE int tokens() const { return token_tiles * kTokens; }
   HXQ_HOST_DEVICE int round_rows() const { return row_groups * round_tiles * kTileRows; }
   HXQ_HOST_DEVICE int pass_rows() const { return pass_rounds * round_rows(); }
-  HXQ_HOST_DEVICE int row_group_of(int warp) const { return warp >> col_groups_log2; }
-  HXQ_HOST_DEVICE int col_group_of(int warp) const { return warp & (col_groups() - 1); }
-  HXQ_HOST_DEVICE static int lane_row(int lane) { return lane / 4; }  ///< and 8 rows further
-  HXQ_HOST_DEVICE static int lane_col(int lane) { return lane % 4 * 16; }
-  /// Which block of the cluster finishes a row of a pass.
-  HXQ_HOST_DEVICE int owner_of(int row) const { return row * own_reciprocal >> kReciprocalBits; }
 
   static_assert(kWarps * 2 * kTileRows * kTokens <= kMostPassSums);  // a round fits
   void set_pass(int64_t cluster_rows) {
     const int64_t all_rounds = ceil_div<int64_t>(cluster_rows, round_rows());
     const int most_rows = kMostPassSums / tokens();
     pass_rounds = static_cast<int>(std::clamp<int64_t>(most_rows / round_rows(), 1, all_rounds));
-    own_rows = ceil_div(pass_rows(), cluster);
-    own_reciprocal = (1 << kReciprocalBits) / own_rows + 1;
+    set_own_rows(ceil_div(pass_rows(), cluster));
   }
 };
 

@@ -114,7 +114,7 @@ class Sums {
 #pragma unroll 1
       for (int row = static_cast<int>(threadIdx.x) % 32; row < count; row += 32) {
         const int64_t in_matrix = rows_.first + first_row + row;
-        float sum = extras(in_matrix, first_token(p_) + t);
+        float sum = add_beside(product_, in_matrix, first_token(p_) + t, 0);
 #pragma unroll 1
         for (int i = 0; i < p_.plan.cluster; ++i) sum += *sum_at(i, t, row);
         store_at(product_.y, first_token(p_) + t, in_matrix, sum);
@@ -149,15 +149,6 @@ class Sums {
       }
     }
     return sum;
-  }
-
-  __device__ float extras(int64_t row, int token) const {
-    float sum = product_.bias ? product_.bias[row] : 0;
-#pragma unroll 1
-    for (int n = 0; n < weight_.rank; ++n) {
-      sum = fmaf(weight_.low_rank_u[row * weight_.rank + n], product_.low_rank_product[token * weight_.rank + n], sum);
-    }
-    return product_.accumulate ? sum + load_at(product_.y, token, row) : sum;
   }
 
   const Parameters& p_;
