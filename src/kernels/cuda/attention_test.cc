@@ -243,32 +243,39 @@ TEST(CudaAttention, FusesTheStepOfATokenOfEachSequence) {
   check_attention(many, {.positions = std::vector<int>(150, 130), .lengths = std::vector<int>(150, 1)}, Way::fused);
 }
 
+/// Rows of 304 elements are read four at a time where they are aligned.
 TEST(CudaAttention, ActivatesGates) {
   HXQ_NEEDS_GPU();
   Random random(1);
-  for (const Activation activation : {Activation::silu, Activation::gelu}) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      const int64_t tokens = 3, dim = 301;
-      const auto gate = random.normals(static_cast<size_t>(tokens * dim), dtype, 3),
-                 up = random.normals(static_cast<size_t>(tokens * dim), dtype);
-      const DeviceRows dg(gate, tokens, dim, 7, dtype), du(up, tokens, dim, 2, dtype), dy(tokens, dim, 1, dtype);
-      HXQ_EXPECT_OK(gated_activation({.gate = dg.input(),
-                                      .up = du.input(),
-                                      .y = dy.output(),
-                                      .tokens = tokens,
-                                      .dim = dim,
-                                      .activation = activation},
-                                     nullptr));
-      expect_finished();
-      std::vector<double> expected, size;
-      for (size_t i = 0; i < gate.size(); ++i) {
-        const double g = gate[i];
-        const double active =
-            activation == Activation::silu ? g / (1 + std::exp(-g)) : 0.5 * g * std::erfc(-g / std::sqrt(2.0));
-        expected.push_back(active * up[i]);
-        size.push_back(std::fabs(g * up[i]));
+  struct Rows {
+    int64_t dim, gate_gap, up_gap, y_gap;
+  };
+  for (const auto& [dim, gate_gap, up_gap, y_gap] : {Rows{301, 7, 2, 1}, Rows{304, 8, 4, 0}, Rows{304, 0, 0, 1}}) {
+    for (const Activation activation : {Activation::silu, Activation::gelu}) {
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        const int64_t tokens = 3;
+        const auto gate = random.normals(static_cast<size_t>(tokens * dim), dtype, 3),
+                   up = random.normals(static_cast<size_t>(tokens * dim), dtype);
+        const DeviceRows dg(gate, tokens, dim, gate_gap, dtype), du(up, tokens, dim, up_gap, dtype),
+            dy(tokens, dim, y_gap, dtype);
+        HXQ_EXPECT_OK(gated_activation({.gate = dg.input(),
+                                        .up = du.input(),
+                                        .y = dy.output(),
+                                        .tokens = tokens,
+                                        .dim = dim,
+                                        .activation = activation},
+                                       nullptr));
+        expect_finished();
+        std::vector<double> expected, size;
+        for (size_t i = 0; i < gate.size(); ++i) {
+          const double g = gate[i];
+          const double active =
+              activation == Activation::silu ? g / (1 + std::exp(-g)) : 0.5 * g * std::erfc(-g / std::sqrt(2.0));
+          expected.push_back(active * up[i]);
+          size.push_back(std::fabs(g * up[i]));
+        }
+        expect_close(dy.values(), expected, size, 1e-6, dtype, "gates");
       }
-      expect_close(dy.values(), expected, size, 1e-6, dtype, "gates");
     }
   }
 }

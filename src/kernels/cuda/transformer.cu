@@ -47,14 +47,51 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
   }
 }
 
+/// Four adjacent elements, from where four of the type are aligned.
+__device__ float4 load_four(const Input& x, int64_t row, int64_t col) {
+  const int64_t at = row * x.stride + col;
+  if (x.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + at);
+  const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(x.data) + at);
+  const auto element = [&](int i) { return load_element(&raw, x.dtype, i); };
+  return make_float4(element(0), element(1), element(2), element(3));
+}
+
+__device__ void store_four(const Output& y, int64_t row, int64_t col, float4 v) {
+  const int64_t at = row * y.stride + col;
+  if (y.dtype == DType::f32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(y.data) + at) = v;
+    return;
+  }
+  uint2 raw;
+  const float four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) store_element(&raw, y.dtype, i, four[i]);
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y.data) + at) = raw;
+}
+
+/// kFour: elements of a thread are four adjacent ones.
+template <bool kFour>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const __grid_constant__ GatedActivationArgs p) {
   let_successors_begin();
   wait_for_predecessors();
-  const int64_t col = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t col = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * (kFour ? 4 : 1);
   if (col >= p.dim) return;
   for (int64_t t = blockIdx.y; t < p.tokens; t += gridDim.y) {
-    store_at(p.y, t, col, activated(load_at(p.gate, t, col), p.activation) * load_at(p.up, t, col));
+    if constexpr (kFour) {
+      const float4 gate = load_four(p.gate, t, col), up = load_four(p.up, t, col);
+      store_four(p.y, t, col,
+                 make_float4(activated(gate.x, p.activation) * up.x, activated(gate.y, p.activation) * up.y,
+                             activated(gate.z, p.activation) * up.z, activated(gate.w, p.activation) * up.w));
+    } else {
+      store_at(p.y, t, col, activated(load_at(p.gate, t, col), p.activation) * load_at(p.up, t, col));
+    }
   }
+}
+
+/// Whether rows can be read or written four elements at a time.
+template <class Rows>
+bool has_fours(const Rows& rows) {
+  return rows.stride % 4 == 0 && is_aligned(rows.data, static_cast<size_t>(4 * element_bytes(rows.dtype)));
 }
 
 }  // namespace
@@ -69,9 +106,12 @@ Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept {
 
 Status gated_activation(const GatedActivationArgs& args, Stream stream) noexcept {
   if (args.tokens == 0 || args.dim == 0) return Status::ok;
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(args.dim, kThreads)),
+  const bool four = args.dim % 4 == 0 && has_fours(args.gate) && has_fours(args.up) && has_fours(args.y);
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(args.dim, four ? 4 * kThreads : kThreads)),
                   static_cast<unsigned>(args.tokens < 4096 ? args.tokens : 4096));
-  return launch(gated_activation_kernel, {.grid = grid, .block = dim3(kThreads)}, stream, args);
+  const LaunchShape shape{.grid = grid, .block = dim3(kThreads)};
+  return four ? launch(gated_activation_kernel<true>, shape, stream, args)
+              : launch(gated_activation_kernel<false>, shape, stream, args);
 }
 
 }  // namespace hxq::cuda
