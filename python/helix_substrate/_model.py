@@ -112,10 +112,15 @@ class Steps:
         _core.check(library.hxq_forward(self._address, self._segments, len(self._segments)))
 
 
-def _options(threads: int, precision: str | None, device: str = "cpu") -> _abi.ModelOptions:
+def _options(
+    threads: int, precision: str | None, device: str = "cpu", kv_cache: str = "f32"
+) -> _abi.ModelOptions:
+    if kv_cache not in ("f32", "f16"):
+        raise ValueError(f"kv_cache is {kv_cache!r}, expected 'f32' or 'f16'")
     return _abi.ModelOptions(
         threads=_core.whole_number("threads", threads),
         target=_core.target_name(),
+        kv_cache=_core.DTYPES[kv_cache.upper()],
         precision=_core.precision_code(precision),
         device=_core.text_in_c(device),
     )
@@ -144,10 +149,18 @@ class Model(OpenModel):
     """A language model folder, dense or compressed, run by the core itself, without torch: what `hxq generate` runs.
 
     It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision:
-    "fast" or "exact", as of `set_precision`; None: what is set. device: "cpu", or an NVIDIA GPU: "cuda", "cuda:N"."""
+    "fast" or "exact", as of `set_precision`; None: what is set. device: "cpu", or an NVIDIA GPU: "cuda", "cuda:N".
+    kv_cache: how attention keeps keys and values, "f32", or "f16" at half the memory."""
 
-    def __init__(self, folder: _core.Folder, threads: int = 0, precision: str | None = None, device: str = "cpu"):
-        options, handle = _options(threads, precision, device), c_void_p()
+    def __init__(
+        self,
+        folder: _core.Folder,
+        threads: int = 0,
+        precision: str | None = None,
+        device: str = "cpu",
+        kv_cache: str = "f32",
+    ):
+        options, handle = _options(threads, precision, device, kv_cache), c_void_p()
         _core.check(library.hxq_model_open(_core.path_in_c(folder), byref(options), byref(handle)))
         super().__init__(handle)
         self._sequence = self.new_sequence()

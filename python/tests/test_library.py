@@ -1,6 +1,7 @@
 """The library behind Python: its interface, precision of its products, stopping its work."""
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import helix_substrate
+from conftest import ROOT
 from helix_substrate import _abi, _core
 
 pytestmark = pytest.mark.release_independent
@@ -101,7 +103,22 @@ def test_wrong_calls_are_value_errors(hxq_folder):
         model.forward([2**32 + 5])
     with pytest.raises(ValueError, match="sidecar_fraction is 2,"):
         helix_substrate.compress(hxq_folder, "/nowhere/x", sidecar_fraction=2.0)
+    with pytest.raises(ValueError, match="kv_cache is 'f8', expected 'f32' or 'f16'"):
+        helix_substrate.Model(hxq_folder, kv_cache="f8")
+    with pytest.raises(ValueError, match="kv_cache has no effect: the model has no attention"):
+        helix_substrate.Model(hxq_folder, kv_cache="f16")
     assert model.position == 0
+
+
+def test_keys_and_values_are_kept_as_asked_for():
+    folder = ROOT / "tests" / "e2e" / "llama-bias"
+    tokens = [1, 5, 9, 2, 7, 3]
+    wide, half = (
+        list(itertools.chain(*helix_substrate.Model(folder, kv_cache=kept).forward(tokens).tolist()))
+        for kept in ("f32", "f16")
+    )
+    assert half != wide
+    assert half == pytest.approx(wide, abs=1e-2)
 
 
 # ---- Precision ----

@@ -93,6 +93,12 @@ ModelOptions options_of(const hxq_model_options* options) {
   return made;
 }
 
+hxq_model* new_model(Model model, const ModelOptions& options) {
+  require(options.kv_cache == DType::f32 || model.info().has_attention,
+          "kv_cache has no effect: the model has no attention");
+  return new hxq_model{std::make_shared<OpenedModel>(std::move(model))};
+}
+
 std::vector<NamedTensor> named_tensors(std::span<const hxq_tensor> tensors) {
   std::vector<NamedTensor> named;
   std::set<std::string_view> names;
@@ -144,7 +150,8 @@ void check(const OpenedModel& opened, const hxq_segment& segment) {
 hxq_status hxq_model_open(const char* folder, const hxq_model_options* options, hxq_model** model) {
   return guard("opening a model", [&] {
     require_pointers({{"folder", folder}, {"model", model}});
-    *model = new hxq_model{std::make_shared<OpenedModel>(Model::open(folder, options_of(options)))};
+    const ModelOptions chosen = options_of(options);
+    *model = new_model(Model::open(folder, chosen), chosen);
   });
 }
 
@@ -153,7 +160,8 @@ hxq_status hxq_model_create(const char* config, const hxq_tensor* tensors, size_
   return guard("making a model", [&] {
     require_pointers({{"config", config}, {"tensors", tensors}, {"model", model}});
     const std::vector<NamedTensor> named = named_tensors({tensors, count});
-    *model = new hxq_model{std::make_shared<OpenedModel>(Model::over(config, named, options_of(options)))};
+    const ModelOptions chosen = options_of(options);
+    *model = new_model(Model::over(config, named, chosen), chosen);
   });
 }
 
@@ -171,7 +179,7 @@ hxq_status hxq_cuda_model_create(const char* config, const hxq_tensor* tensors, 
         copies[static_cast<const std::byte*>(tensors[i].data)] = static_cast<const std::byte*>(on_gpu[i]);
     }
     const kernels::CudaDevice::Lent lent(device, std::move(copies));
-    *model = new hxq_model{std::make_shared<OpenedModel>(Model::over(config, named, chosen))};
+    *model = new_model(Model::over(config, named, chosen), chosen);
   });
 }
 

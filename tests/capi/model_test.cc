@@ -14,6 +14,7 @@ namespace {
 
 const std::string kLlama = HXQ_SOURCE_DIR "/tests/e2e/llama-bias";
 const std::string kZamba = HXQ_SOURCE_DIR "/tests/e2e/zamba2-plain";
+const std::string kMamba = HXQ_SOURCE_DIR "/models/wiki-mamba-7m";
 constexpr std::array<int32_t, 6> kTokens = {1, 5, 9, 2, 7, 3};
 
 ModelHandle open(const std::string& folder, const hxq_model_options* options = nullptr) {
@@ -258,6 +259,8 @@ TEST(Models, WrongOptionsAreInvalidAndWrongFilesAreBadData) {
   expect_invalid(with({.threads = 100000}), "100000 threads");
   expect_invalid(with({.target = "sse9"}), "target is 'sse9'");
   expect_invalid(with({.kv_cache = HXQ_U8}), "kv_cache");
+  const hxq_model_options half = {.kv_cache = HXQ_F16};
+  expect_invalid(hxq_model_open(kMamba.c_str(), &half, &model), "kv_cache has no effect");
   expect_invalid(with({.precision = 7}), "precision is 7");
   expect_invalid(with({.device = "tpu"}), "there is no device 'tpu'");
   expect_invalid(with({.device = "cuda:63"}), "device 'cuda:63' cannot be used");
