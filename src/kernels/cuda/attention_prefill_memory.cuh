@@ -43,16 +43,6 @@ struct PrefillMemory {
   alignas(16) std::conditional_t<kConverts, ArrivingFloats<kDim>, NothingArrives> arriving;
 };
 
-__device__ inline uint32_t bits_of(__half2 pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
-
-/// Two numbers as binary16, and what those lack.
-template <int kParts>
-__device__ inline void split(float x, float y, uint32_t (&parts)[kParts]) {
-  const __half2 high = __floats2half2_rn(x, y);
-  parts[0] = bits_of(high);
-  if constexpr (kParts == 2) parts[1] = bits_of(__floats2half2_rn(x - __low2float(high), y - __high2float(high)));
-}
-
 /// Converts a strip and gives the power of two that it was divided by.
 template <int kParts, int kPieces, int kRows, int kStride>
 __device__ inline float convert_strip(const float4 (&from)[kPieces][32], __half (&to)[kParts][kRows][kStride],
@@ -80,24 +70,6 @@ __device__ inline float convert_strip(const float4 (&from)[kPieces][32], __half 
     }
   }
   return scale;
-}
-
-/// d, two blocks of 8 columns side by side for each 16 rows, += a b.
-template <int kRowTiles, int kLeftParts, int kRightParts>
-__device__ inline void multiply_parts(float (&d)[kRowTiles][2][4], const uint32_t (&a)[kLeftParts][kRowTiles][4],
-                                      const uint32_t (&b)[kRightParts][4]) {
-#pragma unroll
-  for (int part = kLeftParts - 1; part >= 0; --part) {
-#pragma unroll
-    for (int other = kRightParts - 1; other >= 0; --other) {
-      if (part + other == 2) continue;
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) multiply_add(d[m][n], a[part][m], b[other][2 * n], b[other][2 * n + 1]);
-      }
-    }
-  }
 }
 
 }  // namespace hxq::cuda

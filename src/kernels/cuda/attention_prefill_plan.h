@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/tensor_core_places.h"
 
 /// How attention of many rows is divided (attention_prefill.cu): blocks have rows of queries, go through positions in
 /// steps, and their warps convert a step's keys and values in strips.
@@ -75,30 +75,5 @@ struct StripShare {
     return {warp < key_strips ? INT32_MAX / 2 : warp - key_strips, warps - key_strips};
   }
 };
-
-/// Elements of a row of halves in shared memory: an odd number of 16-byte pieces, so that a column of pieces of eight
-/// adjacent rows is in different banks.
-constexpr int spread_row(int cols) { return cols + 8; }
-
-/// Where a lane begins in a 16 x 16 block of halves when a warp loads it for m16n8k16, left operands as they are and
-/// right operands (a row for each of the 16 that are summed over) transposed: registers 0 to 3 are a left operand, 0
-/// and 1 a right one for the first 8 columns, 2 and 3 for the others.
-struct BlockPlace {
-  int row, col;
-
-  HXQ_HOST_DEVICE constexpr explicit BlockPlace(int lane) : row(lane % 16), col(lane / 16 * 8) {}
-};
-
-/// The row (0 or 8 more) and the first of two columns of the results of m16n8k16 that a lane gets; its registers 0 and
-/// 1 are of the row, 2 and 3 of the one 8 further down.
-struct ResultPlace {
-  int row, col;
-
-  HXQ_HOST_DEVICE constexpr explicit ResultPlace(int lane) : row(lane / 4), col(lane % 4 * 2) {}
-};
-
-/// The register of a left operand of 16 columns that holds two adjacent results of one of its blocks of 8 columns, in
-/// the upper (0) or lower (1) eight rows.
-HXQ_HOST_DEVICE constexpr int left_register(int block, int half) { return 2 * block + half; }
 
 }  // namespace hxq::cuda

@@ -1,6 +1,6 @@
 // Products of a warp by tensor cores, of any GPU since 8.0, into float: d [16, 8] += a [16, 16] b [16, 8] of binary16,
 // d [16, 8] += a [16, 8] b [8, 8] of TF32. Which elements a lane holds: BlockPlace and ResultPlace in
-// attention_prefill_plan.h; of TF32, rows and columns of a are l / 4 and l % 4, and 8 and 4 further.
+// tensor_core_places.h; of TF32, rows and columns of a are l / 4 and l % 4, and 8 and 4 further.
 
 #pragma once
 
@@ -53,6 +53,34 @@ __device__ inline void load_blocks_transposed(uint32_t (&out)[4], const __half* 
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(from)
                : "memory");
+}
+
+__device__ inline uint32_t bits_of(__half2 pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
+
+/// Two numbers as binary16, and what those lack.
+template <int kParts>
+__device__ inline void split(float x, float y, uint32_t (&parts)[kParts]) {
+  const __half2 high = __floats2half2_rn(x, y);
+  parts[0] = bits_of(high);
+  if constexpr (kParts == 2) parts[1] = bits_of(__floats2half2_rn(x - __low2float(high), y - __high2float(high)));
+}
+
+/// d, two blocks of 8 columns side by side for each 16 rows, += a b.
+template <int kRowTiles, int kLeftParts, int kRightParts>
+__device__ inline void multiply_parts(float (&d)[kRowTiles][2][4], const uint32_t (&a)[kLeftParts][kRowTiles][4],
+                                      const uint32_t (&b)[kRightParts][4]) {
+#pragma unroll
+  for (int part = kLeftParts - 1; part >= 0; --part) {
+#pragma unroll
+    for (int other = kRightParts - 1; other >= 0; --other) {
+      if (part + other == 2) continue;
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) multiply_add(d[m][n], a[part][m], b[other][2 * n], b[other][2 * n + 1]);
+      }
+    }
+  }
 }
 
 }  // namespace hxq::cuda
