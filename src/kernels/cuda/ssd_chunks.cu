@@ -3,6 +3,9 @@
 // own tokens add, (C B^T, masked and decayed) x; then B^T x, decayed to the chunk's end, is added to the state. C, B
 // and C B^T are the same for all heads of a group: a kernel before brings them into the form that is multiplied.
 //
+// Within a chunk what is left of x at the end of its tile of 16 tokens serves all later tiles and the state; only the
+// tiles on the diagonal are decayed one by one.
+//
 // Each number is two of binary16, divided by a power of two that fits its row or its tile of 16 x 16, and a product is
 // three. Decays are powers of differences of sums: none is above 1, and none is divided by.
 
@@ -26,10 +29,15 @@ class Worker {
 
  public:
   __device__ Worker(const ChunkParameters& p, Memory& shared)
-      : args_(p.args), shared_(shared), slices_(ceil_div(static_cast<int>(args_.head_dim), Shape::kDims)) {
+      : args_(p.args),
+        shared_(shared),
+        x_in_pairs_(moves_pairs(args_.x.data, args_.x.stride, args_.x.dtype, args_.head_dim)),
+        z_in_pairs_(moves_pairs(args_.z.data, args_.z.stride, args_.z.dtype, args_.head_dim)),
+        y_in_pairs_(moves_pairs(args_.y.data, args_.y.stride, args_.y.dtype, args_.head_dim)) {
+    const int slices = ceil_div(static_cast<int>(args_.head_dim), Shape::kDims);
     sequence_ = static_cast<int>(blockIdx.y);
-    head_ = static_cast<int>(blockIdx.x) / slices_;
-    first_dim_ = static_cast<int>(blockIdx.x) % slices_ * Shape::kDims;
+    head_ = static_cast<int>(blockIdx.x) / slices;
+    first_dim_ = static_cast<int>(blockIdx.x) % slices * Shape::kDims;
     const RowRange segment = args_.batch.segments[sequence_];
     first_ = segment.begin;
     rows_ = is_taken(p, segment) ? segment.end - segment.begin : 0;
@@ -37,45 +45,33 @@ class Worker {
     const int group = head_ / static_cast<int>(args_.heads / args_.groups);
     from_ = chunk_of<kStates, kChunk>(p, sequence_, 0, group);
     chunks_ = ceil_div(rows_, kChunk);
-    a_ = args_.a[head_], bias_ = args_.dt_bias[head_], d_ = args_.d[head_];
   }
 
   __device__ void run() {
     if (rows_ == 0) return;
-    for (int k = 0; k < kBuffers; ++k) copy_scores(k), copy_inputs(k);
-    load_x(0);
-    if (warp() == 0) weigh_tokens(0);
-    load_state();
-    store_state_parts();
-    for (int k = 0; k < chunks_; ++k) {
-      load_z(k);
-      wait_for_copies<2 * (kBuffers - 1)>();
-      __syncthreads();  // scores, times and the state are there, and the inputs before have been read
-      if (k > 0) copy_inputs(k - 1 + kBuffers);
-      const float kept = fast_exp2(shared_.times[k % 2].log_decay(kChunk - 1));
-      place_x(k);
-      if (k + 1 < chunks_) load_x(k + 1);
-      __syncthreads();
-      write_outputs(k);
-      if (k + 1 < chunks_ && warp() == 0) weigh_tokens(k + 1);
-      wait_for_copies<2 * (kBuffers - 1)>();
-      __syncthreads();  // inputs are there, and scores and the state have been read
-      copy_scores(k + kBuffers);
-      advance(k, kept);
-      if (k + 1 < chunks_) store_state_parts();
+#pragma unroll 1
+    for (int k = 0; k < kBuffers; ++k) copy_scores(k);
+    if (warp() < Shape::kWarps) {
+      load_state();
+      store_state_parts();
+      multiply_chunks();
+      store_state();
+    } else {
+      prepare_chunks();
     }
-    store_state();
   }
 
  private:
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ static int lane() { return thread() % 32; }
   __device__ static int warp() { return thread() / 32; }
-  __device__ bool has_dim(int dim) const { return first_dim_ + dim < args_.head_dim; }
   __device__ int64_t column(int dim) const { return int64_t{head_} * args_.head_dim + first_dim_ + dim; }
+  /// Of the head, from the block's element `dim` on.
+  __device__ int dims_from(int dim) const { return static_cast<int>(args_.head_dim) - first_dim_ - dim; }
 
   template <class T>
   __device__ static void copy(T& to, const T& from) {
+#pragma unroll 4
     for (int i = thread(); i < static_cast<int>(sizeof(T) / 16); i += Shape::kThreads)
       copy_async<16>(reinterpret_cast<uint4*>(&to) + i, reinterpret_cast<const uint4*>(&from) + i);
   }
@@ -83,26 +79,77 @@ class Worker {
     if (k < chunks_) copy(shared_.scores[k % kBuffers], from_[k * args_.groups].scores);
     end_copy_group();
   }
-  __device__ void copy_inputs(int k) {
-    if (k < chunks_) copy(shared_.inputs[k % kBuffers], from_[k * args_.groups].inputs);
+
+  // All warps meet twice in each chunk.
+
+  /// Scores, x, times and the state of a chunk are there; inputs, x and times of the one before have been read.
+  __device__ void begin_outputs(int k) {
+    wait_for_copies<kBuffers - 1>();
+    __syncthreads();
+    copy(shared_.inputs, from_[k * args_.groups].inputs);
     end_copy_group();
+  }
+  /// Inputs are there; scores and the state have been read.
+  __device__ void begin_state(int k) {
+    wait_for_copies<0>();
+    __syncthreads();
+    copy_scores(k + kBuffers);
+  }
+
+  __device__ void multiply_chunks() {
+    __syncthreads();  // times of the first two chunks are there
+#pragma unroll 1
+    for (int k = 0; k < chunks_; ++k) {
+      begin_outputs(k);
+      load_z(k);
+      write_outputs(k);
+      begin_state(k);
+      advance(k);
+      if (k + 1 < chunks_) store_state_parts();
+    }
+  }
+
+  /// x of a chunk is there one before, its times two, which one warp works out.
+  __device__ void prepare_chunks() {
+    const bool weighs = warp() == Shape::kWarps;
+    for (int k = 0; k < 2 && weighs; ++k) load_dt(k), weigh_tokens(k);
+    load_x(0);
+    __syncthreads();
+    place_x(0);
+    load_x(1);
+#pragma unroll 1
+    for (int k = 0; k < chunks_; ++k) {
+      begin_outputs(k);
+      if (weighs) load_dt(k + 2);
+      if (k + 1 < chunks_) place_x(k + 1);
+      begin_state(k);
+      load_x(k + 2);
+      if (weighs) weigh_tokens(k + 2);
+    }
+  }
+
+  static constexpr int kLaneTokens = kChunk / 32;
+
+  __device__ void load_dt(int k) {
+#pragma unroll
+    for (int i = 0; i < kLaneTokens; ++i) {
+      const int t = k * kChunk + kLaneTokens * lane() + i;
+      dt_[i] = t < rows_ ? load_at(args_.dt, first_ + t, head_) : 0;
+    }
   }
 
   /// What decays a chunk, by one warp. Sums in double: a float would lose what neighbours of large sums differ by.
   __device__ void weigh_tokens(int k) {
-    constexpr int kEach = kChunk / 32;
-    ChunkTimes<kChunk>& times = shared_.times[k % 2];
-    double log[kEach], sum = 0;
+    ChunkTimes<kChunk>& times = shared_.times[k % 4];
+    const float a = args_.a[head_] * kLog2E, bias = args_.dt_bias[head_];
+    double log[kLaneTokens], sum = 0;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int t = kEach * lane() + i;
-      float delta = 0;
-      if (k * kChunk + t < rows_) {
-        const float dt = load_at(args_.dt, first_ + k * kChunk + t, head_);
-        delta = fminf(fmaxf(softplus(dt + bias_), args_.dt_min), args_.dt_max);
-      }
-      times.delta[t] = delta;
-      sum += fmaxf(delta * a_ * kLog2E, kLeastLog);
+    for (int i = 0; i < kLaneTokens; ++i) {
+      const int t = kLaneTokens * lane() + i;
+      const float delta = fminf(fmaxf(softplus(dt_[i] + bias), args_.dt_min), args_.dt_max);
+      const bool exists = k * kChunk + t < rows_;
+      times.delta[t] = exists ? delta : 0;
+      sum += exists ? fmaxf(delta * a, kLeastLog) : 0;
       log[i] = sum;
     }
     double before = sum;
@@ -113,166 +160,201 @@ class Worker {
     }
     before -= sum;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int t = kEach * lane() + i;
+    for (int i = 0; i < kLaneTokens; ++i) {
+      const int t = kLaneTokens * lane() + i;
       const double all = before + log[i], whole = floor(all);
       times.whole[t] = static_cast<float>(whole);
       times.rest[t] = static_cast<float>(all - whole);
     }
   }
 
-  // A warp brings a tile of 16 tokens and 16 elements of x.
-  __device__ static int x_token(int i) { return warp() / 2 * 16 + 4 * i + lane() / 8; }
-  __device__ static int x_dim() { return warp() % 2 * 16 + lane() % 8 * 2; }
+  // Of a tile of x a lane has two elements of every fourth token.
+  __device__ static int placer_tile(int j) { return warp() - Shape::kWarps + j * Shape::kPlacers; }
+  __device__ static int x_token(int j) { return placer_tile(j) / Shape::kDimTiles * 16 + lane() / 8; }
+  __device__ static int x_dim(int j) { return placer_tile(j) % Shape::kDimTiles * 16 + lane() % 8 * 2; }
 
   __device__ void load_x(int k) {
+    if (k >= chunks_) return;
+    const ChunkScores<kStates, kChunk>& scores = from_[k * args_.groups].scores;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = k * kChunk + x_token(i);
+    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
+      const int t = k * kChunk + x_token(j);
+      load_pairs(args_.x, x_in_pairs_, (first_ + t) * args_.x.stride + column(x_dim(j)), 4 * args_.x.stride,
+                 ceil_div(rows_ - t, 4), dims_from(x_dim(j)), x_[j]);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        x_[i][j] = t < rows_ && has_dim(x_dim() + j) ? load_bits(args_.x, first_ + t, column(x_dim() + j)) : 0;
-      }
+      for (int i = 0; i < 4; ++i) b_scale_[j][i] = scores.b_scale[x_token(j) + 4 * i];
     }
   }
 
   __device__ void place_x(int k) {
-    const ChunkTimes<kChunk>& times = shared_.times[k % 2];
-    float x[4][2], left[4], largest = 0, largest_left = 0;
+    const ChunkTimes<kChunk>& times = shared_.times[k % 4];
+    auto& to = shared_.x[k % 2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = x_token(i);
-      left[i] = times.delta[t] * fast_exp2(times.log_decay(t, kChunk - 1)) * shared_.scores[k % kBuffers].b_scale[t];
+    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
+      const int row_tile = placer_tile(j) / Shape::kDimTiles, col_tile = placer_tile(j) % Shape::kDimTiles;
+      const int end = 16 * row_tile + 15;
+      float x[4][2], left[4], largest = 0, largest_left = 0;
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        x[i][j] = element_of(x_[i][j], args_.x.dtype);
-        largest = fmaxf(largest, fabsf(x[i][j]));
-        largest_left = fmaxf(largest_left, fabsf(x[i][j] * left[i]));
+      for (int i = 0; i < 4; ++i) {
+        const int t = x_token(j) + 4 * i;
+        left[i] = times.delta[t] * times.decay(t, end) * b_scale_[j][i];
+        x[i][0] = element_of(x_[j][i][0], args_.x.dtype), x[i][1] = element_of(x_[j][i][1], args_.x.dtype);
+        const float larger = fmaxf(fabsf(x[i][0]), fabsf(x[i][1]));
+        largest = fmaxf(largest, larger);
+        largest_left = fmaxf(largest_left, larger * left[i]);
       }
-    }
-    const float scale = scale_for(max_lanes(largest)), left_scale = scale_for(max_lanes(largest_left));
-    const float inverse = inverse_of_scale(scale), left_inverse = inverse_of_scale(left_scale);
+      const float scale = scale_for(max_lanes(largest)), left_scale = scale_for(max_lanes(largest_left));
+      const float inverse = inverse_of_scale(scale), left_inverse = inverse_of_scale(left_scale);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      store_parts(shared_.x, x_token(i), x_dim(), x[i][0], x[i][1], inverse);
-      store_parts(shared_.last, x_token(i), x_dim(), x[i][0] * left[i], x[i][1] * left[i], left_inverse);
-    }
-    if (lane() == 0) {
-      shared_.x_scale[warp() / 2][warp() % 2] = scale;
-      shared_.last_scale[warp() / 2][warp() % 2] = left_scale;
+      for (int i = 0; i < 4; ++i) {
+        const int t = x_token(j) + 4 * i;
+        store_parts(to.x, t, x_dim(j), x[i][0], x[i][1], inverse);
+        store_parts(to.left, t, x_dim(j), x[i][0] * left[i], x[i][1] * left[i], left_inverse);
+      }
+      if (lane() == 0) {
+        to.x_scale[row_tile][col_tile] = scale;
+        to.left_scale[row_tile][col_tile] = left_scale;
+        to.last_scale[row_tile][col_tile] = left_scale * times.decay(end, kChunk - 1);
+      }
     }
   }
 
   // A warp has a tile of 16 tokens and 16 elements of the outputs.
-  __device__ static int token(int h) { return warp() / 2 * 16 + 8 * h + ResultPlace(lane()).row; }
-  __device__ static int dim(int n) { return warp() % 2 * 16 + 8 * n + ResultPlace(lane()).col; }
-
-  /// body(h, n, i, row, column) for each output of the lane that there is.
-  template <class Body>
-  __device__ void for_outputs(int k, const Body& body) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int t = k * kChunk + token(h);
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (t < rows_ && has_dim(dim(n) + i)) body(h, n, i, first_ + t, column(dim(n) + i));
-        }
-      }
-    }
-  }
+  __device__ static int token_tile() { return warp() / Shape::kDimTiles; }
+  __device__ static int dim_tile() { return warp() % Shape::kDimTiles; }
+  __device__ static int token(int h) { return 16 * token_tile() + 8 * h + ResultPlace(lane()).row; }
+  __device__ static int dim(int n) { return 16 * dim_tile() + 8 * n + ResultPlace(lane()).col; }
 
   __device__ void load_z(int k) {
     if (!args_.z.data) return;
-    for_outputs(
-        k, [&](int h, int n, int i, int64_t row, int64_t col) { z_[n][2 * h + i] = load_bits(args_.z, row, col); });
+    const int t = k * kChunk + token(0);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      load_pairs(args_.z, z_in_pairs_, (first_ + t) * args_.z.stride + column(dim(n)), 8 * args_.z.stride,
+                 ceil_div(rows_ - t, 8), dims_from(dim(n)), z_[n]);
+    }
   }
 
   __device__ void write_outputs(int k) {
     const auto& scores = shared_.scores[k % kBuffers];
-    const ChunkTimes<kChunk>& times = shared_.times[k % 2];
+    const ChunkTimes<kChunk>& times = shared_.times[k % 4];
     float sum[2][4] = {};
     add_state(scores, sum);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float factor = fast_exp2(times.log_decay(token(h))) * scores.c_scale[token(h)];
+      const float factor = times.decay(token(h)) * scores.c_scale[token(h)];
 #pragma unroll
       for (int n = 0; n < 2; ++n) sum[n][2 * h] *= factor, sum[n][2 * h + 1] *= factor;
     }
-    add_tokens(scores, times, sum);
-    for_outputs(k, [&](int h, int n, int i, int64_t row, int64_t col) {
-      float y = sum[n][2 * h + i];
-      if (args_.z.data) y *= silu(element_of(z_[n][2 * h + i], args_.z.dtype));
-      store_at(args_.y, row, col, y);
-    });
+    add_earlier_tokens(scores, times, shared_.x[k % 2], sum);
+    add_tile(scores, times, shared_.x[k % 2], sum);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (k * kChunk + token(h) >= rows_) break;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        float y[2] = {sum[n][2 * h], sum[n][2 * h + 1]};
+        if (args_.z.data) {
+          for (int i = 0; i < 2; ++i) y[i] *= silu(element_of(z_[n][h][i], args_.z.dtype));
+        }
+        store_pair(first_ + k * kChunk + token(h), dim(n), y);
+      }
+    }
+  }
+
+  __device__ void store_pair(int64_t row, int dim, const float (&y)[2]) const {
+    const int count = dims_from(dim);
+    if (y_in_pairs_ && count > 0) {
+      auto* to = static_cast<float*>(args_.y.data) + row * args_.y.stride + column(dim);
+      *reinterpret_cast<float2*>(to) = make_float2(y[0], y[1]);
+    } else if (count > 0) {
+      store_at(args_.y, row, column(dim), y[0]);
+      if (count > 1) store_at(args_.y, row, column(dim + 1), y[1]);
+    }
   }
 
   /// sum += C h
   __device__ void add_state(const ChunkScores<kStates, kChunk>& scores, float (&sum)[2][4]) const {
     const BlockPlace place(lane());
-    const int row_tile = warp() / 2, col_tile = warp() % 2;
 #pragma unroll
     for (int n = 0; n < Shape::kStateTiles; ++n) {
       uint32_t a[2][1][4], b[2][4];
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        load_blocks(a[part][0], &scores.c[part][16 * row_tile + place.row][16 * n + place.col]);
-        load_blocks_transposed(b[part], &shared_.state[part][16 * n + place.row][16 * col_tile + place.col]);
+        load_blocks(a[part][0], &scores.c[part][16 * token_tile() + place.row][16 * n + place.col]);
+        load_blocks_transposed(b[part], &shared_.state[part][16 * n + place.row][16 * dim_tile() + place.col]);
       }
-      const float scale = shared_.state_scale[n][col_tile];
+      const float scale = shared_.state_scale[n][dim_tile()];
       add_step(sum, a, b, {scale, scale});
     }
   }
 
-  /// sum += what the chunk's tokens up to each add
-  __device__ void add_tokens(const ChunkScores<kStates, kChunk>& scores, const ChunkTimes<kChunk>& times,
-                             float (&sum)[2][4]) const {
+  /// sum += what the tiles of tokens before the warp's add
+  __device__ void add_earlier_tokens(const ChunkScores<kStates, kChunk>& scores, const ChunkTimes<kChunk>& times,
+                                     const ChunkX<kChunk, Shape::kDims>& x, float (&sum)[2][4]) const {
     const BlockPlace place(lane());
-    const int row_tile = warp() / 2, col_tile = warp() % 2;
-#pragma unroll
-    for (int k = 0; k < Shape::kTokenTiles; ++k) {
-      if (k > row_tile) break;
+#pragma unroll 1
+    for (int k = 0; k < token_tile(); ++k) {
       uint32_t a[2][1][4], b[2][4];
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        load_blocks(a[part][0], &scores.score[part][16 * token_tile() + place.row][16 * k + place.col]);
+        load_blocks_transposed(b[part], &x.left[part][16 * k + place.row][16 * dim_tile() + place.col]);
+      }
       float factor[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int t = token(h);
-        float weight[2][2], largest = 0;
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          const int first = 16 * k + 8 * n + ResultPlace(lane()).col;
-          const auto score = *reinterpret_cast<const float2*>(&scores.score[t][first]);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int s = first + i;
-            float& w = weight[n][i];
-            w = s > t ? 0.0f : (i == 0 ? score.x : score.y) * times.delta[s] * fast_exp2(times.log_decay(s, t));
-            if (s == t) w += d_;
-            largest = fmaxf(largest, fabsf(w));
-          }
-        }
-        const float scale = scale_for(max_lanes(largest, 4)), inverse = inverse_of_scale(scale);
-        factor[h] = scale * shared_.x_scale[k][col_tile];
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          uint32_t parts[2];
-          split(weight[n][0] * inverse, weight[n][1] * inverse, parts);
-#pragma unroll
-          for (int part = 0; part < 2; ++part) a[part][0][left_register(n, h)] = parts[part];
-        }
-      }
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        load_blocks_transposed(b[part], &shared_.x[part][16 * k + place.row][16 * col_tile + place.col]);
+        factor[h] = scores.score_scale[token(h)][k] * times.decay(16 * k + 15, token(h)) * x.left_scale[k][dim_tile()];
       }
       add_step(sum, a, b, factor);
     }
   }
 
+  /// sum += what tokens of the warp's own tile add, and D x
+  __device__ void add_tile(const ChunkScores<kStates, kChunk>& scores, const ChunkTimes<kChunk>& times,
+                           const ChunkX<kChunk, Shape::kDims>& x, float (&sum)[2][4]) const {
+    const BlockPlace place(lane());
+    uint32_t score[2][4], a[2][1][4], b[2][4];
+    float factor[2];
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      load_blocks(score[part], &scores.score[part][16 * token_tile() + place.row][16 * token_tile() + place.col]);
+      load_blocks_transposed(b[part], &x.x[part][16 * token_tile() + place.row][16 * dim_tile() + place.col]);
+    }
+    const float d = args_.d[head_];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int t = token(h);
+      const float scale = scores.score_scale[t][token_tile()];
+      float weight[2][2], largest = 0;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float2 own = joined(score[0][left_register(n, h)], score[1][left_register(n, h)]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int s = 16 * token_tile() + 8 * n + ResultPlace(lane()).col + i;
+          const float all = (i == 0 ? own.x : own.y) * scale * scores.b_scale[s] * times.delta[s] * times.decay(s, t);
+          weight[n][i] = s > t ? 0.0f : s < t ? all : all + d;
+          largest = fmaxf(largest, fabsf(weight[n][i]));
+        }
+      }
+      const float weight_scale = scale_for(max_lanes(largest, 4)), inverse = inverse_of_scale(weight_scale);
+      factor[h] = weight_scale * x.x_scale[token_tile()][dim_tile()];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        uint32_t parts[2];
+        split(weight[n][0] * inverse, weight[n][1] * inverse, parts);
+#pragma unroll
+        for (int part = 0; part < 2; ++part) a[part][0][left_register(n, h)] = parts[part];
+      }
+    }
+    add_step(sum, a, b, factor);
+  }
+
   /// The state after the chunk.
-  __device__ void advance(int k, float kept) {
-    const auto& from = shared_.inputs[k % kBuffers].b;
+  __device__ void advance(int k) {
+    const auto& x = shared_.x[k % 2];
+    const float kept = shared_.times[k % 4].decay(kChunk - 1);
     const TransposedPlace left(lane());
     const BlockPlace right(lane());
 #pragma unroll
@@ -290,7 +372,7 @@ class Worker {
       for (int c = 0; c < kColTiles; ++c) {
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-          load_blocks_transposed(b[c][part], &shared_.last[part][16 * t + right.row][16 * col_tile(c) + right.col]);
+          load_blocks_transposed(b[c][part], &x.left[part][16 * t + right.row][16 * col_tile(c) + right.col]);
         }
       }
 #pragma unroll
@@ -298,11 +380,11 @@ class Worker {
         uint32_t a[2][1][4];
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-          load_blocks_transposed(a[part][0], &from[part][16 * t + left.row][16 * row_tile(m) + left.col]);
+          load_blocks_transposed(a[part][0], &shared_.inputs.b[part][16 * t + left.row][16 * row_tile(m) + left.col]);
         }
 #pragma unroll
         for (int c = 0; c < kColTiles; ++c) {
-          const float scale = shared_.last_scale[t][col_tile(c)];
+          const float scale = x.last_scale[t][col_tile(c)];
           add_step(state_[m][c], a, b[c], {scale, scale});
         }
       }
@@ -327,7 +409,7 @@ class Worker {
           const int n = 16 * row_tile(m) + i % 4 / 2 * 8 + result.row;
           const int dim = 16 * col_tile(c) + i / 4 * 8 + result.col + i % 2;
           float& value = state_[m][c][i / 4][i % 4];
-          if (n < args_.state_size && has_dim(dim)) {
+          if (n < args_.state_size && dims_from(dim) > 0) {
             inside(value, (head + n) * args_.head_dim + first_dim_ + dim);
           } else {
             outside(value);
@@ -368,12 +450,13 @@ class Worker {
 
   const SsdArgs& args_;
   Memory& shared_;
-  const int slices_;  ///< of a head, each a block's
+  const bool x_in_pairs_, z_in_pairs_, y_in_pairs_;
   int sequence_, head_, first_dim_;
   int first_, rows_, chunks_;                     ///< of the segment
   const Chunk<kStates, kChunk>* from_ = nullptr;  ///< the group's first chunk
-  float a_, bias_, d_;
-  uint32_t x_[4][2], z_[2][4];  ///< bits of x of the next chunk, and z of this one
+  uint32_t x_[Shape::kPlacerTiles][4][2];         ///< of the next chunk, with scales of B
+  float b_scale_[Shape::kPlacerTiles][4], dt_[kLaneTokens];
+  uint32_t z_[2][2][2];
   float state_[kRowTiles][kColTiles][2][4];
 };
 
@@ -403,8 +486,8 @@ struct Kernels {
     const auto chunks = static_cast<unsigned>(ceil_div(args.batch.max_rows, kChunk));
     const auto slices = static_cast<unsigned>(args.heads * ceil_div<int64_t>(args.head_dim, Shape::kDims));
     const Status status = launch(ssd_scores_kernel<kStates, kChunk>,
-                                 {.grid = dim3(chunks, count, static_cast<unsigned>(args.groups)),
-                                  .block = dim3(Shape::kThreads),
+                                 {.grid = dim3(chunks * Shape::kTokenTiles, count, static_cast<unsigned>(args.groups)),
+                                  .block = dim3(32 * kScoreWarps),
                                   .shared_bytes = sizeof(Chunk<kStates, kChunk>)},
                                  stream, p);
     if (status != Status::ok) return status;
@@ -423,9 +506,9 @@ T with_kernels(const SsdArgs& args, T none, const Body& body) {
     ((K::kSharedBytes <= room && (result = body(kernels), true)) || ...);
     return result;
   };
-  if (args.state_size <= 64) return first_of(Kernels<64, 64, 2>(), Kernels<64, 64, 1>());
+  if (args.state_size <= 64) return first_of(Kernels<64, 64, 2>(), Kernels<64, 32, 1>());
   if (args.state_size <= 128) return first_of(Kernels<128, 64, 2>(), Kernels<128, 64, 1>(), Kernels<128, 32, 1>());
-  return first_of(Kernels<256, 64, 1>(), Kernels<256, 32, 1>());
+  return first_of(Kernels<256, 32, 2>(), Kernels<256, 32, 1>());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What blocks of ssd_chunks.cu have in shared memory, and how products of parts are added up.
+// What blocks of ssd_chunks.cu have in shared memory, how it gets there, and how products of parts are added up.
 
 #pragma once
 
@@ -12,12 +12,13 @@ namespace hxq::cuda {
 template <int kRows, int kCols>
 using Parts = __half[2][kRows][spread_row(kCols)];
 
-/// What outputs take of a chunk, the same for all heads of a group. Rows of B and C are divided by powers of two; tiles
-/// of scores right of the diagonal hold anything.
+/// What outputs take of a chunk, the same for all heads of a group. Rows of B and C are divided by powers of two, and
+/// so are rows of the tiles of C B^T; those right of the diagonal hold anything.
 template <int kStates, int kChunk>
 struct ChunkScores {
   alignas(16) Parts<kChunk, kStates> c;
-  alignas(16) float score[kChunk][kChunk + 8];  ///< C_t B_s
+  alignas(16) Parts<kChunk, kChunk> score;
+  float score_scale[kChunk][kChunk / 16];  ///< with that of C
   float c_scale[kChunk], b_scale[kChunk];
 };
 
@@ -27,7 +28,7 @@ struct ChunkInputs {
   alignas(16) Parts<kChunk, kStates> b;
 };
 
-/// A chunk and group as `scores_kernel` leaves it in device memory.
+/// A chunk and group as `ssd_scores_kernel` leaves it in device memory.
 template <int kStates, int kChunk>
 struct Chunk {
   ChunkScores<kStates, kChunk> scores;
@@ -40,9 +41,20 @@ template <int kChunk>
 struct ChunkTimes {
   float delta[kChunk], whole[kChunk], rest[kChunk];
 
-  /// The logarithm of what is left at token `to` of what was there after token `from`.
-  __device__ float log_decay(int from, int to) const { return (whole[to] - whole[from]) + (rest[to] - rest[from]); }
-  __device__ float log_decay(int to) const { return whole[to] + rest[to]; }
+  /// What is left at token `to` of what was there after token `from`.
+  __device__ float decay(int from, int to) const {
+    return fast_exp2((whole[to] - whole[from]) + (rest[to] - rest[from]));
+  }
+  /// And of what was there before the chunk.
+  __device__ float decay(int to) const { return fast_exp2(whole[to] + rest[to]); }
+};
+
+/// x of a chunk, and what is left of delta x at the last token of its tile, with the scale of B. Scales are of tiles.
+template <int kChunk, int kDims>
+struct ChunkX {
+  alignas(16) Parts<kChunk, kDims> x, left;
+  float x_scale[kChunk / 16][kDims / 16], left_scale[kChunk / 16][kDims / 16];
+  float last_scale[kChunk / 16][kDims / 16];  ///< of what is left at the chunk's last token
 };
 
 template <int kStates, int kChunk, int kBuffers>
@@ -50,11 +62,11 @@ struct ChunkMemory {
   static constexpr int kDims = ChunkShape<kStates, kChunk>::kDims;
 
   ChunkScores<kStates, kChunk> scores[kBuffers];
-  ChunkInputs<kStates, kChunk> inputs[kBuffers];
-  alignas(16) Parts<kStates, kDims> state;   ///< before the chunk
-  alignas(16) Parts<kChunk, kDims> x, last;  ///< x, and what is left of delta x at the chunk's last token
-  float state_scale[kStates / 16][kDims / 16], x_scale[kChunk / 16][kDims / 16], last_scale[kChunk / 16][kDims / 16];
-  ChunkTimes<kChunk> times[2];
+  ChunkInputs<kStates, kChunk> inputs;
+  alignas(16) Parts<kStates, kDims> state;  ///< before the chunk
+  float state_scale[kStates / 16][kDims / 16];
+  ChunkX<kChunk, kDims> x[2];
+  ChunkTimes<kChunk> times[4];
 };
 
 /// sum += factor * a b. Tensor cores cut sums off, so those of a step start from zero.
@@ -78,12 +90,44 @@ __device__ inline void store_parts(__half (&to)[2][kRows][kStride], int row, int
   for (int part = 0; part < 2; ++part) *reinterpret_cast<uint32_t*>(&to[part][row][col]) = parts[part];
 }
 
-/// The bits of an element, of which `element_of` makes a float: nothing waits for them before that.
-__device__ inline uint32_t load_bits(const Input& from, int64_t row, int64_t col) {
-  const int64_t at = row * from.stride + col;
-  return from.dtype == DType::f32 ? static_cast<const uint32_t*>(from.data)[at]
-                                  : static_cast<const uint16_t*>(from.data)[at];
+/// Two numbers from their parts.
+__device__ inline float2 joined(uint32_t high, uint32_t low) {
+  const float2 h = __half22float2(*reinterpret_cast<const __half2*>(&high));
+  const float2 l = __half22float2(*reinterpret_cast<const __half2*>(&low));
+  return make_float2(h.x + l.x, h.y + l.y);
 }
+
+/// Whether pairs of elements that begin at even columns can be moved as a float2.
+__device__ inline bool moves_pairs(const void* data, int64_t stride, DType dtype, int64_t cols) {
+  return dtype == DType::f32 && is_aligned(data, 8) && stride % 2 == 0 && cols % 2 == 0;
+}
+
+/// The bits of pairs of elements of rows `step` elements apart, of which `element_of` makes floats: nothing waits for
+/// them before that. Of each pair the columns below `cols`, of pairs those below `rows`; the others are zeros.
+template <int kCount>
+__device__ inline void load_pairs(const Input& from, bool in_pairs, int64_t first, int64_t step, int rows, int64_t cols,
+                                  uint32_t (&bits)[kCount][2]) {
+  if (in_pairs) {
+    const auto* at = static_cast<const float*>(from.data) + first;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i, at += step) {
+      const uint2 pair = i < rows && cols > 0 ? *reinterpret_cast<const uint2*>(at) : uint2{};
+      bits[i][0] = pair.x, bits[i][1] = pair.y;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int64_t at = first + i * step + j;
+      bits[i][j] = i >= rows || j >= cols     ? 0
+                   : from.dtype == DType::f32 ? static_cast<const uint32_t*>(from.data)[at]
+                                              : static_cast<const uint16_t*>(from.data)[at];
+    }
+  }
+}
+
 __device__ inline float element_of(uint32_t bits, DType dtype) {
   if (dtype == DType::f32) return __uint_as_float(bits);
   if (dtype == DType::bf16) return __uint_as_float(bits << 16);

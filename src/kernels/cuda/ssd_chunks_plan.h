@@ -7,23 +7,25 @@
 #include "kernels/cuda/tensor_core_places.h"
 
 /// How state-space duality of many tokens is divided (ssd_chunks.cu): a block has elements of a head and goes through
-/// the chunks of a segment; its warps share the outputs by tokens and elements, the state by rows and elements.
+/// the chunks of a segment. Some warps multiply: they share the outputs by tokens and elements, the state by rows and
+/// elements. The others prepare the next chunk.
 namespace hxq::cuda {
 
-/// What a block has of heads with up to kStates states, of kChunk tokens at once.
+/// What a block has of heads with up to kStates states, kChunk tokens at a time.
 template <int kStates, int kChunk>
 struct ChunkShape {
   static constexpr int kDims = 32;  ///< elements of a head
-  static constexpr int kTokenTiles = kChunk / 16;
-  static constexpr int kWarps = 2 * kTokenTiles;  ///< each has 16 tokens and half of the elements of the outputs
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kStateTiles = kStates / 16;
-  static constexpr int kRowTiles = kStateTiles / kWarps > 0 ? kStateTiles / kWarps : 1;  ///< of the state, a warp's
-  static constexpr int kColTiles = 2 * kRowTiles * kWarps / kStateTiles >= 4 ? 1 : 2;    ///< likewise
-  static_assert(kRowTiles * kColTiles * kWarps == kStateTiles * (kDims / 16));
+  static constexpr int kTokenTiles = kChunk / 16, kStateTiles = kStates / 16, kDimTiles = kDims / 16;
+  static constexpr int kWarps = kTokenTiles * kDimTiles;  ///< that multiply: each has a tile of the outputs
+  static constexpr int kPlacers = 4;                      ///< warps that prepare
+  static constexpr int kThreads = 32 * (kWarps + kPlacers);
+  static constexpr int kPlacerTiles = kTokenTiles * kDimTiles / kPlacers;
+  static constexpr int kRowTiles = kStateTiles > kWarps ? kStateTiles / kWarps : 1;  ///< of the state, a warp's
+  static constexpr int kColTiles = kStateTiles * kDimTiles / (kRowTiles * kWarps);   ///< likewise
+  static_assert(kRowTiles * kColTiles * kWarps == kStateTiles * kDimTiles);
 };
 
-/// The first tile of 16 states and of 16 elements that a warp has of the state.
+/// The first tiles of 16 states and of 16 elements that a warp has of the state.
 template <int kStates, int kChunk>
 struct StateShare {
   using Shape = ChunkShape<kStates, kChunk>;

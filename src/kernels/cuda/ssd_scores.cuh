@@ -26,104 +26,128 @@ __device__ inline bool is_taken(const ChunkParameters& p, const RowRange& segmen
   return rows > 0 && rows >= p.fewest;
 }
 
-/// Brings B and C of a chunk into the form that is multiplied, and multiplies them.
+inline constexpr int kScoreWarps = 4;
+
+/// Brings B and C of a chunk into the form that is multiplied, and multiplies them. A block has 16 tokens, and works
+/// out B of all before them for itself.
 template <int kStates, int kChunk>
 class ChunkScorer {
-  using Shape = ChunkShape<kStates, kChunk>;
-
  public:
-  __device__ ChunkScorer(const SsdArgs& args, Chunk<kStates, kChunk>& shared, int group)
-      : args_(args), shared_(shared), group_(group) {}
+  __device__ ChunkScorer(const SsdArgs& args, Chunk<kStates, kChunk>& shared, int group, int row_tile)
+      : args_(args), shared_(shared), column_(group * args.state_size), row_tile_(row_tile) {}
 
-  __device__ void run(int64_t first, int rows) const {
-    place(args_.c, first, rows, shared_.scores.c, shared_.scores.c_scale);
-    place(args_.b, first, rows, shared_.inputs.b, shared_.scores.b_scale);
+  __device__ void run(int64_t first, int rows, Chunk<kStates, kChunk>& out) const {
+    place(args_.c, first, rows, 16 * row_tile_, shared_.scores.c, shared_.scores.c_scale);
+    place(args_.b, first, rows, 0, shared_.inputs.b, shared_.scores.b_scale);
     __syncthreads();
-    multiply();
-    __syncthreads();
-  }
-
-  __device__ void copy_to(Chunk<kStates, kChunk>* chunk) const {
-    const auto* from = reinterpret_cast<const uint4*>(&shared_);
-    for (size_t i = threadIdx.x; i < sizeof(shared_) / 16; i += Shape::kThreads)
-      reinterpret_cast<uint4*>(chunk)[i] = from[i];
-  }
-
- private:
-  __device__ void place(const Input& from, int64_t first, int rows, Parts<kChunk, kStates>& to,
-                        float (&scales)[kChunk]) const {
-    const int lane = threadIdx.x % 32;
-#pragma unroll 4
-    for (int t = threadIdx.x / 32; t < kChunk; t += Shape::kWarps) {
-      float value[kStates / 64][2], largest = 0;
+    multiply(out.scores);
+    const int begin = 16 * row_tile_;
 #pragma unroll
-      for (int j = 0; j < kStates / 64; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int n = 64 * j + 2 * lane + i;
-          value[j][i] = t < rows && n < args_.state_size ? load_at(from, first + t, group_ * args_.state_size + n) : 0;
-          largest = fmaxf(largest, fabsf(value[j][i]));
-        }
-      }
-      const float scale = scale_for(max_lanes(largest)), inverse = inverse_of_scale(scale);
-#pragma unroll
-      for (int j = 0; j < kStates / 64; ++j) store_parts(to, t, 64 * j + 2 * lane, value[j][0], value[j][1], inverse);
-      if (lane == 0) scales[t] = scale;
+    for (int part = 0; part < 2; ++part) {
+      copy(out.scores.c[part][begin], shared_.scores.c[part][begin], kStates);
+      copy(out.inputs.b[part][begin], shared_.inputs.b[part][begin], kStates);
+    }
+    if (threadIdx.x < 16) {
+      out.scores.c_scale[begin + threadIdx.x] = shared_.scores.c_scale[begin + threadIdx.x];
+      out.scores.b_scale[begin + threadIdx.x] = shared_.scores.b_scale[begin + threadIdx.x];
     }
   }
 
-  /// A warp has 16 tokens and every other tile of those before them.
-  __device__ void multiply() const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row_tile = warp / 2;
+ private:
+  /// Tokens [begin, 16 * (row_tile_ + 1)) of a chunk, zeros for those past `rows`.
+  __device__ void place(const Input& from, int64_t first, int rows, int begin, Parts<kChunk, kStates>& to,
+                        float (&scales)[kChunk]) const {
+    constexpr int kRows = 4, kPairs = kStates / 64;  // of a token, a lane's
+    const bool in_pairs = moves_pairs(from.data, from.stride, from.dtype, args_.state_size);
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int t = begin + threadIdx.x / 32 * kRows; t < 16 * (row_tile_ + 1); t += kRows * kScoreWarps) {
+      uint32_t bits[kPairs][kRows][2];
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+        const int col = 64 * j + 2 * lane;
+        load_pairs(from, in_pairs, (first + t) * from.stride + column_ + col, from.stride, rows - t,
+                   args_.state_size - col, bits[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        float value[kPairs][2], largest = 0;
+#pragma unroll
+        for (int j = 0; j < kPairs; ++j) {
+          value[j][0] = element_of(bits[j][i][0], from.dtype), value[j][1] = element_of(bits[j][i][1], from.dtype);
+          largest = fmaxf(largest, fmaxf(fabsf(value[j][0]), fabsf(value[j][1])));
+        }
+        const float scale = scale_for(max_lanes(largest)), inverse = inverse_of_scale(scale);
+#pragma unroll
+        for (int j = 0; j < kPairs; ++j) store_parts(to, t + i, 64 * j + 2 * lane, value[j][0], value[j][1], inverse);
+        if (lane == 0) scales[t + i] = scale;
+      }
+    }
+  }
+
+  /// A warp has a tile of tokens before those of the block.
+  __device__ void multiply(ChunkScores<kStates, kChunk>& out) const {
+    const int lane = threadIdx.x % 32, col_tile = threadIdx.x / 32;
+    if (col_tile > row_tile_) return;
     const BlockPlace left(lane);
     const TransposedPlace right(lane);
     const ResultPlace result(lane);
-#pragma unroll 1
-    for (int col_tile = warp % 2; col_tile <= row_tile; col_tile += 2) {
-      float sum[2][4] = {};
+    float sum[2][4] = {};
 #pragma unroll 4
-      for (int k = 0; k < Shape::kStateTiles; ++k) {
-        uint32_t a[2][1][4], b[2][4];
+    for (int k = 0; k < kStates / 16; ++k) {
+      uint32_t a[2][1][4], b[2][4];
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          load_blocks(a[part][0], &shared_.scores.c[part][16 * row_tile + left.row][16 * k + left.col]);
-          load_blocks(b[part], &shared_.inputs.b[part][16 * col_tile + right.row][16 * k + right.col]);
-        }
-        add_step(sum, a, b, {1.0f, 1.0f});
+      for (int part = 0; part < 2; ++part) {
+        load_blocks(a[part][0], &shared_.scores.c[part][16 * row_tile_ + left.row][16 * k + left.col]);
+        load_blocks(b[part], &shared_.inputs.b[part][16 * col_tile + right.row][16 * k + right.col]);
       }
+      add_step(sum, a, b, {1.0f, 1.0f});
+    }
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int t = 16 * row_tile + 8 * h + result.row;
+    for (int h = 0; h < 2; ++h) {
+      const int t = 16 * row_tile_ + 8 * h + result.row;
+      float largest = 0;
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
+      for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(sum[i / 2][2 * h + i % 2]));
+      const float scale = scale_for(max_lanes(largest, 4)), inverse = inverse_of_scale(scale);
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int s = 16 * col_tile + 8 * n + result.col + i;
-            shared_.scores.score[t][s] = sum[n][2 * h + i] * shared_.scores.c_scale[t] * shared_.scores.b_scale[s];
-          }
-        }
-      }
+      for (int n = 0; n < 2; ++n)
+        store_parts(out.score, t, 16 * col_tile + 8 * n + result.col, sum[n][2 * h], sum[n][2 * h + 1], inverse);
+      if (lane % 4 == 0) out.score_scale[t][col_tile] = scale * shared_.scores.c_scale[t];
+    }
+  }
+
+  /// 16 rows.
+  template <class Row>
+  __device__ static void copy(Row& to, const Row& from, int cols) {
+    const auto* rows = &from;
+    for (int i = threadIdx.x; i < 16 * cols / 8; i += 32 * kScoreWarps) {
+      const int row = i / (cols / 8), col = i % (cols / 8) * 8;
+      *reinterpret_cast<uint4*>(&(&to)[row][col]) = *reinterpret_cast<const uint4*>(&rows[row][col]);
     }
   }
 
   const SsdArgs& args_;
   Chunk<kStates, kChunk>& shared_;
-  const int group_;
+  const int64_t column_;
+  const int row_tile_;
 };
 
 template <int kStates, int kChunk>
-static __global__ void __launch_bounds__(ChunkShape<kStates, kChunk>::kThreads)
+static __global__ void __launch_bounds__(32 * kScoreWarps)
     ssd_scores_kernel(const __grid_constant__ ChunkParameters p) {
   extern __shared__ __align__(16) unsigned char ssd_memory[];
+  static_assert(kChunk / 16 <= kScoreWarps);
   let_successors_begin();
   wait_for_predecessors();
-  const int chunk = blockIdx.x, sequence = blockIdx.y, group = blockIdx.z;
+  constexpr int kTiles = kChunk / 16;
+  const int chunk = blockIdx.x / kTiles, sequence = blockIdx.y, group = blockIdx.z;
   const RowRange segment = p.args.batch.segments[sequence];
   const int first = segment.begin + chunk * kChunk;
   if (!is_taken(p, segment) || first >= segment.end) return;
-  const ChunkScorer<kStates, kChunk> scorer(p.args, *reinterpret_cast<Chunk<kStates, kChunk>*>(ssd_memory), group);
-  scorer.run(first, segment.end - first);
-  scorer.copy_to(chunk_of<kStates, kChunk>(p, sequence, chunk, group));
+  ChunkScorer<kStates, kChunk>(p.args, *reinterpret_cast<Chunk<kStates, kChunk>*>(ssd_memory), group,
+                               blockIdx.x % kTiles)
+      .run(first, segment.end - first, *chunk_of<kStates, kChunk>(p, sequence, chunk, group));
 }
 
 }  // namespace hxq::cuda
