@@ -46,21 +46,20 @@ class Worker {
         head_(head),
         group_(head / (p_.heads / p_.groups)),
         dim_(first_dim + threadIdx.x % 4 * 2),
-        state_begin_(static_cast<int>(threadIdx.x % 32 / 4) * kStates) {
-    const int rows = segment_.end - segment_.begin;
-    rows_ = rows < parameters.below ? rows : 0;
-    state_ = static_cast<float*>(p_.states[sequence]) + head * p_.state_size * p_.head_dim;
-  }
+        state_begin_(static_cast<int>(threadIdx.x % 32 / 4) * kStates),
+        end_(segment_.end - segment_.begin < parameters.below ? segment_.end : segment_.begin),
+        state_(static_cast<float*>(p_.states[sequence])) {}
 
   __device__ void run() {
-    if (rows_ <= 0) return;
+    if (segment_.begin >= end_) return;
     float s[kStates][2];
     for_states([&](int n, int i, int64_t at) { s[n][i] = state_[at]; }, [&](int n, int i) { s[n][i] = 0; });
     const float a = p_.a[head_], bias = p_.dt_bias[head_];
-    Token<kStates> next = load(0);
-    for (int t = 0; t < rows_; ++t) {
+    Token<kStates> next = load(segment_.begin);
+#pragma unroll 1
+    for (int row = segment_.begin; row < end_; ++row) {
       const Token<kStates> token = next;
-      if (t + 1 < rows_) next = load(t + 1);
+      if (row + 1 < end_) next = load(row + 1);
       const float delta = fminf(fmaxf(softplus(token.dt + bias), p_.dt_min), p_.dt_max);
       const float decay = __expf(delta * a);
       float y[2] = {};
@@ -72,7 +71,7 @@ class Worker {
           y[i] = fmaf(s[n][i], token.c[n], y[i]);
         }
       }
-      write(t, token, y);
+      write(row, token, y);
     }
     for_states([&](int n, int i, int64_t at) { state_[at] = s[n][i]; }, [](int, int) {});
   }
@@ -86,7 +85,7 @@ class Worker {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if (state_begin_ + n < p_.state_size && dim_ + i < p_.head_dim) {
-          inside(n, i, (state_begin_ + n) * p_.head_dim + dim_ + i);
+          inside(n, i, (head_ * p_.state_size + state_begin_ + n) * p_.head_dim + dim_ + i);
         } else {
           outside(n, i);
         }
@@ -94,8 +93,7 @@ class Worker {
     }
   }
 
-  __device__ Token<kStates> load(int t) const {
-    const int64_t row = segment_.begin + t;
+  __device__ Token<kStates> load(int64_t row) const {
     Token<kStates> token;
     load_states(p_.b, row, token.b);
     load_states(p_.c, row, token.c);
@@ -127,8 +125,7 @@ class Worker {
     }
   }
 
-  __device__ void write(int t, const Token<kStates>& token, const float (&y)[2]) const {
-    const int64_t row = segment_.begin + t;
+  __device__ void write(int64_t row, const Token<kStates>& token, const float (&y)[2]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = y[i];
@@ -145,8 +142,8 @@ class Worker {
   const RowRange segment_;
   const int64_t head_, group_, dim_;
   const int state_begin_;
-  int rows_;
-  float* state_;  ///< of the head
+  const int end_;  ///< of the segment, or its begin where it is not taken
+  float* const state_;
 };
 
 template <int kStates, bool kPlain>
