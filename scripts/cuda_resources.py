@@ -32,7 +32,9 @@ HOT = [
     r"output_kernel<16, true>",
     r"conv_kernel<4, \d+>",
     r"rms_norm_kernel<true>",
+    r"ssd_chunks_kernel<.*>",
     r"ssd_kernel<.*>",
+    r"ssd_scores_kernel<(128|256), \d+>",
     r"transformer_layers_kernel<.*>",
 ]
 FUNCTION = re.compile(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)")

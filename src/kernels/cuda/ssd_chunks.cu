@@ -10,92 +10,36 @@
 // three. Decays are powers of differences of sums: none is above 1, and none is divided by.
 
 #include "kernels/cuda/ssd_chunks.cuh"
-#include "kernels/cuda/ssd_chunks_memory.cuh"
+#include "kernels/cuda/ssd_chunks_preparer.cuh"
 #include "kernels/cuda/ssd_scores.cuh"
 
 namespace hxq::cuda {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLeastLog = -512;  ///< of a decay to base 2: nothing is left long before
 /// Of chunks: where batches ask for more, their segments stay whole.
 constexpr size_t kMostBytes = size_t{256} << 20;
 
+/// The warps that multiply.
 template <int kStates, int kChunk, int kBuffers>
-class Worker {
-  using Shape = ChunkShape<kStates, kChunk>;
-  using Memory = ChunkMemory<kStates, kChunk, kBuffers>;
+class Multiplier : ChunkBlock<kStates, kChunk, kBuffers> {
+  using Block = ChunkBlock<kStates, kChunk, kBuffers>;
+  using Block::args_, Block::shared_, Block::z_in_pairs_, Block::y_in_pairs_, Block::sequence_, Block::head_,
+      Block::first_dim_, Block::first_, Block::rows_, Block::chunks_, Block::lane, Block::warp, Block::column,
+      Block::dims_from, Block::begin_outputs, Block::begin_state;
+  using typename Block::Shape;
   static constexpr int kRowTiles = Shape::kRowTiles, kColTiles = Shape::kColTiles;
 
  public:
-  __device__ Worker(const ChunkParameters& p, Memory& shared)
-      : args_(p.args),
-        shared_(shared),
-        x_in_pairs_(moves_pairs(args_.x.data, args_.x.stride, args_.x.dtype, args_.head_dim)),
-        z_in_pairs_(moves_pairs(args_.z.data, args_.z.stride, args_.z.dtype, args_.head_dim)),
-        y_in_pairs_(moves_pairs(args_.y.data, args_.y.stride, args_.y.dtype, args_.head_dim)) {
-    const int slices = ceil_div(static_cast<int>(args_.head_dim), Shape::kDims);
-    sequence_ = static_cast<int>(blockIdx.y);
-    head_ = static_cast<int>(blockIdx.x) / slices;
-    first_dim_ = static_cast<int>(blockIdx.x) % slices * Shape::kDims;
-    const RowRange segment = args_.batch.segments[sequence_];
-    first_ = segment.begin;
-    rows_ = is_taken(p, segment) ? segment.end - segment.begin : 0;
-    if (rows_ == 0) return;
-    const int group = head_ / static_cast<int>(args_.heads / args_.groups);
-    from_ = chunk_of<kStates, kChunk>(p, sequence_, 0, group);
-    chunks_ = ceil_div(rows_, kChunk);
-  }
+  __device__ explicit Multiplier(const Block& block) : Block(block) {}
 
   __device__ void run() {
-    if (rows_ == 0) return;
-#pragma unroll 1
-    for (int k = 0; k < kBuffers; ++k) copy_scores(k);
-    if (warp() < Shape::kWarps) {
-      load_state();
-      store_state_parts();
-      multiply_chunks();
-      store_state();
-    } else {
-      prepare_chunks();
-    }
+    load_state();
+    store_state_parts();
+    multiply_chunks();
+    store_state();
   }
 
  private:
-  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
-  __device__ static int lane() { return thread() % 32; }
-  __device__ static int warp() { return thread() / 32; }
-  __device__ int64_t column(int dim) const { return int64_t{head_} * args_.head_dim + first_dim_ + dim; }
-  /// Of the head, from the block's element `dim` on.
-  __device__ int dims_from(int dim) const { return static_cast<int>(args_.head_dim) - first_dim_ - dim; }
-
-  template <class T>
-  __device__ static void copy(T& to, const T& from) {
-#pragma unroll 4
-    for (int i = thread(); i < static_cast<int>(sizeof(T) / 16); i += Shape::kThreads)
-      copy_async<16>(reinterpret_cast<uint4*>(&to) + i, reinterpret_cast<const uint4*>(&from) + i);
-  }
-  __device__ void copy_scores(int k) {
-    if (k < chunks_) copy(shared_.scores[k % kBuffers], from_[k * args_.groups].scores);
-    end_copy_group();
-  }
-
-  // All warps meet twice in each chunk.
-
-  /// Scores, x, times and the state of a chunk are there; inputs, x and times of the one before have been read.
-  __device__ void begin_outputs(int k) {
-    wait_for_copies<kBuffers - 1>();
-    __syncthreads();
-    copy(shared_.inputs, from_[k * args_.groups].inputs);
-    end_copy_group();
-  }
-  /// Inputs are there; scores and the state have been read.
-  __device__ void begin_state(int k) {
-    wait_for_copies<0>();
-    __syncthreads();
-    copy_scores(k + kBuffers);
-  }
-
   __device__ void multiply_chunks() {
     __syncthreads();  // times of the first two chunks are there
 #pragma unroll 1
@@ -106,116 +50,6 @@ class Worker {
       begin_state(k);
       advance(k);
       if (k + 1 < chunks_) store_state_parts();
-    }
-  }
-
-  /// x of a chunk is there one before, its times two, which one warp works out.
-  __device__ void prepare_chunks() {
-    const bool weighs = warp() == Shape::kWarps;
-    for (int k = 0; k < 2 && weighs; ++k) load_dt(k), weigh_tokens(k);
-    load_x(0);
-    __syncthreads();
-    place_x(0);
-    load_x(1);
-#pragma unroll 1
-    for (int k = 0; k < chunks_; ++k) {
-      begin_outputs(k);
-      if (weighs) load_dt(k + 2);
-      if (k + 1 < chunks_) place_x(k + 1);
-      begin_state(k);
-      load_x(k + 2);
-      if (weighs) weigh_tokens(k + 2);
-    }
-  }
-
-  static constexpr int kLaneTokens = kChunk / 32;
-
-  __device__ void load_dt(int k) {
-#pragma unroll
-    for (int i = 0; i < kLaneTokens; ++i) {
-      const int t = k * kChunk + kLaneTokens * lane() + i;
-      dt_[i] = t < rows_ ? load_at(args_.dt, first_ + t, head_) : 0;
-    }
-  }
-
-  /// What decays a chunk, by one warp. Sums in double: a float would lose what neighbours of large sums differ by.
-  __device__ void weigh_tokens(int k) {
-    ChunkTimes<kChunk>& times = shared_.times[k % 4];
-    const float a = args_.a[head_] * kLog2E, bias = args_.dt_bias[head_];
-    double log[kLaneTokens], sum = 0;
-#pragma unroll
-    for (int i = 0; i < kLaneTokens; ++i) {
-      const int t = kLaneTokens * lane() + i;
-      const float delta = fminf(fmaxf(softplus(dt_[i] + bias), args_.dt_min), args_.dt_max);
-      const bool exists = k * kChunk + t < rows_;
-      times.delta[t] = exists ? delta : 0;
-      sum += exists ? fmaxf(delta * a, kLeastLog) : 0;
-      log[i] = sum;
-    }
-    double before = sum;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const double other = __shfl_up_sync(kAllLanes, before, offset);
-      if (lane() >= offset) before += other;
-    }
-    before -= sum;
-#pragma unroll
-    for (int i = 0; i < kLaneTokens; ++i) {
-      const int t = kLaneTokens * lane() + i;
-      const double all = before + log[i], whole = floor(all);
-      times.whole[t] = static_cast<float>(whole);
-      times.rest[t] = static_cast<float>(all - whole);
-    }
-  }
-
-  // Of a tile of x a lane has two elements of every fourth token.
-  __device__ static int placer_tile(int j) { return warp() - Shape::kWarps + j * Shape::kPlacers; }
-  __device__ static int x_token(int j) { return placer_tile(j) / Shape::kDimTiles * 16 + lane() / 8; }
-  __device__ static int x_dim(int j) { return placer_tile(j) % Shape::kDimTiles * 16 + lane() % 8 * 2; }
-
-  __device__ void load_x(int k) {
-    if (k >= chunks_) return;
-    const ChunkScores<kStates, kChunk>& scores = from_[k * args_.groups].scores;
-#pragma unroll
-    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
-      const int t = k * kChunk + x_token(j);
-      load_pairs(args_.x, x_in_pairs_, (first_ + t) * args_.x.stride + column(x_dim(j)), 4 * args_.x.stride,
-                 ceil_div(rows_ - t, 4), dims_from(x_dim(j)), x_[j]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b_scale_[j][i] = scores.b_scale[x_token(j) + 4 * i];
-    }
-  }
-
-  __device__ void place_x(int k) {
-    const ChunkTimes<kChunk>& times = shared_.times[k % 4];
-    auto& to = shared_.x[k % 2];
-#pragma unroll
-    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
-      const int row_tile = placer_tile(j) / Shape::kDimTiles, col_tile = placer_tile(j) % Shape::kDimTiles;
-      const int end = 16 * row_tile + 15;
-      float x[4][2], left[4], largest = 0, largest_left = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int t = x_token(j) + 4 * i;
-        left[i] = times.delta[t] * times.decay(t, end) * b_scale_[j][i];
-        x[i][0] = element_of(x_[j][i][0], args_.x.dtype), x[i][1] = element_of(x_[j][i][1], args_.x.dtype);
-        const float larger = fmaxf(fabsf(x[i][0]), fabsf(x[i][1]));
-        largest = fmaxf(largest, larger);
-        largest_left = fmaxf(largest_left, larger * left[i]);
-      }
-      const float scale = scale_for(max_lanes(largest)), left_scale = scale_for(max_lanes(largest_left));
-      const float inverse = inverse_of_scale(scale), left_inverse = inverse_of_scale(left_scale);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int t = x_token(j) + 4 * i;
-        store_parts(to.x, t, x_dim(j), x[i][0], x[i][1], inverse);
-        store_parts(to.left, t, x_dim(j), x[i][0] * left[i], x[i][1] * left[i], left_inverse);
-      }
-      if (lane() == 0) {
-        to.x_scale[row_tile][col_tile] = scale;
-        to.left_scale[row_tile][col_tile] = left_scale;
-        to.last_scale[row_tile][col_tile] = left_scale * times.decay(end, kChunk - 1);
-      }
     }
   }
 
@@ -448,14 +282,6 @@ class Worker {
     }
   }
 
-  const SsdArgs& args_;
-  Memory& shared_;
-  const bool x_in_pairs_, z_in_pairs_, y_in_pairs_;
-  int sequence_, head_, first_dim_;
-  int first_, rows_, chunks_;                     ///< of the segment
-  const Chunk<kStates, kChunk>* from_ = nullptr;  ///< the group's first chunk
-  uint32_t x_[Shape::kPlacerTiles][4][2];         ///< of the next chunk, with scales of B
-  float b_scale_[Shape::kPlacerTiles][4], dt_[kLaneTokens];
   uint32_t z_[2][2][2];
   float state_[kRowTiles][kColTiles][2][4];
 };
@@ -466,7 +292,15 @@ __global__ void __launch_bounds__(ChunkShape<kStates, kChunk>::kThreads)
   extern __shared__ __align__(16) unsigned char ssd_memory[];
   let_successors_begin();
   wait_for_predecessors();
-  Worker<kStates, kChunk, kBuffers>(p, *reinterpret_cast<ChunkMemory<kStates, kChunk, kBuffers>*>(ssd_memory)).run();
+  using Memory = ChunkMemory<kStates, kChunk, kBuffers>;
+  ChunkBlock<kStates, kChunk, kBuffers> block(p, *reinterpret_cast<Memory*>(ssd_memory));
+  if (block.chunks() == 0) return;
+  block.start();
+  if (threadIdx.x / 32 < ChunkShape<kStates, kChunk>::kWarps) {
+    Multiplier<kStates, kChunk, kBuffers>(block).run();
+  } else {
+    Preparer<kStates, kChunk, kBuffers>(block).run();
+  }
 }
 
 template <int kStates, int kChunk, int kBuffers>

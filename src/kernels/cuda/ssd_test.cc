@@ -61,10 +61,10 @@ void check(const Case& test) {
   const auto bias = random.normals(static_cast<size_t>(heads)), d = random.normals(static_cast<size_t>(heads));
   auto a = random.normals(static_cast<size_t>(heads));
   for (float& value : a) value = -test.decay * std::exp(value);
-  const DeviceRows dx(x, batch.rows, heads * dim, 3, test.dtype), dz(z, batch.rows, heads * dim, test.gap, test.dtype),
-      dy(batch.rows, heads * dim, test.gap, test.dtype);
-  // Rows of B and C that lie at multiples of 16 bytes, and others.
+  // Rows that lie at multiples of 16 bytes, and others.
   const int64_t gap = test.gap == 0 ? 4 : 1;
+  const DeviceRows dx(x, batch.rows, heads * dim, gap == 4 ? 4 : 3, test.dtype),
+      dz(z, batch.rows, heads * dim, test.gap, test.dtype), dy(batch.rows, heads * dim, test.gap, test.dtype);
   const DeviceRows db(b, batch.rows, groups * states, gap, test.dtype),
       dc(c, batch.rows, groups * states, 2 * gap, test.dtype), ddt(dt, batch.rows, heads, 1, test.dtype);
   const DeviceArray<float> da(a), dd(d), dbias(bias);
