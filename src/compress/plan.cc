@@ -7,7 +7,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <regex>
 
 #include "folder/described_tensors.h"
 #include "hxq/error.h"
@@ -159,12 +158,21 @@ const ModelDesc* runnable_model(const ModelFolder& source, const CompressOptions
   return nullptr;
 }
 
+/// ".experts.", a number and a dot.
+bool is_of_one_expert(std::string_view name) {
+  constexpr std::string_view kExperts = ".experts.";
+  for (size_t at = name.find(kExperts); at != name.npos; at = name.find(kExperts, at + 1)) {
+    const std::string_view after = name.substr(at + kExperts.size());
+    const size_t digits = after.find_first_not_of("0123456789");
+    if (digits > 0 && digits != after.npos && after[digits] == '.') return true;
+  }
+  return false;
+}
+
 /// Experts that a checkpoint stores one by one.
 std::optional<std::string> experts_notice(const std::vector<PlanEntry>& plan) {
-  static const std::regex kExpert(R"(.*\.experts\.\d+\..*)");
-  const auto count = std::ranges::count_if(plan, [](const PlanEntry& entry) {
-    return entry.encoder && entry.name.find(".experts.") != entry.name.npos && std::regex_match(entry.name, kExpert);
-  });
+  const auto count =
+      std::ranges::count_if(plan, [](const PlanEntry& entry) { return entry.encoder && is_of_one_expert(entry.name); });
   if (count == 0) return std::nullopt;
   return fmt::format(
       "{} tensors of experts: transformers 5 joins these, so that they are decoded when it loads the folder", count);

@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <regex>
 #include <set>
 
 #include "io/cdnav3.h"
 #include "io/checkpoint_contents.h"
 #include "io/json.h"
+#include "io/shard_name.h"
 #include "io/system_error.h"
 
 namespace hxq {
@@ -93,13 +93,12 @@ fs::path only_file(const fs::path& dir, std::string_view ending) {
 
 /// A shard without the index that lists the others is part of a model.
 void check_is_whole(const fs::path& file) {
-  static const std::regex kShard(R"((.*)-\d+-of-\d+\.safetensors)");
   const std::string name = file.filename().string();
-  std::smatch match;
-  if (!std::regex_match(name, match, kShard)) return;
-  throw Error(fmt::format("is one shard of a model, but {}{}, which lists all of them, is missing", match[1].str(),
-                          kIndexSuffix),
-              {.file = file.string()});
+  if (const auto shard = read_shard_name(name)) {
+    throw Error(fmt::format("is one shard of a model, but {}{}, which lists all of them, is missing", shard->model,
+                            kIndexSuffix),
+                {.file = file.string()});
+  }
 }
 
 void read_folder(const fs::path& dir, CheckpointContents& contents) {

@@ -4,9 +4,9 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "io/json.h"
+#include "io/shard_name.h"
 #include "io/system_error.h"
 
 namespace hxq {
@@ -14,9 +14,12 @@ namespace hxq {
 namespace fs = std::filesystem;
 namespace {
 
-const std::regex& finished_name() {
-  static const std::regex kName(R"(model(?:-(\d{5})-of-\d{5})?\.safetensors)");
-  return kName;
+/// The shard that a finished file's name is for.
+std::optional<size_t> shard_of(const std::string& finished) {
+  if (finished == "model.safetensors") return 0;
+  const auto name = read_shard_name(finished);
+  if (!name || name->model != "model" || name->number.size() != 5 || name->count.size() != 5) return std::nullopt;
+  return std::stoul(std::string(name->number)) - 1;
 }
 
 }  // namespace
@@ -31,19 +34,14 @@ ShardedWriter::ShardedWriter(const fs::path& folder, std::vector<TensorPlan> pla
   take_names_back();
 }
 
-bool ShardedWriter::may_have_written(const std::string& name) {
-  return name.starts_with("shard-") || std::regex_match(name, finished_name());
-}
+bool ShardedWriter::may_have_written(const std::string& name) { return name.starts_with("shard-") || shard_of(name); }
 
 /// A writer that was killed late has given some shards their final names.
 void ShardedWriter::take_names_back() const {
   std::vector<fs::path> files;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) files.push_back(entry.path());
   for (const fs::path& file : files) {
-    std::smatch match;
-    const std::string name = file.filename().string();
-    if (!std::regex_match(name, match, finished_name())) continue;
-    fs::rename(file, shard_path(match[1].matched ? std::stoul(match[1].str()) - 1 : 0));
+    if (const auto shard = shard_of(file.filename().string())) fs::rename(file, shard_path(*shard));
   }
 }
 

@@ -104,6 +104,14 @@ def decode(stored, module):
     return decoded
 
 
+def test_a_name_may_be_long(hxq, tmp_path):
+    """No stack is as deep as a name is long."""
+    source = tmp_path / "source"
+    write(source, {"model_type": "olmoe"}, {f"experts.{'x' * 400_000}.experts.7.up.weight": weights(64, 64)}, 1)
+    result = hxq("compress", source, tmp_path / "out")
+    assert result.code == 0 and "1 tensors of experts" in result.err
+
+
 @pytest.mark.parametrize(("make", "shards"), [(bert, 1), (vit, 1), (experts, 1), (bert, 3), (experts, 2)])
 def test_any_folder_is_compressed_by_shape(hxq, tmp_path, make, shards):
     config, tensors, matrices = make()
