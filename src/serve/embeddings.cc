@@ -5,7 +5,6 @@
 #include <boost/archive/iterators/base64_from_binary.hpp>
 #include <boost/archive/iterators/transform_width.hpp>
 #include <cstring>
-#include <iterator>
 #include <utility>
 
 #include "serve/completion.h"
@@ -36,7 +35,7 @@ void put_list(std::string& text, const std::vector<float>& numbers) {
   for (const float number : numbers) {
     text += std::exchange(separator, ',');
     const size_t start = text.size();
-    fmt::format_to(std::back_inserter(text), "{}", number);
+    text += fmt::format("{}", number);
     if (text.find_first_of(".e", start) == text.npos) text += ".0";
   }
   text += ']';
@@ -87,10 +86,9 @@ std::string EmbeddingAnswer::take_piece() {
   if (taken_ == 0) piece = R"({"object":"list","data":[)";
   for (; taken_ < embeddings_.size() && piece.size() < kPiece; ++taken_) {
     const std::vector<float> numbers = std::move(embeddings_[taken_]);
-    fmt::format_to(std::back_inserter(piece), R"({}{{"object":"embedding","index":{},"embedding":)",
-                   taken_ > 0 ? "," : "", taken_);
+    piece += fmt::format(R"({}{{"object":"embedding","index":{},"embedding":)", taken_ > 0 ? "," : "", taken_);
     if (request_.base64) {
-      fmt::format_to(std::back_inserter(piece), R"("{}"}})", base64_of(numbers));
+      piece += fmt::format(R"("{}"}})", base64_of(numbers));
     } else {
       put_list(piece, numbers);
       piece += '}';

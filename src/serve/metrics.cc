@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 namespace hxq::serve {
@@ -29,11 +28,11 @@ int64_t resident_bytes() {
 class Writer {
  public:
   void family(std::string_view name, std::string_view type, std::string_view help) {
-    fmt::format_to(std::back_inserter(text_), "# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
+    text_ += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
   }
   template <class Number>
   void value(std::string_view name, Number number) {
-    fmt::format_to(std::back_inserter(text_), "{} {}\n", name, number);
+    text_ += fmt::format("{} {}\n", name, number);
   }
   template <class Number>
   void single(std::string_view name, std::string_view type, std::string_view help, Number number) {
