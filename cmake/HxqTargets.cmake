@@ -1,3 +1,9 @@
+# Headers that most sources include, and that take longer to read than those: hxq and the first group of tests compile
+# them once, and the others use what these have. Sources name them all the same (tests/structure/check_includes.py, and
+# -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds without). Flags of a source's own need SKIP_PRECOMPILE_HEADERS.
+set(HXQ_COMMON_HEADERS <algorithm> <cmath> <filesystem> <fmt/format.h> <functional> <map> <memory>
+                       <optional> <span> <string> <vector>)
+
 # A library of the project: include/ is public, src/ is for the project itself.
 function(hxq_library name)
   add_library(${name})
@@ -6,6 +12,12 @@ function(hxq_library name)
                                             $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
                                      PRIVATE ${PROJECT_SOURCE_DIR}/src)
   hxq_compile_options(${name})
+  set_target_properties(${name} PROPERTIES DEFINE_SYMBOL "")  # precompiled headers are for one set of macros
+  if(name STREQUAL hxq)
+    target_precompile_headers(hxq PRIVATE ${HXQ_COMMON_HEADERS})
+  else()
+    target_precompile_headers(${name} REUSE_FROM hxq)
+  endif()
 endfunction()
 
 # Warnings and sanitizers, the same for every target.
@@ -49,6 +61,11 @@ function(hxq_add_tests group)
   target_compile_definitions(${group}_tests PRIVATE HXQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   hxq_compile_options(${group}_tests)
   hxq_compile_quickly(${group}_tests)
+  if(group STREQUAL io)
+    target_precompile_headers(io_tests PRIVATE ${HXQ_COMMON_HEADERS} <gtest/gtest.h>)
+  else()
+    target_precompile_headers(${group}_tests REUSE_FROM io_tests)
+  endif()
   if(tests_TOGETHER)
     hxq_compile_together(${group}_tests)
   endif()

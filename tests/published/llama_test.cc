@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "hxq/compress.h"
 #include "hxq/verify.h"
 #include "published_files.h"

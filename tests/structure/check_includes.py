@@ -1,5 +1,6 @@
 """Checks that includes between the folders of src/ point one way, that what belongs to one device or codec is included
-where it may be known, that the command uses the public headers, and that these need nothing but std."""
+where it may be known, that the command uses the public headers, that these need nothing but std, and that files include
+what they would have from precompiled headers."""
 
 import pathlib
 import re
@@ -35,6 +36,22 @@ INNER = {
 }
 #: What the command includes of src/: the yardstick that `bench` measures the machine with.
 TOOLS_MAY_INCLUDE = {"kernels/cpu_context.h", "kernels/read_bandwidth.h"}
+#: Names from the precompiled headers (cmake/HxqTargets.cmake), where they are: a file includes them, or a header of the
+#: project that it includes does.
+PRECOMPILED = {
+    "algorithm": r"std::(ranges::)?(sort|find_if|any_of|all_of|none_of|count_if|min_element|max_element|clamp)\b",
+    "cmath": r"std::(sqrt|pow|log2?|exp|abs|isfinite|isnan|lround|round|floor|ceil)\b",
+    "filesystem": r"std::filesystem\b",
+    "fmt/": r"\bfmt::",
+    "functional": r"std::function\b",
+    "gtest/": r"\bTEST(_F|_P)?\(",
+    "map": r"std::map\b",
+    "memory": r"std::(unique_ptr|shared_ptr|make_unique|make_shared)\b",
+    "optional": r"std::(optional|nullopt)\b",
+    "span": r"std::span\b",
+    "string": r"std::string\b",
+    "vector": r"std::vector\b",
+}
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.M)
 
 
@@ -47,7 +64,36 @@ def project_includes(folder: pathlib.Path):
                     yield path, target
 
 
+def includes_of(path: pathlib.Path, folders, known={}):
+    """What the file and the project's headers that it includes have in angle brackets."""
+    if path not in known:
+        known[path] = found = set()
+        for kind, target in INCLUDE.findall(path.read_text()):
+            if kind == "<":
+                found.add(target)
+                continue
+            for folder in (path.parent, *folders):
+                if (folder / target).is_file():
+                    found |= includes_of(folder / target, folders)
+                    break
+    return known[path]
+
+
+def missing_includes(root: pathlib.Path):
+    folders = [root, *(root / name for name in ("include", "src", "tests"))]
+    for folder in ("fuzz", "include", "src", "tests", "tools"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".h", ".cc"):
+                text, included = path.read_text(), includes_of(path, folders)
+                for header, names in PRECOMPILED.items():
+                    name = re.search(names, text)
+                    is_folder = header.endswith("/")
+                    if name and not any(one.startswith(header) if is_folder else one == header for one in included):
+                        yield f"{path.relative_to(root)} uses {name[0]} without <{header}>"
+
+
 def faults(root: pathlib.Path):
+    yield from missing_includes(root)
     for path, target in project_includes(root / "src"):
         file = path.relative_to(root)
         folder, target_folder = file.parts[1], target.split("/")[0]
