@@ -53,7 +53,7 @@ def test_beside_others_they_are_what_they_are_alone(start_server):
 
 def test_answers_are_written_as_they_are_taken(start_server):
     """Memory for the answer's vectors, 2 MB here, and not for its text, 11 MB."""
-    with start_server(MAMBA, "--parallel", 1) as server:
+    with start_server(MAMBA, "--parallel", 1, "--threads", 1) as server:
         peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # noqa: E731
         status = pathlib.Path(f"/proc/{server.process.pid}/status")
         alone = server.post("/v1/embeddings", input=["a"] * 9)
