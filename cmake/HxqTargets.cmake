@@ -1,6 +1,6 @@
 # Headers that most sources include, and that take longer to read than those: hxq and the first group of tests compile
 # them once, and the others use what these have. Sources name them all the same (tests/structure/check_includes.py, and
-# -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds without). Flags of a source's own need SKIP_PRECOMPILE_HEADERS.
+# -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds without). Flags of a source's own that change its code need SKIP_PRECOMPILE_HEADERS.
 set(HXQ_COMMON_HEADERS <algorithm> <cmath> <filesystem> <fmt/format.h> <functional> <map> <memory>
                        <optional> <span> <string> <vector>)
 

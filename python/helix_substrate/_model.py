@@ -150,7 +150,7 @@ class Model(OpenModel):
 
     It holds one sequence: `forward` continues it, `reset` starts a new one. threads: 0 for all cores. precision:
     "fast" or "exact", as of `set_precision`; None: what is set. device: "cpu", or an NVIDIA GPU: "cuda", "cuda:N".
-    kv_cache: how attention keeps keys and values, "f32", or "f16" at half the memory."""
+    kv_cache: how attention keeps keys and values, "f32", or (of models with attention) "f16" at half the memory."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 // Values as text: Python's str() and repr(), and json.dumps().
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "io/utf8.h"

@@ -39,7 +39,8 @@ TOOLS_MAY_INCLUDE = {"kernels/cpu_context.h", "kernels/read_bandwidth.h"}
 #: Names from the precompiled headers (cmake/HxqTargets.cmake), where they are: a file includes them, or a header of the
 #: project that it includes does.
 PRECOMPILED = {
-    "algorithm": r"std::(ranges::)?(sort|find_if|any_of|all_of|none_of|count_if|min_element|max_element|clamp)\b",
+    "algorithm": r"std::(ranges::)?(sort|find_if|any_of|all_of|none_of|count_if|min|max|minmax|min_element|max_element"
+    r"|clamp|equal|fill|fill_n|reverse)\b",
     "cmath": r"std::(sqrt|pow|log2?|exp|abs|isfinite|isnan|lround|round|floor|ceil)\b",
     "filesystem": r"std::filesystem\b",
     "fmt/": r"\bfmt::",

@@ -243,14 +243,15 @@ TEST(CudaAttention, FusesTheStepOfATokenOfEachSequence) {
   check_attention(many, {.positions = std::vector<int>(150, 130), .lengths = std::vector<int>(150, 1)}, Way::fused);
 }
 
-/// Rows of 304 elements are read four at a time where they are aligned.
+/// Rows of a multiple of four elements are read four at a time where they are aligned.
 TEST(CudaAttention, ActivatesGates) {
   HXQ_NEEDS_GPU();
   Random random(1);
   struct Rows {
     int64_t dim, gate_gap, up_gap, y_gap;
   };
-  for (const auto& [dim, gate_gap, up_gap, y_gap] : {Rows{301, 7, 2, 1}, Rows{304, 8, 4, 0}, Rows{304, 0, 0, 1}}) {
+  for (const auto& [dim, gate_gap, up_gap, y_gap] :
+       {Rows{301, 7, 2, 1}, Rows{304, 8, 4, 0}, Rows{304, 0, 0, 1}, Rows{1100, 4, 0, 4}}) {
     for (const Activation activation : {Activation::silu, Activation::gelu}) {
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
         const int64_t tokens = 3;

@@ -1,5 +1,5 @@
-// Runs of tokens that long segments are cut into. They are computed side by side: first what each makes of a state of
-// zeros, then the states between them, then the outputs.
+// Runs of tokens that long segments are cut into, and what is kept of each. Those of a scan are computed side by side:
+// first what each makes of a state of zeros, then the states between them, then the outputs.
 
 #pragma once
 
@@ -13,8 +13,8 @@ namespace hxq::cuda {
 __device__ inline int64_t slot_of_run(const RowRange& segment, int sequence, int run, int length) {
   return segment.begin / length + sequence + run;
 }
-/// As many as there may be: segments do not overlap, so the last run of one has slot (end - 1) / length + sequence at
-/// most.
+/// As many as there may be: segments follow each other, so the last run of one has slot (end - 1) / length + sequence
+/// at most.
 inline int64_t slots_of_runs(const Batch& batch, int length) { return batch.total_rows / length + batch.count; }
 
 }  // namespace hxq::cuda

@@ -77,7 +77,7 @@ Status selective_scan(const ScanArgs& args, Stream stream) noexcept;
 ///     delta   = clamp(softplus(dt[t, h] + dt_bias[h]), dt_min, dt_max)
 ///     s[n, p] = exp(delta * A[h]) * s[n, p] + delta * B[t, g, n] * x[t, h, p]
 ///     y[t, h, p] = (sum_n s[n, p] * C[t, g, n] + D[h] * x[t, h, p]) * silu(z[t, h, p])
-/// Segments of many tokens are cut into runs as those of a selective scan.
+/// Segments of many tokens go through chunks by tensor cores where there is room for them.
 struct SsdArgs {
   Batch batch;
   Input x;                         // [total_rows, heads * head_dim]

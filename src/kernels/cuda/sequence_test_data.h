@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/test_device.h"
 
 /// Ragged batches for tests of the CUDA kernels, and what is expected of their rows.

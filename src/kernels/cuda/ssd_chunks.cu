@@ -16,7 +16,7 @@
 namespace hxq::cuda {
 namespace {
 
-/// Of chunks: where batches ask for more, their segments stay whole.
+/// Of chunks: batches that ask for more go token by token.
 constexpr size_t kMostBytes = size_t{256} << 20;
 
 /// The warps that multiply.

@@ -17,9 +17,9 @@ struct ChunkShape {
   static constexpr int kDims = 32;  ///< elements of a head
   static constexpr int kTokenTiles = kChunk / 16, kStateTiles = kStates / 16, kDimTiles = kDims / 16;
   static constexpr int kWarps = kTokenTiles * kDimTiles;  ///< that multiply: each has a tile of the outputs
-  static constexpr int kPlacers = 4;                      ///< warps that prepare
-  static constexpr int kThreads = 32 * (kWarps + kPlacers);
-  static constexpr int kPlacerTiles = kTokenTiles * kDimTiles / kPlacers;
+  static constexpr int kPreparers = 4;                    ///< warps that prepare
+  static constexpr int kThreads = 32 * (kWarps + kPreparers);
+  static constexpr int kPreparerTiles = kTokenTiles * kDimTiles / kPreparers;
   static constexpr int kRowTiles = kStateTiles > kWarps ? kStateTiles / kWarps : 1;  ///< of the state, a warp's
   static constexpr int kColTiles = kStateTiles * kDimTiles / (kRowTiles * kWarps);   ///< likewise
   static_assert(kRowTiles * kColTiles * kWarps == kStateTiles * kDimTiles);

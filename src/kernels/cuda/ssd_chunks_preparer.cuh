@@ -158,15 +158,15 @@ class Preparer : ChunkBlock<kStates, kChunk, kBuffers> {
   }
 
   // Of a tile of x a lane has two elements of every fourth token.
-  __device__ static int placer_tile(int j) { return warp() - Shape::kWarps + j * Shape::kPlacers; }
-  __device__ static int x_token(int j) { return placer_tile(j) / Shape::kDimTiles * 16 + lane() / 8; }
-  __device__ static int x_dim(int j) { return placer_tile(j) % Shape::kDimTiles * 16 + lane() % 8 * 2; }
+  __device__ static int preparer_tile(int j) { return warp() - Shape::kWarps + j * Shape::kPreparers; }
+  __device__ static int x_token(int j) { return preparer_tile(j) / Shape::kDimTiles * 16 + lane() / 8; }
+  __device__ static int x_dim(int j) { return preparer_tile(j) % Shape::kDimTiles * 16 + lane() % 8 * 2; }
 
   __device__ void load_x(int k) {
     if (k >= chunks_) return;
     const ChunkScores<kStates, kChunk>& scores = from_[k * args_.groups].scores;
 #pragma unroll
-    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
+    for (int j = 0; j < Shape::kPreparerTiles; ++j) {
       const int t = k * kChunk + x_token(j);
       load_pairs(args_.x, x_in_pairs_, (first_ + t) * args_.x.stride + column(x_dim(j)), 4 * args_.x.stride,
                  ceil_div(rows_ - t, 4), dims_from(x_dim(j)), x_[j]);
@@ -179,8 +179,8 @@ class Preparer : ChunkBlock<kStates, kChunk, kBuffers> {
     const ChunkTimes<kChunk>& times = shared_.times[k % 4];
     auto& to = shared_.x[k % 2];
 #pragma unroll
-    for (int j = 0; j < Shape::kPlacerTiles; ++j) {
-      const int row_tile = placer_tile(j) / Shape::kDimTiles, col_tile = placer_tile(j) % Shape::kDimTiles;
+    for (int j = 0; j < Shape::kPreparerTiles; ++j) {
+      const int row_tile = preparer_tile(j) / Shape::kDimTiles, col_tile = preparer_tile(j) % Shape::kDimTiles;
       const int end = 16 * row_tile + 15;
       float x[4][2], left[4], largest = 0, largest_left = 0;
 #pragma unroll
@@ -208,8 +208,8 @@ class Preparer : ChunkBlock<kStates, kChunk, kBuffers> {
     }
   }
 
-  uint32_t x_[Shape::kPlacerTiles][4][2];  ///< of the next chunk, with scales of B
-  float b_scale_[Shape::kPlacerTiles][4], dt_[kLaneTokens];
+  uint32_t x_[Shape::kPreparerTiles][4][2];  ///< of the next chunk, with scales of B
+  float b_scale_[Shape::kPreparerTiles][4], dt_[kLaneTokens];
 };
 
 }  // namespace hxq::cuda

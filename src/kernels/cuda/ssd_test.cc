@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/sequence.h"
 #include "kernels/cuda/sequence_test_data.h"
 #include "kernels/cuda/ssd_chunks_plan.h"
@@ -53,11 +55,17 @@ void check(const Case& test) {
   TestBatch batch(test.lengths, static_cast<size_t>(heads * states * dim), random);
   const auto rows = static_cast<size_t>(batch.rows);
   const auto width = static_cast<size_t>(heads * dim);
-  const auto x = values(random, rows, width, test), z = random.normals(rows * width, test.dtype);
-  const auto b = values(random, rows, static_cast<size_t>(groups * states), test),
-             c = values(random, rows, static_cast<size_t>(groups * states), test);
+  auto x = values(random, rows, width, test), z = random.normals(rows * width, test.dtype);
+  auto b = values(random, rows, static_cast<size_t>(groups * states), test),
+       c = values(random, rows, static_cast<size_t>(groups * states), test);
   auto dt = random.normals(rows * static_cast<size_t>(heads), test.dtype, 2);
   for (float& value : dt) value = rounded(value + test.delta, test.dtype);
+  for (std::vector<float>* of_all : {&x, &z, &b, &c, &dt}) {  // what follows a segment belongs to none
+    const size_t cols = of_all->size() / rows;
+    for (const RowRange& segment : batch.segments) {
+      std::fill_n(of_all->begin() + static_cast<int64_t>(segment.end * cols), cols, std::nanf(""));
+    }
+  }
   const auto bias = random.normals(static_cast<size_t>(heads)), d = random.normals(static_cast<size_t>(heads));
   auto a = random.normals(static_cast<size_t>(heads));
   for (float& value : a) value = -test.decay * std::exp(value);
@@ -87,6 +95,7 @@ void check(const Case& test) {
                .groups = groups,
                .state_size = states};
   const DeviceArray<std::byte> workspace(ssd_workspace(args));
+  if (states <= 128) EXPECT_EQ(workspace.size() > 0, args.batch.max_rows >= kFewestChunkTokens);  // all GPUs have room
   args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
   HXQ_EXPECT_OK(ssd(args, nullptr));
   expect_finished();

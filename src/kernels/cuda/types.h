@@ -56,9 +56,9 @@ enum class Precision : uint8_t {
 
 using kernels::RowRange;
 
-/// The sequences of a ragged batch. `segments`, `positions` and the addresses of states that operations take per
-/// sequence lie in device memory. A segment without rows is skipped, so that a captured graph can serve fewer sequences
-/// than it was captured for.
+/// The sequences of a ragged batch, whose rows follow each other in their order. `segments`, `positions` and the
+/// addresses of states that operations take per sequence lie in device memory. A segment without rows is skipped, so
+/// that a captured graph can serve fewer sequences than it was captured for.
 struct Batch {
   const RowRange* segments = nullptr;  // [count]: what rows of the activations belong to each sequence
   const int32_t* positions = nullptr;  // [total_rows]: of each row in its sequence; null where nothing asks for it
