@@ -112,9 +112,7 @@ class Steps:
         _core.check(library.hxq_forward(self._address, self._segments, len(self._segments)))
 
 
-def _options(
-    threads: int, precision: str | None, device: str = "cpu", kv_cache: str = "f32"
-) -> _abi.ModelOptions:
+def _options(threads: int, precision: str | None, device: str = "cpu", kv_cache: str = "f32") -> _abi.ModelOptions:
     if kv_cache not in ("f32", "f16"):
         raise ValueError(f"kv_cache is {kv_cache!r}, expected 'f32' or 'f16'")
     return _abi.ModelOptions(

@@ -15,7 +15,6 @@
 namespace hxq::cuda {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr float kWeightExponent = 15;  ///< weights are up to 2^15: the low part of 2^-14 of that is a normal number
 constexpr float kWeightScale = 0x1p15f;
 

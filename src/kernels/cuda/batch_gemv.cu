@@ -63,14 +63,10 @@ class Multiplier {
     for (int u = 0; u < kUnits; ++u) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        float2 pair = make_float2(value[u][2 * i] * inverse, value[u][2 * i + 1] * inverse);
+        uint32_t parts[kParts];
+        split(value[u][2 * i] * inverse, value[u][2 * i + 1] * inverse, parts);
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const __half2 half = __float22half2_rn(pair);
-          x_[u][part][i] = *reinterpret_cast<const uint32_t*>(&half);
-          const float2 taken = __half22float2(half);
-          pair = make_float2(pair.x - taken.x, pair.y - taken.y);
-        }
+        for (int part = 0; part < kParts; ++part) x_[u][part][i] = parts[part];
       }
     }
     scale_ = scale;

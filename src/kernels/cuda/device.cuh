@@ -122,6 +122,12 @@ __device__ inline void store_at(const Output& y, int64_t row, int64_t col, float
   store_element(y.data, y.dtype, row * y.stride + col, value);
 }
 
+/// Whether rows can be read or written four elements at a time, from every fourth column on.
+template <class Rows>
+inline bool has_fours(const Rows& rows) {
+  return rows.stride % 4 == 0 && is_aligned(rows.data, static_cast<size_t>(4 * element_bytes(rows.dtype)));
+}
+
 /// The sum over groups of `lanes` (a power of two) adjacent lanes, known to all of them.
 __device__ inline float sum_lanes(float value, int lanes = 32) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
@@ -269,6 +275,8 @@ __device__ inline void let_successors_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+inline constexpr float kLog2E = 1.44269504f;  ///< e^x is 2^(kLog2E x)
 
 /// 2^x within 2 units in the last place.
 __device__ inline float fast_exp2(float x) {

@@ -348,7 +348,7 @@ class Worker : Block {
     const Plan& plan = p_.plan;
     float a[Plan::kStates];
 #pragma unroll
-    for (int n = 0; n < Plan::kStates; ++n) a[n] = vector(Plan::kRates + n) * 1.44269504f;  // for exp2
+    for (int n = 0; n < Plan::kStates; ++n) a[n] = vector(Plan::kRates + n) * kLog2E;
     const float skip = vector(Plan::kSkip), start = vector(Plan::kDtBias);
 #pragma unroll 1
     for (int token = first_token_; token < tokens_; token += plan.chunk_warps) {

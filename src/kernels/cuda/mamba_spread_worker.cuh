@@ -319,7 +319,7 @@ class Worker : Block {
     dt_.template multiply<kTokens>(dbc + sub() * 4, pitch, sub() * 4 < plan.rank, sum);
     add_outliers<kDt, kDtRows>(half_warp(), first_channel + first, 16, dbc, pitch, sum);
     const float delta = softplus(sum_each<16, kDtItems>(sum) + bias), added = delta * u;
-    const float delta2 = delta * 1.44269504f;  // for exp2
+    const float delta2 = delta * kLog2E;
     const float* rates = floats(plan.vectors_at) + (Plan::kRates + sub()) * plan.pitch() + first;
 #pragma unroll
     for (int token = 0; token < kTokens; ++token) {

@@ -199,7 +199,7 @@ class Channel {
     skip_ = is_there ? __ldg(scan.d + c_) : 0.0f;
 #pragma unroll
     for (int i = 0; i < kOwnStates; ++i) {
-      a_[i] = has_state(i) ? __ldg(scan.a + state_at(i)) * 1.44269504f : 0.0f;  // for exp2
+      a_[i] = has_state(i) ? __ldg(scan.a + state_at(i)) * kLog2E : 0.0f;
     }
   }
 

@@ -62,7 +62,7 @@ class Worker {
       : p_(p), at_(at), is_there_(at.channel < p.channels), c_(is_there_ ? at.channel : 0) {
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
-      a_[n] = n < p.state_size ? __ldg(p.a + n * p.channels + c_) * 1.44269504f : 0.0f;  // for exp2
+      a_[n] = n < p.state_size ? __ldg(p.a + n * p.channels + c_) * kLog2E : 0.0f;
     }
     bias_ = p.dt_bias ? __ldg(p.dt_bias + c_) : 0.0f;
     skip_ = __ldg(p.d + c_);

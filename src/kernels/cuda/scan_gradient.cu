@@ -12,7 +12,6 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRun = 16;    ///< tokens of a run
 constexpr int kJoined = 8;  ///< runs whose states are loaded together
-constexpr float kLog2E = 1.44269504f;
 
 struct Parameters {
   ScanGradientArgs args;

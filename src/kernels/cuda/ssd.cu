@@ -158,11 +158,8 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_for(kStates)) ssd_kernel(c
 
 bool is_plain(const SsdArgs& args) {
   const auto is_float = [](const Input& from) { return from.dtype == DType::f32; };
-  const auto is_aligned = [](const Input& from) {
-    return reinterpret_cast<uintptr_t>(from.data) % 16 == 0 && from.stride % 4 == 0;
-  };
   return is_float(args.x) && is_float(args.dt) && is_float(args.b) && is_float(args.c) &&
-         (!args.z.data || is_float(args.z)) && is_aligned(args.b) && is_aligned(args.c) && args.state_size % 4 == 0;
+         (!args.z.data || is_float(args.z)) && has_fours(args.b) && has_fours(args.c) && args.state_size % 4 == 0;
 }
 
 template <int kStates>

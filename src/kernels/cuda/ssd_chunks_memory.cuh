@@ -1,8 +1,10 @@
-// What blocks of ssd_chunks.cu have in shared memory, how it gets there, and how products of parts are added up.
+// What blocks of ssd_chunks.cu have in device and shared memory, how it gets there, and how products of parts are added
+// up.
 
 #pragma once
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/ssd_chunks_plan.h"
 #include "kernels/cuda/tensor_core.cuh"
 
@@ -34,6 +36,24 @@ struct Chunk {
   ChunkScores<kStates, kChunk> scores;
   ChunkInputs<kStates, kChunk> inputs;
 };
+
+struct ChunkParameters {
+  SsdArgs args;
+  int fewest;    ///< tokens of segments that are taken
+  void* chunks;  ///< [slots, groups]
+};
+
+/// A chunk of a segment, where one is taken.
+template <int kStates, int kChunk>
+__device__ inline Chunk<kStates, kChunk>* chunk_of(const ChunkParameters& p, int sequence, int chunk, int group) {
+  const int64_t slot = slot_of_run(p.args.batch.segments[sequence], sequence, chunk, kChunk);
+  return static_cast<Chunk<kStates, kChunk>*>(p.chunks) + slot * p.args.groups + group;
+}
+
+__device__ inline bool is_taken(const ChunkParameters& p, const RowRange& segment) {
+  const int rows = segment.end - segment.begin;
+  return rows > 0 && rows >= p.fewest;
+}
 
 /// Of the tokens of a chunk: delta, and the sum of all logarithms (to base 2) of decays up to each as a whole number
 /// and a rest in [0, 1), so that differences of large sums are exact.

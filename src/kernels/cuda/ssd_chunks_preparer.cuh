@@ -3,11 +3,9 @@
 #pragma once
 
 #include "kernels/cuda/ssd_chunks_memory.cuh"
-#include "kernels/cuda/ssd_scores.cuh"
 
 namespace hxq::cuda {
 
-inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kLeastLog = -512;  ///< of a decay to base 2: nothing is left long before
 
 /// The block's elements of a head, and its chunks. All warps meet twice in each.

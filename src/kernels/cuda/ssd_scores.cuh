@@ -3,28 +3,9 @@
 
 #pragma once
 
-#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/ssd_chunks_memory.cuh"
 
 namespace hxq::cuda {
-
-struct ChunkParameters {
-  SsdArgs args;
-  int fewest;    ///< tokens of segments that are taken
-  void* chunks;  ///< [slots, groups]
-};
-
-/// A chunk of a segment, where one is taken.
-template <int kStates, int kChunk>
-__device__ inline Chunk<kStates, kChunk>* chunk_of(const ChunkParameters& p, int sequence, int chunk, int group) {
-  const int64_t slot = slot_of_run(p.args.batch.segments[sequence], sequence, chunk, kChunk);
-  return static_cast<Chunk<kStates, kChunk>*>(p.chunks) + slot * p.args.groups + group;
-}
-
-__device__ inline bool is_taken(const ChunkParameters& p, const RowRange& segment) {
-  const int rows = segment.end - segment.begin;
-  return rows > 0 && rows >= p.fewest;
-}
 
 inline constexpr int kScoreWarps = 4;
 

@@ -82,7 +82,7 @@ __device__ inline void scan(const Header& header, uint32_t done, uint32_t flag) 
     const int c = static_cast<int>(p.share.begin(block)) + min(own, count - 1);
     const int64_t at = int64_t{lane} * p.channels + c;
     const DtRow dt_row(p.dt_proj, c, lane);
-    const float a = has_state ? __ldg(p.a + at) * 1.44269504f : 0.0f;  // for exp2
+    const float a = has_state ? __ldg(p.a + at) * kLog2E : 0.0f;
     float state = has_state ? h[at] : 0.0f;
     const float dt_bias = p.dt_bias ? __ldg(p.dt_bias + c) : 0.0f, skip = __ldg(p.d + c);
     const float u = u_of.at(c), gate = z_of.at(c);

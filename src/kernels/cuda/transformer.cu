@@ -88,12 +88,6 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const __grid
   }
 }
 
-/// Whether rows can be read or written four elements at a time.
-template <class Rows>
-bool has_fours(const Rows& rows) {
-  return rows.stride % 4 == 0 && is_aligned(rows.data, static_cast<size_t>(4 * element_bytes(rows.dtype)));
-}
-
 }  // namespace
 
 Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept {
