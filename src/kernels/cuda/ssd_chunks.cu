@@ -286,6 +286,22 @@ class Multiplier : ChunkBlock<kStates, kChunk, kBuffers> {
   float state_[kRowTiles][kColTiles][2][4];
 };
 
+template <int kStates, int kChunk>
+__global__ void __launch_bounds__(32 * kScoreWarps) ssd_scores_kernel(const __grid_constant__ ChunkParameters p) {
+  extern __shared__ __align__(16) unsigned char ssd_memory[];
+  static_assert(kChunk / 16 <= kScoreWarps);
+  let_successors_begin();
+  wait_for_predecessors();
+  constexpr int kTiles = kChunk / 16;
+  const int chunk = blockIdx.x / kTiles, sequence = blockIdx.y, group = blockIdx.z;
+  const RowRange segment = p.args.batch.segments[sequence];
+  const int first = segment.begin + chunk * kChunk;
+  if (!is_taken(p, segment) || first >= segment.end) return;
+  ChunkScorer<kStates, kChunk>(p.args, *reinterpret_cast<Chunk<kStates, kChunk>*>(ssd_memory), group,
+                               blockIdx.x % kTiles)
+      .run(first, segment.end - first, *chunk_of<kStates, kChunk>(p, sequence, chunk, group));
+}
+
 template <int kStates, int kChunk, int kBuffers>
 __global__ void __launch_bounds__(ChunkShape<kStates, kChunk>::kThreads)
     ssd_chunks_kernel(const __grid_constant__ ChunkParameters p) {

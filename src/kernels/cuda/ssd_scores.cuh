@@ -114,21 +114,4 @@ class ChunkScorer {
   const int row_tile_;
 };
 
-template <int kStates, int kChunk>
-static __global__ void __launch_bounds__(32 * kScoreWarps)
-    ssd_scores_kernel(const __grid_constant__ ChunkParameters p) {
-  extern __shared__ __align__(16) unsigned char ssd_memory[];
-  static_assert(kChunk / 16 <= kScoreWarps);
-  let_successors_begin();
-  wait_for_predecessors();
-  constexpr int kTiles = kChunk / 16;
-  const int chunk = blockIdx.x / kTiles, sequence = blockIdx.y, group = blockIdx.z;
-  const RowRange segment = p.args.batch.segments[sequence];
-  const int first = segment.begin + chunk * kChunk;
-  if (!is_taken(p, segment) || first >= segment.end) return;
-  ChunkScorer<kStates, kChunk>(p.args, *reinterpret_cast<Chunk<kStates, kChunk>*>(ssd_memory), group,
-                               blockIdx.x % kTiles)
-      .run(first, segment.end - first, *chunk_of<kStates, kChunk>(p, sequence, chunk, group));
-}
-
 }  // namespace hxq::cuda
