@@ -287,8 +287,17 @@ __device__ inline float fast_exp2(float x) {
 
 __device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
-/// ln(1 + e^x)
-__device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf(x)); }
+/// ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), the latter within 2e-7 as a polynomial of e = e^-|x| up to 1 (least
+/// largest relative error).
+__device__ inline float softplus(float x) {
+  const float e = fast_exp2(-kLog2E * fabsf(x));
+  float sum = 0.005232690833508968f;
+  for (const float next : {-0.029505228623747826f, 0.07822594791650772f, -0.13663245737552643f, 0.19106008112430573f,
+                           -0.2484298199415207f, 0.3331909775733948f, -0.4999949336051941f, 0.9999999403953552f}) {
+    sum = fmaf(sum, e, next);
+  }
+  return fmaf(sum, e, fmaxf(x, 0.0f));
+}
 
 /// What launchers ask of the current device. Attributes are cached by the driver; no device memory is touched.
 struct DeviceFacts {
