@@ -150,32 +150,28 @@ hxq_status hxq_cuda_selective_scan(hxq_cuda_call* call, const hxq_scan_args* giv
     const Sizes sizes = checked(given);
     CudaCall on(call);
     const hxq_scan_args& args = *given;
-    run_batch(
-        on,
-        {.count = sizes.batch,
-         .tokens = sizes.tokens,
-         .states = args.state,
-         .state_size = args.state_size * args.channels},
-        "a scan",
-        [&](const cuda::Batch& batch) { return on.kernels().scan_workspace(batch, args.channels, args.state_size); },
-        [&](const cuda::UniformBatch& made, const cuda::Workspace& workspace) {
-          require_pointers({{"y", args.y}});
-          return on.kernels().selective_scan({.batch = made.batch,
-                                              .u = floats(args.u, args.channels),
-                                              .dt = floats(args.dt, args.channels),
-                                              .dt_bias = args.dt_bias,
-                                              .b = floats(float_rows("b", args.b, sizes.rows, args.state_size)),
-                                              .c = floats(float_rows("c", args.c, sizes.rows, args.state_size)),
-                                              .z = floats(float_rows("z", args.z, sizes.rows, args.channels)),
-                                              .a = args.a,
-                                              .d = args.d,
-                                              .states = made.states,
-                                              .y = output(args.y, args.channels),
-                                              .channels = args.channels,
-                                              .state_size = args.state_size,
-                                              .workspace = workspace},
-                                             on.stream());
-        });
+    run_batch(on,
+              {.count = sizes.batch,
+               .tokens = sizes.tokens,
+               .states = args.state,
+               .state_size = args.state_size * args.channels},
+              "a scan", nothing, [&](const cuda::UniformBatch& made, const cuda::Workspace&) {
+                require_pointers({{"y", args.y}});
+                return on.kernels().selective_scan({.batch = made.batch,
+                                                    .u = floats(args.u, args.channels),
+                                                    .dt = floats(args.dt, args.channels),
+                                                    .dt_bias = args.dt_bias,
+                                                    .b = floats(float_rows("b", args.b, sizes.rows, args.state_size)),
+                                                    .c = floats(float_rows("c", args.c, sizes.rows, args.state_size)),
+                                                    .z = floats(float_rows("z", args.z, sizes.rows, args.channels)),
+                                                    .a = args.a,
+                                                    .d = args.d,
+                                                    .states = made.states,
+                                                    .y = output(args.y, args.channels),
+                                                    .channels = args.channels,
+                                                    .state_size = args.state_size},
+                                                   on.stream());
+              });
   });
 }
 

@@ -1,5 +1,4 @@
-// Runs of tokens that long segments are cut into, and what is kept of each. Those of a scan are computed side by side:
-// first what each makes of a state of zeros, then the states between them, then the outputs.
+// Runs of tokens that long segments are cut into, and where what is kept of each lies.
 
 #pragma once
 

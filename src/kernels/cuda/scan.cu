@@ -1,43 +1,11 @@
-// Selective scan. A thread has one channel of one run of tokens and its states in registers; the inputs of the next
-// tokens travel while those at hand are used.
+// Selective scan, token after token. Of few tokens a thread has a channel with all of its states, of more some lanes
+// share them. States are in registers.
 
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
 namespace {
-
-constexpr int kThreads = 64;
-constexpr int kRun = 32;    ///< tokens of a run; segments that are no longer take one pass
-constexpr int kAhead = 4;   ///< tokens whose inputs are loaded together
-constexpr int kJoined = 8;  ///< runs whose states are loaded together
-
-struct Parameters {
-  ScanArgs args;
-  int runs;          ///< of the longest segment
-  float* run_state;  // [slots, state_size, channels]: what a run makes of zeros, then the state it starts from
-  float* run_delta;  // [slots, channels]: sums of delta
-};
-
-struct Place {
-  RowRange segment;
-  int sequence, run, begin, end;
-  int64_t channel;
-
-  __device__ int rows() const { return segment.end - segment.begin; }
-};
-
-__device__ inline Place place_of(const Parameters& p) {
-  Place at;
-  at.sequence = static_cast<int>(blockIdx.y);
-  at.segment = p.args.batch.segments[at.sequence];
-  at.run = static_cast<int>(blockIdx.z);
-  at.begin = at.run * kRun;
-  at.end = min(at.begin + kRun, at.rows());
-  at.channel = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  return at;
-}
 
 /// kF32: all activations are.
 template <bool kF32>
@@ -45,219 +13,414 @@ __device__ inline float load_input(const Input& x, int64_t row, int64_t col) {
   return kF32 ? static_cast<const float*>(x.data)[row * x.stride + col] : load_at(x, row, col);
 }
 
-/// B and C of a run's tokens.
-template <int kStates>
-struct Shared {
-  float b[kRun][kStates], c[kRun][kStates];
-};
+// ---- few tokens: a thread has a channel and all of its states ----
 
-/// Blocks of a multiprocessor: all runs of a long prompt have room at once.
-constexpr int blocks_for(int states) { return states <= 16 ? 12 : 1; }
+constexpr int kFewTokens = 8;
+constexpr int kFewThreads = 64;
 
-/// Goes over a run's tokens; with kOutput it writes y. Made before the kernels before this one have finished.
-template <int kStates, bool kOutput, bool kF32>
-class Worker {
- public:
-  __device__ Worker(const ScanArgs& p, const Place& at)
-      : p_(p), at_(at), is_there_(at.channel < p.channels), c_(is_there_ ? at.channel : 0) {
+template <int kStates, bool kF32>
+__global__ void __launch_bounds__(kFewThreads) few_tokens_kernel(const __grid_constant__ ScanArgs p) {
+  __shared__ float coefficients[kFewTokens][2][kStates];  // B and C
+  let_successors_begin();
+  const RowRange segment = p.batch.segments[blockIdx.y];
+  const int rows = segment.end - segment.begin;
+  const int64_t channel = int64_t{blockIdx.x} * kFewThreads + threadIdx.x;
+  const bool is_there = channel < p.channels;
+  const int64_t c = is_there ? channel : 0;
+  float a[kStates], h[kStates];
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) {
-      a_[n] = n < p.state_size ? __ldg(p.a + n * p.channels + c_) * kLog2E : 0.0f;
-    }
-    bias_ = p.dt_bias ? __ldg(p.dt_bias + c_) : 0.0f;
-    skip_ = __ldg(p.d + c_);
-  }
-
-  /// From state h, which it advances. Returns the sum of delta.
-  __device__ float run(float (&h)[kStates], Shared<kStates>& shared) const {
-    Token now[kAhead], next[kAhead];
-    load(now, at_.begin);
-    load_coefficients(shared);
-    __syncthreads();
-    float total = 0;
-    for (int first = at_.begin; first < at_.end; first += kAhead) {
-      load(next, first + kAhead);
+  for (int n = 0; n < kStates; ++n) a[n] = n < p.state_size ? __ldg(p.a + n * p.channels + c) * kLog2E : 0.0f;
+  const float bias = p.dt_bias ? __ldg(p.dt_bias + c) : 0.0f, skip = __ldg(p.d + c);
+  float* state = static_cast<float*>(p.states[blockIdx.y]) + c;
+  wait_for_predecessors();
+  if (rows <= 0) return;
 #pragma unroll
-      for (int t = 0; t < kAhead; ++t) {
-        if (first + t < at_.end) total += step(h, now[t], first + t, shared);
-      }
-#pragma unroll
-      for (int t = 0; t < kAhead; ++t) now[t] = next[t];
-    }
-    return total;
+  for (int n = 0; n < kStates; ++n) h[n] = n < p.state_size ? state[n * p.channels] : 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * 2 * kStates; i += kFewThreads) {
+    const int t = i / (2 * kStates), n = i % kStates;
+    const Input& from = i / kStates % 2 == 0 ? p.b : p.c;
+    coefficients[t][i / kStates % 2][n] = n < p.state_size ? load_input<kF32>(from, segment.begin + t, n) : 0.0f;
   }
-
- private:
-  struct Token {
-    float dt, u, z;
-  };
-
-  __device__ void load(Token (&tokens)[kAhead], int first) const {
-#pragma unroll
-    for (int t = 0; t < kAhead; ++t) {
-      if (first + t >= at_.end) continue;
-      const int64_t row = at_.segment.begin + first + t;
-      tokens[t].dt = load_input<kF32>(p_.dt, row, c_);
-      tokens[t].u = load_input<kF32>(p_.u, row, c_);
-      if (kOutput) tokens[t].z = load_input<kF32>(p_.z, row, c_);
-    }
-  }
-
-  __device__ void load_coefficients(Shared<kStates>& shared) const {
-    for (int i = static_cast<int>(threadIdx.x); i < (at_.end - at_.begin) * kStates; i += kThreads) {
-      const int t = i / kStates, n = i % kStates;
-      const int64_t row = at_.segment.begin + at_.begin + t;
-      shared.b[t][n] = n < p_.state_size ? load_input<kF32>(p_.b, row, n) : 0.0f;
-      if (kOutput) shared.c[t][n] = n < p_.state_size ? load_input<kF32>(p_.c, row, n) : 0.0f;
-    }
-  }
-
-  __device__ float step(float (&h)[kStates], const Token& token, int t, const Shared<kStates>& shared) const {
-    const float delta = softplus(token.dt + bias_);
-    const float delta_u = delta * token.u;
-    const float* b = shared.b[t - at_.begin];
-    const float* c = shared.c[t - at_.begin];
+  __syncthreads();
+  for (int t = 0; t < rows; ++t) {
+    const int64_t row = segment.begin + t;
+    const float u = load_input<kF32>(p.u, row, c), delta = softplus(load_input<kF32>(p.dt, row, c) + bias);
+    const float delta_u = delta * u;
     float sum[2] = {};
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
-      h[n] = fmaf(fast_exp2(delta * a_[n]), h[n], delta_u * b[n]);
-      if (kOutput) sum[n % 2] = fmaf(h[n], c[n], sum[n % 2]);
+      h[n] = fmaf(fast_exp2(delta * a[n]), h[n], delta_u * coefficients[t][0][n]);
+      sum[n % 2] = fmaf(h[n], coefficients[t][1][n], sum[n % 2]);
     }
-    if (kOutput && is_there_) {
-      store_at(p_.y, at_.segment.begin + t, c_, fmaf(skip_, token.u, sum[0] + sum[1]) * silu(token.z));
+    const float gate = silu(load_input<kF32>(p.z, row, c));
+    if (is_there) store_at(p.y, row, c, fmaf(skip, u, sum[0] + sum[1]) * gate);
+  }
+  if (!is_there) return;
+#pragma unroll
+  for (int n = 0; n < kStates; ++n) {
+    if (n < p.state_size) state[n * p.channels] = h[n];
+  }
+}
+
+// ---- more tokens: lanes share the states of a channel, and other warps do what needs no state ----
+
+constexpr int kLanes = 8;     ///< of a channel, two of its 16 states (eight of 64) each
+constexpr int kScanners = 3;  ///< warps that go through the tokens
+constexpr int kChannels = kScanners * 32 / kLanes;
+constexpr int kFours = kChannels / 4;            ///< of a token's channels
+constexpr int kTokensOfAssistant = 32 / kFours;  ///< of a chunk
+constexpr int kAhead = 2;                        ///< chunks whose inputs are on their way
+
+/// What a block keeps of chunks. Tokens behind a segment's end change no state. While scanners are at chunk i and read
+/// the beginning of i + 1, assistants finish i - 1, prepare i + 2 and bring i + 2 + kAhead.
+template <int kStates, int kAssistants>
+struct Chunks {
+  static constexpr int kTokens = kAssistants * kTokensOfAssistant;  ///< of a chunk
+  static constexpr int kStateSize = kStates * kLanes;
+
+  float2 b[kAhead + 3][kTokens][kStateSize / 2], c[kAhead + 3][kTokens][kStateSize / 2];  // a lane has adjacent states
+  float4 times[3][2][kTokens][kFours];          // delta, delta u; of the first two channels of four, then the others
+  float4 ends[3][2][kTokens][kFours];           // D u, silu(z)
+  float4 sums[2][kTokens][kFours][kLanes + 1];  // of the states of each lane that four channels have; one for the banks
+};
+
+extern __shared__ __align__(16) unsigned char shared[];  // Chunks
+
+/// A warp that brings the inputs of chunks, prepares them and finishes outputs. kFast: floats that move by fours.
+template <int kStates, int kAssistants, bool kFast>
+class Assistant {
+  using Memory = Chunks<kStates, kAssistants>;
+  static constexpr int kTokens = Memory::kTokens;
+
+ public:
+  __device__ Assistant(const ScanArgs& p, const RowRange& segment, int64_t first_channel, Memory& chunks)
+      : p_(p), begin_(segment.begin), rows_(segment.end - segment.begin), chunks_(chunks) {
+    thread_ = static_cast<int>(threadIdx.x) - kScanners * 32;
+    const int lane = thread_ % 32, last = kFours * kTokensOfAssistant - 1;
+    has_token_ = lane <= last;
+    four_ = min(lane, last) % kFours;
+    token_ = thread_ / 32 * kTokensOfAssistant + min(lane, last) / kFours;
+    channel_ = first_channel + 4 * four_;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const bool exists = channel_ + k < p.channels;
+      bias_[k] = exists && p.dt_bias ? __ldg(p.dt_bias + channel_ + k) : 0.0f;
+      skip_[k] = exists ? __ldg(p.d + channel_ + k) : 0.0f;
     }
-    return delta;
+  }
+
+  /// Starts to load what the thread's token of a chunk takes; of a row that is not there, another.
+  __device__ void load(int chunk) {
+    const int64_t row = begin_ + min(chunk * kTokens + token_, rows_ - 1);
+    load(p_.dt, row, dt_);
+    load(p_.u, row, u_);
+    load(p_.z, row, z_);
+  }
+
+  /// Starts to bring the thread's part of B and C of a chunk.
+  __device__ void bring(int chunk) const {
+    constexpr int kPieces = Memory::kStateSize / 4;
+#pragma unroll
+    for (int i = thread_; i < kTokens * 2 * kPieces; i += kAssistants * 32) {
+      const int t = i / (2 * kPieces), n = i % kPieces * 4;
+      const bool is_b = i / kPieces % 2 == 0;
+      float2* to = &(is_b ? chunks_.b : chunks_.c)[chunk % (kAhead + 3)][t][n / 2];
+      bring(reinterpret_cast<float*>(to), is_b ? p_.b : p_.c, chunk * kTokens + t, n);
+    }
+    end_copy_group();
+  }
+
+  /// Prepares the thread's token of a chunk, which was loaded, and loads that of the next.
+  __device__ void prepare(int chunk) {
+    const bool exists = chunk * kTokens + token_ < rows_;
+    float delta[4], u[4], gate[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      delta[k] = softplus(exists ? dt_[k] + bias_[k] : -INFINITY);
+      u[k] = exists ? u_[k] : 0.0f;
+      gate[k] = silu(z_[k]);
+    }
+    load(chunk + 1);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      if (!has_token_) continue;
+      chunks_.times[chunk % 3][k][token_][four_] =
+          make_float4(delta[2 * k], delta[2 * k] * u[2 * k], delta[2 * k + 1], delta[2 * k + 1] * u[2 * k + 1]);
+      chunks_.ends[chunk % 3][k][token_][four_] =
+          make_float4(skip_[2 * k] * u[2 * k], gate[2 * k], skip_[2 * k + 1] * u[2 * k + 1], gate[2 * k + 1]);
+    }
+    wait_for_copies<kAhead - 1>();  // of the chunk's B and C
+  }
+
+  /// Writes y of the thread's token of a chunk.
+  __device__ void finish(int chunk) const {
+    const int64_t row = begin_ + chunk * kTokens + token_;
+    const auto& sums = chunks_.sums[chunk % 2][token_][four_];
+    float y[4] = {};
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float4 part = sums[lane];
+      y[0] += part.x, y[1] += part.y, y[2] += part.z, y[3] += part.w;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+      const float4 end = chunks_.ends[chunk % 3][k / 2][token_][four_];
+      y[k] = (end.x + y[k]) * end.y;
+      y[k + 1] = (end.z + y[k + 1]) * end.w;
+    }
+    if (!has_token_ || chunk * kTokens + token_ >= rows_ || channel_ >= p_.channels) return;
+    if constexpr (kFast) {
+      *reinterpret_cast<float4*>(static_cast<float*>(p_.y.data) + row * p_.y.stride + channel_) =
+          make_float4(y[0], y[1], y[2], y[3]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (channel_ + k < p_.channels) store_at(p_.y, row, channel_ + k, y[k]);
+      }
+    }
+  }
+
+ private:
+  /// The thread's channels of a row.
+  __device__ void load(const Input& from, int64_t row, float (&to)[4]) const {
+    if constexpr (kFast) {
+      if (channel_ >= p_.channels) return;
+      const float4 four =
+          *reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + row * from.stride + channel_);
+      to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) to[k] = load_at(from, row, min(channel_ + k, p_.channels - 1));
+    }
+  }
+
+  /// Four elements of a row as floats, zeros in place of those that are not there.
+  __device__ void bring(float* to, const Input& from, int t, int n) const {
+    const int64_t row = begin_ + t;
+    if constexpr (kFast) {
+      copy_async_or_zero(to, static_cast<const float*>(from.data) + row * from.stride + n,
+                         t < rows_ && n < p_.state_size);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) to[k] = t < rows_ && n + k < p_.state_size ? load_at(from, row, n + k) : 0.0f;
+    }
   }
 
   const ScanArgs& p_;
-  const Place& at_;
-  const bool is_there_;
-  const int64_t c_;
-  float a_[kStates];
-  float bias_, skip_;
+  const int begin_, rows_;
+  Memory& chunks_;
+  int thread_, four_, token_;  // of the assistants; the thread's channels, its token in a chunk
+  bool has_token_;             // two lanes of a warp bring B and C only
+  int64_t channel_;
+  float bias_[4], skip_[4];
+  float dt_[4] = {}, u_[4] = {}, z_[4] = {};  // of the next token
 };
 
-__device__ inline int64_t slot_of(const Place& at, int run) { return slot_of_run(at.segment, at.sequence, run, kRun); }
+/// A lane of a warp that goes through the tokens: some states of a channel. Groups of tokens overlap: what one takes is
+/// read while the decays of the next are worked out and the states of the one before that advance.
+template <int kStates, int kAssistants>
+class Scanner {
+  using Memory = Chunks<kStates, kAssistants>;
+  static constexpr int kGroup = kStates == 2 ? 5 : 1;  ///< tokens taken together
+  static_assert(Memory::kTokens % kGroup == 0);
 
-__device__ inline float* run_state(const Parameters& p, const Place& at, int run) {
-  return p.run_state + slot_of(at, run) * p.args.state_size * p.args.channels + at.channel;
-}
-
-__device__ inline float* run_delta(const Parameters& p, const Place& at, int run) {
-  return p.run_delta + slot_of(at, run) * p.args.channels + at.channel;
-}
-
-/// What every run but the last makes of a state of zeros.
-template <int kStates, bool kF32>
-__global__ void __launch_bounds__(kThreads, blocks_for(kStates)) run_kernel(const __grid_constant__ Parameters p) {
-  __shared__ Shared<kStates> shared;
-  let_successors_begin();
-  const Place at = place_of(p);
-  const Worker<kStates, false, kF32> worker(p.args, at);
-  wait_for_predecessors();
-  if (at.end - at.begin < kRun || at.end == at.rows()) return;
-  float h[kStates] = {};
-  const float total = worker.run(h, shared);
-  if (at.channel >= p.args.channels) return;
-  float* state = run_state(p, at, at.run);
+ public:
+  __device__ Scanner(const ScanArgs& p, int64_t first_channel, Memory& chunks)
+      : p_(p),
+        four_(static_cast<int>(threadIdx.x) / 32),
+        channel_(first_channel + 4 * four_ + threadIdx.x % 4),
+        chunks_(chunks) {
 #pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    if (n < p.args.state_size) state[n * p.args.channels] = h[n];
+    for (int s = 0; s < kStates; ++s) a_[s] = exists(s) ? __ldg(p.a + state_at(s)) * kLog2E : 0.0f;
   }
-  *run_delta(p, at, at.run) = total;
-}
 
-/// States between runs: a thread has one state of one channel and goes through the runs.
-__global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ Parameters p) {
-  let_successors_begin();
-  const Place at = place_of(p);
-  const auto n = static_cast<int>(blockIdx.z);
-  const bool is_there = at.channel < p.args.channels;
-  const float a = is_there ? p.args.a[n * p.args.channels + at.channel] : 0.0f;
-  wait_for_predecessors();
-  const int runs = (at.rows() + kRun - 1) / kRun;
-  if (!is_there || runs <= 1) return;
-  float h = static_cast<const float*>(p.args.states[at.sequence])[n * p.args.channels + at.channel];
-  for (int first = 0; first < runs; first += kJoined) {
-    float made[kJoined] = {}, delta[kJoined] = {};
+  __device__ void load_state(const float* state) {
 #pragma unroll
-    for (int i = 0; i < kJoined; ++i) {
-      if (first + i + 1 >= runs) continue;
-      made[i] = run_state(p, at, first + i)[n * p.args.channels];
-      delta[i] = *run_delta(p, at, first + i);
-    }
+    for (int s = 0; s < kStates; ++s) h_[s] = exists(s) ? state[state_at(s)] : 0.0f;
+  }
+  __device__ void store_state(float* state) const {
 #pragma unroll
-    for (int i = 0; i < kJoined; ++i) {
-      if (first + i >= runs) continue;
-      run_state(p, at, first + i)[n * p.args.channels] = h;
-      h = fmaf(expf(a * delta[i]), h, made[i]);
+    for (int s = 0; s < kStates; ++s) {
+      if (exists(s)) state[state_at(s)] = h_[s];
     }
   }
-}
 
-/// Outputs; the last run leaves the sequence's state behind.
-template <int kStates, bool kF32>
-__global__ void __launch_bounds__(kThreads, blocks_for(kStates)) output_kernel(const __grid_constant__ Parameters p) {
-  __shared__ Shared<kStates> shared;
+  /// Reads what the first two groups take.
+  __device__ void begin() {
+    read(0, 0);
+    decay();
+    read(0, kGroup);
+  }
+
+  /// Goes through a chunk.
+  __device__ void scan(int chunk) {
+    constexpr int kGroups = Memory::kTokens / kGroup, kTogether = kStates == 2 ? kGroups : 2;
+#pragma unroll kTogether
+    for (int g = 0; g < kGroups; ++g) {
+      const Ready now = ready_;
+      decay();
+      const int next = (g + 2) * kGroup;
+      if (next < Memory::kTokens) {
+        read(chunk, next);
+      } else {
+        read(chunk + 1, next - Memory::kTokens);
+      }
+      advance(now, chunk, g * kGroup);
+    }
+  }
+
+ private:
+  struct Raw {
+    float2 times[kGroup], b[kGroup][kStates / 2], c[kGroup][kStates / 2];
+  };
+  struct Ready {
+    float decay[kGroup][kStates], added[kGroup][kStates], c[kGroup][kStates];
+  };
+
+  /// Adjacent lanes have adjacent channels, as shared memory gives several what they all read at once. States of a lane
+  /// are pairs of adjacent ones.
+  static __device__ int pair(int s) { return s / 2 * kLanes + static_cast<int>(threadIdx.x) % 32 / 4; }
+  static __device__ int64_t state(int s) { return 2 * pair(s) + s % 2; }
+  __device__ int64_t state_at(int s) const { return state(s) * p_.channels + channel_; }
+  __device__ bool exists(int s) const { return state(s) < p_.state_size && channel_ < p_.channels; }
+
+  __device__ void read(int chunk, int first) {
+    const auto* times =
+        reinterpret_cast<const float2*>(&chunks_.times[chunk % 3][threadIdx.x % 4 / 2][first][four_]) + threadIdx.x % 2;
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+      raw_.times[t] = times[t * kFours * 2];
+#pragma unroll
+      for (int s = 0; s < kStates / 2; ++s) {
+        raw_.b[t][s] = chunks_.b[chunk % (kAhead + 3)][first + t][pair(2 * s)];
+        raw_.c[t][s] = chunks_.c[chunk % (kAhead + 3)][first + t][pair(2 * s)];
+      }
+    }
+  }
+
+  __device__ void decay() {
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+      const float delta = raw_.times[t].x, delta_u = raw_.times[t].y;
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) {
+        const float2 b = raw_.b[t][s / 2], c = raw_.c[t][s / 2];
+        ready_.decay[t][s] = fast_exp2(delta * a_[s]);
+        ready_.added[t][s] = delta_u * (s % 2 == 0 ? b.x : b.y);
+        ready_.c[t][s] = s % 2 == 0 ? c.x : c.y;
+      }
+    }
+  }
+
+  __device__ void advance(const Ready& now, int chunk, int first) {
+    float sums[kGroup] = {};
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) {
+        h_[s] = fmaf(now.decay[t][s], h_[s], now.added[t][s]);
+        sums[t] = fmaf(h_[s], now.c[t][s], sums[t]);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kGroup; ++t) {
+      reinterpret_cast<float*>(chunks_.sums[chunk % 2][first + t][four_])[threadIdx.x % 32] = sums[t];
+    }
+  }
+
+  const ScanArgs& p_;
+  const int four_;  // that the channel belongs to
+  const int64_t channel_;
+  Memory& chunks_;
+  float a_[kStates], h_[kStates];
+  Raw raw_;
+  Ready ready_;
+};
+
+/// One block a multiprocessor is told as the least, as the compiler would keep to fewer registers and wait more.
+template <int kStates, int kAssistants, bool kFast>
+__global__ void __launch_bounds__((kScanners + kAssistants) * 32, 1) scan_kernel(const __grid_constant__ ScanArgs p) {
+  auto& chunks = *reinterpret_cast<Chunks<kStates, kAssistants>*>(shared);
+  constexpr int kTokens = Chunks<kStates, kAssistants>::kTokens;
+  const RowRange segment = p.batch.segments[blockIdx.y];
+  const int64_t first_channel = int64_t{blockIdx.x} * kChannels;
+  const int count = (segment.end - segment.begin + kTokens - 1) / kTokens;
+  auto* state = static_cast<float*>(p.states[blockIdx.y]);
+  // The barrier of chunk i: chunks up to i + 1 are prepared, sums up to i - 1 are there.
+  if (threadIdx.x / 32 >= kScanners) {
+    Assistant<kStates, kAssistants, kFast> assistant(p, segment, first_channel, chunks);
+    wait_for_predecessors();
+    if (count > 0) assistant.load(0);
+    for (int i = 0; i < kAhead; ++i) assistant.bring(i);
+    for (int i = -1; i <= count; ++i) {
+      if (i + 1 < count) {
+        assistant.prepare(i + 1);
+        assistant.bring(i + 1 + kAhead);
+      }
+      if (i < 0) continue;
+      __syncthreads();
+      if (i > 0) assistant.finish(i - 1);
+    }
+  } else {
+    Scanner<kStates, kAssistants> scanner(p, first_channel, chunks);
+    wait_for_predecessors();
+    scanner.load_state(state);
+    for (int i = 0; i < count; ++i) {
+      __syncthreads();
+      if (i == 0) scanner.begin();
+      scanner.scan(i);
+    }
+    __syncthreads();
+    if (count > 0) scanner.store_state(state);
+  }
+  // Blocks that came early would lie many on the multiprocessors that this kernel leaves free.
   let_successors_begin();
-  const Place at = place_of(p);
-  const Worker<kStates, true, kF32> worker(p.args, at);
-  float* state = static_cast<float*>(p.args.states[at.sequence]) + at.channel;
-  wait_for_predecessors();
-  if (at.begin >= at.rows()) return;
-  const bool is_there = at.channel < p.args.channels;
-  const float* from = at.rows() > kRun ? run_state(p, at, at.run) : state;
-  float h[kStates];
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    h[n] = is_there && n < p.args.state_size ? from[n * p.args.channels] : 0.0f;
-  }
-  worker.run(h, shared);
-  if (!is_there || at.end != at.rows()) return;
-#pragma unroll
-  for (int n = 0; n < kStates; ++n) {
-    if (n < p.args.state_size) state[n * p.args.channels] = h[n];
-  }
 }
 
-template <int kStates, bool kF32>
-Status launch_scan(const Parameters& p, Stream stream) {
-  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(p.args.channels, kThreads));
-  const auto count = static_cast<unsigned>(p.args.batch.count);
-  const LaunchShape by_run{.grid = dim3(blocks, count, static_cast<unsigned>(p.runs)), .block = dim3(kThreads)};
-  const LaunchShape by_state{.grid = dim3(blocks, count, static_cast<unsigned>(p.args.state_size)),
-                             .block = dim3(kThreads)};
-  if (p.runs > 1) {
-    if (const Status status = launch(run_kernel<kStates, kF32>, by_run, stream, p); status != Status::ok) return status;
-    if (const Status status = launch(join_kernel, by_state, stream, p); status != Status::ok) return status;
-  }
-  return launch(output_kernel<kStates, kF32>, by_run, stream, p);
+template <int kStates, int kAssistants, bool kFast>
+Status launch_many(const ScanArgs& args, Stream stream) {
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(args.channels, kChannels)),
+                                       static_cast<unsigned>(args.batch.count)),
+                          .block = dim3((kScanners + kAssistants) * 32),
+                          .shared_bytes = sizeof(Chunks<kStates, kAssistants>)};
+  return launch(scan_kernel<kStates, kAssistants, kFast>, shape, stream, args);
 }
 
 template <int kStates>
-Status launch_scan(const Parameters& p, Stream stream) {
-  bool all_f32 = true;
-  for (const Input* x : {&p.args.u, &p.args.dt, &p.args.b, &p.args.c, &p.args.z}) all_f32 &= x->dtype == DType::f32;
-  return all_f32 ? launch_scan<kStates, true>(p, stream) : launch_scan<kStates, false>(p, stream);
+Status launch_scan(const ScanArgs& args, Stream stream) {
+  constexpr int kOfLane = kStates / kLanes;
+  bool all_f32 = true, fours = args.channels % 4 == 0 && args.state_size % 4 == 0;
+  for (const Input* x : {&args.u, &args.dt, &args.b, &args.c, &args.z}) {
+    all_f32 &= x->dtype == DType::f32;
+    fours &= has_fours(*x);
+  }
+  if (args.batch.max_rows <= kFewTokens) {
+    const LaunchShape few{.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(args.channels, kFewThreads)),
+                                       static_cast<unsigned>(args.batch.count)),
+                          .block = dim3(kFewThreads)};
+    return all_f32 ? launch(few_tokens_kernel<kStates, true>, few, stream, args)
+                   : launch(few_tokens_kernel<kStates, false>, few, stream, args);
+  }
+  const bool fast = all_f32 && fours && args.y.dtype == DType::f32 && has_fours(args.y);
+  if constexpr (kStates > 16) {
+    return fast ? launch_many<kOfLane, 2, true>(args, stream) : launch_many<kOfLane, 2, false>(args, stream);
+  } else {
+    if (!fast) return launch_many<kOfLane, 3, false>(args, stream);
+    // More assistants where a block has a multiprocessor for itself, and the memory.
+    const DeviceFacts device = current_device();
+    const int64_t blocks = ceil_div<int64_t>(args.channels, kChannels) * args.batch.count;
+    return blocks <= device.multiprocessors && sizeof(Chunks<kOfLane, 5>) <= static_cast<size_t>(device.shared_bytes)
+               ? launch_many<kOfLane, 5, true>(args, stream)
+               : launch_many<kOfLane, 3, true>(args, stream);
+  }
 }
-
-int runs_of(int32_t max_rows) { return max_rows <= 0 ? 0 : (max_rows + kRun - 1) / kRun; }
 
 }  // namespace
-
-size_t scan_workspace(const Batch& batch, int64_t channels, int64_t state_size) noexcept {
-  if (runs_of(batch.max_rows) <= 1) return 0;
-  return static_cast<size_t>(slots_of_runs(batch, kRun) * channels * (state_size + 1)) * sizeof(float);
-}
 
 Status selective_scan(const ScanArgs& args, Stream stream) noexcept {
   if (args.state_size < 1 || args.state_size > kMaxScanState) return Status::invalid_value;
   if (args.batch.count == 0 || args.batch.max_rows == 0 || args.channels == 0) return Status::ok;
-  if (args.workspace.bytes < scan_workspace(args.batch, args.channels, args.state_size)) return Status::invalid_value;
-  Parameters p{
-      .args = args, .runs = runs_of(args.batch.max_rows), .run_state = static_cast<float*>(args.workspace.data)};
-  p.run_delta = p.run_state + slots_of_runs(args.batch, kRun) * args.channels * args.state_size;
-  return args.state_size <= 16 ? launch_scan<16>(p, stream) : launch_scan<64>(p, stream);
+  return args.state_size <= 16 ? launch_scan<16>(args, stream) : launch_scan<64>(args, stream);
 }
 
 }  // namespace hxq::cuda

@@ -51,8 +51,6 @@ Status causal_conv1d_silu(const ConvArgs& args, Stream stream) noexcept;
 ///     delta   = softplus(dt[t, c] + dt_bias[c])
 ///     h[n, c] = exp(delta * A[n, c]) * h[n, c] + delta * B[t, n] * u[t, c]
 ///     y[t, c] = (sum_n h[n, c] * C[t, n] + D[c] * u[t, c]) * silu(z[t, c])
-/// Segments of many tokens are cut into runs that are computed side by side: first what each run makes of a state of
-/// zeros, then the states between runs, then the outputs.
 struct ScanArgs {
   Batch batch = {};
   Input u = {};                    // [total_rows, channels]
@@ -65,11 +63,9 @@ struct ScanArgs {
   void* const* states = nullptr;   // [batch.count]: float [state_size, channels] of each, read and advanced
   Output y = {};                   // [total_rows, channels]; may be u
   int64_t channels = 0;
-  int64_t state_size = 0;    ///< 1 to kMaxScanState
-  Workspace workspace = {};  ///< `scan_workspace`
+  int64_t state_size = 0;  ///< 1 to kMaxScanState
 };
 inline constexpr int64_t kMaxScanState = 64;
-size_t scan_workspace(const Batch& batch, int64_t channels, int64_t state_size) noexcept;
 Status selective_scan(const ScanArgs& args, Stream stream) noexcept;
 
 /// State-space duality, the recurrence of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), with gate. Head h belongs to group

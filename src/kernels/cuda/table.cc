@@ -61,7 +61,6 @@ constexpr Kernels kKernels = {
     .copy_rows = copy_rows,
     .rms_norm = rms_norm,
     .causal_conv1d_silu = causal_conv1d_silu,
-    .scan_workspace = scan_workspace,
     .selective_scan = selective_scan,
     .supports_mamba_step = supports_mamba_step,
     .mamba_step = mamba_step,

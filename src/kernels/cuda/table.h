@@ -61,7 +61,6 @@ struct Kernels {
   Status (*copy_rows)(const CopyRowsArgs&, Stream) noexcept;
   Status (*rms_norm)(const RmsNormArgs&, Stream) noexcept;
   Status (*causal_conv1d_silu)(const ConvArgs&, Stream) noexcept;
-  size_t (*scan_workspace)(const Batch&, int64_t channels, int64_t state_size) noexcept;
   Status (*selective_scan)(const ScanArgs&, Stream) noexcept;
   bool (*supports_mamba_step)(const MambaStepArgs&) noexcept;
   Status (*mamba_step)(const MambaStepArgs&, Stream) noexcept;

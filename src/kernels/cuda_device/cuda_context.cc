@@ -112,18 +112,16 @@ void CudaContext::launch_one(const cuda::MambaStepArgs& args) const noexcept {
   };
   cuda::Input dbc = args.scan.b;  // behind dt
   dbc.data = static_cast<const float*>(dbc.data) - args.dt_proj.cols;
-  cuda::ScanArgs scan = args.scan;
-  scan.workspace = workspace;
   try_launch("a convolution", [&] { return kernels.causal_conv1d_silu(args.conv, stream); });
   try_launch("a product", [&] {
     return kernels.codebook_linear(
         args.x_proj, {.x = input(args.conv.y), .y = output(dbc), .tokens = 1, .workspace = workspace}, stream);
   });
   try_launch("a product", [&] {
-    return kernels.codebook_linear(args.dt_proj, {.x = dbc, .y = output(scan.dt), .tokens = 1, .workspace = workspace},
-                                   stream);
+    return kernels.codebook_linear(args.dt_proj,
+                                   {.x = dbc, .y = output(args.scan.dt), .tokens = 1, .workspace = workspace}, stream);
   });
-  try_launch("a scan", [&] { return kernels.selective_scan(scan, stream); });
+  try_launch("a scan", [&] { return kernels.selective_scan(args.scan, stream); });
 }
 
 }  // namespace hxq::kernels

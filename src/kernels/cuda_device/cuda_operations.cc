@@ -216,11 +216,7 @@ struct Cuda {
 
   static void selective_scan(const ScanArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    cuda::ScanArgs scan = there(args);
-    scan.workspace = on.workspace;
-    on.run(
-        "a scan", [&] { return on.kernels.selective_scan(scan, on.stream); },
-        on.kernels.scan_workspace(scan.batch, args.channels, args.state_size));
+    on.run("a scan", [&] { return on.kernels.selective_scan(there(args), on.stream); });
   }
 
   /// False where a matrix is stored in another way.
