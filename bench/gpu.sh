@@ -12,15 +12,17 @@ shopt -s extglob
 sources=("$root"/src/kernels/cuda/*.cu "$root"/src/kernels/cuda/!(*_test).cc)
 objects=()
 jobs=()
-for source in "${sources[@]}" "$root/bench/gpu_bench.cu"; do
+for source in "${sources[@]}" "$root"/bench/{gpu_bench,gpu_sequences}.cu; do
   object=$out/$(basename "$source").o
-  objects+=("$object")
+  [[ $source == "$root"/bench/* ]] || objects+=("$object")
   nvcc -std=c++20 -O3 "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -I"$root/include" -I"$root/src" \
     -c "$source" -o "$object" 2> "$object.log" &
   jobs+=($!)
 done
 for job in "${jobs[@]}"; do wait "$job"; done
-nvcc -o "$out/gpu_bench" "${objects[@]}" -ldl
+for program in gpu_bench gpu_sequences; do
+  nvcc -o "$out/$program" "$out/$program.cu.o" "${objects[@]}" -ldl
+done
 
 # torch's own cuBLAS serves the prefill of both sides.
 cublas=$(python3 -c 'import glob, os, sys
@@ -28,6 +30,7 @@ found = [p for d in sys.path for p in glob.glob(os.path.join(d, "nvidia", "*", "
 print(os.path.dirname(found[0]) if found else "")')
 export LD_LIBRARY_PATH=${cublas:+$cublas:}${LD_LIBRARY_PATH:-}
 "$out/gpu_bench" > "$out/results.csv"
+"$out/gpu_sequences" | tail -n +3 >> "$out/results.csv"  # without the heading and R again
 python3 "$root/bench/gpu_torch.py" >> "$out/results.csv"
 # The Python package, where python3 finds it with its libraries.
 if python3 -c 'import helix_substrate, peft, transformers' 2> "$out/python.log"; then
