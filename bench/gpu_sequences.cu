@@ -358,13 +358,17 @@ int main(int argc, char** argv) {
     return argc == 1 ||
            std::any_of(argv + 1, argv + argc, [&](const char* given) { return !std::strcmp(given, name); });
   };
+  int32_t attention_rows = 2048;
+  for (int i = 1; i < argc; ++i) {
+    if (const int given = std::atoi(argv[i]); given > 0) attention_rows = given;
+  }
   Bench bench;
   if (asked("attention")) {
     for (const auto& [query_heads, heads, dim] :
          {std::tuple<int64_t, int64_t, int64_t>{32, 4, 64}, {32, 32, 128}, {32, 8, 128}}) {
       for (const DType cache : {DType::f32, DType::f16}) {
         for (const Precision precision : {Precision::fast, Precision::exact}) {
-          bench.attention(2048, query_heads, heads, dim, cache, precision);
+          bench.attention(attention_rows, query_heads, heads, dim, cache, precision);
         }
       }
     }

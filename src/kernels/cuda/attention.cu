@@ -370,7 +370,8 @@ Parameters parameters_of(const AttentionArgs& args) {
 }  // namespace
 
 size_t attention_workspace(const AttentionArgs& args) noexcept {
-  if (args.batch.count == 0 || args.batch.max_rows == 0 || supports_attention_prefill(args)) return 0;
+  if (args.batch.count == 0 || args.batch.max_rows == 0) return 0;
+  if (supports_attention_prefill(args)) return attention_prefill_workspace(args);
   const Parameters p = parameters_of(args);
   return p.parts == 1
              ? 0
@@ -384,8 +385,8 @@ Status attention(const AttentionArgs& args, Stream stream) noexcept {
     return Status::invalid_value;
   }
   if (args.batch.count == 0 || args.batch.max_rows == 0) return Status::ok;
-  if (supports_attention_prefill(args)) return attention_prefill(args, stream);
   if (args.workspace.bytes < attention_workspace(args)) return Status::invalid_value;
+  if (supports_attention_prefill(args)) return attention_prefill(args, stream);
   const Parameters p = parameters_of(args);
   const LaunchShape shape{
       .grid = dim3(static_cast<unsigned>(ceil_div(args.batch.max_rows, p.block_tokens) * p.row_blocks),

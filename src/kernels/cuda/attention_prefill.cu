@@ -3,31 +3,32 @@
 // in shared memory as binary16, as they lie in the cache; both are right operands as they are. Scores become weights in
 // the registers of their warp, which then are left operands.
 //
-// A cache of floats is copied to slots that lanes have for themselves, and converted in strips of 8 columns: divided by
-// a power of two, then rounded (`fast`), or rounded and what that lacks rounded (`exact`). Queries have a power of two
-// for each row. Of two numbers in two parts three products are made: the low parts' is too small to count.
+// A cache of floats is converted in strips of 8 columns: divided by a power of two, then rounded (`fast`), or rounded
+// and what that lacks rounded (`exact`). Where many blocks need it, a kernel before has done so for all of them
+// (attention_rounding.cu); otherwise floats are copied to slots that lanes have for themselves, and a block converts
+// them. Queries have a power of two for each row. Of two numbers in two parts three products are made: the low parts'
+// is too small to count.
 //
 // Sums of a step start from zero and are added to those before in float: tensor cores cut sums off, which would add up.
 
 #include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_prefill_memory.cuh"
+#include "kernels/cuda/attention_rounding.cuh"
 
 namespace hxq::cuda {
 namespace {
 
-constexpr float kWeightExponent = 15;  ///< weights are up to 2^15: the low part of 2^-14 of that is a normal number
-constexpr float kWeightScale = 0x1p15f;
-
 struct Parameters {
   AttentionArgs args;
   int group;
+  RoundedTiles rounded;
 };
 
 template <int kDim, bool kExact, class Element>
 class Worker {
   using Shape = PrefillShape<kDim>;
   using Memory = PrefillMemory<kDim, kExact, Element>;
-  static constexpr bool kConverts = Memory::kConverts;
+  static constexpr bool kConverts = Memory::kConverts, kScales = Memory::kScales;
   static constexpr int kQueryParts = Memory::kQueryParts, kCacheParts = Memory::kCacheParts;
   static constexpr int kWarps = Shape::kWarps, kRowTiles = Shape::kRowTiles;
   static constexpr int kKeys = Shape::kKeys, kTile = static_cast<int>(KvCacheView::kTile);
@@ -43,6 +44,14 @@ class Worker {
     first_row_ = segment.begin;
     count_ = (segment.end - segment.begin) * p.group;
     if (!has_rows()) return;
+    if constexpr (kScales) {  // those that are rounded, or the others
+      const RoundedSegment rounded(args_, p.rounded, sequence);
+      if (rounded.exists == kConverts) {
+        count_ = 0;
+        return;
+      }
+      if constexpr (!kConverts) first_tile_ = SeenTiles(args_, sequence).first - rounded.first_slot;
+    }
     tiles_ = static_cast<const void* const*>(args_.cache.tiles[sequence]);
     block_ = seen_by(first_, Shape::kRows);
     const int own = first_ + warp() * Shape::kWarpRows;
@@ -53,7 +62,7 @@ class Worker {
   __device__ void run() {
     if (!has_rows()) return;
     const int begin = block_.begin / kKeys * kKeys;
-    ahead_ = tiles_[begin / kTile];
+    ahead_ = tile_of(begin);
     copy_step(begin, 0);
     load_queries();
     start_sums();
@@ -142,29 +151,59 @@ class Worker {
     }
   }
 
+  /// What the keys and values of a position lie in.
+  __device__ const void* tile_of(int at) const {
+    if constexpr (std::is_same_v<Element, Rounded>) {
+      return static_cast<const RoundedTile<kDim, kCacheParts>*>(p_.rounded.data) +
+             (at / kTile - first_tile_) * args_.cache.heads + head_;
+    } else {
+      return tiles_[at / kTile];
+    }
+  }
+
   /// Starts to copy the keys and values of positions [at, at + kKeys), floats to the lanes that convert them.
   __device__ void copy_step(int at, int buffer) {
-    const auto* keys = static_cast<const Element*>(ahead_) + int64_t{head_} * kTile * kDim + at % kTile;
-    const auto* values =
-        static_cast<const Element*>(ahead_) + (args_.cache.heads + head_) * kTile * kDim + at % kTile * kDim;
     if constexpr (kConverts) {
+      const auto* keys = static_cast<const float*>(ahead_) + int64_t{head_} * kTile * kDim + at % kTile;
+      const auto* values =
+          static_cast<const float*>(ahead_) + (args_.cache.heads + head_) * kTile * kDim + at % kTile * kDim;
       for_keys([&](int strip) { copy_strip(shared_.arriving.keys[strip], keys + 8 * strip, kTile); });
       for_values([&](int strip) { copy_strip(shared_.arriving.values[strip], values + 8 * strip, kDim); });
+    } else if constexpr (kScales) {
+      const auto& tile = *static_cast<const RoundedTile<kDim, kCacheParts>*>(ahead_);
+      auto& to = shared_.tiles[buffer];
+#pragma unroll
+      for (int part = 0; part < kCacheParts; ++part) {
+        copy_parts(to, part, &tile.keys[part][0][at % kTile], tile.values[part][at % kTile], kKeys);
+      }
+      const int scale = thread() - kKeys / 8;
+      if (scale < 0) {
+        copy_async<4>(&to.key_scale[thread()], &tile.key_scale[at % kTile / 8 + thread()]);
+      } else if (scale < kDim / 8) {
+        copy_async<4>(&to.value_scale[scale], &tile.value_scale[scale]);
+      }
     } else {
-      const int known = block_.end - at;
-#pragma unroll 1
-      for (int i = thread(); i < kDim * (kKeys / 8); i += 32 * kWarps) {
-        const int row = i / (kKeys / 8), col = i % (kKeys / 8) * 8;
-        copy_async<16>(&shared_.tiles[buffer].keys[0][row][col], keys + row * kTile + col);
-      }
-#pragma unroll 1
-      for (int i = thread(); i < kKeys * (kDim / 8); i += 32 * kWarps) {
-        const int row = i / (kDim / 8), col = i % (kDim / 8) * 8;
-        copy_async_or_zero(&shared_.tiles[buffer].values[0][row][col], values + row * kDim + col, row < known);
-      }
+      const auto* first = static_cast<const __half*>(ahead_);
+      copy_parts(shared_.tiles[buffer], 0, first + int64_t{head_} * kTile * kDim + at % kTile,
+                 first + (args_.cache.heads + head_) * kTile * kDim + at % kTile * kDim, block_.end - at);
     }
     end_copy_group();
-    if (at + kKeys < block_.end) ahead_ = tiles_[(at + kKeys) / kTile];
+    if (at + kKeys < block_.end) ahead_ = tile_of(at + kKeys);
+  }
+
+  /// Of values the rows that are known, and zeros.
+  __device__ static void copy_parts(PrefillTiles<kDim, kCacheParts>& to, int part, const __half* keys,
+                                    const __half* values, int known) {
+#pragma unroll 1
+    for (int i = thread(); i < kDim * (kKeys / 8); i += 32 * kWarps) {
+      const int row = i / (kKeys / 8), col = i % (kKeys / 8) * 8;
+      copy_async<16>(&to.keys[part][row][col], keys + row * kTile + col);
+    }
+#pragma unroll 1
+    for (int i = thread(); i < kKeys * (kDim / 8); i += 32 * kWarps) {
+      const int row = i / (kDim / 8), col = i % (kDim / 8) * 8;
+      copy_async_or_zero(&to.values[part][row][col], values + row * kDim + col, row < known);
+    }
   }
 
   template <class Body>
@@ -181,7 +220,7 @@ class Worker {
   }
 
   template <int kPieces>
-  __device__ static void copy_strip(float4 (&to)[kPieces][32], const Element* from, int stride) {
+  __device__ static void copy_strip(float4 (&to)[kPieces][32], const float* from, int stride) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       copy_async<16>(&to[i][lane()], from + (16 * i + lane() / 2) * stride + lane() % 2 * 4);
@@ -193,11 +232,11 @@ class Worker {
     if (block_.end < at + kKeys) clear_unknown(block_.end - at);
     for_keys([&](int strip) {
       const float scale = convert_strip(shared_.arriving.keys[strip], tiles.keys, strip, lane());
-      if (lane() == 0) shared_.arriving.key_scale[strip] = scale;
+      if (lane() == 0) tiles.key_scale[strip] = scale;
     });
     for_values([&](int strip) {
       const float scale = convert_strip(shared_.arriving.values[strip], tiles.values, strip, lane());
-      if (lane() == 0) shared_.arriving.value_scale[strip] = scale / kWeightScale;
+      if (lane() == 0) tiles.value_scale[strip] = scale / kWeightScale;
     });
   }
 
@@ -246,7 +285,7 @@ class Worker {
     }
     float keep[kRowTiles][2];
     uint32_t weight[kKeys / 16][kQueryParts][kRowTiles][4];
-    weigh(at, score, keep, weight);
+    weigh(at, tiles, score, keep, weight);
 #pragma unroll
     for (int n = 0; n < kDim / 16; ++n) {
       // Always false. The branch keeps the assembler from starting all products before it adds any: registers end.
@@ -266,7 +305,7 @@ class Worker {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float scale = 1;
-          if constexpr (kConverts) scale = shared_.arriving.value_scale[2 * n + half];
+          if constexpr (kScales) scale = tiles.value_scale[2 * n + half];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             sums_[m][2 * n + half][i] = fmaf(sums_[m][2 * n + half][i], keep[m][i / 2], sum[m][half][i] * scale);
@@ -278,7 +317,8 @@ class Worker {
 
   /// Scores become weights: powers of two of what they are more than a whole number that is not below any score so far,
   /// so that `keep`, which earlier sums are multiplied with, is exact.
-  __device__ void weigh(int at, float (&score)[kKeys / 16][kRowTiles][2][4], float (&keep)[kRowTiles][2],
+  __device__ void weigh(int at, const PrefillTiles<kDim, kCacheParts>& tiles,
+                        float (&score)[kKeys / 16][kRowTiles][2][4], float (&keep)[kRowTiles][2],
                         uint32_t (&weight)[kKeys / 16][kQueryParts][kRowTiles][4]) {
     const bool masks = !warp_.all_hold(at, kKeys);
     const int first = at + ResultPlace(lane()).col;
@@ -296,7 +336,7 @@ class Worker {
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
         float scale = 1;
-        if constexpr (kConverts) scale = shared_.arriving.key_scale[n];
+        if constexpr (kScales) scale = tiles.key_scale[n];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float& own = score[n / 2][m][n % 2][i];
@@ -360,7 +400,7 @@ class Worker {
         const float total = sum_lanes<4>(total_[m][h]);
         const int place = first_ + own_row(m, h);
         if (place >= count_) continue;
-        const float factor = (kConverts ? kWeightScale : 1.0f) / total;
+        const float factor = (kScales ? kWeightScale : 1.0f) / total;
         const PrefillQuery query(place, p_.group);
         T* to = static_cast<T*>(args_.y.data) + (first_row_ + query.token) * args_.y.stride +
                 (int64_t{head_} * p_.group + query.head_of_group) * dim + col;
@@ -378,6 +418,7 @@ class Worker {
   const AttentionArgs& args_;
   Memory& shared_;
   int head_, first_, first_row_, count_;  ///< the block's first query in the list of the segment, of `count_` queries
+  int first_tile_ = 0;                    ///< what the segment's tile in the first slot has for a number
   const void* const* tiles_ = nullptr;
   const void* ahead_ = nullptr;                    ///< the tile that is copied next
   SeenPositions block_, warp_;                     ///< of the warp none where it has no queries
@@ -400,8 +441,9 @@ template <int kDim, bool kExact, class Element>
 struct Kernel {
   static constexpr size_t kSharedBytes = sizeof(PrefillMemory<kDim, kExact, Element>);
 
-  static Status start(const AttentionArgs& args, Stream stream) {
-    const Parameters p{.args = args, .group = static_cast<int>(args.query_heads / args.cache.heads)};
+  static Status start(const AttentionArgs& args, const RoundedTiles& rounded, Stream stream) {
+    const Parameters p{
+        .args = args, .group = static_cast<int>(args.query_heads / args.cache.heads), .rounded = rounded};
     const auto blocks = ceil_div<int64_t>(int64_t{args.batch.max_rows} * p.group, PrefillShape<kDim>::kRows);
     return launch(attention_prefill_kernel<kDim, kExact, Element>,
                   {.grid = dim3(static_cast<unsigned>(args.cache.heads), static_cast<unsigned>(args.batch.count),
@@ -413,39 +455,46 @@ struct Kernel {
 };
 
 /// Calls with the kernel for the arguments, which `is_attention_prefill` takes.
-template <class Body>
+template <class Floats, class Body>
 auto with_kernel(const AttentionArgs& args, const Body& body) {
-  const auto of_dim = [&]<int kDim>(std::integral_constant<int, kDim>) {
+  return with_prefill_dim(args, [&]<int kDim>(std::integral_constant<int, kDim>) {
     const bool is_exact = args.precision == Precision::exact;
     if (args.cache.dtype == DType::f32) {
-      return is_exact ? body(Kernel<kDim, true, float>()) : body(Kernel<kDim, false, float>());
+      return is_exact ? body(Kernel<kDim, true, Floats>()) : body(Kernel<kDim, false, Floats>());
     }
     return is_exact ? body(Kernel<kDim, true, __half>()) : body(Kernel<kDim, false, __half>());
-  };
-  switch (args.cache.padded_dim) {
-    case 64:
-      return of_dim(std::integral_constant<int, 64>());
-    case 80:
-      return of_dim(std::integral_constant<int, 80>());
-    case 96:
-      return of_dim(std::integral_constant<int, 96>());
-    case 128:
-      return of_dim(std::integral_constant<int, 128>());
-    default:
-      return of_dim(std::integral_constant<int, 256>());
-  }
+  });
+}
+
+template <class Floats>
+bool fits_shared_memory(const AttentionArgs& args) {
+  const auto room = static_cast<size_t>(current_device().shared_bytes);
+  return with_kernel<Floats>(args, [&]<class K>(K) { return K::kSharedBytes <= room; });
+}
+
+int64_t slots_for(const AttentionArgs& args) {
+  return fits_shared_memory<Rounded>(args) ? rounded_slots(args, rounded_slot_bytes(args)) : 0;
 }
 
 }  // namespace
 
 bool supports_attention_prefill(const AttentionArgs& args) noexcept {
-  if (!is_attention_prefill(args)) return false;
-  const auto room = static_cast<size_t>(current_device().shared_bytes);
-  return with_kernel(args, [&]<class K>(K) { return K::kSharedBytes <= room; });
+  return is_attention_prefill(args) && fits_shared_memory<float>(args);
+}
+
+size_t attention_prefill_workspace(const AttentionArgs& args) noexcept {
+  return static_cast<size_t>(slots_for(args)) * rounded_slot_bytes(args);
 }
 
 Status attention_prefill(const AttentionArgs& args, Stream stream) noexcept {
-  return with_kernel(args, [&]<class K>(K) { return K::start(args, stream); });
+  const RoundedTiles rounded{.data = args.workspace.data, .slots = static_cast<int>(slots_for(args))};
+  if (rounded.slots > 0) {
+    Status status = round_cache(args, rounded, stream);
+    if (status != Status::ok) return status;
+    status = with_kernel<Rounded>(args, [&]<class K>(K) { return K::start(args, rounded, stream); });
+    if (status != Status::ok) return status;
+  }
+  return with_kernel<float>(args, [&]<class K>(K) { return K::start(args, rounded, stream); });
 }
 
 }  // namespace hxq::cuda

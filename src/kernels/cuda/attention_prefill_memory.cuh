@@ -10,12 +10,18 @@
 
 namespace hxq::cuda {
 
-/// Keys and values of a step as tensor cores take them.
+/// Weights are up to 2^15: the low part of 2^-14 of that is a normal number.
+inline constexpr float kWeightExponent = 15;
+inline constexpr float kWeightScale = 0x1p15f;
+
+/// Keys and values of a step as tensor cores take them, and the powers of two that strips of 8 columns were divided by,
+/// of a cache of floats.
 template <int kDim, int kParts>
 struct PrefillTiles {
   static constexpr int kKeys = PrefillShape<kDim>::kKeys;
   alignas(16) __half keys[kParts][kDim][spread_row(kKeys)];
   alignas(16) __half values[kParts][kKeys][spread_row(kDim)];
+  float key_scale[kKeys / 8], value_scale[kDim / 8];
 };
 
 /// Those of the next step as floats. A lane has four columns of every 16th row of a strip.
@@ -24,16 +30,19 @@ struct ArrivingFloats {
   static constexpr int kKeys = PrefillShape<kDim>::kKeys;
   float4 keys[kKeys / 8][kDim / 16][32];
   float4 values[kDim / 8][kKeys / 16][32];
-  float key_scale[kKeys / 8], value_scale[kDim / 8];  ///< of the step that is in the tiles
 };
 
 struct NothingArrives {};
 
+/// In place of the type of elements: what `round_cache` made of a cache of floats.
+struct Rounded;
+
 template <int kDim, bool kExact, class Element>
 struct PrefillMemory {
   static constexpr bool kConverts = std::is_same_v<Element, float>;
+  static constexpr bool kScales = kConverts || std::is_same_v<Element, Rounded>;
   static constexpr int kQueryParts = kExact ? 2 : 1;
-  static constexpr int kCacheParts = kExact && kConverts ? 2 : 1;
+  static constexpr int kCacheParts = kExact && kScales ? 2 : 1;
   static constexpr int kRows = PrefillShape<kDim>::kRows;
 
   alignas(16) __half queries[kQueryParts][kRows][spread_row(kDim)];

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/tensor_core_places.h"
@@ -30,6 +31,38 @@ constexpr bool is_attention_prefill(const AttentionArgs& args) {
   return (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) && args.cache.head_dim % 2 == 0 &&
          (args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16) &&
          args.batch.max_rows * (args.query_heads / args.cache.heads) >= kFewestPrefillQueries;
+}
+
+/// Calls with the elements of a head, padded, as a constant.
+template <class Body>
+auto with_prefill_dim(const AttentionArgs& args, const Body& body) {
+  switch (args.cache.padded_dim) {
+    case 64:
+      return body(std::integral_constant<int, 64>());
+    case 80:
+      return body(std::integral_constant<int, 80>());
+    case 96:
+      return body(std::integral_constant<int, 96>());
+    case 128:
+      return body(std::integral_constant<int, 128>());
+    default:
+      return body(std::integral_constant<int, 256>());
+  }
+}
+
+/// Keys and values of a cache of floats are rounded once, for all blocks, where this many queries of a key-value head
+/// see them; fewer are quicker without.
+inline constexpr int64_t kFewestRoundedQueries = 512;
+inline constexpr size_t kMostRoundedBytes = size_t{192} << 20;
+
+/// How many tiles of the cache there is room for, rounded: positions are not known before the kernels run. Twice the
+/// rows, so that the pieces of a prompt find room up to that, and what begins or ends within a tile.
+constexpr int64_t rounded_slots(const AttentionArgs& args, size_t slot_bytes) {
+  if (args.cache.dtype != DType::f32) return 0;
+  if (args.batch.max_rows * (args.query_heads / args.cache.heads) < kFewestRoundedQueries) return 0;
+  const int64_t wanted = 2 * int64_t{args.batch.total_rows} / KvCacheView::kTile + 2 * int64_t{args.batch.count};
+  const auto most = static_cast<int64_t>(kMostRoundedBytes / slot_bytes);
+  return wanted < most ? wanted : most;
 }
 
 /// The queries of a segment that share a key-value head are one list: of each token, those of the group's heads.

@@ -31,13 +31,15 @@ struct Case {
 };
 
 enum class Way {
-  any,      // what `attention` takes for the rows
-  prefill,  // `attention`, which must take tensor cores
-  fused,    // `attention_step`, which leaves the queries as they are
+  any,        // what `attention` takes for the rows
+  prefill,    // `attention`, which must take tensor cores
+  rounded,    // the same, which must round the cache beforehand, of one segment at least
+  unrounded,  // the same, which must not
+  fused,      // `attention_step`, which leaves the queries as they are
 };
 
 void check_attention(const Model& m, const Case& test, Way way = Way::any) {
-  const bool fused = way == Way::fused;
+  const bool fused = way == Way::fused, by_tensor_cores = way != Way::any && !fused;
   Random random(8);
   std::vector<RowRange> segments;
   std::vector<int32_t> positions;
@@ -77,8 +79,12 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
                      .window = test.window,
                      .cache = cache.view(),
                      .precision = test.precision};
-  EXPECT_TRUE(way != Way::prefill || supports_attention_prefill(args));
+  EXPECT_TRUE(!by_tensor_cores || supports_attention_prefill(args));
   const DeviceArray<std::byte> workspace(attention_workspace(args));
+  if (workspace.size() > 0) {
+    args.workspace = {.data = workspace.data(), .bytes = workspace.size() - 1};
+    EXPECT_EQ(attention(args, nullptr), Status::invalid_value);
+  }
   args.workspace = {.data = workspace.data(), .bytes = workspace.size()};
   if (fused) {
     const AttentionStepArgs step{.batch = batch,
@@ -106,6 +112,11 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
     HXQ_EXPECT_OK(attention(args, nullptr));
   }
   expect_finished();
+  if (way == Way::rounded || way == Way::unrounded) {
+    const auto left = workspace.values();
+    const bool is_written = std::any_of(left.begin(), left.end(), [](std::byte b) { return b != std::byte{0xff}; });
+    EXPECT_EQ(is_written, way == Way::rounded) << "whether the cache was rounded beforehand";
+  }
 
   // Queries and new keys as they were rotated, then attention over what the cache holds.
   const auto rotated_q = dq.values();
@@ -121,7 +132,7 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
     return i < half ? x[i] * std::cos(angle) - x[i + half] * std::sin(angle)
                     : x[i] * std::cos(angle) + x[i - half] * std::sin(angle);
   };
-  const bool fast = way == Way::prefill && test.precision == Precision::fast;
+  const bool fast = by_tensor_cores && test.precision == Precision::fast;
   std::vector<double> expected, size;
   for (size_t s = 0; s < segments.size(); ++s) {
     for (int64_t t = 0; t < segments[s].end - segments[s].begin; ++t) {
@@ -215,6 +226,29 @@ TEST(CudaAttention, MultipliesManyRowsByTensorCores) {
       check({.positions = {63, 0}, .lengths = {100, 3}, .dtype = DType::f16, .cache = DType::f16, .window = 64});
     }
   }
+}
+
+/// Of a cache of floats with many queries: all of a batch's segments that there is room for, which is twice the rows.
+TEST(CudaAttention, RoundsACacheOnceForManyRows) {
+  HXQ_NEEDS_GPU();
+  for (const Model& m :
+       {Model{8, 1, 64}, Model{8, 1, 80}, Model{16, 2, 72}, Model{8, 1, 96}, Model{8, 1, 128}, Model{8, 1, 256}}) {
+    for (const Precision precision : {Precision::exact, Precision::fast}) {
+      const auto check = [&](Case test, Way way) {
+        test.precision = precision;
+        check_attention(m, test, way);
+      };
+      check({.positions = {63}, .lengths = {64}, .dtype = DType::bf16}, Way::rounded);
+      check({.positions = {5, 31, 0, 64}, .lengths = {2, 64, 0, 100}}, Way::rounded);
+      check({.positions = {700}, .lengths = {65}, .dtype = DType::f16, .window = 50}, Way::rounded);
+      check({.positions = {3, 460}, .lengths = {70, 64}}, Way::rounded);
+      check({.positions = {460, 3}, .lengths = {70, 64}}, Way::unrounded);
+    }
+  }
+  const Model many{8, 1, 64};
+  std::vector<int> lengths(70, 3);
+  lengths[40] = 64;
+  check_attention(many, {.positions = std::vector<int>(70, 60), .lengths = lengths}, Way::rounded);
 }
 
 TEST(CudaAttention, TensorCoresTakeLargeAndTinyValues) {
