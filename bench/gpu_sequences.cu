@@ -1,6 +1,7 @@
 // Times operations along sequences on one GPU and checks every answer; prints rows for results.csv.
 //
 //     gpu_sequences [attention] [scan] [ssd]      all without names
+//     gpu_sequences attention N                   of N tokens
 //
 // Launches follow each other in one CUDA graph, median of its replays, a few sets of arrays in turn. Answers are
 // checked against the recurrences in double, of some channels or heads.
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>

@@ -11,7 +11,6 @@
 //
 // Sums of a step start from zero and are added to those before in float: tensor cores cut sums off, which would add up.
 
-#include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_prefill_memory.cuh"
 #include "kernels/cuda/attention_rounding.cuh"
 
@@ -29,6 +28,7 @@ class Worker {
   using Shape = PrefillShape<kDim>;
   using Memory = PrefillMemory<kDim, kExact, Element>;
   static constexpr bool kConverts = Memory::kConverts, kScales = Memory::kScales;
+  static constexpr bool kIsRounded = std::is_same_v<Element, Rounded>;
   static constexpr int kQueryParts = Memory::kQueryParts, kCacheParts = Memory::kCacheParts;
   static constexpr int kWarps = Shape::kWarps, kRowTiles = Shape::kRowTiles;
   static constexpr int kKeys = Shape::kKeys, kTile = static_cast<int>(KvCacheView::kTile);
@@ -44,14 +44,12 @@ class Worker {
     first_row_ = segment.begin;
     count_ = (segment.end - segment.begin) * p.group;
     if (!has_rows()) return;
-    if constexpr (kScales) {  // those that are rounded, or the others
-      const RoundedSegment rounded(args_, p.rounded, sequence);
-      if (rounded.exists == kConverts) {
-        count_ = 0;
-        return;
-      }
-      if constexpr (!kConverts) first_tile_ = SeenTiles(args_, sequence).first - rounded.first_slot;
+    const RoundedSegment rounded(args_, p.rounded, sequence);
+    if (rounded.exists != kIsRounded) {
+      count_ = 0;
+      return;
     }
+    if constexpr (kIsRounded) first_tile_ = SeenTiles(args_, sequence).first - rounded.first_slot;
     tiles_ = static_cast<const void* const*>(args_.cache.tiles[sequence]);
     block_ = seen_by(first_, Shape::kRows);
     const int own = first_ + warp() * Shape::kWarpRows;
@@ -153,7 +151,7 @@ class Worker {
 
   /// What the keys and values of a position lie in.
   __device__ const void* tile_of(int at) const {
-    if constexpr (std::is_same_v<Element, Rounded>) {
+    if constexpr (kIsRounded) {
       return static_cast<const RoundedTile<kDim, kCacheParts>*>(p_.rounded.data) +
              (at / kTile - first_tile_) * args_.cache.heads + head_;
     } else {
@@ -169,7 +167,7 @@ class Worker {
           static_cast<const float*>(ahead_) + (args_.cache.heads + head_) * kTile * kDim + at % kTile * kDim;
       for_keys([&](int strip) { copy_strip(shared_.arriving.keys[strip], keys + 8 * strip, kTile); });
       for_values([&](int strip) { copy_strip(shared_.arriving.values[strip], values + 8 * strip, kDim); });
-    } else if constexpr (kScales) {
+    } else if constexpr (kIsRounded) {
       const auto& tile = *static_cast<const RoundedTile<kDim, kCacheParts>*>(ahead_);
       auto& to = shared_.tiles[buffer];
 #pragma unroll
@@ -466,35 +464,18 @@ auto with_kernel(const AttentionArgs& args, const Body& body) {
   });
 }
 
-template <class Floats>
-bool fits_shared_memory(const AttentionArgs& args) {
-  const auto room = static_cast<size_t>(current_device().shared_bytes);
-  return with_kernel<Floats>(args, [&]<class K>(K) { return K::kSharedBytes <= room; });
-}
-
-int64_t slots_for(const AttentionArgs& args) {
-  return fits_shared_memory<Rounded>(args) ? rounded_slots(args, rounded_slot_bytes(args)) : 0;
-}
-
 }  // namespace
 
-bool supports_attention_prefill(const AttentionArgs& args) noexcept {
-  return is_attention_prefill(args) && fits_shared_memory<float>(args);
+bool fits_prefill_kernel(const AttentionArgs& args, bool is_rounded) noexcept {
+  const auto room = static_cast<size_t>(current_device().shared_bytes);
+  const auto fits = [&]<class K>(K) { return K::kSharedBytes <= room; };
+  return is_rounded ? with_kernel<Rounded>(args, fits) : with_kernel<float>(args, fits);
 }
 
-size_t attention_prefill_workspace(const AttentionArgs& args) noexcept {
-  return static_cast<size_t>(slots_for(args)) * rounded_slot_bytes(args);
-}
-
-Status attention_prefill(const AttentionArgs& args, Stream stream) noexcept {
-  const RoundedTiles rounded{.data = args.workspace.data, .slots = static_cast<int>(slots_for(args))};
-  if (rounded.slots > 0) {
-    Status status = round_cache(args, rounded, stream);
-    if (status != Status::ok) return status;
-    status = with_kernel<Rounded>(args, [&]<class K>(K) { return K::start(args, rounded, stream); });
-    if (status != Status::ok) return status;
-  }
-  return with_kernel<float>(args, [&]<class K>(K) { return K::start(args, rounded, stream); });
+Status start_prefill_kernel(const AttentionArgs& args, const RoundedTiles& rounded, bool is_rounded,
+                            Stream stream) noexcept {
+  const auto start = [&]<class K>(K) { return K::start(args, rounded, stream); };
+  return is_rounded ? with_kernel<Rounded>(args, start) : with_kernel<float>(args, start);
 }
 
 }  // namespace hxq::cuda

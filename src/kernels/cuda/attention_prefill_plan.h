@@ -58,7 +58,6 @@ inline constexpr size_t kMostRoundedBytes = size_t{192} << 20;
 /// How many tiles of the cache there is room for, rounded: positions are not known before the kernels run. Twice the
 /// rows, so that the pieces of a prompt find room up to that, and what begins or ends within a tile.
 constexpr int64_t rounded_slots(const AttentionArgs& args, size_t slot_bytes) {
-  if (args.cache.dtype != DType::f32) return 0;
   if (args.batch.max_rows * (args.query_heads / args.cache.heads) < kFewestRoundedQueries) return 0;
   const int64_t wanted = 2 * int64_t{args.batch.total_rows} / KvCacheView::kTile + 2 * int64_t{args.batch.count};
   const auto most = static_cast<int64_t>(kMostRoundedBytes / slot_bytes);

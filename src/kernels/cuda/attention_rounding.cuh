@@ -89,4 +89,10 @@ Status round_cache(const AttentionArgs& args, const RoundedTiles& to, Stream str
 /// Bytes of a slot of a cache of floats.
 size_t rounded_slot_bytes(const AttentionArgs& args) noexcept;
 
+/// The kernel of attention_prefill.cu for segments that are rounded, or for the others: whether a block has the shared
+/// memory, and its launch.
+bool fits_prefill_kernel(const AttentionArgs& args, bool is_rounded) noexcept;
+Status start_prefill_kernel(const AttentionArgs& args, const RoundedTiles& rounded, bool is_rounded,
+                            Stream stream) noexcept;
+
 }  // namespace hxq::cuda

@@ -28,6 +28,7 @@ struct Case {
   int64_t window = 0;
   Precision precision = Precision::exact;
   float q = 1, k = 1, v = 1;  // sizes of values
+  int64_t q_gap = 5;          // elements between rows of queries: even ones are read in pairs
 };
 
 enum class Way {
@@ -58,7 +59,7 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
   std::vector<float> frequency;
   for (int64_t i = 0; i < half; ++i)
     frequency.push_back(static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half))));
-  const DeviceRows dq(q, rows, q_width, 5, test.dtype), dk(k, rows, k_width, 1, test.dtype),
+  const DeviceRows dq(q, rows, q_width, test.q_gap, test.dtype), dk(k, rows, k_width, 1, test.dtype),
       dv(v, rows, k_width, 1, test.dtype), dy(rows, q_width, 2, test.dtype);
   const DeviceArray<float> df(frequency);
   const DeviceArray<void*> frequencies(std::vector<void*>(segments.size(), df.data()));
@@ -240,6 +241,8 @@ TEST(CudaAttention, RoundsACacheOnceForManyRows) {
       };
       check({.positions = {63}, .lengths = {64}, .dtype = DType::bf16}, Way::rounded);
       check({.positions = {5, 31, 0, 64}, .lengths = {2, 64, 0, 100}}, Way::rounded);
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+        check({.positions = {1}, .lengths = {65}, .dtype = dtype, .q_gap = 2}, Way::rounded);
       check({.positions = {700}, .lengths = {65}, .dtype = DType::f16, .window = 50}, Way::rounded);
       check({.positions = {3, 460}, .lengths = {70, 64}}, Way::rounded);
       check({.positions = {460, 3}, .lengths = {70, 64}}, Way::unrounded);

@@ -313,21 +313,20 @@ TEST(CudaPlans, TensorCoresAttendWhereQueriesAreMany) {
 }
 
 TEST(CudaPlans, CachesAreRoundedWhereManyQueriesSeeThem) {
-  const auto slots = [](int32_t rows, int32_t count, DType dtype, size_t slot_bytes) {
+  const auto slots = [](int32_t rows, int32_t count, size_t slot_bytes) {
     return rounded_slots({.batch = {.count = count, .max_rows = rows, .total_rows = rows * count},
                           .q = {},
                           .y = {},
                           .query_heads = 8,
-                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64, .dtype = dtype}},
+                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}},
                          slot_bytes);
   };
-  EXPECT_EQ(slots(127, 1, DType::f32, 1000), 0);
-  EXPECT_EQ(slots(128, 1, DType::f32, 1000), 6);
-  EXPECT_EQ(slots(2048, 1, DType::f32, 1000), 66);
-  EXPECT_EQ(slots(128, 5, DType::f32, 1000), 30);
-  EXPECT_EQ(slots(2048, 1, DType::f16, 1000), 0);
-  EXPECT_EQ(slots(2048, 1, DType::f32, kMostRoundedBytes / 10), 10);
-  EXPECT_EQ(slots(2048, 1, DType::f32, kMostRoundedBytes + 1), 0);
+  EXPECT_EQ(slots(127, 1, 1000), 0);
+  EXPECT_EQ(slots(128, 1, 1000), 6);
+  EXPECT_EQ(slots(2048, 1, 1000), 66);
+  EXPECT_EQ(slots(128, 5, 1000), 30);
+  EXPECT_EQ(slots(2048, 1, kMostRoundedBytes / 10), 10);
+  EXPECT_EQ(slots(2048, 1, kMostRoundedBytes + 1), 0);
 }
 
 TEST(CudaPlans, StepsKnowWhichPositionsRowsSee) {
