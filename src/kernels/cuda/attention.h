@@ -32,8 +32,9 @@ Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept;
 /// the positions, and a second kernel joins the parts; they are computed in float. Many rows (attention_prefill.cuh) go
 /// through tensor cores: errors are those of scores that are off by 2^-20 (`exact`) or 2^-10 (`fast`) of the sum of
 /// their products' absolute values, then 2^-20 or 2^-10 of the sum of the absolute values of weighted v, and never less
-/// than 2^-38 of the largest v, and of the largest k times that of q, of a step (up to 128 positions). A v that is not
-/// finite spoils tokens of its sequence up to 256 positions before it, too.
+/// than 2^-38 of the largest v, and of the largest k times that of q, of a step (up to 128 positions) for each
+/// position. A v that is not finite also spoils tokens of its sequence up to 256 positions before it, and with a window
+/// as many behind the last that sees it; a k that is not finite makes others of its tile inexact.
 struct AttentionArgs {
   Batch batch;
   Input q;                  // [total_rows, query_heads * head_dim]

@@ -1,8 +1,7 @@
 // Attention of many rows by warpgroup products, on Hopper (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608). Two
 // or three warpgroups have 64 queries each that share a key-value head, and go through the positions 128 at a time, 64
 // with `exact`; one thread brings keys and values ahead, which a kernel before has placed as the products want them.
-// While a warpgroup turns scores into weights, its products with the values of the step before run, and those of the
-// other warpgroups.
+// While a warpgroup turns scores into weights, the products of the other warpgroups run.
 //
 // Sums are in units of a power of two that fits the values of the last step; where a tile's values fit a smaller one,
 // its weights are made smaller by as much. With `exact` those of a step start from zero and are added in float: tensor
@@ -36,7 +35,7 @@ class Worker {
     const RoundedSegment placed(args_, p.placed, sequence);
     if (!placed.exists) list_.count = 0;
     if (!has_rows()) return;
-    first_tile_ = SeenTiles(args_, sequence).first - placed.first_slot;
+    first_tile_ = SeenTiles(args_, p.placed, sequence).first - placed.first_slot;
     const SeenPositions block(list_.position_of(first_), list_.position_of(first_ + kRows - 1), args_.window);
     begin_ = block.begin / kTile * kTile;
     end_ = block.end;

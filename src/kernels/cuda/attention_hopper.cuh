@@ -4,6 +4,10 @@
 
 namespace hxq::cuda {
 
+/// What queries, and keys of a cache of floats, are divided by at least: the product of both multiplies masked scores,
+/// which are infinite, and must not vanish.
+inline constexpr float kLeastScale = 0x1p-60f;
+
 /// A head's part of a tile of the cache as warpgroup products take it, as numbers of kParts binary16 each: 16-byte
 /// pieces of row r are at piece ^ (r % 8). Of a cache of floats keys and values are divided by a power of two each.
 template <int kDim, int kParts>

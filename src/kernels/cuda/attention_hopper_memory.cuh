@@ -101,7 +101,7 @@ __device__ inline void load_queries_as(const QueryList& list, int first, HopperM
       v[j] = make_float2(own_factor * static_cast<float>(pair[i][j].x), own_factor * static_cast<float>(pair[i][j].y));
       largest = fmaxf(largest, fmaxf(fabsf(v[j].x), fabsf(v[j].y)));
     }
-    const float scale = scale_for(max_lanes(largest)), inverse = inverse_of_scale(scale);
+    const float scale = fmaxf(scale_for(max_lanes(largest)), kLeastScale), inverse = inverse_of_scale(scale);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       uint32_t parts[Shape::kParts];

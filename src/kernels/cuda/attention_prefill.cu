@@ -49,7 +49,7 @@ class Worker {
       count_ = 0;
       return;
     }
-    if constexpr (kIsRounded) first_tile_ = SeenTiles(args_, sequence).first - rounded.first_slot;
+    if constexpr (kIsRounded) first_tile_ = SeenTiles(args_, p.rounded, sequence).first - rounded.first_slot;
     tiles_ = static_cast<const void* const*>(args_.cache.tiles[sequence]);
     block_ = seen_by(first_, Shape::kRows);
     const int own = first_ + warp() * Shape::kWarpRows;

@@ -39,7 +39,10 @@ size_t attention_prefill_workspace(const AttentionArgs& args) noexcept {
 
 Status attention_prefill(const AttentionArgs& args, Stream stream) noexcept {
   const Beforehand beforehand(args);
-  const RoundedTiles rounded{.data = args.workspace.data, .slots = static_cast<int>(beforehand.slots)};
+  const auto group = static_cast<int>(args.query_heads / args.cache.heads);
+  const RoundedTiles rounded{.data = args.workspace.data,
+                             .slots = static_cast<int>(beforehand.slots),
+                             .fewest_rows = ceil_div(static_cast<int>(kFewestPrefillQueries), group)};
   if (rounded.slots > 0) {
     const Status status = attend_beforehand(args, rounded, beforehand.on_warpgroups, stream);
     if (status != Status::ok) return status;

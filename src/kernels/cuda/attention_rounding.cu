@@ -28,7 +28,7 @@ struct Source {
     const RoundedSlot slot(p.args, p.to, place);
     exists = slot.exists;
     if (!exists) return;
-    const SeenTiles seen(p.args, slot.sequence);
+    const SeenTiles seen(p.args, p.to, slot.sequence);
     const int number = seen.first + place - slot.first_slot;
     known = min(seen.known - number * kTile, kTile);
     tile = static_cast<const void* const*>(p.args.cache.tiles[slot.sequence])[number];
@@ -107,10 +107,10 @@ __device__ inline float4 load_four(const __half* at) {
 }
 
 /// Rows of kCols columns become pieces of 64 columns, as `WarpgroupTile` has them. What is at `rows` and `cols` or
-/// further may be anything: zeros. Returns what floats were divided by.
+/// further may be anything: zeros. Returns what floats were divided by, `least` at least.
 template <int kRows, int kCols, int kParts, class Element>
 __device__ inline float place_matrix(const Element* from, int rows, int cols, __half (&to)[kParts][kRows * kCols],
-                                     float* shared) {
+                                     float least, float* shared) {
   constexpr int kFours = kRows * kCols / 4 / (32 * kWarps);
   const auto thread = static_cast<int>(threadIdx.x);
   float4 held[kFours];
@@ -130,7 +130,8 @@ __device__ inline float place_matrix(const Element* from, int rows, int cols, __
     for (const float4& v : held) {
       largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
     }
-    scale = scale_for(max_block(largest, shared));
+    largest = max_block(largest, shared);
+    scale = fmaxf(largest > 0 ? scale_for(largest) : 0.0f, least);
   }
   const float inverse = inverse_of_scale(scale);
 #pragma unroll
@@ -160,12 +161,13 @@ __global__ void __launch_bounds__(32 * kWarps) place_cache_kernel(const __grid_c
   const int64_t head = int64_t{blockIdx.x} * kTile * kDim;
   using Matrix = __half[kParts][kTile * kDim];
   if (blockIdx.z == 0) {
-    const float scale =
-        place_matrix<kDim, kTile>(from + head, kDim, source.known, reinterpret_cast<Matrix&>(to.keys), largest);
+    const float scale = place_matrix<kDim, kTile>(from + head, kDim, source.known, reinterpret_cast<Matrix&>(to.keys),
+                                                  kLeastScale, largest);
     if (threadIdx.x == 0) to.key_scale = scale;
   } else {
     const float scale = place_matrix<kTile, kDim>(from + p.args.cache.heads * kTile * kDim + head, source.known, kDim,
-                                                  reinterpret_cast<Matrix&>(to.values), largest);
+                                                  reinterpret_cast<Matrix&>(to.values), 0x1p-126f,
+                                                  largest);  // so zeros ask for no unit
     if (threadIdx.x == 0) to.value_scale = scale;
   }
 }

@@ -1,5 +1,5 @@
-// Keys and values of a cache of floats, rounded once for all blocks that multiply them. The tiles that the segments of
-// a batch see lie in the workspace, segment after segment, as far as there is room for all of a segment.
+// Keys and values of a cache, brought into the form that is multiplied once for all blocks. The tiles that segments
+// with many queries see lie in the workspace, segment after segment, as far as there is room for all of a segment.
 
 #pragma once
 
@@ -22,18 +22,19 @@ struct RoundedTile {
 /// Room for rounded tiles: [slots, heads].
 struct RoundedTiles {
   void* data = nullptr;
-  int slots = 0;  ///< 0: nothing is rounded
+  int slots = 0;        ///< 0: nothing is rounded
+  int fewest_rows = 1;  ///< of segments that have tiles here
 };
 
-/// The tiles of its cache that a segment sees.
+/// The tiles of its cache that a segment with many queries sees.
 struct SeenTiles {
   int first = 0, count = 0;
   int known = 0;  ///< positions that the cache holds
 
-  __device__ SeenTiles(const AttentionArgs& args, int sequence) {
+  __device__ SeenTiles(const AttentionArgs& args, const RoundedTiles& room, int sequence) {
     if (sequence >= args.batch.count) return;
     const RowRange segment = args.batch.segments[sequence];
-    if (segment.end <= segment.begin) return;
+    if (segment.end - segment.begin < room.fewest_rows) return;
     const SeenPositions seen(args.batch.positions[segment.begin], args.batch.positions[segment.end - 1], args.window);
     first = seen.begin / static_cast<int>(KvCacheView::kTile);
     count = ceil_div(seen.end, static_cast<int>(KvCacheView::kTile)) - first;
@@ -41,7 +42,7 @@ struct SeenTiles {
   }
 };
 
-/// Where a segment's rounded tiles are, or that there is no room for them.
+/// Where a segment's rounded tiles are, or that it has none.
 struct RoundedSegment {
   int first_slot = 0;
   bool exists = false;
@@ -49,9 +50,11 @@ struct RoundedSegment {
   /// For all lanes of a warp.
   __device__ RoundedSegment(const AttentionArgs& args, const RoundedTiles& room, int sequence) {
     if (room.slots == 0) return;
-    for (int s = static_cast<int>(threadIdx.x % 32); s < sequence; s += 32) first_slot += SeenTiles(args, s).count;
+    for (int s = static_cast<int>(threadIdx.x % 32); s < sequence; s += 32)
+      first_slot += SeenTiles(args, room, s).count;
     first_slot = __reduce_add_sync(kAllLanes, first_slot);
-    exists = first_slot + SeenTiles(args, sequence).count <= room.slots;
+    const int count = SeenTiles(args, room, sequence).count;
+    exists = count > 0 && first_slot + count <= room.slots;
   }
 };
 
@@ -63,7 +66,7 @@ struct RoundedSlot {
   __device__ RoundedSlot(const AttentionArgs& args, const RoundedTiles& room, int slot) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     for (int begin = 0, before = 0; begin < args.batch.count; begin += 32) {
-      const int own = SeenTiles(args, begin + lane).count;
+      const int own = SeenTiles(args, room, begin + lane).count;
       int end = before + own;
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {

@@ -29,6 +29,7 @@ struct Case {
   Precision precision = Precision::exact;
   float q = 1, k = 1, v = 1;  // sizes of values
   int64_t q_gap = 5;          // elements between rows of queries: even ones are read in pairs
+  int64_t zero_values = 0;    // rows from the first whose values are zeros
 };
 
 enum class Way {
@@ -54,8 +55,9 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
   }
   const int64_t q_width = m.query_heads * m.dim, k_width = m.heads * m.dim, half = m.dim / 2;
   const auto q = random.normals(static_cast<size_t>(rows * q_width), test.dtype, test.q),
-             k = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.k),
-             v = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.v);
+             k = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.k);
+  auto v = random.normals(static_cast<size_t>(rows * k_width), test.dtype, test.v);
+  std::fill_n(v.begin(), test.zero_values * k_width, 0.0f);
   std::vector<float> frequency;
   for (int64_t i = 0; i < half; ++i)
     frequency.push_back(static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half))));
@@ -262,6 +264,20 @@ TEST(CudaAttention, TensorCoresTakeLargeAndTinyValues) {
         check_attention(m, {.positions = {40}, .lengths = {100}, .precision = precision, .q = q, .k = k, .v = v},
                         Way::prefill);
       }
+    }
+  }
+  // Many queries, whose cache is rounded beforehand: products of sizes that vanish, and zeros beside tiny values.
+  for (const Model& m : {Model{8, 1, 64}, Model{8, 1, 128}}) {
+    for (const Precision precision : {Precision::exact, Precision::fast}) {
+      for (const auto& [q, k, v] :
+           {std::array{1e-20f, 1e-20f, 1.0f}, {1e-6f, 1e6f, 1e6f}, {1e6f, 1e-6f, 1e-20f}, {1e-18f, 1e18f, 1e30f}}) {
+        check_attention(m, {.positions = {40}, .lengths = {100}, .precision = precision, .q = q, .k = k, .v = v},
+                        Way::rounded);
+      }
+      check_attention(m, {.positions = {0}, .lengths = {150}, .precision = precision, .v = 1e-6f, .zero_values = 64},
+                      Way::rounded);
+      check_attention(m, {.positions = {63, 0}, .lengths = {70, 90}, .cache = DType::f16, .precision = precision},
+                      Way::rounded);
     }
   }
 }
