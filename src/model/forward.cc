@@ -289,12 +289,18 @@ void Workspace::Parts::reserve(const StepShape& shape) {
   };
   size_t input_bytes = 0, work_bytes = 0;
   const StepInputs measured(WorkMemory::measuring(input_bytes), shape, model->state_arrays);
-  executor->reserve(kernels::DeviceCode::of([&](const kernels::Context& context) {
+  const auto measure = [&](const kernels::Context& context) {
     WorkMemory nothing = WorkMemory::measuring(work_bytes);
     WorkMemory nowhere = nothing;
     model->run(shape, measured, nothing, {.outputs = nowhere.take<float>(0), .most_likely = nowhere.take<int32_t>(0)},
                context);
-  }));
+  };
+  try {
+    executor->reserve(kernels::DeviceCode::of(measure));
+  } catch (...) {
+    reserved.clear();  // what the executor had for them is gone
+    throw;
+  }
   grow(host_inputs, kernels::cpu_device(), static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(inputs, device, static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
