@@ -4,7 +4,7 @@
 //     gpu_sequences attention N                   of N tokens
 //
 // Launches follow each other in one CUDA graph, median of its replays, a few sets of arrays in turn. Answers are
-// checked against the recurrences in double, of some channels or heads.
+// checked against the recurrences in double, of some channels or heads; of gradients not those of B and C.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -213,7 +213,8 @@ struct Bench : Rows {
     forward(sets[0]);
     backward(sets[0]);
     const auto y = download(sets[0].y, wide), du = download(sets[0].du, wide), ddt = download(sets[0].ddt, wide),
-               dz = download(sets[0].dz, wide);
+               dz = download(sets[0].dz, wide), sum_of_a = download(da_log, a.size()),
+               sum_of_d = download(dd, d.size()), sum_of_bias = download(dbias, d.size());
     double forward_error = 0, backward_error = 0;
     for (int64_t channel = 0; channel < channels; channel += 1 + channels / 11) {
       const auto at = [&](int64_t t) { return static_cast<size_t>(t * channels + channel); };
@@ -237,7 +238,8 @@ struct Bench : Rows {
         backward_error = worse(
             backward_error, std::fabs(dz[at(t)] - g[at(t)] * sum * slope) / (total * std::fabs(g[at(t)]) * slope_size));
       }
-      std::vector<double> carry(static_cast<size_t>(states)), carry_size(carry);
+      std::vector<double> carry(static_cast<size_t>(states)), carry_size(carry), d_a(carry), d_a_size(carry);
+      double d_skip = 0, d_skip_size = 0, d_bias = 0, d_bias_size = 0;
       for (int64_t t = rows - 1; t >= 0; --t) {
         const double delta = softplus(dt[at(t)]), dp = g[at(t)] * z[at(t)] * sigmoid(z[at(t)]);
         double d_u = dp * d[static_cast<size_t>(channel)], d_u_size = std::fabs(d_u), d_delta = 0, d_delta_size = 0;
@@ -249,13 +251,25 @@ struct Bench : Rows {
           d_u_size += dh_size * std::fabs(delta * b[before]);
           d_delta += dh * (decay * rate * h[before] + u[at(t)] * b[before]);
           d_delta_size += dh_size * (std::fabs(decay * rate) * size[before] + std::fabs(u[at(t)] * b[before]));
+          d_a[i] += dh * delta * decay * rate * h[before];
+          d_a_size[i] += dh_size * std::fabs(delta * decay * rate) * size[before];
           carry[i] = dh * decay;
           carry_size[i] = dh_size * decay;
         }
+        d_skip += dp * u[at(t)];
+        d_skip_size += std::fabs(dp * u[at(t)]);
         const double slope = sigmoid(dt[at(t)]);
         backward_error = worse(backward_error, std::fabs(du[at(t)] - d_u) / d_u_size);
+        d_bias += d_delta * slope;
+        d_bias_size += d_delta_size * slope;
         backward_error = worse(backward_error, std::fabs(ddt[at(t)] - d_delta * slope) / (d_delta_size * slope));
       }
+      const auto c_at = static_cast<size_t>(channel);
+      for (size_t i = 0; i < d_a.size(); ++i) {
+        backward_error = worse(backward_error, std::fabs(sum_of_a[c_at * d_a.size() + i] - d_a[i]) / d_a_size[i]);
+      }
+      backward_error = worse(backward_error, std::fabs(sum_of_d[c_at] - d_skip) / d_skip_size);
+      backward_error = worse(backward_error, std::fabs(sum_of_bias[c_at] - d_bias) / d_bias_size);
     }
     const std::string what = std::to_string(channels) + " channels,M=" + std::to_string(rows) + ",f32";
     constexpr int kLaunches = 5 * kSets;
@@ -362,7 +376,13 @@ int main(int argc, char** argv) {
   };
   int32_t attention_rows = 2048;
   for (int i = 1; i < argc; ++i) {
-    if (const int given = std::atoi(argv[i]); given > 0) attention_rows = given;
+    const std::string given = argv[i];
+    if (const int rows = std::atoi(argv[i]); rows > 0 && i > 1) {
+      attention_rows = rows;
+    } else if (given != "attention" && given != "scan" && given != "ssd") {
+      std::fprintf(stderr, "gpu_sequences: '%s' is none of attention [N], scan, ssd\n", argv[i]);
+      return 2;
+    }
   }
   Bench bench;
   if (asked("attention")) {

@@ -15,7 +15,7 @@ struct MambaStepArgs {
   ConvArgs conv;           ///< its batch and y are not looked at
   CodebookWeight x_proj;   // [dt_proj.cols + 2 * state_size, channels]
   CodebookWeight dt_proj;  // [channels, dt_rank]
-  ScanArgs scan;           ///< its batch, u, dt, b, c and workspace are not looked at; y is not conv's x
+  ScanArgs scan;           ///< its batch, u, dt, b and c are not looked at; y is not conv's x
 };
 
 /// Whether `mamba_step` takes these arguments on the current device: few sequences, and matrices that fit.

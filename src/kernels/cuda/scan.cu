@@ -69,7 +69,9 @@ constexpr int kScanners = 3;  ///< warps that go through the tokens
 constexpr int kChannels = kScanners * 32 / kLanes;
 constexpr int kFours = kChannels / 4;            ///< of a token's channels
 constexpr int kTokensOfAssistant = 32 / kFours;  ///< of a chunk
-constexpr int kAhead = 2;                        ///< chunks whose inputs are on their way
+constexpr int kAhead = 2;                        ///< chunks whose B and C are on their way
+constexpr int kBrought = kAhead + 3;             ///< chunks of B and C at once
+constexpr int kPrepared = 3;                     ///< chunks that are prepared and not finished
 
 /// What a block keeps of chunks. Tokens behind a segment's end change no state. While scanners are at chunk i and read
 /// the beginning of i + 1, assistants finish i - 1, prepare i + 2 and bring i + 2 + kAhead.
@@ -78,9 +80,9 @@ struct Chunks {
   static constexpr int kTokens = kAssistants * kTokensOfAssistant;  ///< of a chunk
   static constexpr int kStateSize = kStates * kLanes;
 
-  float2 b[kAhead + 3][kTokens][kStateSize / 2], c[kAhead + 3][kTokens][kStateSize / 2];  // a lane has adjacent states
-  float4 times[3][2][kTokens][kFours];          // delta, delta u; of the first two channels of four, then the others
-  float4 ends[3][2][kTokens][kFours];           // D u, silu(z)
+  float2 b[kBrought][kTokens][kStateSize / 2], c[kBrought][kTokens][kStateSize / 2];  // a lane has adjacent states
+  float4 times[kPrepared][2][kTokens][kFours];  // delta, delta u; of the first two channels of four, then the others
+  float4 ends[kPrepared][2][kTokens][kFours];   // D u, silu(z)
   float4 sums[2][kTokens][kFours][kLanes + 1];  // of the states of each lane that four channels have; one for the banks
 };
 
@@ -124,7 +126,7 @@ class Assistant {
     for (int i = thread_; i < kTokens * 2 * kPieces; i += kAssistants * 32) {
       const int t = i / (2 * kPieces), n = i % kPieces * 4;
       const bool is_b = i / kPieces % 2 == 0;
-      float2* to = &(is_b ? chunks_.b : chunks_.c)[chunk % (kAhead + 3)][t][n / 2];
+      float2* to = &(is_b ? chunks_.b : chunks_.c)[chunk % kBrought][t][n / 2];
       bring(reinterpret_cast<float*>(to), is_b ? p_.b : p_.c, chunk * kTokens + t, n);
     }
     end_copy_group();
@@ -144,9 +146,9 @@ class Assistant {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       if (!has_token_) continue;
-      chunks_.times[chunk % 3][k][token_][four_] =
+      chunks_.times[chunk % kPrepared][k][token_][four_] =
           make_float4(delta[2 * k], delta[2 * k] * u[2 * k], delta[2 * k + 1], delta[2 * k + 1] * u[2 * k + 1]);
-      chunks_.ends[chunk % 3][k][token_][four_] =
+      chunks_.ends[chunk % kPrepared][k][token_][four_] =
           make_float4(skip_[2 * k] * u[2 * k], gate[2 * k], skip_[2 * k + 1] * u[2 * k + 1], gate[2 * k + 1]);
     }
     wait_for_copies<kAhead - 1>();  // of the chunk's B and C
@@ -154,6 +156,7 @@ class Assistant {
 
   /// Writes y of the thread's token of a chunk.
   __device__ void finish(int chunk) const {
+    if (!has_token_ || chunk * kTokens + token_ >= rows_ || channel_ >= p_.channels) return;
     const int64_t row = begin_ + chunk * kTokens + token_;
     const auto& sums = chunks_.sums[chunk % 2][token_][four_];
     float y[4] = {};
@@ -164,11 +167,10 @@ class Assistant {
     }
 #pragma unroll
     for (int k = 0; k < 4; k += 2) {
-      const float4 end = chunks_.ends[chunk % 3][k / 2][token_][four_];
+      const float4 end = chunks_.ends[chunk % kPrepared][k / 2][token_][four_];
       y[k] = (end.x + y[k]) * end.y;
       y[k + 1] = (end.z + y[k + 1]) * end.w;
     }
-    if (!has_token_ || chunk * kTokens + token_ >= rows_ || channel_ >= p_.channels) return;
     if constexpr (kFast) {
       *reinterpret_cast<float4*>(static_cast<float*>(p_.y.data) + row * p_.y.stride + channel_) =
           make_float4(y[0], y[1], y[2], y[3]);
@@ -252,7 +254,7 @@ class Scanner {
     read(0, kGroup);
   }
 
-  /// Goes through a chunk.
+  /// Goes through a chunk. What is read behind the last one is not used.
   __device__ void scan(int chunk) {
     constexpr int kGroups = Memory::kTokens / kGroup, kTogether = kStates == 2 ? kGroups : 2;
 #pragma unroll kTogether
@@ -286,14 +288,15 @@ class Scanner {
 
   __device__ void read(int chunk, int first) {
     const auto* times =
-        reinterpret_cast<const float2*>(&chunks_.times[chunk % 3][threadIdx.x % 4 / 2][first][four_]) + threadIdx.x % 2;
+        reinterpret_cast<const float2*>(&chunks_.times[chunk % kPrepared][threadIdx.x % 4 / 2][first][four_]) +
+        threadIdx.x % 2;
 #pragma unroll
     for (int t = 0; t < kGroup; ++t) {
       raw_.times[t] = times[t * kFours * 2];
 #pragma unroll
       for (int s = 0; s < kStates / 2; ++s) {
-        raw_.b[t][s] = chunks_.b[chunk % (kAhead + 3)][first + t][pair(2 * s)];
-        raw_.c[t][s] = chunks_.c[chunk % (kAhead + 3)][first + t][pair(2 * s)];
+        raw_.b[t][s] = chunks_.b[chunk % kBrought][first + t][pair(2 * s)];
+        raw_.c[t][s] = chunks_.c[chunk % kBrought][first + t][pair(2 * s)];
       }
     }
   }
@@ -350,7 +353,8 @@ __global__ void __launch_bounds__((kScanners + kAssistants) * 32, 1) scan_kernel
   if (threadIdx.x / 32 >= kScanners) {
     Assistant<kStates, kAssistants, kFast> assistant(p, segment, first_channel, chunks);
     wait_for_predecessors();
-    if (count > 0) assistant.load(0);
+    if (count <= 0) return;
+    assistant.load(0);
     for (int i = 0; i < kAhead; ++i) assistant.bring(i);
     for (int i = -1; i <= count; ++i) {
       if (i + 1 < count) {
@@ -364,6 +368,7 @@ __global__ void __launch_bounds__((kScanners + kAssistants) * 32, 1) scan_kernel
   } else {
     Scanner<kStates, kAssistants> scanner(p, first_channel, chunks);
     wait_for_predecessors();
+    if (count <= 0) return;
     scanner.load_state(state);
     for (int i = 0; i < count; ++i) {
       __syncthreads();
@@ -371,7 +376,7 @@ __global__ void __launch_bounds__((kScanners + kAssistants) * 32, 1) scan_kernel
       scanner.scan(i);
     }
     __syncthreads();
-    if (count > 0) scanner.store_state(state);
+    scanner.store_state(state);
   }
   // Blocks that came early would lie many on the multiprocessors that this kernel leaves free.
   let_successors_begin();

@@ -5,6 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/cuda/sequence_test_data.h"
 
 namespace hxq::cuda {
@@ -21,6 +24,9 @@ struct Case {
 const std::vector<Case> kCases = {{{1}},
                                   {{1, 1, 1}, DType::bf16, 3},
                                   {{7, 0, 1, 40}, DType::f32, 1},
+                                  {{8, 0, 3}, DType::f32},
+                                  {{2, 7}, DType::f16, 2},
+                                  {{9}, DType::f32},
                                   {{64, 65, 3}, DType::f16, 2},
                                   {{200, 1}, DType::f32},
                                   {{333}, DType::bf16},
@@ -144,38 +150,57 @@ TEST(CudaSequence, Convolves) {
   }
 }
 
-/// Channels, states, elements between rows. Rows that are aligned are read in fours; many channels are many blocks.
+/// Rows that are aligned are read in fours; many channels are many blocks.
 struct ScanShape {
-  int64_t channels, states, gap;
+  int64_t channels, states;
+  int64_t gap, bc_gap;  ///< elements between rows, and between those of B and C
+  bool has_bias = true;
+  bool in_place = false;  ///< y is u
+  bool half_y = false;    ///< y is F16 whatever the inputs are
 };
-const std::vector<ScanShape> kScanShapes = {{70, 3, 5},  {70, 16, 7}, {72, 16, 4},  {72, 12, 4},
-                                            {70, 40, 7}, {72, 40, 8}, {1612, 16, 4}};
+const std::vector<ScanShape> kScanShapes = {{70, 3, 5, 7},
+                                            {70, 16, 0, 0, false},
+                                            {72, 16, 4, 4},
+                                            {72, 12, 0, 8, true, true},
+                                            {70, 40, 7, 7, true, true},
+                                            {72, 40, 8, 0, false},
+                                            {72, 6, 4, 2},
+                                            {72, 16, 1, 4},
+                                            {72, 16, 4, 1},
+                                            {72, 16, 4, 4, true, false, true},
+                                            {1612, 16, 4, 4}};
 
 TEST(CudaSequence, Scans) {
   HXQ_NEEDS_GPU();
   for (const Case& test : kCases) {
-    for (const auto& [channels, states, gap] : kScanShapes) {
+    for (const auto& [channels, states, gap, bc_gap, has_bias, in_place, half_y] : kScanShapes) {
       if (channels > 1000 && test.lengths.size() > 2) continue;
+      const DType y_type = half_y ? DType::f16 : test.dtype;
       Random random(4);
       TestBatch batch(test.lengths, static_cast<size_t>(states * channels), random);
       const auto count = static_cast<size_t>(batch.rows * channels);
-      const auto u = random.normals(count, test.dtype), dt = random.normals(count, test.dtype, 2),
-                 z = random.normals(count, test.dtype);
-      const auto b = random.normals(static_cast<size_t>(batch.rows * states), test.dtype),
-                 c = random.normals(static_cast<size_t>(batch.rows * states), test.dtype);
+      auto u = random.normals(count, test.dtype), dt = random.normals(count, test.dtype, 2),
+           z = random.normals(count, test.dtype);
+      auto b = random.normals(static_cast<size_t>(batch.rows * states), test.dtype),
+           c = random.normals(static_cast<size_t>(batch.rows * states), test.dtype);
+      for (const RowRange& segment : batch.segments) {  // what lies behind a segment must not matter
+        for (auto* rows : {&u, &dt, &z}) std::fill_n(rows->begin() + segment.end * channels, channels, NAN);
+        for (auto* rows : {&b, &c}) std::fill_n(rows->begin() + segment.end * states, states, NAN);
+      }
       auto a = random.normals(static_cast<size_t>(states * channels));
       for (float& value : a) value = -std::exp(value);
-      const auto d = random.normals(static_cast<size_t>(channels)),
-                 bias = random.normals(static_cast<size_t>(channels));
-      const DeviceRows du(u, batch.rows, channels, gap, test.dtype), ddt(dt, batch.rows, channels, 0, test.dtype),
-          dz(z, batch.rows, channels, gap, test.dtype);
-      const DeviceRows db(b, batch.rows, states, gap, test.dtype), dc(c, batch.rows, states, gap, test.dtype),
-          dy(batch.rows, channels, gap, test.dtype);
+      const auto d = random.normals(static_cast<size_t>(channels));
+      auto bias = random.normals(static_cast<size_t>(channels));
+      if (!has_bias) std::fill(bias.begin(), bias.end(), 0.0f);
+      const DeviceRows du(u, batch.rows, channels, gap, test.dtype), ddt(dt, batch.rows, channels, gap, test.dtype),
+          dz(z, batch.rows, channels, gap, test.dtype), db(b, batch.rows, states, bc_gap, test.dtype),
+          dc(c, batch.rows, states, bc_gap, test.dtype), own_y(batch.rows, channels, gap, y_type);
+      const DeviceRows& dy = in_place ? du : own_y;
       const DeviceArray<float> da(a), dd(d), dbias(bias);
       HXQ_EXPECT_OK(selective_scan({.batch = batch.batch(),
                                     .u = du.input(),
                                     .dt = ddt.input(),
-                                    .dt_bias = dbias.data(),
+                                    .dt_bias = has_bias ? dbias.data() : nullptr,
                                     .b = db.input(),
                                     .c = dc.input(),
                                     .z = dz.input(),
@@ -216,7 +241,7 @@ TEST(CudaSequence, Scans) {
         const auto state = batch.state[s].values();
         got_state.insert(got_state.end(), state.begin(), state.end());
       }
-      expect_rows(dy, channels, batch, expected, 1e-5, test.dtype, name_of_case(test));
+      expect_rows(dy, channels, batch, expected, 1e-5, y_type, name_of_case(test));
       expect_close(got_state, expected_state.y, expected_state.size, 1e-5, DType::f32,
                    "states of " + name_of_case(test));
     }

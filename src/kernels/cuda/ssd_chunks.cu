@@ -326,7 +326,7 @@ struct Kernels {
   static_assert(kSharedBytes >= sizeof(Chunk<kStates, kChunk>));
 
   static size_t workspace(const SsdArgs& args) {
-    const auto count = static_cast<size_t>(slots_of_runs(args.batch, kChunk) * args.groups);
+    const auto count = static_cast<size_t>(slots_of_chunks<kChunk>(args.batch) * args.groups);
     return count * sizeof(Chunk<kStates, kChunk>);
   }
 

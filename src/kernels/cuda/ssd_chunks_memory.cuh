@@ -4,7 +4,6 @@
 #pragma once
 
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/runs.cuh"
 #include "kernels/cuda/ssd_chunks_plan.h"
 #include "kernels/cuda/tensor_core.cuh"
 
@@ -43,10 +42,17 @@ struct ChunkParameters {
   void* chunks;  ///< [slots, groups]
 };
 
-/// A chunk of a segment, where one is taken.
+/// As many chunks as a batch may have: segments follow each other, so the last of one has slot (end - 1) / kChunk +
+/// sequence at most.
+template <int kChunk>
+inline int64_t slots_of_chunks(const Batch& batch) {
+  return batch.total_rows / kChunk + batch.count;
+}
+
+/// A chunk of a segment, where one is taken. No two of a batch have the same slot.
 template <int kStates, int kChunk>
 __device__ inline Chunk<kStates, kChunk>* chunk_of(const ChunkParameters& p, int sequence, int chunk, int group) {
-  const int64_t slot = slot_of_run(p.args.batch.segments[sequence], sequence, chunk, kChunk);
+  const int64_t slot = p.args.batch.segments[sequence].begin / kChunk + sequence + chunk;
   return static_cast<Chunk<kStates, kChunk>*>(p.chunks) + slot * p.args.groups + group;
 }
 
