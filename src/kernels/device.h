@@ -41,7 +41,8 @@ class Executor {
   virtual ~Executor() = default;
 
   /// Takes the memory that operations of `code` need beside their arguments. `code` is called with a context whose
-  /// operations compute nothing: its pointers need not lead anywhere. Throws `OutOfMemory`.
+  /// operations compute nothing: its pointers need not lead anywhere. Throws `OutOfMemory`; then nothing is reserved
+  /// for other code either.
   virtual void reserve(const DeviceCode& code) = 0;
 
   /// Runs `code`, for which memory was reserved; what is asked of the device later comes after it. `threads`: of the

@@ -192,6 +192,28 @@ TEST(GuardedDevice, EndsTheProcessThatTouchesItsMemory) {
   EXPECT_DEATH({ array.data()[0] = 1; }, "");
 }
 
+/// Gives the memory of operations up before it takes more.
+class LimitedExecutor final : public kernels::Executor {
+ public:
+  LimitedExecutor(const kernels::Device& device, std::unique_ptr<kernels::Executor> cpu)
+      : device_(device), cpu_(std::move(cpu)) {}
+
+  void reserve(const kernels::DeviceCode& code) override {
+    memory_ = {};
+    memory_ = {device_, 1, "the work memory of operations"};
+    cpu_->reserve(code);
+  }
+  void run(int threads, const kernels::DeviceCode& code, uint64_t key) override {
+    EXPECT_EQ(memory_.size(), 1) << "nothing is reserved";
+    cpu_->run(threads, code, key);
+  }
+
+ private:
+  const kernels::Device& device_;
+  std::unique_ptr<kernels::Executor> cpu_;
+  kernels::DeviceArray<float> memory_;
+};
+
 /// The CPU with as many allocations as are left.
 class LimitedDevice final : public kernels::Device {
  public:
@@ -215,7 +237,7 @@ class LimitedDevice final : public kernels::Device {
     return kernels::cpu_device().prepare(std::move(stored));
   }
   std::unique_ptr<kernels::Executor> new_executor(const kernels::ExecutorOptions& options) const override {
-    return kernels::cpu_device().new_executor(options);
+    return std::make_unique<LimitedExecutor>(*this, kernels::cpu_device().new_executor(options));
   }
 };
 
@@ -253,6 +275,8 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
       LimitedDevice::left = kPlenty;
       Sequence sequence = model.new_sequence();
       Workspace workspace = model.new_workspace();
+      Sequence earlier = model.new_sequence();
+      EXPECT_EQ(run(earlier, workspace, few), expected);
       LimitedDevice::left = failures;
       try {
         choose(sequence, workspace);
