@@ -42,7 +42,7 @@ endfunction()
 # longer than what includes them. Names in their unnamed namespaces must then differ from file to file. Flags of a source's
 # own keep it out of this.
 function(hxq_compile_together name)
-  set_target_properties(${name} PROPERTIES UNITY_BUILD ON)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ${HXQ_UNITY})
   # Unnamed namespaces are no longer those of the file that the compiler was given.
   target_compile_options(${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
 endfunction()
