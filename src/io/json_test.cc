@@ -117,7 +117,7 @@ TEST(Json, KeepsLargeIntegersInWhatIsEdited) {
   dir.write("a.json", text);
   EXPECT_EQ(json_text(load_json_to_edit(dir.path() / "a.json")), text);
   EXPECT_EQ(load_ordered_json(dir.path() / "a.json")["b"], 1e41);
-  for (const std::string number : {large + "0x", "0" + large, large + "-", "--" + large, large + "."}) {
+  for (const std::string& number : {large + "0x", "0" + large, large + "-", "--" + large, large + "."}) {
     dir.write("b.json", "[" + number + "]");
     EXPECT_THROW(load_json_to_edit(dir.path() / "b.json"), Error) << number;
   }

@@ -186,7 +186,8 @@ TEST_P(Joint, TextsThatStayTogetherAreWhatTheyAreAlone) {
     for (const int32_t count : {2, 9, 20, 64}) {
       std::vector<Sequence> alone, together;
       for (int32_t i = 0; i < count; ++i) {
-        const std::vector<int32_t> prompt(static_cast<size_t>(1 + i % 7), i % model.info().vocab_size);
+        const std::vector<int32_t> prompt(static_cast<size_t>(1 + i % 7),
+                                          static_cast<int32_t>(i % model.info().vocab_size));
         for (std::vector<Sequence>* sequences : {&alone, &together}) {
           sequences->push_back(model.new_sequence());
           model.forward(prompt, sequences->back(), Phase::prefill, Logits::none, workspace, {});
@@ -199,7 +200,7 @@ TEST_P(Joint, TextsThatStayTogetherAreWhatTheyAreAlone) {
         std::vector<float> expected, own(vocab);
         for (int32_t i = 0; i < count; ++i) {
           const bool is_asked = step < kSteps - 1 || i == count / 2;  // at last only one
-          tokens.push_back((i * 31 + step * 7) % model.info().vocab_size);
+          tokens.push_back(static_cast<int32_t>((i * 31 + step * 7) % model.info().vocab_size));
           segments.push_back({.sequence = &together[static_cast<size_t>(i)],
                               .tokens = 1,
                               .phase = Phase::decode,

@@ -45,12 +45,12 @@ struct DenseWeight {
 /// hand.
 struct LinearArgs {
   Input x;   // [tokens, cols]
-  Output y;  // [tokens, rows]; not x
+  Output y = {};  // [tokens, rows]; not x
   int64_t tokens = 0;
   const float* bias = nullptr;  // [rows], or null
   bool accumulate = false;      ///< add to y
   Precision precision = Precision::exact;
-  Workspace workspace;  ///< at least `linear_workspace`
+  Workspace workspace = {};  ///< at least `linear_workspace`
 };
 
 /// Bytes of workspace for up to `tokens` tokens; more for a smaller number of tokens is never needed.

@@ -130,7 +130,7 @@ TEST(CudaLinear, KeepsTokensApart) {
       }
       for (size_t i = 0; i < y[0].size(); ++i) {
         const size_t token = i / 300;
-        if (token != 2 && token != 5) ASSERT_EQ(y[0][i], y[1][i]) << tokens << " tokens, value " << i;
+        ASSERT_TRUE(token == 2 || token == 5 || y[0][i] == y[1][i]) << tokens << " tokens, value " << i;
       }
     }
   }
@@ -343,7 +343,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
               y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast, DType::f32,
               std::to_string(tokens) + " tokens, gap " + std::to_string(gap) + ", matrix " + std::to_string(i));
         }
-        if (bytes > 0) EXPECT_EQ(multiply_with(bytes - 1), Status::invalid_value);
+        EXPECT_TRUE(bytes == 0 || multiply_with(bytes - 1) == Status::invalid_value);
       }
     }
   }

@@ -10,7 +10,7 @@ namespace hxq::cuda {
 
 /// Products with the same x. Everything is float.
 struct StepProducts {
-  FusedInput input;
+  FusedInput input = {};
   int64_t count = 0;
   FusedProduct products[kMaxFusedProducts] = {};  // [count]
 };
