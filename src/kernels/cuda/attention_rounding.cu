@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kTile = static_cast<int>(KvCacheView::kTile);
+constexpr float kLeastValueScale = 0x1p-126f;  ///< of zeros, so that others of their step choose its unit
 
 struct Parameters {
   AttentionArgs args;
@@ -166,8 +167,7 @@ __global__ void __launch_bounds__(32 * kWarps) place_cache_kernel(const __grid_c
     if (threadIdx.x == 0) to.key_scale = scale;
   } else {
     const float scale = place_matrix<kTile, kDim>(from + p.args.cache.heads * kTile * kDim + head, source.known, kDim,
-                                                  reinterpret_cast<Matrix&>(to.values), 0x1p-126f,
-                                                  largest);  // so zeros ask for no unit
+                                                  reinterpret_cast<Matrix&>(to.values), kLeastValueScale, largest);
     if (threadIdx.x == 0) to.value_scale = scale;
   }
 }
