@@ -117,21 +117,13 @@ __device__ inline void load_queries_as(const QueryList& list, int first, HopperM
 /// The block's queries from place `first` of the list on.
 template <class Shape>
 __device__ inline void load_queries(const QueryList& list, int first, HopperMemory<Shape>& shared) {
-  const auto load = [&]<class T>(T) {
+  with_type(list.p.args.q.dtype, [&]<class T>(T) {
     if (list.p.moves_pairs) {
       load_queries_as<Shape, T, true>(list, first, shared);
     } else {
       load_queries_as<Shape, T, false>(list, first, shared);
     }
-  };
-  switch (list.p.args.q.dtype) {
-    case DType::f32:
-      return load(float());
-    case DType::bf16:
-      return load(__nv_bfloat16());
-    default:
-      return load(__half());
-  }
+  });
 }
 
 }  // namespace hxq::cuda

@@ -378,14 +378,7 @@ class Worker {
   }
 
   __device__ void write() const {
-    switch (args_.y.dtype) {
-      case DType::f32:
-        return write_as<float>();
-      case DType::bf16:
-        return write_as<__nv_bfloat16>();
-      default:
-        return write_as<__half>();
-    }
+    with_type(args_.y.dtype, [&]<class T>(T) { write_as<T>(); });
   }
 
   template <class T>

@@ -113,6 +113,19 @@ __device__ inline void store_element(void* data, DType dtype, int64_t i, float v
   }
 }
 
+/// Calls with a zero of that type.
+template <class Body>
+__device__ inline void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(float());
+    case DType::bf16:
+      return body(__nv_bfloat16());
+    default:
+      return body(__half());
+  }
+}
+
 __device__ inline float load_at(const Input& x, int64_t row, int64_t col) {
   return load_element(x.data, x.dtype, row * x.stride + col);
 }
