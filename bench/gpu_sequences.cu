@@ -1,7 +1,7 @@
 // Times operations along sequences on one GPU and checks every answer; prints rows for results.csv.
 //
 //     gpu_sequences [attention] [scan] [ssd]      all without names
-//     gpu_sequences attention N                   of N tokens
+//     gpu_sequences attention N [BEFORE]          of N tokens after BEFORE others
 //
 // Launches follow each other in one CUDA graph, median of its replays, a few sets of arrays in turn. Answers are
 // checked against the recurrences in double, of some channels or heads; of gradients not those of B and C.
@@ -63,9 +63,10 @@ struct OneSegment {
 };
 
 struct Bench : Rows {
-  /// Causal attention of a prompt, queries and outputs in float.
-  void attention(int32_t rows, int64_t query_heads, int64_t heads, int64_t dim, DType cache, Precision precision) {
-    const int64_t tile = KvCacheView::kTile, tiles = (rows + tile - 1) / tile, width = query_heads * dim;
+  /// Causal attention of a prompt after `before` tokens, queries and outputs in float.
+  void attention(int32_t rows, int32_t before, int64_t query_heads, int64_t heads, int64_t dim, DType cache,
+                 Precision precision) {
+    const int64_t tile = KvCacheView::kTile, tiles = (before + rows + tile - 1) / tile, width = query_heads * dim;
     const size_t tile_elements = static_cast<size_t>(2 * heads * dim * tile), elements = tile_elements * tiles;
     std::mt19937 engine(5);
     std::normal_distribution<float> normal;
@@ -82,7 +83,7 @@ struct Bench : Rows {
     for (int64_t i = 0; i < tiles; ++i)
       table.push_back(bytes + static_cast<size_t>(i) * tile_elements * (cache == DType::f32 ? 4 : 2));
     std::vector<int32_t> positions(static_cast<size_t>(rows));
-    std::iota(positions.begin(), positions.end(), 0);
+    std::iota(positions.begin(), positions.end(), before);
     const void** device_table = upload(table);
     auto* table_of = upload(std::vector<void*>{device_table});
     auto* segment = upload(std::vector<RowRange>{{0, rows}});
@@ -96,6 +97,7 @@ struct Bench : Rows {
         .y = {.data = y, .stride = width},
         .query_heads = query_heads,
         .scale = 1 / std::sqrt(static_cast<float>(dim)),
+        .seen_positions = before + rows,
         .cache = {.heads = heads, .head_dim = dim, .padded_dim = dim, .dtype = cache, .tiles = table_of},
         .precision = precision};
     const size_t workspace_bytes = attention_workspace(args);
@@ -114,8 +116,8 @@ struct Bench : Rows {
           return double{
               held[static_cast<size_t>(p / tile) * tile_elements + static_cast<size_t>(of_head * dim * tile + at)]};
         };
-        std::vector<double> score(static_cast<size_t>(t + 1));
-        for (int64_t p = 0; p <= t; ++p) {
+        std::vector<double> score(static_cast<size_t>(before + t + 1));
+        for (int64_t p = 0; p <= before + t; ++p) {
           double dot = 0;
           for (int64_t i = 0; i < dim; ++i)
             dot += q[static_cast<size_t>(t * width + h * dim + i)] * in_cache(p, kv, i * tile + p % tile);
@@ -126,7 +128,7 @@ struct Bench : Rows {
         for (double& value : score) total += value = std::exp(value - largest);
         for (int64_t i = 0; i < dim; ++i) {
           double sum = 0, size = 0;
-          for (int64_t p = 0; p <= t; ++p) {
+          for (int64_t p = 0; p <= before + t; ++p) {
             const double term = score[static_cast<size_t>(p)] / total * in_cache(p, heads + kv, p % tile * dim + i);
             sum += term;
             size += std::fabs(term);
@@ -136,10 +138,10 @@ struct Bench : Rows {
         }
       }
     }
-    const std::string what = "attention " + std::to_string(query_heads) + "/" + std::to_string(heads) + " heads of " +
-                             std::to_string(dim) + ",M=" + std::to_string(rows) + "," +
-                             (cache == DType::f32 ? "f32 cache" : "f16 cache") +
-                             (precision == Precision::fast ? " fast" : " exact");
+    const std::string what =
+        "attention " + std::to_string(query_heads) + "/" + std::to_string(heads) + " heads of " + std::to_string(dim) +
+        ",M=" + std::to_string(rows) + (before > 0 ? " after " + std::to_string(before) : "") + "," +
+        (cache == DType::f32 ? "f32 cache" : "f16 cache") + (precision == Precision::fast ? " fast" : " exact");
     const size_t moved = 2 * q.size() * 4 + elements * (cache == DType::f32 ? 4 : 2);
     row(what, seconds / kLaunches, static_cast<double>(moved), worst, precision == Precision::fast ? 0x1p-8 : 1e-5);
     free_all({bytes, device_table, table_of, segment, position, device_q, y, workspace});
@@ -374,23 +376,28 @@ int main(int argc, char** argv) {
     return argc == 1 ||
            std::any_of(argv + 1, argv + argc, [&](const char* given) { return !std::strcmp(given, name); });
   };
-  int32_t attention_rows = 2048;
+  std::vector<int32_t> numbers;
   for (int i = 1; i < argc; ++i) {
     const std::string given = argv[i];
-    if (const int rows = std::atoi(argv[i]); rows > 0 && i > 1) {
-      attention_rows = rows;
+    if (const int number = std::atoi(argv[i]); number > 0 && i > 1 && numbers.size() < 2) {
+      numbers.push_back(number);
     } else if (given != "attention" && given != "scan" && given != "ssd") {
-      std::fprintf(stderr, "gpu_sequences: '%s' is none of attention [N], scan, ssd\n", argv[i]);
+      std::fprintf(stderr, "gpu_sequences: '%s' is none of attention [N [BEFORE]], scan, ssd\n", argv[i]);
       return 2;
     }
   }
   Bench bench;
   if (asked("attention")) {
-    for (const auto& [query_heads, heads, dim] :
-         {std::tuple<int64_t, int64_t, int64_t>{32, 4, 64}, {32, 32, 128}, {32, 8, 128}}) {
-      for (const DType cache : {DType::f32, DType::f16}) {
-        for (const Precision precision : {Precision::fast, Precision::exact}) {
-          bench.attention(attention_rows, query_heads, heads, dim, cache, precision);
+    using Tokens = std::pair<int32_t, int32_t>;  // of the prompt, before it
+    std::vector<Tokens> prompts = {{2048, 0}, {2048, 6144}, {64, 8000}};
+    if (!numbers.empty()) prompts = {{numbers[0], numbers.size() > 1 ? numbers[1] : 0}};
+    for (const auto& [tokens, before] : prompts) {
+      for (const auto& [query_heads, heads, dim] :
+           {std::tuple<int64_t, int64_t, int64_t>{32, 4, 64}, {32, 32, 128}, {32, 8, 128}}) {
+        for (const DType cache : {DType::f32, DType::f16}) {
+          for (const Precision precision : {Precision::fast, Precision::exact}) {
+            bench.attention(tokens, before, query_heads, heads, dim, cache, precision);
+          }
         }
       }
     }

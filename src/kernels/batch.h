@@ -22,6 +22,8 @@ struct Batch {
   const RowRange* segment = nullptr;  // [segments]: cover all rows, in order; none is empty
   const int32_t* position = nullptr;  // [rows]: of each row in its sequence; null where nothing asks for it
   bool few_positions = false;         ///< every row's is below kFewPositions
+  /// The positions that segments of phase `prefill` see, their own included, are no more all together.
+  int64_t prefill_positions = 0;
 
   /// To decode a token of each sequence.
   bool has_one_token_each() const noexcept { return decode_rows == rows && segments == rows; }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <new>
 
@@ -70,11 +71,17 @@ std::vector<Step> plan_steps(std::span<const Piece> pieces, int64_t step_rows, b
       piece.token += done;
       piece.tokens = std::min(all.tokens - done, step_rows - steps.back().shape.rows);
       done += piece.tokens;
-      if (all.sequence->position + done > kernels::Batch::kFewPositions) steps.back().shape.few_positions = false;
+      const int64_t end = all.sequence->position + done;
+      if (end > kernels::Batch::kFewPositions) steps.back().shape.few_positions = false;
+      if (all.phase == Phase::prefill) steps.back().shape.prefill_positions += end;
       piece.wanted = std::clamp<int64_t>(done - first_wanted, 0, piece.tokens);
       piece.first_wanted += std::max<int64_t>(done - piece.wanted - first_wanted, 0);
       add(steps.back(), piece);
     }
+  }
+  for (Step& step : steps) {
+    auto& positions = step.shape.prefill_positions;
+    if (positions > 0) positions = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(positions)));
   }
   return steps;
 }
@@ -358,7 +365,8 @@ void Model::Parts::run(const StepShape& shape, const StepInputs& inputs, WorkMem
                              .segments = shape.segments,
                              .segment = inputs.segment,
                              .position = inputs.position,
-                             .few_positions = shape.few_positions};
+                             .few_positions = shape.few_positions,
+                             .prefill_positions = shape.prefill_positions};
   const int64_t hidden = desc.hidden_size;
   float* x = work.take<float>(shape.rows * hidden);
   float* embedding = desc.blocks_read_embedding ? work.take<float>(shape.rows * hidden) : nullptr;

@@ -66,6 +66,13 @@ bool transformer_layer(const kernels::TransformerLayerArgs& args, const kernels:
   return true;
 }
 
+int64_t prefill_positions = 0;  ///< that attention was told of last
+
+void attention(const kernels::AttentionArgs& args, const kernels::Context& context) noexcept {
+  if (context.team.rank() == 0) prefill_positions = args.batch.prefill_positions;
+  kernels::attention(args, on_fusing(context).cpu);
+}
+
 constexpr kernels::Operations kFusing = {.linear = linear,
                                          .gather_rows = gather_rows,
                                          .copy_rows = forward<kernels::copy_rows>,
@@ -75,7 +82,7 @@ constexpr kernels::Operations kFusing = {.linear = linear,
                                          .ssd = forward<kernels::ssd>,
                                          .rotary_table = forward<kernels::rotary_table>,
                                          .extend_cache = forward<kernels::extend_cache>,
-                                         .attention = forward<kernels::attention>,
+                                         .attention = attention,
                                          .gated_activation = forward<kernels::gated_activation>,
                                          .most_likely = forward<kernels::most_likely>,
                                          .transformer_layer = transformer_layer};
@@ -174,6 +181,32 @@ TEST(FewPositions, EndAtTheirBound) {
     model.forward(std::span(prompt).first(1), sequence, Phase::decode, Logits::none, workspace, {});
     EXPECT_EQ(FusingDevice::layers, expected) << "up to position " << sequence.position();
   }
+}
+
+/// Devices make room for what prompts see.
+TEST(PrefillPositions, AreThoseOfAllPromptsOfAStep) {
+  add_fusing_device();
+  const testing::TestFolder folder("tests/e2e/qwen2-tiles", true);
+  const Model model = Model::open(folder.path(), {.threads = 2, .device = "fusing"});
+  Workspace workspace = model.new_workspace();
+  Sequence decoded = model.new_sequence(), one = model.new_sequence(), other = model.new_sequence();
+  const std::vector<int32_t> tokens(200, 1);
+  const auto prefill = [&](Sequence& sequence, size_t count) {
+    model.forward(std::span(tokens).first(count), sequence, Phase::prefill, Logits::none, workspace, {});
+    return prefill_positions;
+  };
+  EXPECT_EQ(prefill(decoded, 64), 64);
+  EXPECT_EQ(prefill(one, 65), 128);
+  EXPECT_EQ(prefill(one, 70), 256);
+  const Segment segments[] = {
+      {.sequence = &one, .tokens = 30, .phase = Phase::prefill, .logits = Logits::none},
+      {.sequence = &decoded, .tokens = 1, .phase = Phase::decode, .logits = Logits::none},
+      {.sequence = &other, .tokens = 91, .phase = Phase::prefill, .logits = Logits::none},
+  };
+  model.forward(std::span(tokens).first(122), segments, workspace, {});
+  EXPECT_EQ(prefill_positions, 256) << "165 and 91";
+  model.forward(std::span(tokens).first(122), segments, workspace, {});
+  EXPECT_EQ(prefill_positions, 512) << "195 and 182";
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, FusedLayers,

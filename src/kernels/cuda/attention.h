@@ -41,8 +41,9 @@ struct AttentionArgs {
   Output y;                 // [total_rows, query_heads * head_dim]; not q
   int64_t query_heads = 0;  ///< a multiple of cache.heads
   float scale = 0;
-  int64_t window = 0;  ///< positions a row sees, its own included; 0: all before it
-  KvCacheView cache;   ///< tiles are aligned to 16 bytes
+  int64_t window = 0;          ///< positions a row sees, its own included; 0: all before it
+  int64_t seen_positions = 0;  ///< that segments of many rows see, all together; others of more are slower
+  KvCacheView cache;           ///< tiles are aligned to 16 bytes
   Precision precision = Precision::exact;
   Workspace workspace = {};  ///< `attention_workspace`
 };

@@ -104,6 +104,8 @@ class Worker {
       hopper::wait_for_products_but_last();
       weigh(at, stage.index);
       leave(&shared_.empty_keys[stage.index]);
+      // Never. What comes before a branch is not moved behind the wait, where nothing else would run beside it.
+      if (args_.cache.heads < 0) break;
       hopper::wait_for_products();
       leave(&shared_.empty_values[before]);
       add_step();

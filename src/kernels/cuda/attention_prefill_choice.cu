@@ -16,7 +16,7 @@ struct Beforehand {
   explicit Beforehand(const AttentionArgs& args) : on_warpgroups(supports_attention_hopper(args)) {
     if (!on_warpgroups && (args.cache.dtype != DType::f32 || !fits_prefill_kernel(args, true))) return;
     slot_bytes = on_warpgroups ? placed_slot_bytes(args) : rounded_slot_bytes(args);
-    slots = rounded_slots(args, slot_bytes);
+    slots = rounded_slots(args);
   }
 };
 

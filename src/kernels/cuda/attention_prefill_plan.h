@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -53,15 +54,16 @@ auto with_prefill_dim(const AttentionArgs& args, const Body& body) {
 /// Keys and values of a cache of floats are rounded once, for all blocks, where this many queries of a key-value head
 /// see them; fewer are quicker without.
 inline constexpr int64_t kFewestRoundedQueries = 512;
-inline constexpr size_t kMostRoundedBytes = size_t{192} << 20;
+inline constexpr int64_t kMostRoundedSlots = 65535;  ///< blocks of a launch
 
-/// How many tiles of the cache there is room for, rounded: positions are not known before the kernels run. Twice the
-/// rows, so that the pieces of a prompt find room up to that, and what begins or ends within a tile.
-constexpr int64_t rounded_slots(const AttentionArgs& args, size_t slot_bytes) {
+/// How many tiles of the cache there is room for, rounded: those that segments of many rows see, and what begins or
+/// ends within a tile. A layer's caches of these segments take as much memory, or twice as much.
+constexpr int64_t rounded_slots(const AttentionArgs& args) {
   if (args.batch.max_rows * (args.query_heads / args.cache.heads) < kFewestRoundedQueries) return 0;
-  const int64_t wanted = 2 * int64_t{args.batch.total_rows} / KvCacheView::kTile + 2 * int64_t{args.batch.count};
-  const auto most = static_cast<int64_t>(kMostRoundedBytes / slot_bytes);
-  return wanted < most ? wanted : most;
+  const int64_t count = args.batch.count;
+  int64_t seen = args.seen_positions;
+  if (args.window > 0) seen = std::min(seen, args.batch.total_rows + count * args.window);
+  return seen == 0 ? 0 : std::min(seen / KvCacheView::kTile + 2 * count, kMostRoundedSlots);
 }
 
 /// The queries of a segment that share a key-value head are one list: of each token, those of the group's heads.

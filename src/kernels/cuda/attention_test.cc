@@ -30,6 +30,7 @@ struct Case {
   float q = 1, k = 1, v = 1;  // sizes of values
   int64_t q_gap = 5;          // elements between rows of queries: even ones are read in pairs
   int64_t zero_values = 0;    // rows from the first whose values are zeros
+  int64_t seen = 0;           // positions that room is made for; 0: all that there are
 };
 
 enum class Way {
@@ -45,13 +46,14 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
   Random random(8);
   std::vector<RowRange> segments;
   std::vector<int32_t> positions;
-  int64_t rows = 0, longest = 0, end = 0;
+  int64_t rows = 0, longest = 0, end = 0, seen = 0;
   for (size_t s = 0; s < test.lengths.size(); ++s) {
     segments.push_back({static_cast<int32_t>(rows), static_cast<int32_t>(rows) + test.lengths[s]});
     for (int t = 0; t < test.lengths[s]; ++t) positions.push_back(test.positions[s] + t);
     rows += test.lengths[s];
     longest = std::max<int64_t>(longest, test.lengths[s]);
     end = std::max<int64_t>(end, test.positions[s] + test.lengths[s]);
+    seen += test.positions[s] + test.lengths[s];
   }
   const int64_t q_width = m.query_heads * m.dim, k_width = m.heads * m.dim, half = m.dim / 2;
   const auto q = random.normals(static_cast<size_t>(rows * q_width), test.dtype, test.q),
@@ -80,6 +82,7 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
                      .query_heads = m.query_heads,
                      .scale = 1 / std::sqrt(static_cast<float>(m.dim)),
                      .window = test.window,
+                     .seen_positions = test.seen > 0 ? test.seen : seen,
                      .cache = cache.view(),
                      .precision = test.precision};
   EXPECT_TRUE(!by_tensor_cores || supports_attention_prefill(args));
@@ -231,7 +234,7 @@ TEST(CudaAttention, MultipliesManyRowsByTensorCores) {
   }
 }
 
-/// Of a cache of floats with many queries: all of a batch's segments that there is room for, which is twice the rows.
+/// Of a cache of floats with many queries: all of a batch's segments that there is room for.
 TEST(CudaAttention, RoundsACacheOnceForManyRows) {
   HXQ_NEEDS_GPU();
   for (const Model& m :
@@ -246,10 +249,12 @@ TEST(CudaAttention, RoundsACacheOnceForManyRows) {
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
         check({.positions = {1}, .lengths = {65}, .dtype = dtype, .q_gap = 2}, Way::rounded);
       check({.positions = {700}, .lengths = {65}, .dtype = DType::f16, .window = 50}, Way::rounded);
-      check({.positions = {3, 460}, .lengths = {70, 64}}, Way::rounded);
-      check({.positions = {460, 3}, .lengths = {70, 64}}, Way::unrounded);
+      check({.positions = {460, 3}, .lengths = {70, 64}}, Way::rounded);
+      check({.positions = {3, 460}, .lengths = {70, 64}, .seen = 256}, Way::rounded);
+      check({.positions = {460, 3}, .lengths = {70, 64}, .seen = 256}, Way::unrounded);
     }
   }
+  check_attention({8, 1, 128}, {.positions = {3000}, .lengths = {65}}, Way::rounded);
   const Model many{8, 1, 64};
   std::vector<int> lengths(70, 3);
   lengths[40] = 64;

@@ -313,20 +313,22 @@ TEST(CudaPlans, TensorCoresAttendWhereQueriesAreMany) {
 }
 
 TEST(CudaPlans, CachesAreRoundedWhereManyQueriesSeeThem) {
-  const auto slots = [](int32_t rows, int32_t count, size_t slot_bytes) {
+  const auto slots = [](int32_t rows, int32_t count, int64_t seen, int64_t window = 0) {
     return rounded_slots({.batch = {.count = count, .max_rows = rows, .total_rows = rows * count},
                           .q = {},
                           .y = {},
                           .query_heads = 8,
-                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}},
-                         slot_bytes);
+                          .window = window,
+                          .seen_positions = seen,
+                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}});
   };
-  EXPECT_EQ(slots(127, 1, 1000), 0);
-  EXPECT_EQ(slots(128, 1, 1000), 6);
-  EXPECT_EQ(slots(2048, 1, 1000), 66);
-  EXPECT_EQ(slots(128, 5, 1000), 30);
-  EXPECT_EQ(slots(2048, 1, kMostRoundedBytes / 10), 10);
-  EXPECT_EQ(slots(2048, 1, kMostRoundedBytes + 1), 0);
+  EXPECT_EQ(slots(127, 1, 1024), 0);
+  EXPECT_EQ(slots(128, 1, 0), 0);
+  EXPECT_EQ(slots(128, 1, 128), 4);
+  EXPECT_EQ(slots(2048, 1, 2048), 34);
+  EXPECT_EQ(slots(128, 5, 1024), 26);
+  EXPECT_EQ(slots(128, 5, 4096, 512), 10 + (640 + 5 * 512) / 64);
+  EXPECT_EQ(slots(128, 1, int64_t{1} << 40), kMostRoundedSlots);
 }
 
 TEST(CudaPlans, StepsKnowWhichPositionsRowsSee) {

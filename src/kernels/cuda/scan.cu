@@ -119,15 +119,17 @@ class Assistant {
     load(p_.z, row, z_);
   }
 
-  /// Starts to bring the thread's part of B and C of a chunk.
+  /// Starts to bring the thread's part of B and C of a chunk: of none past the last, where scanners still read.
   __device__ void bring(int chunk) const {
     constexpr int kPieces = Memory::kStateSize / 4;
+    if (chunk * kTokens < rows_) {
 #pragma unroll
-    for (int i = thread_; i < kTokens * 2 * kPieces; i += kAssistants * 32) {
-      const int t = i / (2 * kPieces), n = i % kPieces * 4;
-      const bool is_b = i / kPieces % 2 == 0;
-      float2* to = &(is_b ? chunks_.b : chunks_.c)[chunk % kBrought][t][n / 2];
-      bring(reinterpret_cast<float*>(to), is_b ? p_.b : p_.c, chunk * kTokens + t, n);
+      for (int i = thread_; i < kTokens * 2 * kPieces; i += kAssistants * 32) {
+        const int t = i / (2 * kPieces), n = i % kPieces * 4;
+        const bool is_b = i / kPieces % 2 == 0;
+        float2* to = &(is_b ? chunks_.b : chunks_.c)[chunk % kBrought][t][n / 2];
+        bring(reinterpret_cast<float*>(to), is_b ? p_.b : p_.c, chunk * kTokens + t, n);
+      }
     }
     end_copy_group();
   }

@@ -335,6 +335,7 @@ struct Cuda {
                                     .query_heads = args.query_heads,
                                     .scale = args.scale,
                                     .window = args.window,
+                                    .seen_positions = args.batch.prefill_positions,
                                     .cache = args.cache,
                                     .precision = precision_of(on),
                                     .workspace = on.workspace};
