@@ -1,9 +1,10 @@
 // Attention over a tiled cache in float. A block has up to kRows rows of queries of one key-value head: the heads of
 // its group for adjacent tokens. It goes over the tiles that any of them sees, or over a part of them.
 
-#include "kernels/cuda/attention.h"
+#include <algorithm>
+
+#include "kernels/cuda/attention_parts.cuh"
 #include "kernels/cuda/attention_prefill.cuh"
-#include "kernels/cuda/device.cuh"
 
 namespace hxq::cuda {
 namespace {
@@ -11,16 +12,14 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRows = 16;
 constexpr int kKeys = KvCacheView::kTile;
-constexpr int kMaxParts = 32;
 
 struct Parameters {
   AttentionArgs args;
   int group;
-  int block_tokens;  ///< tokens of a block: block_tokens * group <= kRows, or 1
-  int row_blocks;    ///< blocks that share a token's group, where it has more than kRows heads
-  int parts;         ///< of the positions, at most: positions are not known when a graph is captured
-  bool both;         ///< keys and values are loaded together: where blocks are few
-  float* partial;    // [parts, total_rows, query_heads, head_dim + 2]: sums, then maximum and weight
+  int block_tokens;      ///< tokens of a block: block_tokens * group <= kRows, or 1
+  int row_blocks;        ///< blocks that share a token's group, where it has more than kRows heads
+  AttentionParts parts;  ///< of the positions, at most: positions are not known when a graph is captured
+  bool both;             ///< keys and values are loaded together: where blocks are few
 };
 
 /// Queries, a tile's keys and values of one head, and scores.
@@ -56,7 +55,7 @@ struct Tiles {
     const int begin = p.args.window > 0 ? max(first_position - static_cast<int>(p.args.window) + 1, 0) : 0;
     first = begin / kKeys;
     count = last_position / kKeys + 1 - first;
-    parts = min(p.parts, count);
+    parts = min(p.parts.count, count);
   }
 };
 
@@ -74,8 +73,8 @@ class Worker {
         dim_(static_cast<int>(p.args.cache.head_dim)),
         padded_(static_cast<int>(p.args.cache.padded_dim)),
         shared_(memory, padded_, p.both) {
-    const int sequence = static_cast<int>(blockIdx.z) / p.parts;
-    part_ = static_cast<int>(blockIdx.z) % p.parts;
+    const int sequence = static_cast<int>(blockIdx.z) / p.parts.count;
+    part_ = static_cast<int>(blockIdx.z) % p.parts.count;
     head_ = static_cast<int>(blockIdx.y);
     const RowRange segment = args_.batch.segments[sequence];
     first_row_ = segment.begin + static_cast<int>(blockIdx.x) / p.row_blocks * p.block_tokens;
@@ -154,14 +153,16 @@ class Worker {
   /// Row number r of the thread.
   __device__ int own_row(int r) const { return halves() ? 2 * r + static_cast<int>(threadIdx.x) / (kThreads / 2) : r; }
 
+  /// Scaled so that powers of two of scores are weights.
   __device__ void load_queries() {
+    const float scale = args_.scale * kLog2E;
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const int row = warp() + r * kWarps;
       if (row >= rows_) break;
       const int64_t t = shared_.row[row], first = int64_t{shared_.head[row]} * dim_;
       for (int i = lane(); i < padded_; i += 32) {
-        shared_.q[row * padded_ + i] = i < dim_ ? args_.scale * load_at(args_.q, t, first + i) : 0.0f;
+        shared_.q[row * padded_ + i] = i < dim_ ? scale * load_at(args_.q, t, first + i) : 0.0f;
       }
     }
   }
@@ -228,11 +229,11 @@ class Worker {
     }
     const float largest = fmaxf(maximum_[r], max_lanes(fmaxf(score[0], score[1])));
     // Nothing seen so far: keep the sums as the zeros they are.
-    const float keep = largest == -INFINITY ? 1.0f : __expf(maximum_[r] - largest);
+    const float keep = largest == -INFINITY ? 1.0f : fast_exp2(maximum_[r] - largest);
     float sum = 0;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float weight = largest == -INFINITY ? 0.0f : __expf(score[h] - largest);
+      const float weight = largest == -INFINITY ? 0.0f : fast_exp2(score[h] - largest);
       shared_.scores[row * kKeys + lane() + 32 * h] = weight;
       sum += weight;
     }
@@ -282,18 +283,17 @@ class Worker {
       const int row = own_row(r);
       if (row >= rows_) break;
       const int64_t t = shared_.row[row], head = shared_.head[row];
-      float* partial =
-          p_.partial + ((part_ * int64_t{args_.batch.total_rows} + t) * args_.query_heads + head) * (dim_ + 2);
-      const float weight = shared_.scores[2 * row + 1];
+      float* partial = p_.parts.at(args_, part_, t, head);
+      const float factor = 1 / shared_.scores[2 * row + 1];
       if (parts_ > 1 && element() < 2) partial[dim_ + element()] = shared_.scores[2 * row + element()];
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const int i = element() + e * kThreads;
         if (i >= dim_) break;
         if (parts_ > 1) {
-          partial[i] = sums_[r][e];
+          partial[i] = sums_[r][e] * factor;
         } else {
-          store_at(args_.y, t, head * dim_ + i, sums_[r][e] / weight);
+          store_at(args_.y, t, head * dim_ + i, sums_[r][e] * factor);
         }
       }
     }
@@ -320,7 +320,6 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
 
 /// Joins the parts of a row's head: one block each.
 __global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ Parameters p) {
-  __shared__ float scale[kMaxParts];
   let_successors_begin();
   const AttentionArgs& args = p.args;
   const RowRange segment = args.batch.segments[blockIdx.y];
@@ -330,25 +329,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(const __grid_constant__ 
   const bool is_there = token < segment.end - segment.begin;
   const int parts = is_there ? Tiles(p, args.batch.positions[first], args.batch.positions[last]).parts : 0;
   wait_for_predecessors();
-  if (parts <= 1) return;
-  const int64_t t = segment.begin + token, head = blockIdx.x % args.query_heads;
-  const int64_t dim = args.cache.head_dim;
-  const int64_t stride = int64_t{args.batch.total_rows} * args.query_heads * (dim + 2);
-  const float* partial = p.partial + (t * args.query_heads + head) * (dim + 2);
-  if (threadIdx.x < 32) {
-    const bool has_part = static_cast<int>(threadIdx.x) < parts;
-    const float maximum = has_part ? partial[threadIdx.x * stride + dim] : -INFINITY;
-    const float weight = has_part ? partial[threadIdx.x * stride + dim + 1] : 0.0f;
-    const float factor = __expf(maximum - max_lanes(maximum));
-    scale[threadIdx.x] = factor / sum_lanes(weight * factor);
-  }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < dim; i += kThreads) {
-    float sum = 0;
-#pragma unroll 8
-    for (int part = 0; part < parts; ++part) sum = fmaf(partial[part * stride + i], scale[part], sum);
-    store_at(args.y, t, head * dim + i, sum);
-  }
+  if (parts > 1) p.parts.join<kThreads>(args, parts, segment.begin + token, blockIdx.x % args.query_heads);
 }
 
 Parameters parameters_of(const AttentionArgs& args) {
@@ -359,11 +340,9 @@ Parameters parameters_of(const AttentionArgs& args) {
   const int64_t blocks =
       ceil_div<int64_t>(args.batch.max_rows, p.block_tokens) * p.row_blocks * args.cache.heads * args.batch.count;
   const int64_t wanted = ceil_div<int64_t>(2 * current_device().multiprocessors, blocks);
-  p.parts = static_cast<int>(wanted);
-  if (p.parts > kMaxParts) p.parts = kMaxParts;
-  if (p.parts < 1) p.parts = 1;
-  p.both = p.parts > 1;
-  p.partial = static_cast<float*>(args.workspace.data);
+  p.parts = {.data = static_cast<float*>(args.workspace.data),
+             .count = static_cast<int>(std::min<int64_t>(wanted, kMostAttentionParts))};
+  p.both = p.parts.count > 1;
   return p;
 }
 
@@ -372,11 +351,7 @@ Parameters parameters_of(const AttentionArgs& args) {
 size_t attention_workspace(const AttentionArgs& args) noexcept {
   if (args.batch.count == 0 || args.batch.max_rows == 0) return 0;
   if (supports_attention_prefill(args)) return attention_prefill_workspace(args);
-  const Parameters p = parameters_of(args);
-  return p.parts == 1
-             ? 0
-             : static_cast<size_t>(p.parts * args.batch.total_rows * args.query_heads * (args.cache.head_dim + 2)) *
-                   sizeof(float);
+  return AttentionParts::bytes(args, parameters_of(args).parts.count);
 }
 
 Status attention(const AttentionArgs& args, Stream stream) noexcept {
@@ -390,10 +365,10 @@ Status attention(const AttentionArgs& args, Stream stream) noexcept {
   const Parameters p = parameters_of(args);
   const LaunchShape shape{
       .grid = dim3(static_cast<unsigned>(ceil_div(args.batch.max_rows, p.block_tokens) * p.row_blocks),
-                   static_cast<unsigned>(args.cache.heads), static_cast<unsigned>(args.batch.count * p.parts)),
+                   static_cast<unsigned>(args.cache.heads), static_cast<unsigned>(args.batch.count * p.parts.count)),
       .block = dim3(kThreads),
       .shared_bytes = Shared::bytes(args.cache.padded_dim, p.both)};
-  if (const Status status = launch(attention_kernel, shape, stream, p); status != Status::ok || p.parts == 1)
+  if (const Status status = launch(attention_kernel, shape, stream, p); status != Status::ok || p.parts.count == 1)
     return status;
   const dim3 grid(static_cast<unsigned>(args.batch.max_rows * args.query_heads),
                   static_cast<unsigned>(args.batch.count));

@@ -25,10 +25,11 @@ class Worker {
   /// Reads nothing that kernels write.
   __device__ Worker(const HopperParameters& p, Memory& shared)
       : p_(p), args_(p.args), shared_(shared), list_{.p = p, .first_row = 0, .count = 0} {
-    const int sequence = static_cast<int>(blockIdx.y);
+    const int sequence = static_cast<int>(blockIdx.y), parts = p.parts.count;
     const RowRange segment = args_.batch.segments[sequence];
     // The last rows see most: they come first.
-    first_ = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kRows;
+    first_ = static_cast<int>(gridDim.z - 1 - blockIdx.z) / parts * kRows;
+    part_ = static_cast<int>(blockIdx.z) % parts;
     list_.first_row = segment.begin;
     list_.count = (segment.end - segment.begin) * p.group;
     if (!has_rows()) return;
@@ -37,11 +38,13 @@ class Worker {
     if (!has_rows()) return;
     first_tile_ = SeenTiles(args_, p.placed, sequence).first - placed.first_slot;
     const SeenPositions block(list_.position_of(first_), list_.position_of(first_ + kRows - 1), args_.window);
-    begin_ = block.begin / kTile * kTile;
-    end_ = block.end;
+    const int first = block.begin / kTile * kTile, steps = ceil_div(block.end - first, kKeys);
+    begin_ = first + steps * part_ / parts * kKeys;
+    end_ = min(first + steps * (part_ + 1) / parts * kKeys, block.end);
   }
 
   __device__ bool has_rows() const { return first_ < list_.count; }
+  __device__ bool has_positions() const { return begin_ < end_; }
 
   __device__ void start_barriers() {
     for (int i = 0; i < kStages; ++i) {
@@ -75,6 +78,12 @@ class Worker {
         hopper::copy_bulk(shared_.values[i][t], tile[t]->values, sizeof(tile[t]->values), &shared_.full_values[i]);
       stage.advance();
     }
+  }
+
+  /// Of a part without positions.
+  __device__ void write_nothing() const {
+    const int place = first_ + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kRows && place < list_.count) partial_of(place)[args_.cache.head_dim + 1] = 0;
   }
 
   __device__ void attend() {
@@ -280,12 +289,24 @@ class Worker {
     }
   }
 
-  __device__ void write() const {
-    with_type(args_.y.dtype, [&]<class T>(T) { write_as<T>(); });
+  __device__ float* partial_of(int place) const {
+    return p_.parts.at(args_, part_, list_.row_of(place), list_.head_of(place));
   }
 
-  template <class T>
-  __device__ void write_as() const {
+  __device__ void write() const {
+    if (p_.parts.count > 1) {
+      write([&](int place) { return partial_of(place); });
+    } else {
+      with_type(args_.y.dtype, [&]<class T>(T) {
+        write([&](int place) { return static_cast<T*>(args_.y.data) + list_.offset_of(place, args_.y.stride); });
+      });
+    }
+  }
+
+  /// row_of: where a query's outputs go.
+  template <class RowOf>
+  __device__ void write(const RowOf& row_of) const {
+    using T = std::remove_pointer_t<decltype(row_of(0))>;
     const int dim = static_cast<int>(args_.cache.head_dim), col = ResultPlace(lane()).col;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -293,7 +314,11 @@ class Worker {
       const int place = first_ + own_row(h);
       if (place >= list_.count) continue;
       const float factor = 1 / total;
-      T* to = static_cast<T*>(args_.y.data) + list_.offset_of(place, args_.y.stride) + col;
+      T* to = row_of(place) + col;
+      if (p_.parts.count > 1 && col == 0) {
+        partial_of(place)[dim] = top_[h];
+        partial_of(place)[dim + 1] = total;
+      }
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
         if (8 * n + col >= dim) break;
@@ -313,6 +338,7 @@ class Worker {
   Memory& shared_;
   QueryList list_;
   int first_;                ///< the block's first query in the list
+  int part_;                 ///< of the positions that its queries see
   int first_tile_ = 0;       ///< what the segment's tile in the first slot has for a number
   int begin_ = 0, end_ = 0;  ///< positions that the block goes through
   SeenPositions group_;
@@ -339,6 +365,7 @@ __global__ void __launch_bounds__(HopperShape<kDim, kParts, kCacheParts>::kThrea
   __syncthreads();
   wait_for_predecessors();
   if (!worker.has_rows()) return;
+  if (!worker.has_positions()) return worker.write_nothing();
   if (threadIdx.x >= kMultipliers) {
     hopper::shrink_registers<Shape::kBringerRegisters>();
     if (threadIdx.x == kMultipliers) worker.bring();
@@ -351,25 +378,45 @@ __global__ void __launch_bounds__(HopperShape<kDim, kParts, kCacheParts>::kThrea
 #endif
 }
 
+constexpr int kJoinThreads = 128;
+
+/// Joins the parts of a row's head: one block each.
+__global__ void __launch_bounds__(kJoinThreads) join_hopper_kernel(const __grid_constant__ HopperParameters p) {
+  let_successors_begin();
+  const AttentionArgs& args = p.args;
+  const int token = static_cast<int>(blockIdx.x / args.query_heads), sequence = static_cast<int>(blockIdx.y);
+  const RowRange segment = args.batch.segments[sequence];
+  const bool is_placed = RoundedSegment(args, p.placed, sequence).exists;
+  wait_for_predecessors();
+  if (!is_placed || token >= segment.end - segment.begin) return;
+  p.parts.join<kJoinThreads>(args, p.parts.count, segment.begin + token, blockIdx.x % args.query_heads);
+}
+
 bool has_pairs(const void* data, int64_t stride, DType dtype) {
   return stride % 2 == 0 && is_aligned(data, static_cast<uintptr_t>(2 * element_bytes(dtype)));
 }
 
 template <int kDim, int kParts, int kCacheParts>
-Status start(const AttentionArgs& args, const RoundedTiles& placed, Stream stream) {
+Status start(const AttentionArgs& args, const RoundedTiles& placed, const AttentionParts& parts, Stream stream) {
   using Shape = HopperShape<kDim, kParts, kCacheParts>;
   const HopperParameters p{.args = args,
                            .group = static_cast<int>(args.query_heads / args.cache.heads),
                            .moves_pairs = has_pairs(args.q.data, args.q.stride, args.q.dtype) &&
                                           has_pairs(args.y.data, args.y.stride, args.y.dtype),
-                           .placed = placed};
-  const auto blocks = ceil_div<int64_t>(int64_t{args.batch.max_rows} * p.group, Shape::kRows);
-  return launch(attention_hopper_kernel<kDim, kParts, kCacheParts>,
-                {.grid = dim3(static_cast<unsigned>(args.cache.heads), static_cast<unsigned>(args.batch.count),
-                              static_cast<unsigned>(blocks)),
-                 .block = dim3(Shape::kThreads),
-                 .shared_bytes = sizeof(HopperMemory<Shape>)},
-                stream, p);
+                           .placed = placed,
+                           .parts = parts};
+  const auto blocks = static_cast<unsigned>(ceil_div(args.batch.max_rows * p.group, Shape::kRows) * parts.count);
+  const auto count = static_cast<unsigned>(args.batch.count);
+  const Status status = launch(attention_hopper_kernel<kDim, kParts, kCacheParts>,
+                               {.grid = dim3(static_cast<unsigned>(args.cache.heads), count, blocks),
+                                .block = dim3(Shape::kThreads),
+                                .shared_bytes = sizeof(HopperMemory<Shape>)},
+                               stream, p);
+  if (status != Status::ok || parts.count == 1) return status;
+  return launch(
+      join_hopper_kernel,
+      {.grid = dim3(static_cast<unsigned>(args.batch.max_rows * args.query_heads), count), .block = dim3(kJoinThreads)},
+      stream, p);
 }
 
 }  // namespace
@@ -385,12 +432,19 @@ size_t placed_slot_bytes(const AttentionArgs& args) noexcept {
   });
 }
 
-Status attention_hopper(const AttentionArgs& args, const RoundedTiles& placed, Stream stream) noexcept {
+int hopper_parts(const AttentionArgs& args) noexcept {
+  return with_placed_tile(args, [&]<int kDim, int kCacheParts>(WarpgroupTile<kDim, kCacheParts>*) {
+    return warpgroup_parts(args, HopperShape<kDim, 1, kCacheParts>::kRows, current_device().multiprocessors);
+  });
+}
+
+Status attention_hopper(const AttentionArgs& args, const RoundedTiles& placed, const AttentionParts& parts,
+                        Stream stream) noexcept {
   return with_placed_tile(args, [&]<int kDim, int kCacheParts>(WarpgroupTile<kDim, kCacheParts>*) {
     if constexpr (kCacheParts == 1) {
-      if (args.precision == Precision::fast) return start<kDim, 1, 1>(args, placed, stream);
+      if (args.precision == Precision::fast) return start<kDim, 1, 1>(args, placed, parts, stream);
     }
-    return start<kDim, 2, kCacheParts>(args, placed, stream);
+    return start<kDim, 2, kCacheParts>(args, placed, parts, stream);
   });
 }
 

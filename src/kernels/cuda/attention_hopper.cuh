@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/cuda/attention_parts.cuh"
 #include "kernels/cuda/attention_rounding.cuh"
 
 namespace hxq::cuda {
@@ -35,9 +36,11 @@ auto with_placed_tile(const AttentionArgs& args, const Body& body) {
 /// is room for.
 bool supports_attention_hopper(const AttentionArgs& args) noexcept;
 
-/// Bytes of a slot, `RoundedTiles` as it takes them, and `attention` of the segments that have slots.
+/// Bytes of a slot, `RoundedTiles` as it takes them, and `attention` of the segments that have slots, in so many parts.
 size_t placed_slot_bytes(const AttentionArgs& args) noexcept;
+int hopper_parts(const AttentionArgs& args) noexcept;
 Status place_cache(const AttentionArgs& args, const RoundedTiles& to, Stream stream) noexcept;
-Status attention_hopper(const AttentionArgs& args, const RoundedTiles& placed, Stream stream) noexcept;
+Status attention_hopper(const AttentionArgs& args, const RoundedTiles& placed, const AttentionParts& parts,
+                        Stream stream) noexcept;
 
 }  // namespace hxq::cuda

@@ -41,6 +41,7 @@ struct HopperParameters {
   int group;
   bool moves_pairs;  ///< rows of q and y are aligned for two elements at a time
   RoundedTiles placed;
+  AttentionParts parts;  ///< of a block's positions
 };
 
 /// The queries of a segment that share a key-value head, as one list.
@@ -52,11 +53,13 @@ struct QueryList {
   __device__ int position_of(int place) const {
     return p.args.batch.positions[first_row + PrefillQuery(min(place, count - 1), p.group).token];
   }
+  __device__ int64_t row_of(int place) const { return first_row + PrefillQuery(min(place, count - 1), p.group).token; }
+  __device__ int64_t head_of(int place) const {
+    return int64_t{blockIdx.x} * p.group + PrefillQuery(min(place, count - 1), p.group).head_of_group;
+  }
   /// Where a query's row of its head begins.
   __device__ int64_t offset_of(int place, int64_t stride) const {
-    const PrefillQuery query(min(place, count - 1), p.group);
-    return (first_row + query.token) * stride +
-           (int64_t{blockIdx.x} * p.group + query.head_of_group) * p.args.cache.head_dim;
+    return row_of(place) * stride + head_of(place) * p.args.cache.head_dim;
   }
 };
 

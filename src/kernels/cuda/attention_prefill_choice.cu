@@ -1,5 +1,6 @@
-// Which kernels attend for many rows. Where many queries see a cache, a kernel before brings it into the form that is
-// multiplied, and another one attends for the segments that there was room for; a third one attends for the others.
+// Which kernels attend for many rows. On Hopper, and where many queries see a cache of floats, a kernel before brings
+// it into the form that is multiplied, and another one attends for the segments that there was room for; a third one
+// attends for the others.
 
 #include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/attention_prefill.cuh"
@@ -10,20 +11,28 @@ namespace {
 /// What is brought into another form beforehand.
 struct Beforehand {
   bool on_warpgroups;
-  size_t slot_bytes = 0;
   int64_t slots = 0;
+  size_t bytes = 0;  ///< of all slots
+  int parts = 1;     ///< that positions are cut into, on warpgroups
 
   explicit Beforehand(const AttentionArgs& args) : on_warpgroups(supports_attention_hopper(args)) {
-    if (!on_warpgroups && (args.cache.dtype != DType::f32 || !fits_prefill_kernel(args, true))) return;
-    slot_bytes = on_warpgroups ? placed_slot_bytes(args) : rounded_slot_bytes(args);
+    const bool rounds = args.cache.dtype == DType::f32 && queries_of_head(args) >= kFewestRoundedQueries &&
+                        fits_prefill_kernel(args, true);
+    if (!on_warpgroups && !rounds) return;
     slots = rounded_slots(args);
+    bytes = static_cast<size_t>(slots) * (on_warpgroups ? placed_slot_bytes(args) : rounded_slot_bytes(args));
+    if (on_warpgroups) parts = hopper_parts(args);
   }
 };
 
-Status attend_beforehand(const AttentionArgs& args, const RoundedTiles& to, bool on_warpgroups, Stream stream) {
+/// `attention` of the segments that there is room for.
+Status attend(const AttentionArgs& args, const Beforehand& beforehand, const RoundedTiles& to, Stream stream) {
+  const bool on_warpgroups = beforehand.on_warpgroups;
   const Status status = on_warpgroups ? place_cache(args, to, stream) : round_cache(args, to, stream);
   if (status != Status::ok) return status;
-  return on_warpgroups ? attention_hopper(args, to, stream) : start_prefill_kernel(args, to, true, stream);
+  if (!on_warpgroups) return start_prefill_kernel(args, to, true, stream);
+  auto* const partial = static_cast<unsigned char*>(args.workspace.data) + beforehand.bytes;
+  return attention_hopper(args, to, {.data = reinterpret_cast<float*>(partial), .count = beforehand.parts}, stream);
 }
 
 }  // namespace
@@ -34,7 +43,7 @@ bool supports_attention_prefill(const AttentionArgs& args) noexcept {
 
 size_t attention_prefill_workspace(const AttentionArgs& args) noexcept {
   const Beforehand beforehand(args);
-  return static_cast<size_t>(beforehand.slots) * beforehand.slot_bytes;
+  return beforehand.bytes + AttentionParts::bytes(args, beforehand.parts);
 }
 
 Status attention_prefill(const AttentionArgs& args, Stream stream) noexcept {
@@ -44,7 +53,7 @@ Status attention_prefill(const AttentionArgs& args, Stream stream) noexcept {
                              .slots = static_cast<int>(beforehand.slots),
                              .fewest_rows = ceil_div(static_cast<int>(kFewestPrefillQueries), group)};
   if (rounded.slots > 0) {
-    const Status status = attend_beforehand(args, rounded, beforehand.on_warpgroups, stream);
+    const Status status = attend(args, beforehand, rounded, stream);
     if (status != Status::ok) return status;
   }
   return start_prefill_kernel(args, rounded, false, stream);

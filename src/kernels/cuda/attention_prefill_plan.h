@@ -26,12 +26,17 @@ struct PrefillShape {
 /// Rows with this many queries of a key-value head, at least, keep the tensor cores busy.
 inline constexpr int64_t kFewestPrefillQueries = 64;
 
+/// Queries that share a key-value head, of one segment at most.
+constexpr int64_t queries_of_head(const AttentionArgs& args) {
+  return args.batch.max_rows * (args.query_heads / args.cache.heads);
+}
+
 /// Whether tensor cores compute that attention, which must fit the launcher otherwise.
 constexpr bool is_attention_prefill(const AttentionArgs& args) {
   const int64_t dim = args.cache.padded_dim;
   return (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) && args.cache.head_dim % 2 == 0 &&
          (args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16) &&
-         args.batch.max_rows * (args.query_heads / args.cache.heads) >= kFewestPrefillQueries;
+         queries_of_head(args) >= kFewestPrefillQueries;
 }
 
 /// Calls with the elements of a head, padded, as a constant.
@@ -51,19 +56,28 @@ auto with_prefill_dim(const AttentionArgs& args, const Body& body) {
   }
 }
 
-/// Keys and values of a cache of floats are rounded once, for all blocks, where this many queries of a key-value head
-/// see them; fewer are quicker without.
+/// Where this many queries of a key-value head see keys and values of a cache of floats, they are rounded once, for all
+/// blocks of attention_prefill.cu.
 inline constexpr int64_t kFewestRoundedQueries = 512;
 inline constexpr int64_t kMostRoundedSlots = 65535;  ///< blocks of a launch
 
 /// How many tiles of the cache there is room for, rounded: those that segments of many rows see, and what begins or
 /// ends within a tile. A layer's caches of these segments take as much memory, or twice as much.
 constexpr int64_t rounded_slots(const AttentionArgs& args) {
-  if (args.batch.max_rows * (args.query_heads / args.cache.heads) < kFewestRoundedQueries) return 0;
   const int64_t count = args.batch.count;
   int64_t seen = args.seen_positions;
   if (args.window > 0) seen = std::min(seen, args.batch.total_rows + count * args.window);
   return seen == 0 ? 0 : std::min(seen / KvCacheView::kTile + 2 * count, kMostRoundedSlots);
+}
+
+inline constexpr int kMostAttentionParts = 32;
+inline constexpr int64_t kFewestPartPositions = 512;  ///< are worth a block of their own
+
+/// How many parts positions are cut into where there are more multiprocessors than blocks with `block_rows` queries.
+constexpr int warpgroup_parts(const AttentionArgs& args, int block_rows, int multiprocessors) {
+  const int64_t blocks = (queries_of_head(args) + block_rows - 1) / block_rows * args.cache.heads * args.batch.count;
+  const int64_t wanted = std::min(multiprocessors / blocks, args.seen_positions / kFewestPartPositions);
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, kMostAttentionParts));
 }
 
 /// The queries of a segment that share a key-value head are one list: of each token, those of the group's heads.

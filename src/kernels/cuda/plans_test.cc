@@ -322,13 +322,31 @@ TEST(CudaPlans, CachesAreRoundedWhereManyQueriesSeeThem) {
                           .seen_positions = seen,
                           .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}});
   };
-  EXPECT_EQ(slots(127, 1, 1024), 0);
   EXPECT_EQ(slots(128, 1, 0), 0);
   EXPECT_EQ(slots(128, 1, 128), 4);
   EXPECT_EQ(slots(2048, 1, 2048), 34);
   EXPECT_EQ(slots(128, 5, 1024), 26);
   EXPECT_EQ(slots(128, 5, 4096, 512), 10 + (640 + 5 * 512) / 64);
   EXPECT_EQ(slots(128, 1, int64_t{1} << 40), kMostRoundedSlots);
+}
+
+TEST(CudaPlans, PositionsAreCutWhereBlocksAreFew) {
+  const auto parts = [](int32_t rows, int32_t count, int64_t seen) {
+    return warpgroup_parts({.batch = {.count = count, .max_rows = rows, .total_rows = rows * count},
+                            .q = {},
+                            .y = {},
+                            .query_heads = 32,
+                            .seen_positions = seen,
+                            .cache = {.heads = 4, .head_dim = 64, .padded_dim = 64}},
+                           192, 132);
+  };
+  EXPECT_EQ(parts(2048, 1, 1 << 20), 1);
+  EXPECT_EQ(parts(64, 1, 0), 1);
+  EXPECT_EQ(parts(64, 1, 1023), 1);
+  EXPECT_EQ(parts(64, 1, 2048), 4);
+  EXPECT_EQ(parts(64, 1, 1 << 20), 132 / (3 * 4));
+  EXPECT_EQ(parts(64, 3, 1 << 20), 132 / (3 * 4 * 3));
+  EXPECT_EQ(parts(8, 1, 1 << 20), kMostAttentionParts);
 }
 
 TEST(CudaPlans, StepsKnowWhichPositionsRowsSee) {
