@@ -29,6 +29,7 @@ struct Case {
   Precision precision = Precision::exact;
   float q = 1, k = 1, v = 1;  // sizes of values
   int64_t q_gap = 5;          // elements between rows of queries: even ones are read in pairs
+  int64_t kv_gap = 1;         // of new keys and values; where both are multiples of 4 many rows are cached in tiles
   int64_t zero_values = 0;    // rows from the first whose values are zeros
   int64_t seen = 0;           // positions that room is made for; 0: all that there are
 };
@@ -63,8 +64,8 @@ void check_attention(const Model& m, const Case& test, Way way = Way::any) {
   std::vector<float> frequency;
   for (int64_t i = 0; i < half; ++i)
     frequency.push_back(static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half))));
-  const DeviceRows dq(q, rows, q_width, test.q_gap, test.dtype), dk(k, rows, k_width, 1, test.dtype),
-      dv(v, rows, k_width, 1, test.dtype), dy(rows, q_width, 2, test.dtype);
+  const DeviceRows dq(q, rows, q_width, test.q_gap, test.dtype), dk(k, rows, k_width, test.kv_gap, test.dtype),
+      dv(v, rows, k_width, test.kv_gap, test.dtype), dy(rows, q_width, 2, test.dtype);
   const DeviceArray<float> df(frequency);
   const DeviceArray<void*> frequencies(std::vector<void*>(segments.size(), df.data()));
   const DeviceArray<RowRange> ds(segments);
@@ -210,6 +211,9 @@ TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
                          Model{6, 2, 112}, Model{2, 1, 192}}) {
     check_attention(m, {.positions = {0}, .lengths = {1}});
     check_attention(m, {.positions = {0}, .lengths = {70}});
+    for (const DType cache : {DType::f32, DType::bf16, DType::f16}) {
+      check_attention(m, {.positions = {30, 100, 7}, .lengths = {70, 1, 33}, .cache = cache, .q_gap = 4, .kv_gap = 8});
+    }
     check_attention(m, {.positions = {600, 3, 63}, .lengths = {1, 1, 1}, .dtype = DType::bf16, .cache = DType::bf16});
     check_attention(m, {.positions = {130, 5}, .lengths = {3, 40}, .cache = DType::f16});
     check_attention(
@@ -249,7 +253,8 @@ TEST(CudaAttention, RoundsACacheOnceForManyRows) {
       check({.positions = {63}, .lengths = {64}, .dtype = DType::bf16}, Way::rounded);
       check({.positions = {5, 31, 0, 64}, .lengths = {2, 64, 0, 100}}, Way::rounded);
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
-        check({.positions = {1}, .lengths = {65}, .dtype = dtype, .q_gap = 2}, Way::rounded);
+        check({.positions = {1}, .lengths = {65}, .dtype = dtype, .q_gap = 4, .kv_gap = 4}, Way::rounded);
+      check({.positions = {1}, .lengths = {65}, .q_gap = 2}, Way::rounded);
       check({.positions = {700}, .lengths = {65}, .dtype = DType::f16, .window = 50}, Way::rounded);
       check({.positions = {460, 3}, .lengths = {70, 64}}, Way::rounded);
       check({.positions = {3, 460}, .lengths = {70, 64}, .seen = 256}, Way::rounded);

@@ -136,6 +136,29 @@ __device__ inline void store_at(const Output& y, int64_t row, int64_t col, float
   store_element(y.data, y.dtype, row * y.stride + col, value);
 }
 
+/// Four adjacent elements, from where four of the type are aligned.
+template <class Rows>
+__device__ inline float4 load_four(const Rows& x, int64_t row, int64_t col) {
+  const int64_t at = row * x.stride + col;
+  if (x.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + at);
+  const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(x.data) + at);
+  const auto element = [&](int i) { return load_element(&raw, x.dtype, i); };
+  return make_float4(element(0), element(1), element(2), element(3));
+}
+
+__device__ inline void store_four(const Output& y, int64_t row, int64_t col, float4 v) {
+  const int64_t at = row * y.stride + col;
+  if (y.dtype == DType::f32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(y.data) + at) = v;
+    return;
+  }
+  uint2 raw;
+  const float four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) store_element(&raw, y.dtype, i, four[i]);
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y.data) + at) = raw;
+}
+
 /// Whether rows can be read or written four elements at a time, from every fourth column on.
 template <class Rows>
 inline bool has_fours(const Rows& rows) {

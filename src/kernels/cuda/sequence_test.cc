@@ -39,7 +39,16 @@ std::string name_of_case(const Case& c) {
 
 TEST(CudaSequence, NormalizesRows) {
   HXQ_NEEDS_GPU();
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+  struct Gaps {
+    int64_t x, z, h;
+  };
+  // The last three are read four elements at a time.
+  for (const auto& [dtype, gap] : {std::pair{DType::f32, Gaps{3, 1, 2}},
+                                   {DType::bf16, Gaps{3, 1, 2}},
+                                   {DType::f16, Gaps{3, 1, 2}},
+                                   {DType::f32, Gaps{4, 0, 8}},
+                                   {DType::bf16, Gaps{4, 0, 8}},
+                                   {DType::f16, Gaps{4, 0, 8}}}) {
     for (const auto& [dim, groups] : {std::pair<int64_t, int64_t>{1, 1}, {48, 1}, {770, 1}, {4096, 1}, {512, 8}}) {
       for (const bool gated : {false, true}) {
         for (const bool added : {false, true}) {
@@ -48,8 +57,8 @@ TEST(CudaSequence, NormalizesRows) {
           const auto count = static_cast<size_t>(tokens * dim);
           const auto x = random.normals(count, dtype), z = random.normals(count, dtype), h = random.normals(count);
           const auto weight = random.normals(static_cast<size_t>(dim));
-          const DeviceRows dx(x, tokens, dim, 3, dtype), dz(z, tokens, dim, 1, dtype),
-              dh(h, tokens, dim, 2, DType::f32), dy(tokens, dim, 4, dtype);
+          const DeviceRows dx(x, tokens, dim, gap.x, dtype), dz(z, tokens, dim, gap.z, dtype),
+              dh(h, tokens, dim, gap.h, DType::f32), dy(tokens, dim, 4, dtype);
           const DeviceArray<float> dw(weight);
           HXQ_EXPECT_OK(rms_norm({.x = dx.input(),
                                   .z = gated ? dz.input() : Input{},

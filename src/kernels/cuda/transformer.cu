@@ -47,26 +47,88 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
   }
 }
 
-/// Four adjacent elements, from where four of the type are aligned.
-__device__ float4 load_four(const Input& x, int64_t row, int64_t col) {
-  const int64_t at = row * x.stride + col;
-  if (x.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + at);
-  const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(x.data) + at);
-  const auto element = [&](int i) { return load_element(&raw, x.dtype, i); };
-  return make_float4(element(0), element(1), element(2), element(3));
-}
+// ---- of many rows: several share what they need, and keys reach the cache in rows of positions ----
 
-__device__ void store_four(const Output& y, int64_t row, int64_t col, float4 v) {
-  const int64_t at = row * y.stride + col;
-  if (y.dtype == DType::f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(y.data) + at) = v;
+constexpr int kTileThreads = 256;
+constexpr int kTileRows = 32;
+constexpr int kTileHeads = 8;              ///< of queries, or of keys and values, that a block has
+constexpr int kKeyStride = kTileRows + 1;  ///< for the banks
+
+struct ExtendTileParameters {
+  ExtendCacheArgs args;
+  int query_blocks;  ///< along z; those after them have keys and values
+};
+
+/// kTileRows rows of a segment: four pairs of elements together.
+__global__ void __launch_bounds__(kTileThreads) extend_tile_kernel(const __grid_constant__ ExtendTileParameters of) {
+  extern __shared__ __align__(16) float2 extend_memory[];
+  const ExtendCacheArgs& p = of.args;
+  let_successors_begin();
+  const int sequence = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
+  const RowRange segment = p.batch.segments[sequence];
+  const int first = segment.begin + static_cast<int>(blockIdx.x) * kTileRows,
+            rows = min(kTileRows, segment.end - first);
+  if (rows <= 0) return;
+  const auto half = static_cast<int>(p.cache.head_dim / 2);
+  const int fours = half / 4;                                          // of pairs
+  float2* rotation = extend_memory;                                    // [kTileRows, half]
+  auto* keys = reinterpret_cast<float*>(rotation + kTileRows * half);  // [2 half, kKeyStride]
+  const float* frequency = p.inverse_frequency ? static_cast<const float*>(p.inverse_frequency[sequence]) : nullptr;
+  for (int i = thread; i < rows * half; i += kTileThreads) {
+    rotation[i] = frequency ? rotation_of(p.batch.positions[first + i / half], frequency[i % half]) : make_float2(1, 0);
+  }
+  __syncthreads();
+  wait_for_predecessors();
+  const auto rotated = [&](const auto& x, int row, int64_t col, int four, float4& a, float4& b) {
+    a = load_four(x, first + row, col + 4 * four), b = load_four(x, first + row, col + 4 * four + half);
+    const float2* by = rotation + row * half + 4 * four;
+    const float2 pairs[4] = {rotate(make_float2(a.x, b.x), by[0]), rotate(make_float2(a.y, b.y), by[1]),
+                             rotate(make_float2(a.z, b.z), by[2]), rotate(make_float2(a.w, b.w), by[3])};
+    a = make_float4(pairs[0].x, pairs[1].x, pairs[2].x, pairs[3].x);
+    b = make_float4(pairs[0].y, pairs[1].y, pairs[2].y, pairs[3].y);
+  };
+  if (static_cast<int>(blockIdx.z) < of.query_blocks) {
+    const int64_t head = int64_t{blockIdx.z} * kTileHeads;
+    const int per_row = static_cast<int>(min(int64_t{kTileHeads}, p.query_heads - head)) * fours;
+    for (int i = thread; i < rows * per_row; i += kTileThreads) {
+      const int row = i / per_row, four = i % fours;
+      const int64_t col = (head + i % per_row / fours) * 2 * half;
+      float4 a, b;
+      rotated(p.q, row, col, four, a, b);
+      store_four(p.q, first + row, col + 4 * four, a);
+      store_four(p.q, first + row, col + 4 * four + half, b);
+    }
     return;
   }
-  uint2 raw;
-  const float four[4] = {v.x, v.y, v.z, v.w};
+  const int64_t begin = (int64_t{blockIdx.z} - of.query_blocks) * kTileHeads;
+  for (int64_t head = begin; head < min(begin + kTileHeads, p.cache.heads); ++head) {
+    const int64_t col = head * 2 * half;
+    for (int i = thread; i < rows * fours; i += kTileThreads) {
+      const int row = i / fours, four = i % fours;
+      float4 a, b;
+      rotated(p.k, row, col, four, a, b);
+      const float left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) store_element(&raw, y.dtype, i, four[i]);
-  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y.data) + at) = raw;
+      for (int j = 0; j < 4; ++j) {
+        keys[(4 * four + j) * kKeyStride + row] = left[j];
+        keys[(4 * four + j + half) * kKeyStride + row] = right[j];
+      }
+    }
+    for (int i = thread; i < rows * 2 * fours; i += kTileThreads) {
+      const int row = i / (2 * fours), at = i % (2 * fours) * 4;
+      const CacheSlot slot(p.cache, sequence, p.batch.positions[first + row], head);
+      store_four(Output{.data = slot.tile, .dtype = p.cache.dtype}, 0, slot.value + at,
+                 load_four(p.v, first + row, col + at));
+    }
+    __syncthreads();
+    if (const int row = thread % kTileRows; row < rows) {
+      const CacheSlot slot(p.cache, sequence, p.batch.positions[first + row], head);
+      for (int i = thread / kTileRows; i < 2 * half; i += kTileThreads / kTileRows) {
+        store_element(slot.tile, p.cache.dtype, slot.key + int64_t{i} * KvCacheView::kTile, keys[i * kKeyStride + row]);
+      }
+    }
+    __syncthreads();
+  }
 }
 
 /// kFour: elements of a thread are four adjacent ones.
@@ -93,6 +155,19 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const __grid
 Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept {
   if (args.cache.head_dim % 2 != 0 || args.cache.head_dim > kMaxHeadDim) return Status::invalid_value;
   if (args.batch.count == 0 || args.batch.max_rows == 0) return Status::ok;
+  if (args.batch.max_rows >= kTileRows && args.cache.head_dim % 8 == 0 && has_fours(args.q) && has_fours(args.k) &&
+      has_fours(args.v)) {
+    const auto blocks_of = [](int64_t heads) { return static_cast<int>(ceil_div<int64_t>(heads, kTileHeads)); };
+    const ExtendTileParameters p{.args = args,
+                                 .query_blocks = args.inverse_frequency ? blocks_of(args.query_heads) : 0};
+    const dim3 tiles(static_cast<unsigned>(ceil_div(args.batch.max_rows, kTileRows)),
+                     static_cast<unsigned>(args.batch.count),
+                     static_cast<unsigned>(p.query_blocks + blocks_of(args.cache.heads)));
+    const int64_t half = args.cache.head_dim / 2;
+    const size_t bytes = static_cast<size_t>(kTileRows * half) * sizeof(float2) +
+                         static_cast<size_t>(2 * half * kKeyStride) * sizeof(float);
+    return launch(extend_tile_kernel, {.grid = tiles, .block = dim3(kTileThreads), .shared_bytes = bytes}, stream, p);
+  }
   const dim3 grid(static_cast<unsigned>(args.batch.max_rows), static_cast<unsigned>(args.batch.count),
                   static_cast<unsigned>(ceil_div<int64_t>(args.query_heads + args.cache.heads, kBlockHeads)));
   return launch(extend_cache_kernel, {.grid = grid, .block = dim3(kThreads)}, stream, args);
