@@ -34,9 +34,11 @@ Attention::Parts Attention::parts(const kernels::RmsNormArgs& norm, float* y, bo
   const int64_t rows = batch.rows;
   const int64_t q_size = shape_.heads * shape_.head_dim;
   const int64_t kv_size = shape_.kv_heads * shape_.head_dim;
-  float* q = work.take<float>(rows * q_size);                                         // [rows, heads, head_dim]
-  float* k = work.take<float>(rows * kv_size);                                        // [rows, kv_heads, head_dim]
-  float* v = work.take<float>(rows * kv_size);                                        // [rows, kv_heads, head_dim]
+  // Queries, keys and values of a row lie side by side: a device may make them in one product.
+  const int64_t qkv_size = q_size + 2 * kv_size;
+  float* q = work.take<float>(rows * qkv_size);                                       // [rows, heads, head_dim]
+  float* k = q + q_size;                                                              // [rows, kv_heads, head_dim]
+  float* v = k + kv_size;                                                             // [rows, kv_heads, head_dim]
   float* attended = work.take<float>(rows * q_size);                                  // [rows, heads, head_dim]
   float* table = shape_.rotary ? work.take<float>(rows * shape_.head_dim) : nullptr;  // [rows, 2, head_dim / 2]
 
@@ -47,14 +49,14 @@ Attention::Parts Attention::parts(const kernels::RmsNormArgs& norm, float* y, bo
       .step = {.extend = {.q = q,
                           .k = k,
                           .v = v,
-                          .q_stride = q_size,
-                          .kv_stride = kv_size,
+                          .q_stride = qkv_size,
+                          .kv_stride = qkv_size,
                           .query_heads = shape_.heads,
                           .rotary_table = table,
                           .batch = batch,
                           .cache = cache},
                .attend = {.q = q,
-                          .q_stride = q_size,
+                          .q_stride = qkv_size,
                           .y = attended,
                           .y_stride = q_size,
                           .query_heads = shape_.heads,
@@ -63,9 +65,9 @@ Attention::Parts Attention::parts(const kernels::RmsNormArgs& norm, float* y, bo
                           .batch = batch,
                           .cache = cache}},
       .o = o_.with({.x = attended, .x_stride = q_size, .y = y, .y_stride = o_.rows(), .accumulate = accumulate})};
-  parts.qkv.add(q_, q, q_size, rows, work);
-  parts.qkv.add(k_, k, kv_size, rows, work);
-  parts.qkv.add(v_, v, kv_size, rows, work);
+  parts.qkv.add(q_, q, qkv_size, rows, work);
+  parts.qkv.add(k_, k, qkv_size, rows, work);
+  parts.qkv.add(v_, v, qkv_size, rows, work);
   if (shape_.rotary) {
     parts.step.rotary = {
         .inverse_frequency = state.array(1), .half = shape_.head_dim / 2, .batch = batch, .table = table};

@@ -47,19 +47,24 @@ void JointProjections::add(const AdaptedProjection& projection, float* y, int64_
 }
 
 void JointProjections::run(const kernels::Batch& batch, const kernels::Context& context) const noexcept {
-  if (batch.decode_rows == batch.rows) {
-    kernels::FusedLinearArgs all = fused_;
-    for (kernels::LinearProduct& product : all.products) {
-      product.args.tokens = batch.rows;
-      product.args.phase = Phase::decode;
-    }
-    kernels::fused_linear(all, context);
-  } else {
-    if (fused_.norm) kernels::rms_norm(*fused_.norm, context);
-    for (const auto& [weight, args] : std::span(fused_.products).first(fused_.count)) {
-      linear(*weight, args, batch, context);
-    }
+  kernels::FusedLinearArgs part = fused_;
+  if (part.norm && batch.decode_rows > 0 && batch.decode_rows < batch.rows) {  // of both phases together
+    kernels::rms_norm(*part.norm, context);
+    part.norm.reset();
   }
+  const auto run_rows = [&](int64_t first, int64_t tokens, Phase phase) {
+    if (tokens == 0) return;
+    for (size_t i = 0; i < part.count; ++i) {
+      kernels::LinearArgs& args = part.products[i].args = fused_.products[i].args;
+      args.x += first * args.x_stride;
+      args.y += first * args.y_stride;
+      args.tokens = tokens;
+      args.phase = phase;
+    }
+    kernels::fused_linear(part, context);
+  };
+  run_rows(0, batch.decode_rows, Phase::decode);
+  run_rows(batch.decode_rows, batch.rows - batch.decode_rows, Phase::prefill);
   for (const auto& [weight, args] : std::span(ups_).first(up_count_)) linear(*weight, args, batch, context);
 }
 

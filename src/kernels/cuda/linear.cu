@@ -11,6 +11,7 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
+#include "kernels/cuda/sequence.h"
 #include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/tile_gemm.cuh"
 
@@ -19,6 +20,19 @@ namespace {
 
 bool are_valid(const LinearArgs& args) {
   return args.tokens >= 0 && is_activation(args.x.dtype) && is_activation(args.y.dtype);
+}
+
+bool is_best_in_panels(const CodebookWeight& weight, const LinearArgs& args) {
+  return supports_prefill(weight, args) &&
+         !(supports_tile_gemm(weight, args) && tile_gemm_beats_panels(weight, args.tokens));
+}
+
+/// What `linear` of one of the products is given.
+LinearArgs args_of(const FusedProduct& product, LinearArgs args) {
+  args.y = product.y;
+  args.bias = product.bias;
+  args.accumulate = product.accumulate;
+  return args;
 }
 
 }  // namespace
@@ -34,10 +48,8 @@ size_t linear_workspace(const DenseWeight&, int64_t) noexcept { return 0; }
 Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream stream) noexcept {
   if (!are_valid(args) || args.workspace.bytes < linear_workspace(weight, args.tokens)) return Status::invalid_value;
   if (args.tokens == 0 || weight.rows == 0) return Status::ok;
-  const bool in_tiles = supports_tile_gemm(weight, args);
-  if (supports_prefill(weight, args) && !(in_tiles && tile_gemm_beats_panels(weight, args.tokens))) {
-    return prefill_product(weight, args, stream);
-  }
+  FusedProduct one{.weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate};
+  if (is_best_in_panels(weight, args)) return prefill_products(args, nullptr, {&one, 1}, stream);
   float* product = nullptr;
   LinearArgs rest = args;
   const bool in_gemv = args.tokens == 1 && weight.rank <= kGemvMaxRank && supports_codebook_gemv(weight);
@@ -48,11 +60,10 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
     if (const Status status = multiply_vt(weight, args, weight.channel_scales, product, stream); status != Status::ok)
       return status;
   }
-  const FusedProduct one{
-      .weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate, .low_rank_product = product};
+  one.low_rank_product = product;
   if (supports_batch_gemv(weight, args)) return batch_gemv(rest, {&one, 1}, stream);
   if (supports_skinny_gemm(weight, args)) return skinny_gemm(rest, {&one, 1}, stream);
-  if (in_tiles) return tile_gemm(weight, rest, product, stream);
+  if (supports_tile_gemm(weight, args)) return tile_gemm(weight, rest, product, stream);
   if (args.tokens > 1 && supports_codebook_gemm(weight)) return codebook_gemm(rest, &one, 1, stream);
   if (!supports_codebook_gemv(weight)) return any_codebook_linear(weight, rest, product, stream);
   for (int64_t t = 0; t < args.tokens; ++t) {
@@ -67,18 +78,23 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   return Status::ok;
 }
 
-Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept {
+Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const FusedProduct* products, int64_t count,
+                    Stream stream) noexcept {
   if (count < 1 || count > kMaxFusedProducts || !are_valid(args)) return Status::invalid_value;
-  bool together = args.tokens > 1;
+  bool together = args.tokens > 1, in_panels = true;
   CodebookWeight all = products[0].weight;  // as large as all of them
   all.rows = 0;
   for (int64_t i = 0; i < count; ++i) {
     const CodebookWeight& weight = products[i].weight;
     if (weight.cols != all.cols) return Status::invalid_value;
     all.rows += weight.rows;
-    together &= weight.rows > 0 && supports_joint_gemm(weight, args.precision) &&
-                args.workspace.bytes >= linear_workspace(weight, args.tokens);
+    const bool has_room = weight.rows > 0 && args.workspace.bytes >= linear_workspace(weight, args.tokens);
+    together &= has_room && supports_joint_gemm(weight, args.precision);
+    in_panels &= has_room && is_best_in_panels(weight, args_of(products[i], args));
   }
+  if (in_panels) return prefill_products(args, norm, {products, static_cast<size_t>(count)}, stream);
+  Status status = norm ? rms_norm(*norm, stream) : Status::ok;
+  if (status != Status::ok) return status;
   if (together && supports_batch_gemv(all, args)) {
     return batch_gemv(args, {products, static_cast<size_t>(count)}, stream);
   }
@@ -90,13 +106,8 @@ Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_
   if (together && !supports_prefill(all, args) && !apart) {
     return codebook_gemm(args, products, count, stream);
   }
-  Status status = Status::ok;
   for (int64_t i = 0; i < count && status == Status::ok; ++i) {
-    LinearArgs one = args;
-    one.y = products[i].y;
-    one.bias = products[i].bias;
-    one.accumulate = products[i].accumulate;
-    status = linear(products[i].weight, one, stream);
+    status = linear(products[i].weight, args_of(products[i], args), stream);
   }
   return status;
 }

@@ -5,6 +5,8 @@
 /// Products with weight matrices, and rows of them.
 namespace hxq::cuda {
 
+struct RmsNormArgs;
+
 /// With some room for what an outlier is more than its level.
 inline constexpr float kLargestTileWeight = 65000.0f * 256;
 
@@ -44,7 +46,7 @@ struct DenseWeight {
 /// bits and levels in full; `fast` takes x and weights as one, for very many tokens both as BF16, where cuBLAS is at
 /// hand.
 struct LinearArgs {
-  Input x;   // [tokens, cols]
+  Input x;        // [tokens, cols]
   Output y = {};  // [tokens, rows]; not x
   int64_t tokens = 0;
   const float* bias = nullptr;  // [rows], or null
@@ -87,9 +89,11 @@ bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight
 Status fused_linear(const FusedInput& input, const FusedProduct* products, int64_t count, Stream stream) noexcept;
 
 /// Products of any number of tokens with 1 to kMaxFusedProducts matrices of as many columns: as `linear` of each, in
-/// fewer kernels where that can be. Of `args`, y, bias and accumulate mean nothing; the workspace is the largest that
-/// `linear` needs. `low_rank_product` must be null.
-Status joint_linear(const LinearArgs& args, const FusedProduct* products, int64_t count, Stream stream) noexcept;
+/// fewer kernels where that can be. norm: null, or what comes first, with x as its y, which may be left as it was. Of
+/// `args`, y, bias and accumulate mean nothing; the workspace is the largest that `linear` needs. `low_rank_product`
+/// must be null.
+Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const FusedProduct* products, int64_t count,
+                    Stream stream) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, outliers, low-rank term and channel scales applied.
 /// ids in device memory, in [0, rows); a negative id gives a row of zeros.

@@ -8,10 +8,8 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/linear_test_data.h"
-#include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/test_device.h"
 
 namespace hxq::cuda {
@@ -332,7 +330,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                                .tokens = count,
                                .precision = precision,
                                .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},
-                              products.data(), 3, nullptr);
+                              nullptr, products.data(), 3, nullptr);
         };
         HXQ_EXPECT_OK(multiply_with(bytes));
         expect_finished();
@@ -413,47 +411,6 @@ TEST(CudaLinear, KeepsValuesFarApart) {
   expect_finished();
   const Product expected = multiply(matrix, x, 5, {}, {});
   expect_close(device_y.values(), expected.y, expected.size, kExact, DType::f32, "sizes");
-}
-
-TEST(CudaLinear, MultipliesPromptsThroughCublas) {
-  HXQ_NEEDS_GPU();
-  if (!open_cublas()) GTEST_SKIP() << "no cuBLAS";
-  for (const MatrixOptions& options :
-       {MatrixOptions{.rows = 300, .cols = 208, .outliers = 0.01},
-        MatrixOptions{.rows = 90, .cols = 72, .outliers = 0.02, .rank = 2, .scales = true}}) {
-    const TestMatrix matrix = make_matrix(options);
-    for (const DType x : {DType::f32, DType::bf16}) {
-      const Call call{.tokens = kPrefillTokens,
-                      .x = x,
-                      .y = x,
-                      .gap = 3,
-                      .bias = true,
-                      .accumulate = true,
-                      .precision = Precision::fast};
-      expect_product(matrix, call, "prompt", 0x1p-7);
-    }
-  }
-}
-
-TEST(CudaLinear, DecodesPanelAfterPanelForCublas) {
-  HXQ_NEEDS_GPU();
-  if (!open_cublas()) GTEST_SKIP() << "no cuBLAS";
-  constexpr int64_t kRows = 300, kCols = 208, kTokens = 50;
-  const TestMatrix matrix = make_matrix({.rows = kRows, .cols = kCols, .outliers = 0.01});
-  const DeviceMatrix device(matrix);
-  const std::vector<float> x = Random(7).normals(kTokens * kCols);
-  const DeviceRows device_x(x, kTokens, kCols, 3, DType::f32), device_y(kTokens, kRows, 1, DType::f32);
-  const DeviceArray<std::byte> workspace(prefill_workspace(device.weight(), kPrefillTokens));
-  HXQ_EXPECT_OK(prefill_product(device.weight(),
-                                {.x = device_x.input(),
-                                 .y = device_y.output(),
-                                 .tokens = kTokens,
-                                 .precision = Precision::fast,
-                                 .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
-                                nullptr, 128 * 2 * kCols));
-  expect_finished();
-  const Product expected = multiply(matrix, x, kTokens, {}, {});
-  expect_close(device_y.values(), expected.y, expected.size, 0x1p-7, DType::f32, "three panels");
 }
 
 TEST(CudaLinear, MultipliesDenseMatrices) {

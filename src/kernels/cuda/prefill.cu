@@ -1,7 +1,10 @@
+#include <algorithm>
+
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/prefill.cuh"
+#include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
 namespace {
@@ -154,6 +157,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// Whether the outputs of `next` are the columns after those of `product`, and made in the same way.
+bool continues(const FusedProduct& product, const FusedProduct& next) {
+  const auto* end = static_cast<const char*>(product.y.data) + product.weight.rows * element_bytes(product.y.dtype);
+  return next.y.data == end && next.y.dtype == product.y.dtype && next.y.stride == product.y.stride &&
+         (next.accumulate || next.bias) == (product.accumulate || product.bias);
+}
+
 }  // namespace
 
 int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype) noexcept {
@@ -164,9 +174,10 @@ int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype)
   return ceil_div(ceil_div(rows, count), int64_t{128}) * 128;
 }
 
-Status start_with_bias(const LinearArgs& args, int64_t rows, Stream stream) noexcept {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(args.tokens)), .block = dim3(kThreads)};
-  return launch(start_with_bias_kernel, shape, stream, args.y, args.bias, rows, args.accumulate);
+Status start_with_bias(const Output& y, int64_t rows, int64_t tokens, const float* bias, bool accumulate,
+                       Stream stream) noexcept {
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(tokens)), .block = dim3(kThreads)};
+  return launch(start_with_bias_kernel, shape, stream, y, bias, rows, accumulate);
 }
 
 bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noexcept {
@@ -181,32 +192,67 @@ size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept 
          2;
 }
 
-Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Stream stream,
-                       int64_t panel_bytes) noexcept {
-  const int64_t most = panel_rows(weight.rows, weight.cols, panel_bytes, DType::bf16);
-  auto* panel = static_cast<__nv_bfloat16*>(args.workspace.data);
-  Input x = args.x;
+Status prefill_products(const LinearArgs& args, const RmsNormArgs* norm, std::span<const FusedProduct> products,
+                        Stream stream, int64_t panel_bytes) noexcept {
+  const int64_t cols = products[0].weight.cols;
+  auto* const rounded = static_cast<__nv_bfloat16*>(args.workspace.data);
+  auto* const panel = rounded + args.tokens * cols;
+  Input x = {.data = rounded, .stride = cols, .dtype = DType::bf16};
   Rounding rounding;
   Status status = Status::ok;
-  if (x.dtype != DType::bf16 || x.stride % 8 != 0 || !is_aligned(x.data, 16)) {
+  if (norm != nullptr) {
+    RmsNormArgs first = *norm;
+    first.y = {.data = rounded, .stride = cols, .dtype = DType::bf16};
+    status = rms_norm(first, stream);
+  } else if (args.x.dtype == DType::bf16 && args.x.stride % 8 == 0 && is_aligned(args.x.data, 16)) {
+    x = args.x;
+  } else {
     rounding = {.x = args.x,
                 .tokens = args.tokens,
-                .out = panel + most * weight.cols,
-                .aligned = x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0};
-    while (rounding.lanes_log2 > 0 && int64_t{1} << (rounding.lanes_log2 - 1) >= weight.cols / 8) --rounding.lanes_log2;
-    x = {.data = rounding.out, .stride = weight.cols, .dtype = DType::bf16};
+                .out = rounded,
+                .aligned = args.x.stride % 4 == 0 && is_aligned(args.x.data, 16)};
+    while (rounding.lanes_log2 > 0 && int64_t{1} << (rounding.lanes_log2 - 1) >= cols / 8) --rounding.lanes_log2;
   }
-  if (args.bias) status = start_with_bias(args, weight.rows, stream);
   const auto blocks = static_cast<unsigned>(kBlocks * current_device().multiprocessors);
-  for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
-    const int64_t rows = weight.rows - row < most ? weight.rows - row : most;
+  const auto decode = [&](const CodebookWeight& weight, int64_t row, int64_t rows, __nv_bfloat16* to) {
+    if (status != Status::ok) return;
     status = launch(decode_kernel, {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = SmallTable::kBytes},
-                    stream, Panel{.weight = weight, .first_row = row, .share = {rows, blocks}, .out = panel}, rounding);
-    if (status != Status::ok) break;
+                    stream, Panel{.weight = weight, .first_row = row, .share = {rows, blocks}, .out = to}, rounding);
     rounding.tokens = 0;
-    Output y = args.y;
+  };
+  const auto multiply = [&](const FusedProduct& product, int64_t row, int64_t rows) {
+    if (status != Status::ok) return;
+    Output y = product.y;
     y.data = static_cast<char*>(y.data) + row * element_bytes(y.dtype);
-    status = cublas_product(panel, rows, weight.cols, x, y, args.tokens, args.accumulate || args.bias, stream);
+    status = cublas_product(panel, rows, cols, x, y, args.tokens, product.accumulate || product.bias, stream);
+  };
+  int64_t room = 0;  // rows
+  for (const FusedProduct& product : products) {
+    room = std::max(room, panel_rows(product.weight.rows, cols, panel_bytes, DType::bf16));
+    if (product.bias && status == Status::ok) {
+      status = start_with_bias(product.y, product.weight.rows, args.tokens, product.bias, product.accumulate, stream);
+    }
+  }
+  for (size_t i = 0; i < products.size();) {
+    const FusedProduct& first = products[i];
+    const int64_t rows = first.weight.rows, most = panel_rows(rows, cols, panel_bytes, DType::bf16);
+    if (rows > most) {
+      for (int64_t row = 0; row < rows; row += most) {
+        decode(first.weight, row, std::min(most, rows - row), panel);
+        multiply(first, row, std::min(most, rows - row));
+      }
+      ++i;
+      continue;
+    }
+    // Outputs that lie side by side are one product: small ones would leave multiprocessors idle.
+    int64_t together = 0;
+    do {
+      decode(products[i].weight, 0, products[i].weight.rows, panel + together * cols);
+      together += products[i].weight.rows;
+      ++i;
+    } while (i < products.size() && continues(products[i - 1], products[i]) &&
+             together + products[i].weight.rows <= room);
+    multiply(first, 0, together);
   }
   return status;
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "kernels/cuda/linear.h"
 
 namespace hxq::cuda {
@@ -17,14 +19,15 @@ bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noex
 /// Rows of the panels that a matrix is decoded in: as many as are about `panel_bytes`, and of all panels about as many.
 int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype) noexcept;
 
-/// y = bias (+ y) of every token, for products that then add to it.
-Status start_with_bias(const LinearArgs& args, int64_t rows, Stream stream) noexcept;
+/// y [tokens, rows] = bias (+ y) of every token, for products that then add to it.
+Status start_with_bias(const Output& y, int64_t rows, int64_t tokens, const float* bias, bool accumulate,
+                       Stream stream) noexcept;
 
 size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
 
-/// y = W x by decoding panels of rows to BF16 for cuBLAS. Weights and x are rounded to BF16, outliers, scales and the
-/// low-rank term included.
-Status prefill_product(const CodebookWeight& weight, const LinearArgs& args, Stream stream,
-                       int64_t panel_bytes = kPanelBytes) noexcept;
+/// `joint_linear` by decoding panels of rows to BF16 for cuBLAS. Weights and x are rounded to BF16, outliers, scales
+/// and the low-rank term included.
+Status prefill_products(const LinearArgs& args, const RmsNormArgs* norm, std::span<const FusedProduct> products,
+                        Stream stream, int64_t panel_bytes = kPanelBytes) noexcept;
 
 }  // namespace hxq::cuda

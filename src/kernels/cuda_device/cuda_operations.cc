@@ -30,6 +30,16 @@ cuda::Batch ragged(const Batch& batch) noexcept {
           .total_rows = static_cast<int32_t>(batch.rows)};
 }
 
+cuda::RmsNormArgs there(const RmsNormArgs& args) noexcept {
+  return {.x = input(args.x, args.dim),
+          .weight = args.weight,
+          .y = output(args.y, args.dim),
+          .tokens = args.tokens,
+          .dim = args.dim,
+          .groups = args.groups,
+          .eps = args.eps};
+}
+
 cuda::ConvArgs there(const ConvArgs& args) noexcept {
   return {.batch = ragged(args.batch),
           .x = input(args.x, args.x_stride),
@@ -154,7 +164,7 @@ struct Cuda {
     return true;
   }
 
-  /// Of codebooks, for several tokens; a norm is a kernel of its own.
+  /// Of codebooks, for several tokens.
   static void joint_linear(const FusedLinearArgs& args, const cuda::FusedProduct* products,
                            const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
@@ -164,13 +174,14 @@ struct Cuda {
     for (int64_t i = 0; on.measures && i < count; ++i) {
       workspace = std::max(workspace, workspace_of(on.kernels, products[i].weight, first.tokens));
     }
-    if (args.norm) rms_norm(*args.norm, context);
-    const cuda::LinearArgs there{.x = input(first.x, first.x_stride),
+    const cuda::LinearArgs joint{.x = input(first.x, first.x_stride),
                                  .tokens = first.tokens,
                                  .precision = precision_of(on),
                                  .workspace = on.workspace};
+    const auto norm = args.norm ? std::optional(there(*args.norm)) : std::nullopt;
     on.run(
-        "products", [&] { return on.kernels.joint_linear(there, products, count, on.stream); }, workspace);
+        "products", [&] { return on.kernels.joint_linear(joint, norm ? &*norm : nullptr, products, count, on.stream); },
+        workspace);
   }
 
   static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
@@ -197,16 +208,7 @@ struct Cuda {
 
   static void rms_norm(const RmsNormArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    on.run("a norm", [&] {
-      return on.kernels.rms_norm({.x = input(args.x, args.dim),
-                                  .weight = args.weight,
-                                  .y = output(args.y, args.dim),
-                                  .tokens = args.tokens,
-                                  .dim = args.dim,
-                                  .groups = args.groups,
-                                  .eps = args.eps},
-                                 on.stream);
-    });
+    on.run("a norm", [&] { return on.kernels.rms_norm(there(args), on.stream); });
   }
 
   static void causal_conv1d_silu(const ConvArgs& args, const Context& context) noexcept {
