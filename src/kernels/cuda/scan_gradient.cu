@@ -312,30 +312,27 @@ struct Sums {
   float output[kOfLane][kTokens] = {};    // states times C
 };
 
-/// Writes the gradients of a lane's tokens.
-__device__ inline void finish(const ScanGradientArgs& p, const Place& at, const Tokens& tokens, const Sums& sums) {
+/// Writes the gradients of a lane's tokens of one of its channels.
+__device__ inline void finish(const ScanGradientArgs& p, const Place& at, int k, const Column& x, const Tokens& tokens,
+                              const Sums& sums) {
+  const int64_t c = at.channel_of(k), first = at.first_row * p.channels + c;
+  float *first_du = p.du + first, *first_ddt = p.ddt + first, *first_dz = p.dz + first;
+  float dd = 0, dbias = 0;
 #pragma unroll
-  for (int k = 0; k < kOfLane; ++k) {
-    const Column x(p, at, k);
-    const int64_t c = at.channel_of(k), first = at.first_row * p.channels + c;
-    float *first_du = p.du + first, *first_ddt = p.ddt + first, *first_dz = p.dz + first;
-    float dd = 0, dbias = 0;
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      const float u = x.u[t], z = x.z[t], gate = fast_sigmoid(z), dp = tokens.dp[k][t];
-      const float ds = fmaf(sums.dstate_b[k][t], u, sums.ddelta[k][t]) * fast_sigmoid(x.dt[t] + x.bias);
-      dd = fmaf(dp, u, dd);
-      dbias += ds;
-      if (!at.has_token(t) || !at.has_channel(k)) continue;
-      const uint32_t to = at.row_of(t) * static_cast<uint32_t>(p.channels);
-      first_du[to] = fmaf(dp, x.skip, sums.dstate_b[k][t] * tokens.delta[k][t]);
-      first_ddt[to] = ds;
-      first_dz[to] = x.g[t] * fmaf(x.skip, u, sums.output[k][t]) * gate * fmaf(z, 1.0f - gate, 1.0f);
-    }
-    if (!at.has_channel(k)) continue;
-    atomicAdd(p.dd + c, dd);
-    atomicAdd(p.ddt_bias + c, dbias);
+  for (int t = 0; t < kTokens; ++t) {
+    const float u = x.u[t], z = x.z[t], gate = fast_sigmoid(z), dp = tokens.dp[k][t];
+    const float ds = fmaf(sums.dstate_b[k][t], u, sums.ddelta[k][t]) * fast_sigmoid(x.dt[t] + x.bias);
+    dd = fmaf(dp, u, dd);
+    dbias += ds;
+    if (!at.has_token(t) || !at.has_channel(k)) continue;
+    const uint32_t to = at.row_of(t) * static_cast<uint32_t>(p.channels);
+    first_du[to] = fmaf(dp, x.skip, sums.dstate_b[k][t] * tokens.delta[k][t]);
+    first_ddt[to] = ds;
+    first_dz[to] = x.g[t] * fmaf(x.skip, u, sums.output[k][t]) * gate * fmaf(z, 1.0f - gate, 1.0f);
   }
+  if (!at.has_channel(k)) return;
+  atomicAdd(p.dd + c, dd);
+  atomicAdd(p.ddt_bias + c, dbias);
 }
 
 /// Goes through a lane's tokens of a state and back. `of_places` gets the gradients of B of every token, then of C.
@@ -424,9 +421,12 @@ __global__ void __launch_bounds__(kThreads, 3) gradient_kernel(const __grid_cons
     const uint32_t thread = thread_of_block(), place = thread % 32 / 2;
     if (thread % 2 == 0) (place < kTokens ? of.b : of.c)[thread / 32 * kTokens + place % kTokens] = sum;
   }
-  finish(in, Place(p), tokens, sums);
+  const Place again(p);
+  const Column first(in, again, 0), second(in, again, 1);
   __syncthreads();
   add_gradients(in, at, states);
+  finish(in, again, 0, first, tokens, sums);
+  finish(in, again, 1, second, tokens, sums);
 }
 
 int runs_of(const ScanGradientArgs& args) { return ceil_div(args.tokens, kRun); }
