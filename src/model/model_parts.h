@@ -21,7 +21,7 @@ struct StepShape {
   bool hidden = false;        ///< outputs are hidden states after the final norm, not logits
   bool most_likely = false;   ///< of some of the wanted rows only the likeliest token is asked for
   bool few_positions = true;  ///< see kernels::Batch
-  /// See kernels::Batch; a power of two, so that prompts of all lengths have few shapes.
+  /// See kernels::Batch; a power of two, so that the steps of a long prompt have few shapes.
   int64_t prefill_positions = 0;
 
   bool operator==(const StepShape&) const = default;

@@ -29,7 +29,7 @@ Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept;
 ///     y[t, h] = softmax_s(scale * q[t, h] . k[s, h / group]) v[s, h / group],   s in (p - window, p]
 /// with group = query_heads / cache.heads. The softmax runs tile by tile with a running maximum (Milakov & Gimelshein
 /// 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). Few rows with many positions before them are split along
-/// the positions, and a second kernel joins the parts; they are computed in float. Many rows (attention_prefill.cuh) go
+/// the positions, and another kernel joins the parts. Fewer are computed in float. Many rows (attention_prefill.cuh) go
 /// through tensor cores: errors are those of scores that are off by 2^-20 (`exact`) or 2^-10 (`fast`) of the sum of
 /// their products' absolute values, then 2^-20 or 2^-10 of the sum of the absolute values of weighted v, and never less
 /// than 2^-38 of the largest v, and of the largest k times that of q, of a step (up to 128 positions) for each
@@ -42,7 +42,7 @@ struct AttentionArgs {
   int64_t query_heads = 0;  ///< a multiple of cache.heads
   float scale = 0;
   int64_t window = 0;          ///< positions a row sees, its own included; 0: all before it
-  int64_t seen_positions = 0;  ///< that segments of many rows see, all together; others of more are slower
+  int64_t seen_positions = 0;  ///< that segments of many rows see, all together; where they see more, some are slower
   KvCacheView cache;           ///< tiles are aligned to 16 bytes
   Precision precision = Precision::exact;
   Workspace workspace = {};  ///< `attention_workspace`

@@ -16,7 +16,7 @@ struct AttentionParts {
 
   static size_t bytes(const AttentionArgs& args, int count) {
     if (count == 1) return 0;
-    return static_cast<size_t>(count * args.batch.total_rows * args.query_heads * (args.cache.head_dim + 2)) *
+    return static_cast<size_t>(int64_t{count} * args.batch.total_rows * args.query_heads * (args.cache.head_dim + 2)) *
            sizeof(float);
   }
 

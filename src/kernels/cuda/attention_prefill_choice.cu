@@ -19,8 +19,9 @@ struct Beforehand {
     const bool rounds = args.cache.dtype == DType::f32 && queries_of_head(args) >= kFewestRoundedQueries &&
                         fits_prefill_kernel(args, true);
     if (!on_warpgroups && !rounds) return;
-    slots = rounded_slots(args);
-    bytes = static_cast<size_t>(slots) * (on_warpgroups ? placed_slot_bytes(args) : rounded_slot_bytes(args));
+    const size_t slot_bytes = on_warpgroups ? placed_slot_bytes(args) : rounded_slot_bytes(args);
+    slots = rounded_slots(args, slot_bytes);
+    bytes = static_cast<size_t>(slots) * slot_bytes;
     if (on_warpgroups) parts = hopper_parts(args);
   }
 };

@@ -59,15 +59,17 @@ auto with_prefill_dim(const AttentionArgs& args, const Body& body) {
 /// Where this many queries of a key-value head see keys and values of a cache of floats, they are rounded once, for all
 /// blocks of attention_prefill.cu.
 inline constexpr int64_t kFewestRoundedQueries = 512;
+inline constexpr size_t kMostRoundedBytes = size_t{512} << 20;
 inline constexpr int64_t kMostRoundedSlots = 65535;  ///< blocks of a launch
 
 /// How many tiles of the cache there is room for, rounded: those that segments of many rows see, and what begins or
-/// ends within a tile. A layer's caches of these segments take as much memory, or twice as much.
-constexpr int64_t rounded_slots(const AttentionArgs& args) {
+/// ends within a tile.
+constexpr int64_t rounded_slots(const AttentionArgs& args, size_t slot_bytes) {
   const int64_t count = args.batch.count;
   int64_t seen = args.seen_positions;
   if (args.window > 0) seen = std::min(seen, args.batch.total_rows + count * args.window);
-  return seen == 0 ? 0 : std::min(seen / KvCacheView::kTile + 2 * count, kMostRoundedSlots);
+  const int64_t most = std::min(static_cast<int64_t>(kMostRoundedBytes / slot_bytes), kMostRoundedSlots);
+  return seen == 0 ? 0 : std::min(seen / KvCacheView::kTile + 2 * count, most);
 }
 
 inline constexpr int kMostAttentionParts = 32;

@@ -283,6 +283,7 @@ TEST(CudaAttention, CutsPositionsWhereBlocksAreFew) {
         check({.positions = {1470, 0, 2000}, .lengths = {9, 6, 1}, .dtype = DType::bf16});
         check({.positions = {2000, 0}, .lengths = {5, 4}, .window = 700});
         check({.positions = {1500, 700}, .lengths = {5, 4}, .seen = 1024}, Way::unrounded);
+        check({.positions = {700, 1500}, .lengths = {5, 4}, .seen = 1024});
       }
     }
   }

@@ -88,6 +88,7 @@ Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const Fused
     const CodebookWeight& weight = products[i].weight;
     if (weight.cols != all.cols) return Status::invalid_value;
     all.rows += weight.rows;
+    if (!is_activation(products[i].y.dtype)) return Status::invalid_value;
     const bool has_room = weight.rows > 0 && args.workspace.bytes >= linear_workspace(weight, args.tokens);
     together &= has_room && supports_joint_gemm(weight, args.precision);
     in_panels &= has_room && is_best_in_panels(weight, args_of(products[i], args));

@@ -313,14 +313,15 @@ TEST(CudaPlans, TensorCoresAttendWhereQueriesAreMany) {
 }
 
 TEST(CudaPlans, CachesAreRoundedWhereManyQueriesSeeThem) {
-  const auto slots = [](int32_t rows, int32_t count, int64_t seen, int64_t window = 0) {
+  const auto slots = [](int32_t rows, int32_t count, int64_t seen, int64_t window = 0, size_t slot_bytes = 1000) {
     return rounded_slots({.batch = {.count = count, .max_rows = rows, .total_rows = rows * count},
                           .q = {},
                           .y = {},
                           .query_heads = 8,
                           .window = window,
                           .seen_positions = seen,
-                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}});
+                          .cache = {.heads = 2, .head_dim = 64, .padded_dim = 64}},
+                         slot_bytes);
   };
   EXPECT_EQ(slots(128, 1, 0), 0);
   EXPECT_EQ(slots(128, 1, 128), 4);
@@ -328,6 +329,7 @@ TEST(CudaPlans, CachesAreRoundedWhereManyQueriesSeeThem) {
   EXPECT_EQ(slots(128, 5, 1024), 26);
   EXPECT_EQ(slots(128, 5, 4096, 512), 10 + (640 + 5 * 512) / 64);
   EXPECT_EQ(slots(128, 1, int64_t{1} << 40), kMostRoundedSlots);
+  EXPECT_EQ(slots(128, 1, int64_t{1} << 40, 0, kMostRoundedBytes / 10), 10);
 }
 
 TEST(CudaPlans, PositionsAreCutWhereBlocksAreFew) {

@@ -186,7 +186,7 @@ bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noex
 }
 
 size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {
-  if (tokens < kPrefillTokens || !has_cublas()) return 0;
+  if (weight.rows == 0 || tokens < kPrefillTokens || !has_cublas()) return 0;
   return static_cast<size_t>(panel_rows(weight.rows, weight.cols, kPanelBytes, DType::bf16) * weight.cols +
                              tokens * weight.cols) *
          2;

@@ -13,7 +13,7 @@ inline constexpr int64_t kPrefillTokens = 384;
 /// multiprocessors idle.
 inline constexpr int64_t kPanelBytes = int64_t{96} << 20;
 
-/// Whether `prefill_product` takes the product: fast, with cuBLAS at hand.
+/// Whether `prefill_products` takes the product: fast, with cuBLAS at hand.
 bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noexcept;
 
 /// Rows of the panels that a matrix is decoded in: as many as are about `panel_bytes`, and of all panels about as many.

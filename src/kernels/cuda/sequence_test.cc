@@ -49,7 +49,8 @@ TEST(CudaSequence, NormalizesRows) {
                                    {DType::f32, Gaps{4, 0, 8}},
                                    {DType::bf16, Gaps{4, 0, 8}},
                                    {DType::f16, Gaps{4, 0, 8}}}) {
-    for (const auto& [dim, groups] : {std::pair<int64_t, int64_t>{1, 1}, {48, 1}, {770, 1}, {4096, 1}, {512, 8}}) {
+    for (const auto& [dim, groups] :
+         {std::pair<int64_t, int64_t>{1, 1}, {48, 1}, {770, 1}, {4096, 1}, {512, 8}, {9000, 2}}) {
       for (const bool gated : {false, true}) {
         for (const bool added : {false, true}) {
           const int64_t tokens = 5;

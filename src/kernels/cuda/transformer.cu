@@ -68,7 +68,6 @@ __global__ void __launch_bounds__(kTileThreads) extend_tile_kernel(const __grid_
   const RowRange segment = p.batch.segments[sequence];
   const int first = segment.begin + static_cast<int>(blockIdx.x) * kTileRows,
             rows = min(kTileRows, segment.end - first);
-  if (rows <= 0) return;
   const auto half = static_cast<int>(p.cache.head_dim / 2);
   const int fours = half / 4;                                          // of pairs
   float2* rotation = extend_memory;                                    // [kTileRows, half]
@@ -79,6 +78,7 @@ __global__ void __launch_bounds__(kTileThreads) extend_tile_kernel(const __grid_
   }
   __syncthreads();
   wait_for_predecessors();
+  if (rows <= 0) return;
   const auto rotated = [&](const auto& x, int row, int64_t col, int four, float4& a, float4& b) {
     a = load_four(x, first + row, col + 4 * four), b = load_four(x, first + row, col + 4 * four + half);
     const float2* by = rotation + row * half + 4 * four;
