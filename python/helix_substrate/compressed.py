@@ -17,7 +17,7 @@ from torch import nn
 
 from . import ops
 from .offload import check_held, onload
-from .ops import PART_NAMES, AnyParts, Parts, stamp_of
+from .ops import PART_NAMES, AnyParts, Parts
 from .stored_form import encode, encoding_of, matrix_in
 
 _aten = torch.ops.aten
@@ -340,23 +340,26 @@ class Compressed(WithoutWeight):
     @property
     def matrix(self) -> ops.AnyMatrix:
         """The core's matrix over the stored tensors. Raises if they do not fit each other."""
-        # The last one serves while its tensors are the module's and nothing was written to them.
-        last = self.__dict__.get("_last_matrix")
-        if last is not None and last[0] is not None:
-            buffers, parameters = self._buffers, self._parameters
-            for name, tensor, stamp in last[1]:
-                held = buffers.get(name) is tensor or parameters.get(name) is tensor
-                if not held or stamp_of(tensor) != stamp:
-                    break
-            else:
-                return last[0]
-        matrix = ops.matrix_of(self.parts, self.rows, self.cols, self.label)
-        used = [(name, tensor, stamp_of(tensor)) for name, tensor in self.stored_tensors().items()]
-        self.__dict__["_last_matrix"] = (matrix, used)
-        return matrix
+        snapshot = self.snapshot
+        if snapshot is not None:
+            return snapshot.matrix
+        return ops.matrix_of(self.parts, self.rows, self.cols, self.label)
+
+    @property
+    def snapshot(self) -> Optional[ops.Snapshot]:
+        """The matrix and the stored tensors as they are now; None unless these are plain memory."""
+        last = self.__dict__.get("_snapshot")
+        if last is not None and last.is_of(self._stored_names.values(), self._buffers, self._parameters):
+            return last
+        parts = self.parts
+        if not all(map(ops.is_plain, self.stored_tensors().values())):
+            return None
+        made = ops.Snapshot(ops.matrix_of(parts, self.rows, self.cols, self.label), parts)
+        self.__dict__["_snapshot"] = made
+        return made
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("_last_matrix", "_weight")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_snapshot", "_weight")}
 
     def _kind(self) -> tuple:
         from .modules import compressed_class
@@ -464,7 +467,7 @@ class Compressed(WithoutWeight):
             weight = self.merged_weight().to(self.weight_dtype)
         self.drop_parts()
         parameters = {"weight": nn.Parameter(weight), **without_weight(self)}
-        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_last_matrix", "_weight", "tensor_name")
+        forget = ("rows", "cols", "weight_dtype", "_stored_names", "_snapshot", "_weight", "tensor_name")
         for name in ("fidelity", "precision"):
             self.__dict__.pop(name, None)
         become(self, self.dense_class, parameters, forget)
@@ -480,7 +483,7 @@ class Compressed(WithoutWeight):
                 self._buffers[name] = buffer if buffer.is_meta else buffer.to(self._buffers[name].device)
         if probe.is_floating_point():
             self.weight_dtype = probe.dtype
-        self.__dict__.pop("_last_matrix", None)  # it would hold the memory on the device that was left
+        self.__dict__.pop("_snapshot", None)  # it would hold the memory on the device that was left
         return self
 
     def memory_savings(self) -> dict:

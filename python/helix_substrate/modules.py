@@ -93,7 +93,7 @@ class HelixLinear(Compressed, nn.Linear):
     def multiply(self, x: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
         """x W^T + bias, with a bias that need not be the module's."""
         if "svd_U" not in self._parameters:
-            return super().multiply(x, bias)
+            return ops.linear(x, self, bias, self.precision)
         # Trained factors are ordinary parameters beside the compressed matrix.
         parts = self.parts
         plain = parts._replace(svd_U=None, svd_s=None, svd_Vt=None)

@@ -11,13 +11,13 @@ from .mixer import MixerPlan
 from .on_cuda import check_gpu
 from .sequence import causal_conv1d, selective_scan, ssd
 from .weights import (
-    DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, AnyMatrix, AnyParts, Parts, matrix_info, matrix_of, parts_of, problem_with,
-    stamp_of,
+    DTYPE_NAMES, PART_NAMES, TORCH_DTYPES, AnyMatrix, AnyParts, Parts, Snapshot, matrix_info, matrix_of, parts_of,
+    problem_with,
 )  # fmt: skip
 
 __all__ = [
     "AnyMatrix", "AnyParts", "CORE_DTYPES", "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts",
-    "address", "causal_conv1d", "check_gpu", "decode", "decoded", "device_of", "direct", "embedding",
+    "Snapshot", "address", "causal_conv1d", "check_gpu", "decode", "decoded", "device_of", "direct", "embedding",
     "gather_forward", "is_plain", "linear", "linear_forward", "linear_transposed", "matrix_info", "matrix_of",
-    "parts_of", "place_name", "problem_with", "selective_scan", "ssd", "stamp_of",
+    "parts_of", "place_name", "problem_with", "selective_scan", "ssd",
 ]  # fmt: skip

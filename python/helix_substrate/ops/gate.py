@@ -67,15 +67,16 @@ def seen_by_nobody(*tensors: Optional[torch.Tensor]) -> bool:
         or _is_profiled()
     ):
         return False
-    device = None
+    first = None
     for tensor in tensors:
         if tensor is None:
             continue
         if not is_plain(tensor):
             return False
-        if device is not None and tensor.get_device() != device:
+        if first is None:
+            first = tensor
+        elif tensor.get_device() != first.get_device():
             return False
-        device = tensor.get_device()
     return True
 
 
@@ -165,7 +166,7 @@ class Arguments:
             return _core.check(operation.on_cpu(_core.context(torch.get_num_threads()), *arguments))
         if operation.on_cuda is None:
             raise RuntimeError(f"{operation.name} has no kernel for NVIDIA GPUs: run it on the CPU")
-        on_cuda.call(operation.on_cuda, self._device, arguments, sizes, size)
+        on_cuda.call(operation.on_cuda, self._device, self._place, arguments, sizes, size)
 
     def matrix(self, matrix) -> int:
         """The address of a matrix's handle."""
@@ -198,15 +199,16 @@ class Arguments:
         self._hold(tensor)
         return _abi.FloatRows(self._address(tensor, name, torch.float32, shape, contiguous=False), stride)
 
-    def typed_rows(self, name: str, tensor: torch.Tensor, shape) -> _abi.Rows:
+    def typed_rows(self, name: str, tensor: torch.Tensor) -> _abi.Rows:
         """A tensor of one of CORE_DTYPES as rows a constant distance apart."""
-        tensor = aligned(tensor)
-        stride = row_stride(tensor)
+        stride, dtype = row_stride(tensor), tensor.dtype
         if stride is None:
             tensor, stride = tensor.contiguous(), tensor.shape[-1]
+        at = address(tensor, name, dtype, contiguous=False, device=self._device)
+        if at % dtype.itemsize:
+            return self.typed_rows(name, tensor.clone())  # memory of torch's own is aligned
         self._held.append(tensor)
-        at = self._address(tensor, name, tensor.dtype, shape, contiguous=False)
-        return _abi.Rows(at, CORE_DTYPES[tensor.dtype], stride)
+        return _abi.Rows(at, CORE_DTYPES[dtype], stride)
 
     def ids(self, name: str, tensor: torch.Tensor, rows: int) -> Optional[int]:
         """The address of whole numbers, as contiguous int64, which the library checks; on a GPU as int32, checked

@@ -46,7 +46,7 @@ def linear_forward(
     y, out = given.output_rows((*x.shape[:-1], matrix.rows), x.dtype)
     tokens = x.numel() // matrix.cols
     args = _abi.LinearArgs(
-        tokens, given.typed_rows("the input", x, x.shape), out,
+        tokens, given.typed_rows("the input", x), out,
         given.floats("the bias", bias, (matrix.rows,)), phase_of(x), _core.precision_code(precision),
     )  # fmt: skip
     given.run(_LINEAR, handle, byref(args), sizes=matrix.workspaces, size=tokens)
@@ -76,10 +76,10 @@ def transposed_forward(matrix: AnyMatrix, g: torch.Tensor) -> torch.Tensor:
     tokens = g.numel() // matrix.rows
     if g.is_cuda and tokens >= _DECODED_TOKENS:
         given.matrix(matrix)
-        dx = torch.mm(g.reshape(-1, matrix.rows), decode(matrix, g.dtype, g)).view(*g.shape[:-1], matrix.cols)
+        dx = torch.matmul(g, decode(matrix, g.dtype, g))
         scales = matrix.channel_scales
         return dx if scales is None else (dx / scales).to(g.dtype)
-    from_rows = given.typed_rows("the gradient", g, g.shape)
+    from_rows = given.typed_rows("the gradient", g)
     dx, out = given.output_rows((*g.shape[:-1], matrix.cols), g.dtype)
     given.run(_TRANSPOSED, given.matrix(matrix), tokens, byref(from_rows), byref(out))
     return dx
@@ -128,7 +128,7 @@ def decode(
         return decode(matrix).to(dtype)
     given = Arguments(like if like is not None else torch.empty(0, device=place_name(matrix.device)))
     dense, out = given.output_rows((matrix.rows, matrix.cols), dtype)
-    given.run(_DECODE, matrix.address, byref(out))
+    given.run(_DECODE, matrix.address, byref(out), sizes=matrix.workspaces, size="decode")
     return dense
 
 
@@ -432,47 +432,45 @@ def _operator(name: str, parts: AnyParts):
 # ---- What the modules call: straight to the core where nobody else has to see it ----
 
 
-def _trains_no_part(parts: AnyParts) -> bool:
-    tensors = parts.values() if isinstance(parts, dict) else parts
-    return not any(part is not None and part.requires_grad for part in tensors)
-
-
 class _DirectLinear(torch.autograd.Function):
     """`linear` where autograd alone sees it, and wants gradients of x and the bias: without the dispatcher, whose
-    detours take longer than a small product."""
+    detours take longer than a small product. No tensor is saved: x is not needed, the snapshot has the stored ones."""
 
     @staticmethod
-    def forward(ctx, x, bias, weight, parts, precision):
-        ctx.matrix, ctx.rows, ctx.cols, ctx.dict_names = weight.matrix, weight.rows, weight.cols, None
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        if isinstance(parts, dict):
-            ctx.dict_names = list(parts)
-            parts = parts.values()
-        ctx.save_for_backward(*parts)  # so that writing to them before `backward` is an error
-        return linear_forward(ctx.matrix, x, bias, precision)
+    def forward(ctx, x, bias, snapshot, precision):
+        ctx.snapshot, ctx.bias_dtype = snapshot, None if bias is None else bias.dtype
+        return linear_forward(snapshot.matrix, x, bias, precision)
 
     @staticmethod
     def backward(ctx, g):
-        parts, needed, dx = ctx.saved_tensors, ctx.needs_input_grad, None
-        if needed[0]:
+        snapshot, (needs_x, needs_bias, *_) = ctx.snapshot, ctx.needs_input_grad
+        matrix, dx, dbias = snapshot.matrix, None, None
+        snapshot.check_unwritten()
+        if needs_x:
             if direct(g):
-                dx = transposed_forward(ctx.matrix, g)
+                dx = transposed_forward(matrix, g)
             else:
-                parts = Parts(*parts) if ctx.dict_names is None else dict(zip(ctx.dict_names, parts))
-                dx = _operator("linear_transposed", parts)(g, *_operands(parts), ctx.rows, ctx.cols)
-        dbias = g.reshape(-1, ctx.rows).sum(0).to(ctx.bias_dtype) if needed[1] else None
-        return dx, dbias, None, None, None
+                parts = snapshot.parts
+                dx = _operator("linear_transposed", parts)(g, *_operands(parts), matrix.rows, matrix.cols)
+        if needs_bias:
+            dbias = g.reshape(-1, matrix.rows).sum(0).to(ctx.bias_dtype)
+        return dx, dbias, None, None
+
+
+#: `_DirectLinear.apply` without what that does for torch.func, which is not there where this is called.
+_apply_direct = super(torch.autograd.Function, _DirectLinear).apply
 
 
 def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
-    """y = (x / channel_scales) W^T + bias. weight: anything with `part`, `parts`, `rows`, `cols` and `matrix`.
-    precision: "fast" or "exact"; None: what is set (`helix_substrate.set_precision`)."""
-    codebook = weight.part("codebook")
-    if direct(x, codebook, bias):
-        return linear_forward(weight.matrix, x, bias, precision)
+    """y = (x / channel_scales) W^T + bias. weight: a compressed module. precision: "fast" or "exact"; None: what is set
+    (`helix_substrate.set_precision`)."""
+    if seen_by_nobody(x, bias):
+        snapshot = weight.snapshot
+        if snapshot is not None and not (torch.is_grad_enabled() and snapshot.is_trained()):
+            if torch.is_grad_enabled() and (x.requires_grad or bias is not None and bias.requires_grad):
+                return _apply_direct(x, bias, snapshot, precision)
+            return linear_forward(snapshot.matrix, x, bias, precision)
     parts = weight.parts
-    if _trains_no_part(parts) and seen_by_nobody(x, codebook, bias):
-        return _DirectLinear.apply(x, bias, weight, parts, precision)
     return _operator("linear", parts)(x, *_operands(parts), bias, weight.rows, weight.cols, precision)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from ctypes import byref, c_size_t, c_void_p
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 
@@ -27,24 +27,23 @@ def check_gpu(device: int) -> None:
         _checked.add(device)
 
 
-def call(function, device: int, arguments: tuple, sizes: Optional[dict] = None, size=None) -> None:
-    """Runs a function of the library on that GPU, in torch's current stream. sizes: of workspaces, as they are
-    known."""
-    check_gpu(device)
-    on = _abi.CudaCall(device=device, measure=1)
-    known = None if sizes is None else sizes.get(size)
-    if known is None:
+def call(function, device: int, place: torch.device, arguments: tuple, sizes: Optional[dict] = None, size=None) -> None:
+    """Runs a function of the library on that GPU, in torch's current stream. place: the GPU for torch. sizes: of
+    workspaces, as they are known."""
+    workspace_bytes = None if sizes is None else sizes.get(size)
+    if workspace_bytes is None:
+        check_gpu(device)
+        on = _abi.CudaCall(device=device, measure=1)
         check(function(byref(on), *arguments))
+        workspace_bytes = on.workspace_bytes
         if sizes is not None:
-            sizes[size] = on.workspace_bytes
-    else:
-        on.workspace_bytes = known
-    if on.workspace_bytes:
+            sizes[size] = workspace_bytes
+    address = None
+    if workspace_bytes:
         # Freed when this returns: what torch gives the memory to next comes later in the stream.
-        workspace = torch.empty(on.workspace_bytes, dtype=torch.uint8, device=f"cuda:{device}")
-        on.workspace = workspace.data_ptr()
-    on.measure = 0
-    on.stream = torch._C._cuda_getCurrentRawStream(device)
+        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=place)
+        address = workspace.data_ptr()
+    on = _abi.CudaCall(device, 0, torch._C._cuda_getCurrentRawStream(device), address, workspace_bytes)
     check(function(byref(on), *arguments))
 
 
@@ -61,8 +60,8 @@ class CudaMatrix:
         handle = c_void_p()
         check(library.hxq_cuda_matrix_create(_core.text_in_c(name), array, len(parts), rows, cols, byref(handle)))
         self.address, self.rows, self.cols, self.device = handle.value, rows, cols, device
-        #: Of a product, by the number of tokens.
-        self.workspaces: dict[int, int] = {}
+        #: Bytes that calls need: a product by its number of tokens, others by their name.
+        self.workspaces: dict[Union[int, str], int] = {}
         data, size = c_void_p(), c_size_t()
         check(library.hxq_cuda_matrix_arrays(self.address, byref(data), byref(size)))
         host = torch.frombuffer((ctypes.c_uint8 * size.value).from_address(data.value), dtype=torch.uint8)

@@ -144,7 +144,7 @@ def linear_forward(
         if x.shape[-1] != matrix.cols:
             raise ValueError(f"input has {x.shape[-1]} features, the weight expects {matrix.cols}")
         args = _abi.LinearArgs(
-            tokens, given.typed_rows("the input", x, x.shape),
+            tokens, given.typed_rows("the input", x),
             _abi.OutputRows(at + begin * y.element_size(), code, rows),
             given.floats("the bias", part, (end - begin,)), phase, precision,
         )  # fmt: skip

@@ -61,17 +61,15 @@ TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _CONTENT, _INFERENCE_CONTENT = 4096, 1 << 20
 
 
-def stamp_of(tensor: torch.Tensor) -> tuple:
-    """Changes when the tensor is written to, and when it gets other memory (`.data =`, `share_memory_`). To be compared
-    with later stamps while the memory is held, lest other memory gets the same address."""
-    pointer, size = tensor.data_ptr(), tensor.nbytes
-    if tensor.is_inference():
-        version, limit = None, _INFERENCE_CONTENT
-    else:
+def stamp_of(tensor: torch.Tensor) -> tuple[int, Optional[int], Optional[bytes]]:
+    """Address, version and content, of which the last two may be unknown. Changes when the tensor is written to, and
+    when it gets other memory (`.data =`, `share_memory_`). To be compared with later stamps while the memory is held,
+    lest other memory gets the same address."""
+    pointer, version, limit = tensor.data_ptr(), None, _INFERENCE_CONTENT
+    if not tensor.is_inference():
         version, limit = tensor._version, _CONTENT
-    if size > limit or not pointer or not tensor.is_cpu:
-        return pointer, version
-    return pointer, version, ctypes.string_at(pointer, size)
+    is_held = tensor.is_cpu and pointer and tensor.nbytes <= limit
+    return pointer, version, ctypes.string_at(pointer, tensor.nbytes) if is_held else None
 
 
 #: {indices, or the first part: (all parts' stamps, matrix)}. A matrix holds the memory that it is over, so an address
@@ -95,6 +93,52 @@ def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> An
     matrix = make(given, rows, cols, name)
     _matrices[key] = (stamps, matrix)
     return matrix
+
+
+class Snapshot:
+    """A matrix and the stored tensors that it is over, as they are when this is made. Before every product it is asked
+    whether they still are: in few calls, which take as long as a small product does."""
+
+    __slots__ = ("matrix", "parts", "_tensors", "_stamps")
+
+    def __init__(self, matrix: AnyMatrix, parts: AnyParts):
+        self.matrix, self.parts = matrix, parts
+        stored = parts.values() if isinstance(parts, dict) else parts
+        self._tensors = [part for part in stored if part is not None]
+        self._stamps = [stamp_of(tensor) for tensor in self._tensors]
+
+    def is_of(self, names, buffers: dict[str, torch.Tensor], parameters: dict[str, torch.Tensor]) -> bool:
+        """Whether a module's stored tensors, by their names, are these, and as they were."""
+        if len(names) != len(self._tensors):
+            return False
+        for name, tensor, (pointer, version, content) in zip(names, self._tensors, self._stamps):
+            if (
+                buffers.get(name) is not tensor and parameters.get(name) is not tensor
+                or tensor.data_ptr() != pointer
+                or version is not None and tensor._version != version
+                or content is not None and ctypes.string_at(pointer, len(content)) != content
+            ):  # fmt: skip
+                return False
+        return True
+
+    def is_trained(self) -> bool:
+        """Whether a gradient with respect to a stored tensor is wanted."""
+        for tensor in self._tensors:
+            if tensor.requires_grad:
+                return True
+        return False
+
+    def check_unwritten(self) -> None:
+        """As torch does for what it saves. Raises RuntimeError."""
+        for tensor, (_, version, _) in zip(self._tensors, self._stamps):
+            if version is not None and tensor._version != version:
+                raise RuntimeError(
+                    "a stored tensor of a compressed weight, needed for a gradient, has been modified by an inplace "
+                    "operation"
+                )
+
+    def __reduce__(self):
+        return (type(None), ())  # a copy of a module makes its own
 
 
 def problem_with(parts: dict[str, torch.Tensor], rows: int, cols: int, name: str) -> Optional[str]:
