@@ -59,14 +59,23 @@ class _WhenImported(MetaPathFinder):
         return spec
 
 
-def _note_training_copies(parent: nn.Module, name: str, module) -> None:
-    """PEFT trains a copy of a module of `modules_to_save`, which it keeps beside as `original_module`: the copy of a
-    compressed one is dense, so that there is something to train, to save and to load."""
+def _note_adapters(parent: nn.Module, name: str, module) -> None:
+    """Called for every submodule that any module gets.
+
+    PEFT trains a copy of a module of `modules_to_save`, which it keeps beside as `original_module`: the copy of a
+    compressed one is dense, so that there is something to train, to save and to load. LoRA of a compressed layer gets a
+    class of its own."""
     if name == "original_module" and isinstance(module, WithoutWeight):
         module.__dict__["_copied_dense"] = True
+    elif name == "base_layer" and type(module) is HelixLinear:
+        kind = type(parent)
+        if (kind.__module__, kind.__name__) == ("peft.tuners.lora.layer", "Linear"):
+            from .peft_layers import LoraLinear
+
+            parent.__class__ = LoraLinear
 
 
-nn.modules.module.register_module_module_registration_hook(_note_training_copies)
+nn.modules.module.register_module_module_registration_hook(_note_adapters)
 
 
 def prepare_peft() -> None:

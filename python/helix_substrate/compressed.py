@@ -351,9 +351,9 @@ class Compressed(WithoutWeight):
         last = self.__dict__.get("_snapshot")
         if last is not None and last.is_of(self._stored_names.values(), self._buffers, self._parameters):
             return last
-        parts = self.parts
         if not all(map(ops.is_plain, self.stored_tensors().values())):
             return None
+        parts = self.parts
         made = ops.Snapshot(ops.matrix_of(parts, self.rows, self.cols, self.label), parts)
         self.__dict__["_snapshot"] = made
         return made

@@ -7,6 +7,7 @@ up. Tensors become addresses in `gate` alone."""
 
 from .gate import CORE_DTYPES, address, device_of, direct, is_plain, place_name
 from .linear import decode, decoded, embedding, gather_forward, linear, linear_forward, linear_transposed
+from .lora import adapted_linear
 from .mixer import MixerPlan
 from .on_cuda import check_gpu
 from .sequence import causal_conv1d, selective_scan, ssd
@@ -17,7 +18,7 @@ from .weights import (
 
 __all__ = [
     "AnyMatrix", "AnyParts", "CORE_DTYPES", "DTYPE_NAMES", "MixerPlan", "PART_NAMES", "TORCH_DTYPES", "Parts",
-    "Snapshot", "address", "causal_conv1d", "check_gpu", "decode", "decoded", "device_of", "direct", "embedding",
-    "gather_forward", "is_plain", "linear", "linear_forward", "linear_transposed", "matrix_info", "matrix_of",
-    "parts_of", "place_name", "problem_with", "selective_scan", "ssd",
+    "Snapshot", "adapted_linear", "address", "causal_conv1d", "check_gpu", "decode", "decoded", "device_of", "direct",
+    "embedding", "gather_forward", "is_plain", "linear", "linear_forward", "linear_transposed", "matrix_info",
+    "matrix_of", "parts_of", "place_name", "problem_with", "selective_scan", "ssd",
 ]  # fmt: skip

@@ -120,9 +120,7 @@ def _embedding_gradient_kernel(ids, g, codebook, indices, positions, values, u, 
     return gradient.to(codebook.dtype)
 
 
-def decode(
-    matrix: AnyMatrix, dtype: torch.dtype = torch.float32, like: Optional[torch.Tensor] = None
-) -> torch.Tensor:
+def decode(matrix: AnyMatrix, dtype: torch.dtype = torch.float32, like: Optional[torch.Tensor] = None) -> torch.Tensor:
     """The whole matrix, dense. like: a tensor of its device, where there is one."""
     if dtype not in CORE_DTYPES:
         return decode(matrix).to(dtype)
@@ -470,8 +468,12 @@ def linear(x, weight, bias, precision: Optional[str] = None) -> torch.Tensor:
             if torch.is_grad_enabled() and (x.requires_grad or bias is not None and bias.requires_grad):
                 return _apply_direct(x, bias, snapshot, precision)
             return linear_forward(snapshot.matrix, x, bias, precision)
-    parts = weight.parts
-    return _operator("linear", parts)(x, *_operands(parts), bias, weight.rows, weight.cols, precision)
+    return differentiable_linear(x, weight.parts, weight, bias, precision)
+
+
+def differentiable_linear(x, parts: AnyParts, shape, bias, precision: Optional[str]) -> torch.Tensor:
+    """By the operator, which everybody sees. shape: what has `rows` and `cols`."""
+    return _operator("linear", parts)(x, *_operands(parts), bias, shape.rows, shape.cols, precision)
 
 
 def linear_transposed(g, weight) -> torch.Tensor:

@@ -40,6 +40,7 @@ def parts_of(tensors: dict[str, torch.Tensor]) -> AnyParts:
     names that the core gave them."""
     return Parts(**tensors) if "codebook" in tensors else dict(tensors)
 
+
 DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -96,8 +97,8 @@ def matrix_of(parts: AnyParts, rows: int, cols: int, name: str = "weight") -> An
 
 
 class Snapshot:
-    """A matrix and the stored tensors that it is over, as they are when this is made. Before every product it is asked
-    whether they still are: in few calls, which take as long as a small product does."""
+    """A matrix and the stored tensors that it is over, as they are when this is made. Every product asks whether they
+    still are, and a GPU waits for the answer: so it takes few calls."""
 
     __slots__ = ("matrix", "parts", "_tensors", "_stamps")
 
