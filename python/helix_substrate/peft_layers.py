@@ -13,6 +13,11 @@ from . import ops
 from .modules import HelixLinear
 
 
+def _is_product(module) -> bool:
+    """Whether it is a linear layer without a bias. Replicas of DataParallel have no parameters."""
+    return type(module) is nn.Linear and "weight" in module._parameters and module._parameters["bias"] is None
+
+
 class LoraLinear(layer.Linear):
     """What PEFT puts around a `HelixLinear`. A step of training waits for Python and for launches, so product and
     adapter are one operation where the adapter is LoRA's two products and nothing else; all else is PEFT's."""
@@ -37,10 +42,9 @@ class LoraLinear(layer.Linear):
         if (
             type(base) is not HelixLinear
             or not base.frozen
-            or not type(a) is type(b) is nn.Linear
+            or not _is_product(a)
+            or not _is_product(b)
             or type(dropout) is not nn.Identity
-            or a._parameters["bias"] is not None
-            or b._parameters["bias"] is not None
             or not self.cast_input_dtype_enabled
             or _has_any_global_hook()
         ):

@@ -20,8 +20,7 @@ class _AdaptedLinear(torch.autograd.Function):
         y = linear_forward(snapshot.matrix, x, bias, precision)
         inner = F.linear(x.to(a.dtype), a)
         ctx.save_for_backward(x, a, b, inner)
-        ctx.snapshot, ctx.scaling, ctx.precision = snapshot, scaling, precision
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.snapshot, ctx.scaling, ctx.bias_dtype = snapshot, scaling, None if bias is None else bias.dtype
         return y.add_(F.linear(inner, b), alpha=scaling)
 
     @staticmethod
@@ -50,7 +49,7 @@ def _recorded(ctx, x, a, b, g) -> tuple[Optional[torch.Tensor], ...]:
     """The gradients of x, A and B through operators, for who differentiates them or looks on."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = differentiable_linear(x, ctx.snapshot.parts, ctx.snapshot.matrix, None, ctx.precision)
+        y = differentiable_linear(x, ctx.snapshot.parts, ctx.snapshot.matrix, None, None)
         y = (y + F.linear(F.linear(x.to(a.dtype), a), b) * ctx.scaling).to(y.dtype)
     inputs = (x, a, b) if ctx.needs_input_grad[0] else (a, b)
     gradients = torch.autograd.grad(y, inputs, g, create_graph=create_graph)
