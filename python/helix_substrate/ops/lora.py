@@ -12,8 +12,8 @@ from .linear import differentiable_linear, linear_forward, transposed_forward
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """y = x W^T + bias + scaling x A^T B^T, as PEFT computes it: the adapter's products in its own dtype. x is kept as it
-    is, not in that dtype, which mostly is the larger one."""
+    """y = x W^T + bias + scaling x A^T B^T, as PEFT computes it: the adapter's products in its own dtype. What is kept
+    of x is x, not its copy in that dtype, which mostly is the larger one."""
 
     @staticmethod
     def forward(ctx, x, a, b, bias, snapshot, scaling, precision):
