@@ -7,13 +7,6 @@ namespace {
 constexpr int kItems = 4;  ///< elements of a thread
 constexpr int kMaxThreads = 1024;
 
-/// How a thread takes its elements of a row.
-enum class Way {
-  four,        ///< adjacent ones together; they stay in registers
-  apart,       ///< one by one; they stay in registers
-  repeatedly,  ///< as many as there are: rows are so long that they are read again
-};
-
 /// The elements of a row that are normed, with what comes before.
 struct Row {
   const RmsNormArgs& p;
@@ -47,8 +40,9 @@ struct Row {
   __device__ float gated(float x, int64_t col) const { return p.z.data ? x * silu(load_at(p.z, token, col)) : x; }
 };
 
-/// One block a group of a row.
-template <Way kWay>
+/// One block a group of a row. kInRegisters: a thread's elements are its kItems, adjacent ones where kFours; otherwise
+/// rows are so long that they are read again.
+template <bool kInRegisters, bool kFours>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_constant__ RmsNormArgs p) {
   __shared__ float shared[32];
   let_successors_begin();
@@ -58,7 +52,7 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_cons
   const auto scale_of = [&](float sum) {
     return 1.0f / sqrtf(sum_block(sum, shared) / static_cast<float>(size) + p.eps);
   };
-  if constexpr (kWay == Way::four) {
+  if constexpr (kFours) {
     const int64_t col = first + 4 * thread;
     const bool is_there = 4 * thread < size;
     float4 weight = make_float4(0, 0, 0, 0), v = weight;
@@ -70,7 +64,7 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_cons
     store_four(
         p.y, row.token, col,
         make_float4(v.x * scale * weight.x, v.y * scale * weight.y, v.z * scale * weight.z, v.w * scale * weight.w));
-  } else if constexpr (kWay == Way::apart) {
+  } else if constexpr (kInRegisters) {
     float weight[kItems], v[kItems], sum = 0;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -113,12 +107,12 @@ Status rms_norm(const RmsNormArgs& args, Stream stream) noexcept {
   const int64_t wanted = ceil_div<int64_t>(ceil_div<int64_t>(size, kItems), 32) * 32;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(args.tokens * args.groups)),
                           .block = dim3(static_cast<unsigned>(wanted < kMaxThreads ? wanted : kMaxThreads))};
-  if (wanted > kMaxThreads) return launch(rms_norm_kernel<Way::repeatedly>, shape, stream, args);
+  if (wanted > kMaxThreads) return launch(rms_norm_kernel<false, false>, shape, stream, args);
   const bool fours = size % 4 == 0 && has_fours(args.x) && has_fours(args.y) && is_aligned(args.weight, 16) &&
                      (args.z.data == nullptr || has_fours(args.z)) &&
                      (args.residual.data == nullptr || has_fours(args.residual));
-  return fours ? launch(rms_norm_kernel<Way::four>, shape, stream, args)
-               : launch(rms_norm_kernel<Way::apart>, shape, stream, args);
+  return fours ? launch(rms_norm_kernel<true, true>, shape, stream, args)
+               : launch(rms_norm_kernel<true, false>, shape, stream, args);
 }
 
 }  // namespace hxq::cuda
