@@ -4,17 +4,30 @@
 
 namespace hxq {
 
+namespace {
+
+/// Calls for the rows of each phase that has any with what takes the arguments of all rows to those of these.
+template <class Body>
+void for_phases(const kernels::Batch& batch, const Body& body) {
+  const auto run = [&](Phase phase, int64_t first, int64_t tokens) {
+    if (tokens == 0) return;
+    body([=](kernels::LinearArgs args) {
+      args.x += first * args.x_stride;
+      args.y += first * args.y_stride;
+      args.tokens = tokens;
+      args.phase = phase;
+      return args;
+    });
+  };
+  run(Phase::decode, 0, batch.decode_rows);
+  run(Phase::prefill, batch.decode_rows, batch.rows - batch.decode_rows);
+}
+
+}  // namespace
+
 void linear(const kernels::PreparedMatrix& weight, const kernels::LinearArgs& args, const kernels::Batch& batch,
             const kernels::Context& context) noexcept {
-  kernels::LinearArgs part = args;
-  part.phase = Phase::decode;
-  part.tokens = batch.decode_rows;
-  if (part.tokens > 0) kernels::linear(weight, part, context);
-  part.phase = Phase::prefill;
-  part.tokens = batch.rows - batch.decode_rows;
-  part.x += batch.decode_rows * part.x_stride;
-  part.y += batch.decode_rows * part.y_stride;
-  if (part.tokens > 0) kernels::linear(weight, part, context);
+  for_phases(batch, [&](const auto& part_of) { kernels::linear(weight, part_of(args), context); });
 }
 
 AdaptedProjection::AdaptedProjection(const WeightSource& source, const AdaptedWeight& weight, WeightId bias)
@@ -52,19 +65,10 @@ void JointProjections::run(const kernels::Batch& batch, const kernels::Context& 
     kernels::rms_norm(*part.norm, context);
     part.norm.reset();
   }
-  const auto run_rows = [&](int64_t first, int64_t tokens, Phase phase) {
-    if (tokens == 0) return;
-    for (size_t i = 0; i < part.count; ++i) {
-      kernels::LinearArgs& args = part.products[i].args = fused_.products[i].args;
-      args.x += first * args.x_stride;
-      args.y += first * args.y_stride;
-      args.tokens = tokens;
-      args.phase = phase;
-    }
+  for_phases(batch, [&](const auto& part_of) {
+    for (size_t i = 0; i < part.count; ++i) part.products[i].args = part_of(fused_.products[i].args);
     kernels::fused_linear(part, context);
-  };
-  run_rows(0, batch.decode_rows, Phase::decode);
-  run_rows(batch.decode_rows, batch.rows - batch.decode_rows, Phase::prefill);
+  });
   for (const auto& [weight, args] : std::span(ups_).first(up_count_)) linear(*weight, args, batch, context);
 }
 

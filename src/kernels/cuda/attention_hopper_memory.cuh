@@ -50,9 +50,7 @@ struct QueryList {
   int first_row, count;
 
   /// Of a query's place in the list; of the last one where there is none.
-  __device__ int position_of(int place) const {
-    return p.args.batch.positions[first_row + PrefillQuery(min(place, count - 1), p.group).token];
-  }
+  __device__ int position_of(int place) const { return p.args.batch.positions[row_of(place)]; }
   __device__ int64_t row_of(int place) const { return first_row + PrefillQuery(min(place, count - 1), p.group).token; }
   __device__ int64_t head_of(int place) const {
     return int64_t{blockIdx.x} * p.group + PrefillQuery(min(place, count - 1), p.group).head_of_group;

@@ -199,8 +199,7 @@ Status multiply_panels(const GroupedWeight& weight, const LinearArgs& args, Stre
     status = copy_rows({.from = args.x, .to = to, .rows = args.tokens, .cols = weight.cols}, stream);
     x = {.data = to.data, .stride = to.stride, .dtype = dtype};
   }
-  if (args.bias && status == Status::ok)
-    status = start_with_bias(args.y, weight.rows, args.tokens, args.bias, args.accumulate, stream);
+  if (args.bias && status == Status::ok) status = start_with_bias(args, weight.rows, stream);
   for (int64_t row = 0; row < weight.rows && status == Status::ok; row += most) {
     const int64_t rows = std::min(most, weight.rows - row);
     status = decode(weight, {.first_row = row, .count = rows, .out = panel}, stream);

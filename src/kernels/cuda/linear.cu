@@ -27,14 +27,6 @@ bool is_best_in_panels(const CodebookWeight& weight, const LinearArgs& args) {
          !(supports_tile_gemm(weight, args) && tile_gemm_beats_panels(weight, args.tokens));
 }
 
-/// What `linear` of one of the products is given.
-LinearArgs args_of(const FusedProduct& product, LinearArgs args) {
-  args.y = product.y;
-  args.bias = product.bias;
-  args.accumulate = product.accumulate;
-  return args;
-}
-
 }  // namespace
 
 size_t linear_workspace(const CodebookWeight& weight, int64_t tokens) noexcept {

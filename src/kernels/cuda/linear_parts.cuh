@@ -1,4 +1,4 @@
-// What products with matrices of any codec share on the host: their low-rank term, and parts of their tokens.
+// What products with matrices of any codec share on the host: their low-rank term, and parts of what they are given.
 
 #pragma once
 
@@ -31,6 +31,14 @@ inline LinearArgs part_of(const LinearArgs& args, int64_t first, int64_t count) 
   part.y.data = static_cast<char*>(args.y.data) + first * args.y.stride * element_bytes(args.y.dtype);
   part.tokens = count;
   return part;
+}
+
+/// What `linear` of one of several products is given.
+inline LinearArgs args_of(const FusedProduct& product, LinearArgs args) {
+  args.y = product.y;
+  args.bias = product.bias;
+  args.accumulate = product.accumulate;
+  return args;
 }
 
 }  // namespace hxq::cuda

@@ -3,6 +3,7 @@
 #include "kernels/cuda/codebook_lookup.cuh"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gemv_plan.h"
+#include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
 #include "kernels/cuda/sequence.h"
 
@@ -174,10 +175,9 @@ int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype)
   return ceil_div(ceil_div(rows, count), int64_t{128}) * 128;
 }
 
-Status start_with_bias(const Output& y, int64_t rows, int64_t tokens, const float* bias, bool accumulate,
-                       Stream stream) noexcept {
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(tokens)), .block = dim3(kThreads)};
-  return launch(start_with_bias_kernel, shape, stream, y, bias, rows, accumulate);
+Status start_with_bias(const LinearArgs& args, int64_t rows, Stream stream) noexcept {
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(args.tokens)), .block = dim3(kThreads)};
+  return launch(start_with_bias_kernel, shape, stream, args.y, args.bias, rows, args.accumulate);
 }
 
 bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noexcept {
@@ -230,7 +230,7 @@ Status prefill_products(const LinearArgs& args, const RmsNormArgs* norm, std::sp
   for (const FusedProduct& product : products) {
     room = std::max(room, panel_rows(product.weight.rows, cols, panel_bytes, DType::bf16));
     if (product.bias && status == Status::ok) {
-      status = start_with_bias(product.y, product.weight.rows, args.tokens, product.bias, product.accumulate, stream);
+      status = start_with_bias(args_of(product, args), product.weight.rows, stream);
     }
   }
   for (size_t i = 0; i < products.size();) {

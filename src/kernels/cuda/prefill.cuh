@@ -19,9 +19,8 @@ bool supports_prefill(const CodebookWeight& weight, const LinearArgs& args) noex
 /// Rows of the panels that a matrix is decoded in: as many as are about `panel_bytes`, and of all panels about as many.
 int64_t panel_rows(int64_t rows, int64_t cols, int64_t panel_bytes, DType dtype) noexcept;
 
-/// y [tokens, rows] = bias (+ y) of every token, for products that then add to it.
-Status start_with_bias(const Output& y, int64_t rows, int64_t tokens, const float* bias, bool accumulate,
-                       Stream stream) noexcept;
+/// y = bias (+ y) of every token, for products that then add to it.
+Status start_with_bias(const LinearArgs& args, int64_t rows, Stream stream) noexcept;
 
 size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
 
