@@ -51,11 +51,12 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
 
 constexpr int kTileThreads = 256;
 constexpr int kTileRows = 32;
-constexpr int kTileHeads = 8;              ///< of queries, or of keys and values, that a block has
+constexpr int kMaxTileHeads = 8;           ///< of queries, or of keys and values, that a block has
 constexpr int kKeyStride = kTileRows + 1;  ///< for the banks
 
 struct ExtendTileParameters {
   ExtendCacheArgs args;
+  int heads;         ///< that a block has
   int query_blocks;  ///< along z; those after them have keys and values
 };
 
@@ -88,8 +89,8 @@ __global__ void __launch_bounds__(kTileThreads) extend_tile_kernel(const __grid_
     b = make_float4(pairs[0].y, pairs[1].y, pairs[2].y, pairs[3].y);
   };
   if (static_cast<int>(blockIdx.z) < of.query_blocks) {
-    const int64_t head = int64_t{blockIdx.z} * kTileHeads;
-    const int per_row = static_cast<int>(min(int64_t{kTileHeads}, p.query_heads - head)) * fours;
+    const int64_t head = int64_t{blockIdx.z} * of.heads;
+    const int per_row = static_cast<int>(min(int64_t{of.heads}, p.query_heads - head)) * fours;
     for (int i = thread; i < rows * per_row; i += kTileThreads) {
       const int row = i / per_row, four = i % fours;
       const int64_t col = (head + i % per_row / fours) * 2 * half;
@@ -100,8 +101,8 @@ __global__ void __launch_bounds__(kTileThreads) extend_tile_kernel(const __grid_
     }
     return;
   }
-  const int64_t begin = (int64_t{blockIdx.z} - of.query_blocks) * kTileHeads;
-  for (int64_t head = begin; head < min(begin + kTileHeads, p.cache.heads); ++head) {
+  const int64_t begin = (int64_t{blockIdx.z} - of.query_blocks) * of.heads;
+  for (int64_t head = begin; head < min(begin + of.heads, p.cache.heads); ++head) {
     const int64_t col = head * 2 * half;
     for (int i = thread; i < rows * fours; i += kTileThreads) {
       const int row = i / fours, four = i % fours;
@@ -157,16 +158,20 @@ Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept {
   if (args.batch.count == 0 || args.batch.max_rows == 0) return Status::ok;
   if (args.batch.max_rows >= kTileRows && args.cache.head_dim % 8 == 0 && has_fours(args.q) && has_fours(args.k) &&
       has_fours(args.v)) {
-    const auto blocks_of = [](int64_t heads) { return static_cast<int>(ceil_div<int64_t>(heads, kTileHeads)); };
-    const ExtendTileParameters p{.args = args,
-                                 .query_blocks = args.inverse_frequency ? blocks_of(args.query_heads) : 0};
-    const dim3 tiles(static_cast<unsigned>(ceil_div(args.batch.max_rows, kTileRows)),
-                     static_cast<unsigned>(args.batch.count),
-                     static_cast<unsigned>(p.query_blocks + blocks_of(args.cache.heads)));
+    const int64_t tiles = ceil_div<int64_t>(args.batch.max_rows, kTileRows) * args.batch.count;
+    ExtendTileParameters p{.args = args, .heads = kMaxTileHeads, .query_blocks = 0};
+    const auto blocks_of = [&](int64_t heads) { return static_cast<int>(ceil_div<int64_t>(heads, p.heads)); };
+    const int64_t rotated_heads = args.inverse_frequency ? args.query_heads : 0;
+    const auto all_blocks = [&] { return blocks_of(rotated_heads) + blocks_of(args.cache.heads); };
+    // A block goes through its heads of keys one after the other: of few rows as many blocks as there is room for.
+    while (p.heads > 1 && tiles * all_blocks() < 2 * current_device().multiprocessors) p.heads /= 2;
+    p.query_blocks = blocks_of(rotated_heads);
+    const dim3 grid(static_cast<unsigned>(ceil_div(args.batch.max_rows, kTileRows)),
+                    static_cast<unsigned>(args.batch.count), static_cast<unsigned>(all_blocks()));
     const int64_t half = args.cache.head_dim / 2;
     const size_t bytes = static_cast<size_t>(kTileRows * half) * sizeof(float2) +
                          static_cast<size_t>(2 * half * kKeyStride) * sizeof(float);
-    return launch(extend_tile_kernel, {.grid = tiles, .block = dim3(kTileThreads), .shared_bytes = bytes}, stream, p);
+    return launch(extend_tile_kernel, {.grid = grid, .block = dim3(kTileThreads), .shared_bytes = bytes}, stream, p);
   }
   const dim3 grid(static_cast<unsigned>(args.batch.max_rows), static_cast<unsigned>(args.batch.count),
                   static_cast<unsigned>(ceil_div<int64_t>(args.query_heads + args.cache.heads, kBlockHeads)));
