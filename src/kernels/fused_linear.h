@@ -3,6 +3,7 @@
 #include <array>
 #include <optional>
 
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 
 namespace hxq::kernels {
@@ -12,12 +13,13 @@ struct LinearProduct {
   LinearArgs args;
 };
 
-/// Products with the same x, all of one phase. With a norm, whose y is x, that comes first; what x points to means
-/// nothing afterwards then, since a device may take the norm into the products.
+/// Products with the same x, all of one phase. A norm or an activation whose y is x comes first; what x points to means
+/// nothing afterwards then, since a device may take it into the products.
 struct FusedLinearArgs {
   static constexpr size_t kMost = 6;
 
-  std::optional<RmsNormArgs> norm = {};
+  std::optional<RmsNormArgs> norm = {};  ///< or
+  std::optional<GatedActivationArgs> activation = {};
   std::array<LinearProduct, kMost> products = {};  // [count]
   size_t count = 0;
 };

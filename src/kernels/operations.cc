@@ -68,6 +68,7 @@ bool attention_step(const AttentionStepArgs& args, const Context& context) noexc
 void fused_linear(const FusedLinearArgs& args, const Context& context) noexcept {
   if (context.operations.fused_linear && context.operations.fused_linear(args, context)) return;
   if (args.norm) rms_norm(*args.norm, context);
+  if (args.activation) gated_activation(*args.activation, context);
   for (const LinearProduct& product : std::span(args.products).first(args.count)) {
     linear(*product.weight, product.args, context);
   }

@@ -26,8 +26,9 @@ GatedMlp::Parts GatedMlp::parts(const kernels::RmsNormArgs& norm, float* y, bool
 
 void GatedMlp::Parts::run(const kernels::Batch& batch, const kernels::Context& context) const noexcept {
   gate_up.run(batch, context);
-  kernels::gated_activation(activation, context);
-  linear(*down.weight, down.args, batch, context);
+  JointProjections last(activation);
+  last.add(down);
+  last.run(batch, context);
 }
 
 }  // namespace hxq

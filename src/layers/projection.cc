@@ -61,9 +61,11 @@ void JointProjections::add(const AdaptedProjection& projection, float* y, int64_
 
 void JointProjections::run(const kernels::Batch& batch, const kernels::Context& context) const noexcept {
   kernels::FusedLinearArgs part = fused_;
-  if (part.norm && batch.decode_rows > 0 && batch.decode_rows < batch.rows) {  // of both phases together
-    kernels::rms_norm(*part.norm, context);
+  if (batch.decode_rows > 0 && batch.decode_rows < batch.rows) {  // x of both phases together
+    if (part.norm) kernels::rms_norm(*part.norm, context);
+    if (part.activation) kernels::gated_activation(*part.activation, context);
     part.norm.reset();
+    part.activation.reset();
   }
   for_phases(batch, [&](const auto& part_of) {
     for (size_t i = 0; i < part.count; ++i) part.products[i].args = part_of(fused_.products[i].args);

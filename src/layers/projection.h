@@ -53,12 +53,14 @@ class AdaptedProjection {
   std::optional<Projection> up_;    // [out, rank]
 };
 
-/// Projections of the same x [rows, ..], perhaps after a norm whose y is x: kernels::fused_linear for all rows of a
-/// batch.
+/// Projections of the same x [rows, ..], perhaps after a norm or an activation whose y is x: kernels::fused_linear for
+/// all rows of a batch.
 class JointProjections {
  public:
   JointProjections(const std::optional<kernels::RmsNormArgs>& norm, const float* x, int64_t x_stride) noexcept
       : x_(x), x_stride_(x_stride), fused_{.norm = norm} {}
+  explicit JointProjections(const kernels::GatedActivationArgs& activation) noexcept
+      : x_(activation.y), x_stride_(activation.y_stride), fused_{.activation = activation} {}
 
   /// y = projection(x) (+ y): [rows, out], rows y_stride apart.
   void add(const Projection& projection, float* y, int64_t y_stride, bool accumulate = false) noexcept;

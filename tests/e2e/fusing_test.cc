@@ -69,14 +69,20 @@ bool transformer_layer(const kernels::TransformerLayerArgs& args, const kernels:
   return true;
 }
 
-/// Afterwards the norm's output means nothing.
+/// Afterwards the output of the norm or the activation means nothing.
 bool fused_linear(const kernels::FusedLinearArgs& args, const kernels::Context& context) noexcept {
   const FusingContext& on = on_fusing(context);
   if (args.norm) kernels::rms_norm(*args.norm, on.cpu);
+  if (args.activation) kernels::gated_activation(*args.activation, on.cpu);
   for (size_t i = 0; i < args.count; ++i) kernels::linear(*args.products[i].weight, args.products[i].args, on.cpu);
-  if (!args.norm || !on.computes) return true;
+  if ((!args.norm && !args.activation) || !on.computes) return true;
   context.team.barrier();
-  if (context.team.rank() == 0) std::fill_n(args.norm->y, args.norm->tokens * args.norm->dim, std::nanf(""));
+  if (context.team.rank() == 0) {
+    if (args.norm) std::fill_n(args.norm->y, args.norm->tokens * args.norm->dim, std::nanf(""));
+    for (int64_t t = 0; args.activation && t < args.activation->tokens; ++t) {
+      std::fill_n(args.activation->y + t * args.activation->y_stride, args.activation->dim, std::nanf(""));
+    }
+  }
   context.team.barrier();
   return true;
 }

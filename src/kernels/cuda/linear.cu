@@ -11,7 +11,6 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
-#include "kernels/cuda/sequence.h"
 #include "kernels/cuda/skinny_gemm.cuh"
 #include "kernels/cuda/tile_gemm.cuh"
 
@@ -41,7 +40,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   if (!are_valid(args) || args.workspace.bytes < linear_workspace(weight, args.tokens)) return Status::invalid_value;
   if (args.tokens == 0 || weight.rows == 0) return Status::ok;
   FusedProduct one{.weight = weight, .y = args.y, .bias = args.bias, .accumulate = args.accumulate};
-  if (is_best_in_panels(weight, args)) return prefill_products(args, nullptr, {&one, 1}, stream);
+  if (is_best_in_panels(weight, args)) return prefill_products(args, {}, {&one, 1}, stream);
   float* product = nullptr;
   LinearArgs rest = args;
   const bool in_gemv = args.tokens == 1 && weight.rank <= kGemvMaxRank && supports_codebook_gemv(weight);
@@ -70,7 +69,7 @@ Status linear(const CodebookWeight& weight, const LinearArgs& args, Stream strea
   return Status::ok;
 }
 
-Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const FusedProduct* products, int64_t count,
+Status joint_linear(const LinearArgs& args, const XSource& source, const FusedProduct* products, int64_t count,
                     Stream stream) noexcept {
   if (count < 1 || count > kMaxFusedProducts || !are_valid(args)) return Status::invalid_value;
   bool together = args.tokens > 1, in_panels = true;
@@ -85,8 +84,8 @@ Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const Fused
     together &= has_room && supports_joint_gemm(weight, args.precision);
     in_panels &= has_room && is_best_in_panels(weight, args_of(products[i], args));
   }
-  if (in_panels) return prefill_products(args, norm, {products, static_cast<size_t>(count)}, stream);
-  Status status = norm ? rms_norm(*norm, stream) : Status::ok;
+  if (in_panels) return prefill_products(args, source, {products, static_cast<size_t>(count)}, stream);
+  Status status = make_x(source, stream);
   if (status != Status::ok) return status;
   if (together && supports_batch_gemv(all, args)) {
     return batch_gemv(args, {products, static_cast<size_t>(count)}, stream);

@@ -5,6 +5,7 @@
 /// Products with weight matrices, and rows of them.
 namespace hxq::cuda {
 
+struct GatedActivationArgs;
 struct RmsNormArgs;
 
 /// With some room for what an outlier is more than its level.
@@ -88,11 +89,16 @@ bool supports_fused_linear(const FusedInput& input, const CodebookWeight& weight
 /// Products of one token with 1 to kMaxFusedProducts matrices of as many columns, in one kernel. Everything is float.
 Status fused_linear(const FusedInput& input, const FusedProduct* products, int64_t count, Stream stream) noexcept;
 
+/// What makes the x of products, if anything: one of the two, with x as its y.
+struct XSource {
+  const RmsNormArgs* norm = nullptr;
+  const GatedActivationArgs* activation = nullptr;
+};
+
 /// Products of any number of tokens with 1 to kMaxFusedProducts matrices of as many columns: as `linear` of each, in
-/// fewer kernels where that can be. norm: null, or what comes first, with x as its y, which may be left as it was. Of
-/// `args`, y, bias and accumulate mean nothing; the workspace is the largest that `linear` needs. `low_rank_product`
-/// must be null.
-Status joint_linear(const LinearArgs& args, const RmsNormArgs* norm, const FusedProduct* products, int64_t count,
+/// fewer kernels where that can be. What makes x comes first; x itself may be left as it was then. Of `args`, y, bias
+/// and accumulate mean nothing; the workspace is the largest that `linear` needs. `low_rank_product` must be null.
+Status joint_linear(const LinearArgs& args, const XSource& source, const FusedProduct* products, int64_t count,
                     Stream stream) noexcept;
 
 /// out[i, :] = row ids[i] of the matrix, outliers, low-rank term and channel scales applied.

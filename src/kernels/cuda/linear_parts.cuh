@@ -1,10 +1,13 @@
-// What products with matrices of any codec share on the host: their low-rank term, and parts of what they are given.
+// What products with matrices of any codec share on the host: their low-rank term, what makes their x, and parts of
+// what they are given.
 
 #pragma once
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
 
@@ -22,6 +25,21 @@ Status multiply_vt(const Weight& weight, const LinearArgs& args, const float* in
   const LinearArgs inner{
       .x = args.x, .y = {.data = product, .stride = weight.rank, .dtype = DType::f32}, .tokens = args.tokens};
   return dense_linear(vt, inner, input_scales, stream);
+}
+
+/// Makes x where that is given, or at `y` in its place.
+inline Status make_x(const XSource& source, Stream stream, const Output* y = nullptr) {
+  if (source.norm) {
+    RmsNormArgs norm = *source.norm;
+    if (y) norm.y = *y;
+    return rms_norm(norm, stream);
+  }
+  if (source.activation) {
+    GatedActivationArgs activation = *source.activation;
+    if (y) activation.y = *y;
+    return gated_activation(activation, stream);
+  }
+  return Status::ok;
 }
 
 /// `args` of tokens [first, first + count).

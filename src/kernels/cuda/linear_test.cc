@@ -330,7 +330,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                                .tokens = count,
                                .precision = precision,
                                .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},
-                              nullptr, products.data(), 3, nullptr);
+                              {}, products.data(), 3, nullptr);
         };
         HXQ_EXPECT_OK(multiply_with(bytes));
         expect_finished();

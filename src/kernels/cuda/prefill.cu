@@ -5,7 +5,6 @@
 #include "kernels/cuda/gemv_plan.h"
 #include "kernels/cuda/linear_parts.cuh"
 #include "kernels/cuda/prefill.cuh"
-#include "kernels/cuda/sequence.h"
 
 namespace hxq::cuda {
 namespace {
@@ -192,18 +191,17 @@ size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept 
          2;
 }
 
-Status prefill_products(const LinearArgs& args, const RmsNormArgs* norm, std::span<const FusedProduct> products,
+Status prefill_products(const LinearArgs& args, const XSource& source, std::span<const FusedProduct> products,
                         Stream stream, int64_t panel_bytes) noexcept {
   const int64_t cols = products[0].weight.cols;
   auto* const rounded = static_cast<__nv_bfloat16*>(args.workspace.data);
   auto* const panel = rounded + args.tokens * cols;
-  Input x = {.data = rounded, .stride = cols, .dtype = DType::bf16};
+  const Output made{.data = rounded, .stride = cols, .dtype = DType::bf16};
+  Input x{.data = made.data, .stride = made.stride, .dtype = made.dtype};
   Rounding rounding;
-  Status status = Status::ok;
-  if (norm != nullptr) {
-    RmsNormArgs first = *norm;
-    first.y = {.data = rounded, .stride = cols, .dtype = DType::bf16};
-    status = rms_norm(first, stream);
+  Status status = make_x(source, stream, &made);
+  if (source.norm != nullptr || source.activation != nullptr) {
+    // it is rounded already
   } else if (args.x.dtype == DType::bf16 && args.x.stride % 8 == 0 && is_aligned(args.x.data, 16)) {
     x = args.x;
   } else {

@@ -26,7 +26,7 @@ size_t prefill_workspace(const CodebookWeight& weight, int64_t tokens) noexcept;
 
 /// `joint_linear` by decoding panels of rows to BF16 for cuBLAS. Weights and x are rounded to BF16, outliers, scales
 /// and the low-rank term included.
-Status prefill_products(const LinearArgs& args, const RmsNormArgs* norm, std::span<const FusedProduct> products,
+Status prefill_products(const LinearArgs& args, const XSource& source, std::span<const FusedProduct> products,
                         Stream stream, int64_t panel_bytes = kPanelBytes) noexcept;
 
 }  // namespace hxq::cuda

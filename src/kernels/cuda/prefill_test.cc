@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/linear_test_data.h"
 #include "kernels/cuda/sequence.h"
@@ -36,7 +37,7 @@ TEST(CudaPrefill, MultipliesThroughCublas) {
   }
 }
 
-/// x is rounded once, after its norm where there is one; outputs that lie side by side are made together.
+/// x is rounded once, by what makes it if anything does; outputs that lie side by side are made together.
 TEST(CudaPrefill, MultipliesByMatricesTogether) {
   HXQ_NEEDS_GPU();
   if (!open_cublas()) GTEST_SKIP() << "no cuBLAS";
@@ -45,7 +46,9 @@ TEST(CudaPrefill, MultipliesByMatricesTogether) {
   for (const int64_t rows : kRows) matrices.push_back(make_matrix({.rows = rows, .cols = kCols, .outliers = 0.01}));
   const std::vector<float> x = Random(7).normals(kTokens * kCols), weight = Random(2).normals(kCols),
                            bias = Random(3).normals(kRows[3]);
-  std::vector<float> normed = x;
+  const std::vector<float> gate = Random(4).normals(kTokens * kCols);
+  std::vector<float> normed = x, gated = x;
+  for (size_t i = 0; i < gated.size(); ++i) gated[i] *= gate[i] / (1 + std::exp(-gate[i]));
   for (int64_t t = 0; t < kTokens; ++t) {
     double sum = 0;
     for (int64_t c = 0; c < kCols; ++c) sum += std::pow(x[static_cast<size_t>(t * kCols + c)], 2.0);
@@ -54,9 +57,11 @@ TEST(CudaPrefill, MultipliesByMatricesTogether) {
           static_cast<float>(weight[static_cast<size_t>(c)] / std::sqrt(sum / kCols + 1e-5));
   }
   const DeviceArray<float> device_weight(weight), device_bias(bias);
-  for (const bool has_norm : {false, true}) {
+  for (const auto& [what, multiplied] :
+       {std::pair<std::string, const std::vector<float>&>{"as it is", x}, {"normed", normed}, {"gated", gated}}) {
     for (const DType y_type : {DType::f32, DType::bf16}) {
-      const DeviceRows device_x(x, kTokens, kCols, 4, DType::f32), y(kTokens, kAll, 4, y_type);
+      const DeviceRows device_x(x, kTokens, kCols, 4, DType::f32), device_gate(gate, kTokens, kCols, 4, DType::f32),
+          y(kTokens, kAll, 4, y_type);
       std::vector<DeviceMatrix> on_device;
       for (const TestMatrix& matrix : matrices) on_device.emplace_back(matrix);
       std::vector<FusedProduct> products;
@@ -76,17 +81,20 @@ TEST(CudaPrefill, MultipliesByMatricesTogether) {
                              .tokens = kTokens,
                              .dim = kCols,
                              .eps = 1e-5f};
-      HXQ_EXPECT_OK(joint_linear({.x = device_x.input(),
-                                  .tokens = kTokens,
-                                  .precision = Precision::fast,
-                                  .workspace = {.data = workspace.data(), .bytes = bytes}},
-                                 has_norm ? &norm : nullptr, products.data(), 4, nullptr));
+      const GatedActivationArgs activation{
+          .gate = device_gate.input(), .up = device_x.input(), .y = device_x.output(), .tokens = kTokens, .dim = kCols};
+      HXQ_EXPECT_OK(joint_linear(
+          {.x = device_x.input(),
+           .tokens = kTokens,
+           .precision = Precision::fast,
+           .workspace = {.data = workspace.data(), .bytes = bytes}},
+          {.norm = what == "normed" ? &norm : nullptr, .activation = what == "gated" ? &activation : nullptr},
+          products.data(), 4, nullptr));
       expect_finished();
       std::vector<double> expected(kTokens * kAll), size(kTokens * kAll);
       first = 0;
       for (size_t i = 0; i < 4; ++i) {
-        const Product part =
-            multiply(matrices[i], has_norm ? normed : x, kTokens, i == 3 ? bias : std::vector<float>{}, {});
+        const Product part = multiply(matrices[i], multiplied, kTokens, i == 3 ? bias : std::vector<float>{}, {});
         for (int64_t t = 0; t < kTokens; ++t) {
           for (int64_t r = 0; r < kRows[i]; ++r) {
             expected[static_cast<size_t>(t * kAll + first + r)] = part.y[static_cast<size_t>(t * kRows[i] + r)];
@@ -95,7 +103,7 @@ TEST(CudaPrefill, MultipliesByMatricesTogether) {
         }
         first += kRows[i];
       }
-      expect_close(y.values(), expected, size, 0x1p-7, y_type, has_norm ? "normed" : "as it is");
+      expect_close(y.values(), expected, size, 0x1p-7, y_type, what);
     }
   }
 }
@@ -114,7 +122,7 @@ TEST(CudaPrefill, DecodesPanelAfterPanel) {
                                   .tokens = kTokens,
                                   .precision = Precision::fast,
                                   .workspace = {.data = workspace.data(), .bytes = workspace.size()}},
-                                 nullptr, {&product, 1}, nullptr, 128 * 2 * kCols));
+                                 {}, {&product, 1}, nullptr, 128 * 2 * kCols));
   expect_finished();
   const Product expected = multiply(matrix, x, kTokens, {}, {});
   expect_close(device_y.values(), expected.y, expected.size, 0x1p-7, DType::f32, "three panels");

@@ -48,7 +48,7 @@ struct Kernels {
   Status (*codebook_linear)(const CodebookWeight&, const LinearArgs&, Stream) noexcept;
   bool (*supports_fused_linear)(const FusedInput&, const CodebookWeight&) noexcept;
   Status (*fused_linear)(const FusedInput&, const FusedProduct*, int64_t count, Stream) noexcept;
-  Status (*joint_linear)(const LinearArgs&, const RmsNormArgs*, const FusedProduct*, int64_t count, Stream) noexcept;
+  Status (*joint_linear)(const LinearArgs&, const XSource&, const FusedProduct*, int64_t count, Stream) noexcept;
   size_t (*grouped_linear_workspace)(const GroupedWeight&, int64_t tokens) noexcept;
   Status (*grouped_linear)(const GroupedWeight&, const LinearArgs&, Stream) noexcept;
   bool (*supports_grouped_fused_linear)(const FusedInput&, const GroupedProduct*, int64_t count) noexcept;

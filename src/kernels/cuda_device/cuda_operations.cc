@@ -40,6 +40,15 @@ cuda::RmsNormArgs there(const RmsNormArgs& args) noexcept {
           .eps = args.eps};
 }
 
+cuda::GatedActivationArgs there(const GatedActivationArgs& args) noexcept {
+  return {.gate = input(args.gate, args.x_stride),
+          .up = input(args.up, args.x_stride),
+          .y = output(args.y, args.y_stride),
+          .tokens = args.tokens,
+          .dim = args.dim,
+          .activation = args.activation};
+}
+
 cuda::ConvArgs there(const ConvArgs& args) noexcept {
   return {.batch = ragged(args.batch),
           .x = input(args.x, args.x_stride),
@@ -124,8 +133,9 @@ struct Cuda {
     return true;
   }
 
-  /// x of one token, or x before its norm; false where the kernels have no such norm.
+  /// x of one token, or x before its norm; false where the kernels do not make it so.
   static bool describe(const FusedLinearArgs& args, cuda::FusedInput& fused) noexcept {
+    if (args.activation) return false;
     fused = {.x = input(args.products[0].args.x, 0)};
     if (const auto& norm = args.norm) {
       if (norm->groups != 1) return false;
@@ -178,10 +188,13 @@ struct Cuda {
                                  .tokens = first.tokens,
                                  .precision = precision_of(on),
                                  .workspace = on.workspace};
-    const auto norm = args.norm ? std::optional(there(*args.norm)) : std::nullopt;
+    cuda::XSource source;
+    cuda::RmsNormArgs norm;
+    cuda::GatedActivationArgs activation;
+    if (args.norm) source.norm = &(norm = there(*args.norm));
+    if (args.activation) source.activation = &(activation = there(*args.activation));
     on.run(
-        "products", [&] { return on.kernels.joint_linear(joint, norm ? &*norm : nullptr, products, count, on.stream); },
-        workspace);
+        "products", [&] { return on.kernels.joint_linear(joint, source, products, count, on.stream); }, workspace);
   }
 
   static void gather_rows(const PreparedMatrix& weight, const int32_t* ids, int64_t count, float* out,
@@ -355,15 +368,7 @@ struct Cuda {
 
   static void gated_activation(const GatedActivationArgs& args, const Context& context) noexcept {
     const CudaContext& on = on_cuda(context);
-    on.run("an activation", [&] {
-      return on.kernels.gated_activation({.gate = input(args.gate, args.x_stride),
-                                          .up = input(args.up, args.x_stride),
-                                          .y = output(args.y, args.y_stride),
-                                          .tokens = args.tokens,
-                                          .dim = args.dim,
-                                          .activation = args.activation},
-                                         on.stream);
-    });
+    on.run("an activation", [&] { return on.kernels.gated_activation(there(args), on.stream); });
   }
 
   static void most_likely(const MostLikelyArgs& args, const Context& context) noexcept {
