@@ -8,8 +8,10 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/linear_test_data.h"
+#include "kernels/cuda/sequence.h"
 #include "kernels/cuda/test_device.h"
 
 namespace hxq::cuda {
@@ -275,6 +277,27 @@ TEST(CudaLinear, FusesProductsAndWhatMakesTheirX) {
   }
 }
 
+enum class MadeBy { nothing, norm, activation };
+
+/// What the products read: `read`, its norm with the weights `with`, or `read` as a gate of `with`.
+std::vector<float> x_of(MadeBy made_by, const std::vector<float>& read, const std::vector<float>& with, int64_t cols) {
+  if (made_by == MadeBy::nothing) return read;
+  std::vector<float> x(read.size());
+  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(cols)) {
+    double squares = 0;
+    for (size_t i = begin; i < begin + static_cast<size_t>(cols); ++i)
+      squares += static_cast<double>(read[i]) * read[i];
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(cols) + 1e-5);
+    for (size_t i = begin; i < begin + static_cast<size_t>(cols); ++i) {
+      const double value = read[i];
+      x[i] = static_cast<float>(made_by == MadeBy::norm ? value * scale * with[i - begin]
+                                                        : value / (1 + std::exp(-value)) * with[i]);
+    }
+  }
+  return x;
+}
+
+/// Of x that a norm or an activation makes it is only asked what comes of it.
 TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
   HXQ_NEEDS_GPU();
   struct Case {
@@ -305,13 +328,35 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
     EXPECT_EQ(together, one.together && on_hopper());
     for (const auto& [tokens, gap] :
          {std::pair<int64_t, int64_t>{1, 3}, {2, 3}, {2, 8}, {9, 3}, {9, 8}, {40, 3}, {40, 8}, {100, 3}}) {
-      for (const Precision precision : {Precision::exact, Precision::fast}) {
+      for (const auto& [precision, made_by] : {std::pair{Precision::exact, MadeBy::nothing},
+                                               {Precision::exact, MadeBy::norm},
+                                               {Precision::exact, MadeBy::activation},
+                                               {Precision::fast, MadeBy::nothing},
+                                               {Precision::fast, MadeBy::norm},
+                                               {Precision::fast, MadeBy::activation}}) {
         if (one.rows > 1000 && tokens != 9) continue;
-        const std::vector<float> x = Random(7).normals(static_cast<size_t>(tokens * one.cols), one.x);
+        if (made_by != MadeBy::nothing && one.x != DType::f32) continue;  // it is rounded between the two
+        const std::vector<float> read = Random(7).normals(static_cast<size_t>(tokens * one.cols), one.x),
+                                 up = Random(4).normals(static_cast<size_t>(tokens * one.cols)),
+                                 norm_weight = Random(2).normals(static_cast<size_t>(one.cols));
+        const std::vector<float> x = x_of(made_by, read, made_by == MadeBy::norm ? norm_weight : up, one.cols);
         const std::vector<float> bias = Random(3).normals(static_cast<size_t>(one.rows));
         const std::vector<float> start(static_cast<size_t>(tokens * 130), 0.5f);
-        const DeviceRows device_x(x, tokens, one.cols, gap, one.x);
-        const DeviceArray<float> device_bias(bias);
+        const DeviceRows device_read(read, tokens, one.cols, gap, one.x),
+            device_up(up, tokens, one.cols, gap, DType::f32),
+            device_x(std::vector<float>(x.size()), tokens, one.cols, gap, one.x);
+        const DeviceArray<float> device_bias(bias), device_weight(norm_weight);
+        const RmsNormArgs norm{.x = device_read.input(),
+                               .weight = device_weight.data(),
+                               .y = device_x.output(),
+                               .tokens = tokens,
+                               .dim = one.cols,
+                               .eps = 1e-5f};
+        const GatedActivationArgs activation{.gate = device_read.input(),
+                                             .up = device_up.input(),
+                                             .y = device_x.output(),
+                                             .tokens = tokens,
+                                             .dim = one.cols};
         std::vector<DeviceRows> y;
         std::vector<FusedProduct> products;
         size_t bytes = 0;
@@ -325,21 +370,24 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                               .accumulate = i == 2});
         }
         const DeviceArray<std::byte> workspace(bytes);
-        const auto multiply_with = [&, count = tokens](size_t workspace_bytes) {
-          return joint_linear({.x = device_x.input(),
+        const auto multiply_with = [&, count = tokens, in = precision, by = made_by](size_t workspace_bytes) {
+          return joint_linear({.x = by == MadeBy::nothing ? device_read.input() : device_x.input(),
                                .tokens = count,
-                               .precision = precision,
+                               .precision = in,
                                .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},
-                              {}, products.data(), 3, nullptr);
+                              {.norm = by == MadeBy::norm ? &norm : nullptr,
+                               .activation = by == MadeBy::activation ? &activation : nullptr},
+                              products.data(), 3, nullptr);
         };
         HXQ_EXPECT_OK(multiply_with(bytes));
         expect_finished();
         for (size_t i = 0; i < 3; ++i) {
           const Product expected = multiply(matrices[i], x, tokens, i == 0 ? bias : std::vector<float>{},
                                             i == 2 ? start : std::vector<float>{});
-          expect_close(
-              y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast, DType::f32,
-              std::to_string(tokens) + " tokens, gap " + std::to_string(gap) + ", matrix " + std::to_string(i));
+          expect_close(y[i].values(), expected.y, expected.size, precision == Precision::exact ? kExact : kFast,
+                       DType::f32,
+                       std::to_string(tokens) + " tokens, gap " + std::to_string(gap) + ", matrix " +
+                           std::to_string(i) + ", made by " + std::to_string(static_cast<int>(made_by)));
         }
         EXPECT_TRUE(bytes == 0 || multiply_with(bytes - 1) == Status::invalid_value);
       }
