@@ -73,7 +73,11 @@ class Device {
   /// From device memory to other device memory. Throws `OutOfMemory`.
   virtual void copy(std::byte* to, const std::byte* from, size_t bytes) const;
 
-  /// Memory of the host that `download` fills without a detour. Throws `OutOfMemory`, which names `what`.
+  /// Waits for what the device was asked before.
+  virtual void wait() const {}
+
+  /// Memory of the host that `download` fills without a detour, and that operations may write to: the host sees it once
+  /// it has waited. Throws `OutOfMemory`, which names `what`.
   virtual std::byte* allocate_on_host(size_t bytes, std::string_view what) const;
   virtual void free_on_host(std::byte* memory, size_t bytes) const noexcept;
 
@@ -160,19 +164,20 @@ template <class T>
 class HostArray {
  public:
   HostArray() = default;
-  HostArray(const Device& device, size_t size, std::string_view what)
-      : device_(&device), size_(size), data_(size == 0 ? nullptr : device.allocate_on_host(size * sizeof(T), what)) {}
+  HostArray(const Device& device, int64_t size, std::string_view what)
+      : device_(&device), size_(size), data_(size == 0 ? nullptr : device.allocate_on_host(bytes(), what)) {}
   HostArray(HostArray&& other) noexcept { swap(other); }
   HostArray& operator=(HostArray&& other) noexcept {
     HostArray(std::move(other)).swap(*this);
     return *this;
   }
   ~HostArray() {
-    if (data_ != nullptr) device_->free_on_host(data_, size_ * sizeof(T));
+    if (data_ != nullptr) device_->free_on_host(data_, bytes());
   }
 
   T* data() const noexcept { return reinterpret_cast<T*>(data_); }
-  size_t size() const noexcept { return size_; }
+  int64_t size() const noexcept { return size_; }
+  size_t bytes() const noexcept { return static_cast<size_t>(size_) * sizeof(T); }
 
  private:
   void swap(HostArray& other) noexcept {
@@ -182,7 +187,7 @@ class HostArray {
   }
 
   const Device* device_ = nullptr;
-  size_t size_ = 0;
+  int64_t size_ = 0;
   std::byte* data_ = nullptr;
 };
 

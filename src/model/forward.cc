@@ -140,7 +140,7 @@ void run(const Step& step, std::span<const int32_t> tokens, Workspace::Parts& wo
   const bool direct = begin != step.pieces.end() && in_order(step);
   float* to = direct ? place(*begin) : staging.data();
   workspace.run(step.shape, to, step.first_output, step.outputs);
-  const int32_t* token = workspace.most_likely_on_host.data();  // of the wanted rows, if the shape asks for them
+  const int32_t* token = workspace.most_likely.data();  // of the wanted rows, if the shape asks for them
   for (const Piece& piece : step.pieces) {
     if (piece.only_token) {
       std::copy_n(token, piece.wanted, results.most_likely.begin() + piece.first_wanted);
@@ -263,9 +263,10 @@ Workspace::~Workspace() = default;
 
 std::span<float> Workspace::logits(size_t count) {
   kernels::HostArray<float>& array = parts_->logits_of_callers;
-  if (array.size() < count) {
+  const auto size = static_cast<int64_t>(count);
+  if (array.size() < size) {
     array = {};  // first, so that both are never held at once
-    array = {*parts_->model->state_options.device, count, "logits"};
+    array = {*parts_->model->state_options.device, size, "logits"};
   }
   return {array.data(), count};
 }
@@ -311,12 +312,7 @@ void Workspace::Parts::reserve(const StepShape& shape) {
   grow(host_inputs, kernels::cpu_device(), static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(inputs, device, static_cast<int64_t>(input_bytes), "the inputs of a step");
   grow(work, device, static_cast<int64_t>(work_bytes), fmt::format("the work memory of {} tokens", shape.rows));
-  if (shape.most_likely) {
-    grow(most_likely, device, shape.wanted, "the tokens of a step");
-    if (most_likely_on_host.size() < static_cast<size_t>(shape.wanted)) {
-      most_likely_on_host = {device, static_cast<size_t>(shape.wanted), "the tokens of a step"};
-    }
-  }
+  if (shape.most_likely) grow(most_likely, device, shape.wanted, "the tokens of a step");
   if (!device.is_host() || shape.most_likely) {
     grow(outputs, device, shape.wanted * model->output_size(shape.hidden),
          fmt::format("the outputs of {} tokens", shape.wanted));
@@ -350,10 +346,8 @@ void Workspace::Parts::run(const StepShape& shape, float* to, int64_t first, int
   if (adapts) {
     step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  if (shape.most_likely) {
-    most_likely.download({most_likely_on_host.data(), static_cast<size_t>(shape.wanted)});
-  }
   if (direct) return;
+  if (shape.most_likely) model->state_options.device->wait();
   const int64_t width = model->output_size(shape.hidden);
   outputs.download({to, static_cast<size_t>(rows * width)}, first * width);
 }

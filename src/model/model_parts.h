@@ -98,7 +98,7 @@ struct Workspace::Parts {
   /// Where a step's inputs are to be written before it is run.
   StepInputs inputs_on_host(const StepShape& shape) noexcept;
   /// Runs a step that memory was reserved for. to: [rows, output_size], on the host, for those of the wanted rows from
-  /// `first` on; all of them unless the shape asks for likeliest tokens, which come to `most_likely_on_host`.
+  /// `first` on; all of them unless the shape asks for likeliest tokens, which come to `most_likely`.
   void run(const StepShape& shape, float* to, int64_t first, int64_t rows);
   const Reserved* find_reserved(const StepShape& shape) const noexcept;
 
@@ -111,9 +111,8 @@ struct Workspace::Parts {
   kernels::DeviceArray<std::byte> host_inputs;  // host memory, whatever the device
   kernels::DeviceArray<std::byte> inputs;
   kernels::DeviceArray<std::byte> work;
-  kernels::DeviceArray<float> outputs;        // where the device cannot write to the caller's
-  kernels::DeviceArray<int32_t> most_likely;  // of each wanted row of a step
-  kernels::HostArray<int32_t> most_likely_on_host;
+  kernels::DeviceArray<float> outputs;          // where the device cannot write to the caller's
+  kernels::HostArray<int32_t> most_likely;      // of each wanted row of a step
   kernels::HostArray<float> logits_of_callers;  // what Workspace::logits gives
 };
 

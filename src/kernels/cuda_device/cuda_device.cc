@@ -82,6 +82,11 @@ void CudaDevice::download(std::span<std::byte> to, const std::byte* from) const 
   }
 }
 
+void CudaDevice::wait() const {
+  const Use use(*this);
+  check(kernels_.wait_for(stream_), "its work");
+}
+
 std::byte* CudaDevice::allocate_on_host(size_t bytes, std::string_view what) const {
   const Use use(*this);
   void* memory = nullptr;

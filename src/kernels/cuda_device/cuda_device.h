@@ -22,6 +22,7 @@ class CudaDevice final : public Device {
   void upload(std::byte* to, std::span<const std::byte> from) const override;
   void download(std::span<std::byte> to, const std::byte* from) const override;
   void clear(std::byte* memory, size_t bytes) const override;
+  void wait() const override;
   std::byte* allocate_on_host(size_t bytes, std::string_view what) const override;
   void free_on_host(std::byte* memory, size_t bytes) const noexcept override;
   std::unique_ptr<const PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const override;
