@@ -2,13 +2,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include "config_message.h"
 #include "desc/model_desc.h"
-#include "hxq/error.h"
 
 namespace hxq {
 namespace {
 
 using nlohmann::json;
+using testing::message_of;
 
 json tiny_llama() {
   return {{"model_type", "llama"},     {"vocab_size", 32000},       {"hidden_size", 2048},
@@ -48,15 +49,6 @@ const TransformerBlockDesc& block_of(const ModelDesc& model, size_t layer) {
 }
 
 const WeightDesc& weight_of(const ModelDesc& model, WeightId id) { return model.weights[static_cast<size_t>(id)]; }
-
-std::string message_of(const json& config) {
-  try {
-    describe(config, "config.json");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 TEST(LlamaDesc, ListsTheTensorsOfTinyLlama) {
   const ModelDesc model = describe(tiny_llama(), "config.json");

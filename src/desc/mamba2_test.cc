@@ -3,12 +3,14 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "config_message.h"
 #include "desc/model_desc.h"
-#include "hxq/error.h"
 #include "io/json.h"
 
 namespace hxq {
 namespace {
+
+using testing::message_of;
 
 nlohmann::json mamba2_130m() {
   return {{"model_type", "mamba2"},
@@ -25,15 +27,6 @@ nlohmann::json mamba2_130m() {
 }
 
 const Mamba2BlockDesc& first_block(const ModelDesc& model) { return std::get<Mamba2BlockDesc>(model.blocks.front()); }
-
-std::string message_of(const nlohmann::json& config) {
-  try {
-    describe(config, "config.json");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 TEST(Mamba2Desc, ListsTheTensorsOfMamba2130m) {
   const ModelDesc model = describe(mamba2_130m(), "config.json");

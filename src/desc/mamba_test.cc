@@ -2,25 +2,18 @@
 
 #include <nlohmann/json.hpp>
 
+#include "config_message.h"
 #include "desc/model_desc.h"
-#include "hxq/error.h"
 
 namespace hxq {
 namespace {
+
+using testing::message_of;
 
 nlohmann::json mamba_130m() {
   return {{"model_type", "mamba"}, {"vocab_size", 50280}, {"hidden_size", 768},        {"num_hidden_layers", 24},
           {"state_size", 16},      {"expand", 2},         {"intermediate_size", 1536}, {"time_step_rank", 48},
           {"conv_kernel", 4},      {"eos_token_id", 0}};
-}
-
-std::string message_of(const nlohmann::json& config) {
-  try {
-    describe(config, "config.json");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST(MambaDesc, ListsTheTensorsOfMamba130m) {

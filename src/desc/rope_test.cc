@@ -17,7 +17,7 @@ RopeDesc read(const json& config, int64_t head_dim = 64) {
   return read_rope(ConfigReader(config, "config.json"), head_dim);
 }
 
-std::string message_of(const json& config) {
+std::string message_of_rope(const json& config) {
   try {
     read(config);
   } catch (const Error& error) {
@@ -99,18 +99,18 @@ TEST(Rope, Llama3BlendsTheMiddleFrequencies) {
 
 TEST(Rope, NamesTheFieldThatIsWrong) {
   EXPECT_EQ(
-      message_of({{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}}),
+      message_of_rope({{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}}),
       "config.json: \"rope_scaling.type\" is \"yarn\", expected \"default\", \"linear\", \"dynamic\" or \"llama3\"");
-  EXPECT_EQ(message_of({{"rope_parameters", {{"rope_type", "linear"}}}}),
+  EXPECT_EQ(message_of_rope({{"rope_parameters", {{"rope_type", "linear"}}}}),
             "config.json: \"rope_parameters.factor\" is nothing, expected a number of at least 1");
-  EXPECT_EQ(message_of({{"rope_theta", -1}}), "config.json: \"rope_theta\" is -1, expected a positive number");
-  EXPECT_EQ(message_of({{"rope_scaling", "linear"}}),
+  EXPECT_EQ(message_of_rope({{"rope_theta", -1}}), "config.json: \"rope_theta\" is -1, expected a positive number");
+  EXPECT_EQ(message_of_rope({{"rope_scaling", "linear"}}),
             "config.json: \"rope_scaling\" is \"linear\", expected an object");
-  EXPECT_EQ(message_of({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}}),
+  EXPECT_EQ(message_of_rope({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}}),
             "config.json: \"rope_parameters.partial_rotary_factor\" is 0.5, expected 1");
-  EXPECT_EQ(message_of({{"rope_scaling", {{"type", "dynamic"}, {"factor", 2}}}}),
+  EXPECT_EQ(message_of_rope({{"rope_scaling", {{"type", "dynamic"}, {"factor", 2}}}}),
             "config.json: \"max_position_embeddings\" is nothing, expected a positive integer");
-  EXPECT_NE(message_of({{"rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}}}), "");
+  EXPECT_NE(message_of_rope({{"rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}}}), "");
   EXPECT_THROW(read(json::object(), 7), Error);
 }
 
