@@ -7,6 +7,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 build=$1
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
+# Python keeps what it compiles: torch and transformers take seconds, and many tests start them anew.
+unset PYTHONDONTWRITEBYTECODE
 newest="transformers>=5,<6"
 older="transformers==4.57.*"
 
