@@ -322,7 +322,7 @@ def test_peak_memory_is_bounded(hxq, tmp_path, dtype, tensors, weights):
     largest = write_large_model(tmp_path, dtype, tensors, weights)
     bound = 3 * largest + 256 * 2**20
     assert tensors == 1 or tensors * largest > bound
-    arguments = [hxq.command, "compress", tmp_path, tmp_path / "out", "--json"]
+    arguments = [hxq.command, "compress", tmp_path, tmp_path / "out", "--threads", "2", "--json"]
     completed = subprocess.run([sys.executable, PEAK_MEMORY, *map(str, arguments)], capture_output=True)
     assert completed.returncode == 0, completed.stderr
     text, peak = completed.stdout.decode().rstrip().rsplit("\n", 1)

@@ -130,8 +130,10 @@ def test_readers_without_terms_refuse_them(g4, tmp_path):
 
 
 def test_threads_and_resuming_do_not_change_bytes(hxq, g4, tmp_path):
-    assert hxq("compress", MODEL, tmp_path / "one", "--profile", "g4", "--threads", 1).code == 0
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (g4 / "model.safetensors").read_bytes()
+    for threads in (1, 3):
+        out = tmp_path / str(threads)
+        assert hxq("compress", MODEL, out, "--profile", "g4", "--threads", threads).code == 0
+        assert (out / "model.safetensors").read_bytes() == (g4 / "model.safetensors").read_bytes()
 
 
 def test_bits_and_groups_of_ones_own(hxq, tmp_path):

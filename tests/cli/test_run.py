@@ -10,7 +10,7 @@ PROMPT = "The city of London is"
 
 
 def test_generate_is_deterministic_and_json_tells_what_happened(hxq, compressed):
-    first = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json").json()
+    first = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json", "--threads", 2).json()
     again = hxq("generate", compressed, "--prompt", PROMPT, "--max-tokens", 20, "--json", "--threads", 1).json()
     assert first["tokens"] == again["tokens"] and len(first["tokens"]) == 20
     assert first["stop_reason"] == "length"

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -20,6 +21,11 @@ TEMPLATE = ROOT / "models" / "plain-chat.jinja"
 def pytest_addoption(parser):
     parser.addoption("--hxq", required=True, help="the hxq command")
     parser.addoption("--kills", type=int, default=800, help="clients that go away in test_leaving.py")
+
+
+def pytest_configure():
+    # As in tests/cli/conftest.py.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def wait_until(condition, seconds=300, state=lambda: None):
@@ -102,6 +108,8 @@ def start_server(request):
 
     @contextlib.contextmanager
     def start(folder, *options, end=True):
+        if "--threads" not in options:  # two also where the tests have one processor
+            options += ("--threads", 2)
         process = subprocess.Popen(
             [command, "serve", folder, "--port", "0", *map(str, options)],
             stdout=subprocess.PIPE,
