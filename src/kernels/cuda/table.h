@@ -22,7 +22,7 @@ namespace hxq::cuda {
 /// Everything that libhxq_cuda.so offers, for a runtime that opens it while it runs.
 struct Kernels {
   /// Of this struct; a library with another one is not used.
-  static constexpr int kVersion = 14;
+  static constexpr int kVersion = 15;
 
   int version = kVersion;
   const char* (*describe)(Status) noexcept;
