@@ -219,6 +219,9 @@ TEST(CudaAttention, AttendsOverTheTilesOfEachSequence) {
     check_attention(
         m, {.positions = {300, 0}, .lengths = {9, 100}, .dtype = DType::f16, .cache = DType::f32, .window = 50});
   }
+  // So many tiles of rows that a block brings several heads of each into the cache.
+  check_attention({20, 10, 64},
+                  {.positions = std::vector<int>(70), .lengths = std::vector<int>(70, 33), .q_gap = 4, .kv_gap = 4});
 }
 
 TEST(CudaAttention, MultipliesManyRowsByTensorCores) {

@@ -297,7 +297,7 @@ std::vector<float> x_of(MadeBy made_by, const std::vector<float>& read, const st
   return x;
 }
 
-/// Of x that a norm or an activation makes it is only asked what comes of it.
+/// x that a norm or an activation makes is checked through the products alone.
 TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
   HXQ_NEEDS_GPU();
   struct Case {
@@ -354,7 +354,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
                                .eps = 1e-5f};
         const GatedActivationArgs activation{.gate = device_read.input(),
                                              .up = device_up.input(),
-                                             .y = device_x.output(),
+                                             .y = device_read.output(),
                                              .tokens = tokens,
                                              .dim = one.cols};
         std::vector<DeviceRows> y;
@@ -371,7 +371,7 @@ TEST(CudaLinear, MultipliesSeveralMatricesWithTheSameX) {
         }
         const DeviceArray<std::byte> workspace(bytes);
         const auto multiply_with = [&, count = tokens, in = precision, by = made_by](size_t workspace_bytes) {
-          return joint_linear({.x = by == MadeBy::nothing ? device_read.input() : device_x.input(),
+          return joint_linear({.x = by == MadeBy::norm ? device_x.input() : device_read.input(),
                                .tokens = count,
                                .precision = in,
                                .workspace = {.data = workspace.data(), .bytes = workspace_bytes}},

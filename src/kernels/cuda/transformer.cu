@@ -1,5 +1,7 @@
 // Small operations of transformer blocks: the cache, gated activations.
 
+#include <algorithm>
+
 #include "kernels/cuda/activated.cuh"
 #include "kernels/cuda/kv_cache.cuh"
 
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) extend_cache_kernel(const __grid_con
 
 constexpr int kTileThreads = 256;
 constexpr int kTileRows = 32;
-constexpr int kMaxTileHeads = 8;           ///< of queries, or of keys and values, that a block has
+constexpr int kMaxTileHeads = 8;           ///< of queries, or of keys and values, that a block has at most
 constexpr int kKeyStride = kTileRows + 1;  ///< for the banks
 
 struct ExtendTileParameters {
@@ -158,7 +160,9 @@ Status extend_cache(const ExtendCacheArgs& args, Stream stream) noexcept {
   if (args.batch.count == 0 || args.batch.max_rows == 0) return Status::ok;
   if (args.batch.max_rows >= kTileRows && args.cache.head_dim % 8 == 0 && has_fours(args.q) && has_fours(args.k) &&
       has_fours(args.v)) {
-    const int64_t tiles = ceil_div<int64_t>(args.batch.max_rows, kTileRows) * args.batch.count;
+    // With rows, at most: segments are shorter than the longest.
+    const int64_t tiles = std::min<int64_t>(ceil_div<int64_t>(args.batch.max_rows, kTileRows) * args.batch.count,
+                                            args.batch.total_rows / kTileRows + args.batch.count);
     ExtendTileParameters p{.args = args, .heads = kMaxTileHeads, .query_blocks = 0};
     const auto blocks_of = [&](int64_t heads) { return static_cast<int>(ceil_div<int64_t>(heads, p.heads)); };
     const int64_t rotated_heads = args.inverse_frequency ? args.query_heads : 0;
