@@ -47,6 +47,7 @@ class CpuDevice final : public Device {
     std::memcpy(to.data(), from, to.size());
   }
   void clear(std::byte* memory, size_t bytes) const override { std::memset(memory, 0, bytes); }
+  void wait() const override {}  // what it was asked is done when the call returns
   void copy(std::byte* to, const std::byte* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
   std::unique_ptr<const PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const override {

@@ -74,7 +74,7 @@ class Device {
   virtual void copy(std::byte* to, const std::byte* from, size_t bytes) const;
 
   /// Waits for what the device was asked before.
-  virtual void wait() const {}
+  virtual void wait() const = 0;
 
   /// Memory of the host that `download` fills without a detour, and that operations may write to: the host sees it once
   /// it has waited. Throws `OutOfMemory`, which names `what`.

@@ -201,7 +201,7 @@ def test_shards(hxq, compressed, tmp_path):
 def test_killed_at_any_moment_and_resumed(hxq, tmp_path, request, shard, replaces):
     """The destination is as it was or complete, whenever a run is killed, and the next takes its work up: after many that
     got a little further each, the bytes are those of a run that nobody disturbed. `--kills N`: so many."""
-    arguments = ["compress", MODEL, "--sidecar", "0.002", "--max-shard-size", shard, *(["--force"] if replaces else [])]
+    arguments = ["compress", MODEL, "--sidecar", "0.002", "--max-shard-size", shard, "--threads", "2", *(["--force"] if replaces else [])]
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     start = time.monotonic()
     assert hxq(*arguments, undisturbed).code == 0
@@ -238,7 +238,7 @@ def test_killed_at_any_moment_and_resumed(hxq, tmp_path, request, shard, replace
 def partial_of(hxq, out, *arguments):
     """What a compression leaves that is killed once it has stored something."""
     partial = out.with_name(out.name + ".partial")
-    process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(out), *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(out), "--threads", "2", *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     journal = partial / ".hxq-journal"
     while_it_runs(process, lambda: journal.exists() and journal.read_text().count("\n") > 2)
     process.kill()

@@ -233,6 +233,7 @@ class LimitedDevice final : public kernels::Device {
     kernels::cpu_device().download(to, from);
   }
   void clear(std::byte* memory, size_t bytes) const override { kernels::cpu_device().clear(memory, bytes); }
+  void wait() const override {}
   std::unique_ptr<const kernels::PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const override {
     return kernels::cpu_device().prepare(std::move(stored));
   }

@@ -124,6 +124,7 @@ class FusingDevice final : public kernels::Device {
   void upload(std::byte* to, std::span<const std::byte> from) const override { cpu().upload(to, from); }
   void download(std::span<std::byte> to, const std::byte* from) const override { cpu().download(to, from); }
   void clear(std::byte* memory, size_t bytes) const override { cpu().clear(memory, bytes); }
+  void wait() const override {}
   std::unique_ptr<const kernels::PreparedMatrix> prepare(std::unique_ptr<const StoredMatrix> stored) const override {
     return cpu().prepare(std::move(stored));
   }

@@ -146,6 +146,17 @@ TEST_P(Joint, EveryTextIsWhatItIsAlone) {
   }
 }
 
+/// Where the caller does not say how many threads there are, steps find out how many are fastest.
+TEST_P(Joint, ThreadsThatAdaptChangeNothing) {
+  if (!GetParam().on_cpu()) GTEST_SKIP() << "threads are the CPU's";
+  const Model adapts = Model::open(folder_.path(), {}), one = Model::open(folder_.path(), {.threads = 1});
+  Sequence sequence = adapts.new_sequence(), other = one.new_sequence();
+  Workspace workspace = adapts.new_workspace(), other_workspace = one.new_workspace();
+  Text text = testing::text_of(1, one.info().vocab_size);
+  text.decoded.resize(60, text.decoded.front());
+  EXPECT_EQ(alone(adapts, text, sequence, workspace), alone(one, text, other, other_workspace));
+}
+
 TEST_P(Joint, PromptsComeInAnyPieces) {
   constexpr int64_t kSingle = 100;
   HXQ_NEEDS_DEVICE(GetParam().device);
