@@ -13,12 +13,12 @@ struct LinearProduct {
   LinearArgs args;
 };
 
-/// Products with the same x, all of one phase. A norm or an activation whose y is x comes first; what x points to means
-/// nothing afterwards then, since a device may take it into the products.
+/// Products with the same x, all of one phase. A norm or an activation whose y is x, at most one of the two, comes
+/// first; what x points to means nothing afterwards then, since a device may take it into the products.
 struct FusedLinearArgs {
   static constexpr size_t kMost = 6;
 
-  std::optional<RmsNormArgs> norm = {};  ///< or
+  std::optional<RmsNormArgs> norm = {};
   std::optional<GatedActivationArgs> activation = {};
   std::array<LinearProduct, kMost> products = {};  // [count]
   size_t count = 0;

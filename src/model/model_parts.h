@@ -43,7 +43,7 @@ struct StepInputs {
   void** state;                // [state arrays of all blocks, segments]
 };
 
-/// Where a step's results go, on the device.
+/// Where a step's results go: memory that the device can write to.
 struct StepResults {
   float* outputs = nullptr;        // [shape.wanted, output_size]
   int32_t* most_likely = nullptr;  // [shape.wanted], where the shape asks for it

@@ -27,7 +27,7 @@ Status multiply_vt(const Weight& weight, const LinearArgs& args, const float* in
   return dense_linear(vt, inner, input_scales, stream);
 }
 
-/// Makes x where that is given, or at `y` in its place.
+/// Makes x if anything is to: where the source says, or at `y`.
 inline Status make_x(const XSource& source, Stream stream, const Output* y = nullptr) {
   if (source.norm) {
     RmsNormArgs norm = *source.norm;

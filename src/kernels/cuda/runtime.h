@@ -31,7 +31,7 @@ Status wait_for(Stream stream) noexcept;
 /// Memory of the device, 256-byte aligned, kept for later calls when it is freed. Null when there is none to be had.
 Status allocate(void*& memory, size_t bytes, Stream stream) noexcept;
 void deallocate(void* memory, Stream stream) noexcept;
-/// Memory of the host that copies need not be staged for.
+/// Memory of the host that copies need not be staged for, and that kernels may write to.
 Status allocate_on_host(void*& memory, size_t bytes) noexcept;
 void deallocate_on_host(void* memory) noexcept;
 

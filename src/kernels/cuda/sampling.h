@@ -10,7 +10,7 @@ struct MostLikelyArgs {
   Input logits;  // [rows, vocabulary]
   int64_t rows = 0;
   int64_t vocabulary = 0;    ///< 1 or more
-  int32_t* token = nullptr;  // [rows]
+  int32_t* token = nullptr;  // [rows], in device memory or that of `allocate_on_host`
 };
 Status most_likely(const MostLikelyArgs& args, Stream stream) noexcept;
 

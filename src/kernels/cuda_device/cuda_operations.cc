@@ -133,7 +133,7 @@ struct Cuda {
     return true;
   }
 
-  /// x of one token, or x before its norm; false where the kernels do not make it so.
+  /// x of one token, or x before its norm; false of an activation, and of a norm of groups.
   static bool describe(const FusedLinearArgs& args, cuda::FusedInput& fused) noexcept {
     if (args.activation) return false;
     fused = {.x = input(args.products[0].args.x, 0)};
