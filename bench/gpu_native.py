@@ -97,7 +97,8 @@ def measure_shape(hxq, folder, card, shape, rate, work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bin", type=lambda folder: pathlib.Path(folder).resolve())  # a program without a folder would be looked for in PATH
+    # Whole: a program without a folder would be looked for in PATH.
+    parser.add_argument("bin", type=lambda folder: pathlib.Path(folder).resolve())
     parser.add_argument("--models", type=pathlib.Path)
     parser.add_argument("--text", type=pathlib.Path)
     parser.add_argument("--rate", type=float)
