@@ -200,11 +200,10 @@ Status prefill_products(const LinearArgs& args, const XSource& source, std::span
   Input x{.data = made.data, .stride = made.stride, .dtype = made.dtype};
   Rounding rounding;
   Status status = make_x(source, stream, &made);
-  if (source.norm != nullptr || source.activation != nullptr) {
-    // it is rounded already
-  } else if (args.x.dtype == DType::bf16 && args.x.stride % 8 == 0 && is_aligned(args.x.data, 16)) {
+  const bool is_made = source.norm != nullptr || source.activation != nullptr;  // and rounded by what makes it
+  if (!is_made && args.x.dtype == DType::bf16 && args.x.stride % 8 == 0 && is_aligned(args.x.data, 16)) {
     x = args.x;
-  } else {
+  } else if (!is_made) {
     rounding = {.x = args.x,
                 .tokens = args.tokens,
                 .out = rounded,

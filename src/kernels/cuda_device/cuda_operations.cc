@@ -188,11 +188,9 @@ struct Cuda {
                                  .tokens = first.tokens,
                                  .precision = precision_of(on),
                                  .workspace = on.workspace};
-    cuda::XSource source;
-    cuda::RmsNormArgs norm;
-    cuda::GatedActivationArgs activation;
-    if (args.norm) source.norm = &(norm = there(*args.norm));
-    if (args.activation) source.activation = &(activation = there(*args.activation));
+    const auto norm = args.norm ? std::optional(there(*args.norm)) : std::nullopt;
+    const auto activation = args.activation ? std::optional(there(*args.activation)) : std::nullopt;
+    const cuda::XSource source{.norm = norm ? &*norm : nullptr, .activation = activation ? &*activation : nullptr};
     on.run(
         "products", [&] { return on.kernels.joint_linear(joint, source, products, count, on.stream); }, workspace);
   }
