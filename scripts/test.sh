@@ -24,7 +24,11 @@ cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHXQ_BUILD_TES
   -DHXQ_TEST_PYTHON="$build/venv/bin/python" >"$build/configure.log" 2>&1 || { cat "$build/configure.log"; exit 1; }
 cmake --build "$build"
 wait "$environments" || { cat "$build/environments.log"; exit 1; }
-ctest --test-dir "$build" --output-on-failure --parallel 2
+ctest --test-dir "$build" --output-on-failure --parallel 2 || {
+  echo "What failed in them:"  # once more: above, it stands before a thousand lines about tests that were skipped
+  grep -E '^(FAILED|ERROR) |^E  |^\[  FAILED  \]|Failure$' "$build/Testing/Temporary/LastTest.log" | tail -n 40
+  exit 1
+}
 
 # The Python front: everything on the newest transformers and, beside that, what depends on its release on the last of the
 # 4 line. Either keeps one processor busy.
