@@ -4,18 +4,13 @@
 #include <string>
 
 #include "desc/model_desc.h"
-#include "hxq/error.h"
+#include "refusal.h"
 
 namespace hxq::testing {
 
 /// Why a configuration is refused; empty if it is not.
 inline std::string message_of(const nlohmann::json& config) {
-  try {
-    describe(config, "config.json");
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return refusal([&] { describe(config, "config.json"); });
 }
 
 }  // namespace hxq::testing

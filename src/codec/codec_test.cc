@@ -7,6 +7,7 @@
 #include "codec/encoder.h"
 #include "codec/row_table.h"
 #include "hxq/error.h"
+#include "refusal.h"
 #include "test_checkpoint.h"
 
 namespace hxq {
@@ -48,12 +49,7 @@ Checkpoint with_parts(std::initializer_list<const char*> suffixes) {
 }
 
 std::string refusal(const Codec& codec) {
-  try {
-    register_codec(codec);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "registered";
+  return testing::refusal([&] { register_codec(codec); });
 }
 
 TEST(Codecs, AModulesCodecIsTheOneThatNeedsTheMostOfItsParts) {

@@ -10,12 +10,14 @@
 #include "codec/stored_tensors.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
+#include "refusal.h"
 #include "temp_dir.h"
 
 namespace hxq {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::refusal;
 
 struct Source {
   std::vector<float> values;
@@ -59,17 +61,6 @@ TEST(WriteCdnav3, ReplacesWhatAnEarlierCallWroteAsAWhole) {
   write_cdnav3(dir.path(), "w", matrix.view, {.sidecar_fraction = 0});
   EXPECT_FALSE(fs::exists(dir.path() / "w.cdnav3/sidecar.npz"));
   EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"w.cdnav3"});
-}
-
-/// The line that a call throws; empty if it throws none.
-template <class Call>
-std::string refusal(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST(WriteCdnav3, NoTensorTakesThePlaceOfAnother) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hxq/error.h"
+#include "refusal.h"
 #include "temp_dir.h"
 
 namespace hxq {
@@ -36,12 +37,7 @@ std::string content(const Checkpoint& checkpoint, std::string_view name) {
 
 /// The message of the error that opening gives.
 std::string refusal(const std::filesystem::path& path) {
-  try {
-    Checkpoint::open(path);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(opened)";
+  return testing::refusal([&] { Checkpoint::open(path); });
 }
 
 #define EXPECT_REFUSED(path, text) EXPECT_NE(refusal(path).find(text), std::string::npos) << refusal(path)

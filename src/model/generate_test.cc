@@ -11,6 +11,7 @@
 #include "hxq/error.h"
 #include "hxq/scheduler.h"
 #include "model_runner.h"
+#include "refusal.h"
 #include "text/tokenizer_fixture.h"
 
 namespace {
@@ -44,6 +45,7 @@ __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { 
 namespace hxq {
 namespace {
 
+using testing::refusal;
 using testing::TemporaryFolder;
 
 std::filesystem::path tiny(const char* name) { return std::filesystem::path(HXQ_SOURCE_DIR) / "tests" / "e2e" / name; }
@@ -74,15 +76,6 @@ Tokenizer letters(const std::string& config = R"({"bos_token": "<s>", "eos_token
   return testing::load_tokenizer(spec, config);
 }
 
-std::string message_of(const std::function<void()>& run) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Generate, EmptyPromptsBeginWithTheBeginningOfText) {
   EXPECT_EQ(prompt_tokens(llama(), letters(), ""), (std::vector<int32_t>{0}));
   const int32_t of_model = llama().info().bos_token;
@@ -94,7 +87,7 @@ TEST(Generate, EmptyPromptsBeginWithTheBeginningOfText) {
   config.erase("bos_token_id");
   folder.write("config.json", config.dump());
   const Model none = Model::open(folder.path());
-  EXPECT_NE(message_of([&] { prompt_tokens(none, letters("{}"), ""); }).find("prompt is empty"), std::string::npos);
+  EXPECT_NE(refusal([&] { prompt_tokens(none, letters("{}"), ""); }).find("prompt is empty"), std::string::npos);
 }
 
 TEST(Generate, APromptOfOneSpecialTokenIsThatToken) {
@@ -108,7 +101,7 @@ TEST(Generate, PromptsLongerThanTheContextAreRefusedBeforeAnyText) {
   const Tokenizer tokenizer = letters();
   const std::vector<std::string> prompts = {"A", std::string(161, 'B')};
   const auto no_text = [](size_t, std::string_view) { FAIL() << "text came before the check"; };
-  const std::string message = message_of([&] { generate_all(llama(), tokenizer, prompts, {}, no_text); });
+  const std::string message = refusal([&] { generate_all(llama(), tokenizer, prompts, {}, no_text); });
   EXPECT_EQ(message, "the prompt has 161 tokens; the model's context holds 160");
 }
 
@@ -258,7 +251,7 @@ TEST(Generate, StopsAtTheEndTokensOfEveryFile) {
     EXPECT_EQ(generate(model, plain, "Hello", {.max_tokens = 6, .ignore_eos = true}).tokens, open.tokens)
         << "greedy whatever the file's temperature";
     folder.write("generation_config.json", R"({"eos_token_id": "x"})");
-    EXPECT_NE(message_of([&] { Model::open(folder.path()); }).find("generation_config.json"), std::string::npos);
+    EXPECT_NE(refusal([&] { Model::open(folder.path()); }).find("generation_config.json"), std::string::npos);
   }
   const Tokenizer named = letters(R"({"eos_token": ")" + std::string(*plain.id_to_token(third)) + R"("})");
   ended(generate(llama(), named, "Hello", options));
@@ -375,14 +368,14 @@ TEST(ChatTemplate, IsFoundWhereModelsHaveIt) {
   EXPECT_EQ(
       found(R"({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})"),
       "d");
-  EXPECT_NE(message_of([&] { found(R"({"chat_template": [{"name": "rag", "template": "t"}]})"); }).find("default"),
+  EXPECT_NE(refusal([&] { found(R"({"chat_template": [{"name": "rag", "template": "t"}]})"); }).find("default"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { found(R"({"chat_template": 7})"); }).find("tokenizer_config.json"), std::string::npos);
-  EXPECT_NE(message_of([&] { found(R"({"chat_template": "\n{% if %}"})"); }).find("line 2"), std::string::npos);
+  EXPECT_NE(refusal([&] { found(R"({"chat_template": 7})"); }).find("tokenizer_config.json"), std::string::npos);
+  EXPECT_NE(refusal([&] { found(R"({"chat_template": "\n{% if %}"})"); }).find("line 2"), std::string::npos);
 }
 
 TEST(Model, RefusesMoreThreadsThanASystemHas) {
-  const std::string message = message_of([] { Model::open(tiny("llama-linear"), {.threads = 100000}); });
+  const std::string message = refusal([] { Model::open(tiny("llama-linear"), {.threads = 100000}); });
   EXPECT_NE(message.find("100000 threads: expected 0 (all cores) to 1024"), std::string::npos) << message;
 }
 
@@ -394,8 +387,8 @@ TEST(Sequence, BelongsToItsModel) {
   const auto run = [&](const Model& model, Sequence& on, Workspace& in) {
     model.forward(tokens, on, Phase::prefill, Logits::none, in, {});
   };
-  EXPECT_NE(message_of([&] { run(llama(), sequence, foreign); }).find("this model's"), std::string::npos);
-  EXPECT_NE(message_of([&] { run(other, sequence, foreign); }).find("this model's"), std::string::npos);
+  EXPECT_NE(refusal([&] { run(llama(), sequence, foreign); }).find("this model's"), std::string::npos);
+  EXPECT_NE(refusal([&] { run(other, sequence, foreign); }).find("this model's"), std::string::npos);
   Sequence moved = std::move(sequence);
   EXPECT_THROW(run(other, sequence, workspace), Error);
   EXPECT_NO_THROW(run(other, moved, workspace));
@@ -409,19 +402,19 @@ TEST(Model, RefusesRoomThatDoesNotFitWhatIsAsked) {
   std::vector<float> logits(64);
   std::vector<int32_t> chosen(2);
   const std::span<int32_t> one = std::span(chosen).first(1);
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(refusal([&] {
               llama().forward(tokens, {&segment, 1}, workspace, {});
             }),
             "room for 0 most likely tokens, expected 1");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(refusal([&] {
               llama().forward(tokens, {&segment, 1}, workspace, {}, chosen);
             }),
             "room for 2 most likely tokens, expected 1");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(refusal([&] {
               llama().forward(tokens, {&segment, 1}, workspace, logits, one);
             }),
             "room for 64 logits, expected 0 x 64");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(refusal([&] {
               llama().hidden_states(tokens, {&segment, 1}, workspace, {});
             }),
             "hidden states have no most likely token");

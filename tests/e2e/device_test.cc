@@ -15,6 +15,7 @@
 namespace hxq {
 namespace {
 
+using testing::no_device_reason;
 using Case = testing::DeviceCase;
 
 void add_guarded_device() {
@@ -294,23 +295,15 @@ TEST(OutOfMemory, LeavesSequencesAsTheyWereWhereverItComes) {
   }
 }
 
-std::string error_of(const std::string& device) {
-  try {
-    kernels::find_device(device);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 TEST(Devices, ThatAreNotThereAreNamed) {
   add_guarded_device();
-  EXPECT_EQ(error_of("tpu").find("there is no device 'tpu': expected one of cpu, cuda, cuda:N"), 0u) << error_of("tpu");
+  EXPECT_EQ(no_device_reason("tpu").find("there is no device 'tpu': expected one of cpu, cuda, cuda:N"), 0u)
+      << no_device_reason("tpu");
   for (const char* name : {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999999999"}) {
-    EXPECT_EQ(error_of(name), std::string("there is no device '") + name + "': expected cuda or cuda:N");
+    EXPECT_EQ(no_device_reason(name), std::string("there is no device '") + name + "': expected cuda or cuda:N");
   }
-  EXPECT_NE(error_of("cuda:63"), "") << "a machine with 64 GPUs";
-  EXPECT_EQ(error_of("cuda:63").find('\n'), std::string::npos);
+  EXPECT_NE(no_device_reason("cuda:63"), "") << "a machine with 64 GPUs";
+  EXPECT_EQ(no_device_reason("cuda:63").find('\n'), std::string::npos);
 }
 
 TEST(Cuda, SaysWhatTakesTooMuchMemory) {

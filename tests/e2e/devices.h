@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "hxq/error.h"
 #include "kernels/device.h"
+#include "refusal.h"
 
 namespace hxq::testing {
 
@@ -33,12 +33,7 @@ inline std::string name_of_case(const ::testing::TestParamInfo<DeviceCase>& test
 
 /// Why nothing can run on that device here, or an empty string.
 inline std::string no_device_reason(const std::string& device) {
-  try {
-    kernels::find_device(device);
-    return "";
-  } catch (const Error& error) {
-    return error.what();
-  }
+  return refusal([&] { kernels::find_device(device); });
 }
 
 #define HXQ_NEEDS_DEVICE(device)                                                                                      \

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "hxq/error.h"
 #include "published_files.h"
+#include "refusal.h"
 #include "temp_dir.h"
 
 namespace hxq {
@@ -109,12 +109,7 @@ TEST(PublishedZamba2, CopiesOfTheSharedBlockMustBeTheSame) {
     files.copy_dense("model.layers.5.shared_transformer.", "model.layers.11.shared_transformer.", change);
     const testing::TempDir dir;
     files.write_dense(dir.path(), config());
-    try {
-      Model::open(dir.path(), {.threads = 1});
-      return std::string();
-    } catch (const Error& error) {
-      return std::string(error.what());
-    }
+    return testing::refusal([&] { Model::open(dir.path(), {.threads = 1}); });
   };
   EXPECT_EQ(fault(0), "");
   const std::string message = fault(1);

@@ -12,6 +12,7 @@
 #include "codec/grouped/fit.h"
 #include "codec/grouped/matrix.h"
 #include "hxq/error.h"
+#include "refusal.h"
 #include "test_checkpoint.h"
 
 namespace hxq {
@@ -370,13 +371,8 @@ TEST(EncodeGrouped, TakesWhatIsOutOfTheOrdinary) {
 }
 
 TEST(EncodeGrouped, RefusesWhatItCannotEncode) {
-  const auto refusal = [](const TensorView& source, int bits, int64_t group) -> std::string {
-    try {
-      encode(source, bits, group);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "encoded";
+  const auto refusal = [](const TensorView& source, int bits, int64_t group) {
+    return testing::refusal([&] { encode(source, bits, group); });
   };
   std::vector<float> weights(64, 1);
   const Matrix good(DType::f32, 2, 32, weights);
