@@ -54,7 +54,8 @@ int64_t count_between(const Weights& weights, int64_t begin, int64_t end, float 
   return found;
 }
 
-// Position behind the `wanted`-th element in [low, high]; there are at least as many.
+// Position behind the `wanted`-th element in [low, high], or behind the last of fewer: a file that has been cut since
+// they were counted reads as zeros.
 int64_t end_of_first(const Weights& weights, float low, float high, int64_t wanted) {
   const auto matches = [&](int64_t begin, int64_t end) {
     if (!weights.in_16_bits()) return count_between(weights, begin, end, low, high);
@@ -66,13 +67,12 @@ int64_t end_of_first(const Weights& weights, float low, float high, int64_t want
   };
   constexpr int64_t kStep = 4096;
   int64_t begin = 0;
-  while (true) {
+  for (; begin < weights.size(); begin += kStep) {
     const int64_t found = matches(begin, std::min(begin + kStep, weights.size()));
     if (found >= wanted) break;
     wanted -= found;
-    begin += kStep;
   }
-  for (; wanted > 0; ++begin) wanted -= matches(begin, begin + 1);
+  for (; wanted > 0 && begin < weights.size(); ++begin) wanted -= matches(begin, begin + 1);
   return begin;
 }
 
@@ -230,10 +230,10 @@ FloatLevels::FloatLevels(std::span<const float> levels) : starts_(65536) {
   }
 }
 
+// The last slot that does not begin above the value; the first for those of a file that has been cut since.
 size_t slot_of(const ValueHistogram& histogram, float value) {
-  return static_cast<size_t>(std::upper_bound(histogram.low.begin(), histogram.low.end(), value) -
-                             histogram.low.begin()) -
-         1;
+  const auto second = histogram.low.begin() + 1;
+  return static_cast<size_t>(std::upper_bound(second, histogram.low.end(), value) - second);
 }
 
 /// For each level, beyond which values its elements may be outliers: a quick test before the slot is looked up.

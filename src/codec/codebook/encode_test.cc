@@ -8,6 +8,7 @@
 #include <limits>
 #include <string_view>
 
+#include "codec/codebook/assign.h"
 #include "codec/encode_test_data.h"
 #include "hxq/error.h"
 #include "io/checkpoint.h"
@@ -357,6 +358,26 @@ TEST(EncodeCodebook, BeatsThePercentileRecipeOnEveryLinearWeightOfTheSharedModel
     ASSERT_GE(snrs.size(), 49u);
     std::nth_element(snrs.begin(), snrs.begin() + static_cast<std::ptrdiff_t>(snrs.size() / 2), snrs.end());
     EXPECT_GE(snrs[snrs.size() / 2], 44.0);
+  }
+}
+
+/// As zeros, by hxq/mapped_files.h: what is written then is thrown away, but it must come to an end.
+TEST(Assign, EndsWhereTheSourceWasCutSinceItsValuesWereCounted) {
+  for (const int rows : {2, 300}) {  // floats are sorted or counted in bins
+    std::vector<float> values(static_cast<size_t>(rows) * 300);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + static_cast<float>(i % 9);
+    for (size_t i = 0; i < 40; ++i) values[i * 11] = 100;
+    for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+      const ValueHistogram histogram = count_values(Matrix(dtype, rows, 300, values).view(), 1);
+      const CodebookFit fit = fit_codebook(histogram, 4, 50, false);
+      const auto is_partial = [&](size_t i) { return fit.outliers[i] > 0 && fit.outliers[i] < histogram.count[i]; };
+      bool has_partial = false;
+      for (size_t i = 0; i < histogram.size(); ++i) has_partial |= is_partial(i);
+      ASSERT_TRUE(has_partial);
+      std::vector<std::byte> indices(values.size());
+      const Matrix cut(dtype, rows, 300, std::vector<float>(values.size()));
+      EXPECT_EQ(assign(cut.view(), histogram, fit, 1, indices).fidelity.count, rows * 300);
+    }
   }
 }
 
