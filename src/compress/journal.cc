@@ -24,9 +24,17 @@ std::optional<TensorReceipt> Journal::next() {
 }
 
 void Journal::begin() {
-  file_.open(path_, std::ios::trunc);
-  append(identity_);
-  for (size_t i = 0; i < taken_; ++i) append(lines_[i]);
+  if (taken_ == 0) {
+    file_.open(path_, std::ios::trunc);
+    append(identity_);
+    return;
+  }
+  // In place: whenever this run is killed, the next finds the lines that were taken.
+  uintmax_t bytes = identity_.size() + 1;
+  for (size_t i = 0; i < taken_; ++i) bytes += lines_[i].size() + 1;
+  std::filesystem::resize_file(path_, bytes);
+  file_.open(path_, std::ios::app);
+  if (!file_) throw_system_error(path_, "open");
 }
 
 void Journal::note(const TensorReceipt& tensor) { append(journal_line(tensor)); }

@@ -27,7 +27,7 @@ class Journal {
   /// The next tensor that the earlier run finished; empty when there is no more.
   std::optional<TensorReceipt> next();
 
-  /// Begins the file with the lines that `next` has given; `note` goes on from there.
+  /// Leaves the lines in the file that `next` has given, and no others; `note` goes on from there.
   void begin();
 
   /// Adds a tensor whose bytes are written.

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "file_size_limit.h"
 #include "io/json.h"
 #include "temp_dir.h"
 
@@ -52,6 +53,21 @@ TEST_F(JournalTest, KeepsWhatWasTakenUpWhenItBegins) {
   EXPECT_EQ(third.next()->name, "a");
   EXPECT_EQ(third.next()->name, "c");
   EXPECT_FALSE(third.next());
+}
+
+/// It must leave what was noted even if it comes to nothing, as when the run is killed: nothing is written anew.
+TEST_F(JournalTest, BeginsWithoutWritingWhatWasTakenUp) {
+  write();
+  {
+    Journal second(folder_.path(), kIdentity);
+    while (second.next()) {
+    }
+    const testing::FileSizeLimit no_more(1);
+    EXPECT_NO_THROW(second.begin());
+  }
+  Journal third(folder_.path(), kIdentity);
+  EXPECT_EQ(third.next()->name, "a");
+  EXPECT_EQ(third.next()->name, "b");
 }
 
 TEST_F(JournalTest, IsNotThatOfOtherWork) {

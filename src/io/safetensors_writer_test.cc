@@ -1,13 +1,12 @@
 #include "io/safetensors_writer.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
-#include <csignal>
 #include <fstream>
 #include <sstream>
 
+#include "file_size_limit.h"
 #include "hxq/error.h"
 #include "io/safetensors.h"
 #include "temp_dir.h"
@@ -150,30 +149,11 @@ TEST(SafetensorsWriter, RefusesWrongCalls) {
   EXPECT_THROW(SafetensorsWriter(dir.path() / "absent" / "x", plan_of(samples())), Error);
 }
 
-/// Stands in for a full disk: writes beyond 100 kB fail.
-class FileSizeLimit {
- public:
-  FileSizeLimit() : signal_(std::signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &old_);
-    rlimit limit = old_;
-    limit.rlim_cur = 100'000;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &old_);
-    std::signal(SIGXFSZ, signal_);
-  }
-
- private:
-  void (*signal_)(int);
-  rlimit old_{};
-};
-
 TEST(SafetensorsWriter, AWriteErrorNamesTheFileAndLeavesNothing) {
   const testing::TempDir dir;
   const fs::path path = dir.path() / "model.safetensors";
   try {
-    const FileSizeLimit limit;
+    const testing::FileSizeLimit limit(100'000);
     write_all(path, samples(), plan_of(samples()));
     ADD_FAILURE() << "wrote beyond the limit";
   } catch (const Error& error) {
