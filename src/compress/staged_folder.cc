@@ -151,8 +151,10 @@ void StagedFolder::make_folder(const fs::path& name) const {
 void StagedFolder::copy(const fs::path& file, const fs::path& name) const {
   const fs::path target = staging_ / name;
   std::error_code error;
-  fs::remove(target, error);  // what an earlier run left may be read-only
-  fs::copy_file(file, target, error);
+  do {
+    fs::remove(target, error);  // what an earlier run left may be read-only
+    fs::copy_file(file, target, error);
+  } while (error == std::errc::interrupted);  // by a signal, which the program notes
   if (error) throw Error("cannot copy: " + error.message(), {.file = file.string()});
   // Model hubs keep files read-only; the copy belongs to the user.
   fs::permissions(target, fs::perms::owner_write, fs::perm_options::add, error);
