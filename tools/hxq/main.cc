@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
@@ -93,14 +94,13 @@ int run(int argc, char** argv) {
 }
 
 /// Memory for the way out once there is none: destructors of JSON take some. Never touched, so it costs none before.
-void* kept_memory = nullptr;
+std::atomic<void*> kept_memory = nullptr;
 
 void keep_memory_for_the_way_out() {
   constexpr size_t kEnough = size_t{1} << 20;
   kept_memory = std::malloc(kEnough);
   std::set_new_handler([] {
-    std::free(kept_memory);
-    kept_memory = nullptr;
+    std::free(kept_memory.exchange(nullptr));  // by one of the threads that may be here at once
     throw std::bad_alloc();
   });
 }
