@@ -43,7 +43,7 @@ def test_generate_prints_what_there_is(hxq, compressed, number):
 
 
 def test_perplexity_over_the_windows_that_are_done(hxq, compressed):
-    long = ("perplexity", compressed, "--text", TEXT, "--window", 256, "--stride", 4)
+    long = ("perplexity", compressed, "--text", TEXT, "--window", 64, "--stride", 4)
     result = json.loads(interrupted(hxq, signal.SIGINT, *long, "--json"))
     done = len(result["windows"])
     assert result["interrupted"] and done > 1

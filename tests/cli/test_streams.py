@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import MODEL, TEXT
+from conftest import MODEL, TEXT, while_it_runs
 from test_compress import leftovers
 
 VERBS = {
@@ -89,15 +89,26 @@ def test_a_file_that_may_not_grow_leaves_nothing(hxq, tmp_path):
     assert leftovers(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
-def test_a_terminal_that_hangs_up(hxq, tmp_path):
+def hung_up(hxq, tmp_path, action):
+    """What a compression says whose terminal hangs up, with that action of SIGHUP from the start."""
     process = subprocess.Popen([hxq.command, "compress", str(MODEL), str(tmp_path / "out")],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-    while process.poll() is None and not (tmp_path / "out.partial").exists():
-        pass
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, action))  # fmt: skip
+    while_it_runs(process, (tmp_path / "out.partial").exists)
     process.send_signal(signal.SIGHUP)
     message = process.communicate()[1]
-    assert process.returncode == 129 and message == b"hxq: interrupted\n"
+    return process.returncode, message
+
+
+def test_a_terminal_that_hangs_up(hxq, tmp_path):
+    code, message = hung_up(hxq, tmp_path, signal.SIG_DFL)
+    assert code == 129 and message == b"hxq: interrupted\n"
     assert leftovers(tmp_path) == [] and not (tmp_path / "out").exists()
+
+
+def test_nohup(hxq, tmp_path):
+    assert hung_up(hxq, tmp_path, signal.SIG_IGN) == (0, b"")
+    assert leftovers(tmp_path) == [] and hxq("verify", tmp_path / "out").code == 0
 
 
 @pytest.fixture
