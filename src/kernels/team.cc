@@ -14,10 +14,9 @@ namespace {
 /// Longer than threads with equal work drift apart. A thread that sleeps is late when it is woken, and then the others
 /// wait for it: too short a spin makes one sleep follow the other, step after step.
 constexpr std::chrono::microseconds kSpin(500);
-/// Where threads are held up, as by others on the same processor, which a spin holds up in turn.
+/// Where the last long spin was in vain: the system may have put whoever is waited for on the same processor, where it
+/// cannot run meanwhile.
 constexpr std::chrono::microseconds kShortSpin(5);
-/// A sleep that lasts longer tells that they are: more than it takes to be woken, less than others run at a time.
-constexpr std::chrono::microseconds kHeldUp(1500);
 
 /// Turns that a thread gives to the others where there are more of them than processors, before it sleeps: sleeping and
 /// being woken takes longer, and each of the others waits for whoever wakes it.
@@ -32,9 +31,10 @@ bool give_turns_until(Done done) noexcept {
   return done();
 }
 
-/// How few of this thread's waits were long lately: long spins need kTrusted.
-constexpr int kMostTrust = 32, kTrusted = 16;
-thread_local int trust = kMostTrust;
+/// Waits that spin shortly after a long spin in vain, and how many of them are left, by thread. Each such spin doubles
+/// them and each that is not in vain halves both: spins cost little where all are, and are soon long where none is.
+constexpr int kMostShortWaits = 256;
+thread_local int short_waits = 0, short_waits_left = 0;
 
 }  // namespace
 
@@ -50,15 +50,21 @@ void Barrier::wait(int threads) noexcept {
   }
   static const int processors = available_threads();
   const bool is_crowded = threads > processors;
-  const bool can_spin = !is_crowded && trust >= kTrusted;  // more threads need what a spin would take
   const auto is_over = [&] { return generation_.load(std::memory_order_acquire) != generation; };
-  bool is_long = false;
-  if (!spin_until(is_over, can_spin ? kSpin : kShortSpin) && !(is_crowded && give_turns_until(is_over))) {
-    const auto asleep = std::chrono::steady_clock::now();
-    generation_.wait(generation, std::memory_order_acquire);
-    is_long = std::chrono::steady_clock::now() - asleep > kHeldUp;
+  const bool can_spin = !is_crowded && short_waits_left == 0;
+  if (spin_until(is_over, can_spin ? kSpin : kShortSpin)) {
+    short_waits /= 2;
+    short_waits_left /= 2;
+    return;
   }
-  trust = is_long ? std::max(trust - 2, 0) : std::min(trust + 1, kMostTrust);
+  if (can_spin) {
+    short_waits = std::clamp(2 * short_waits, 2, kMostShortWaits);
+    short_waits_left = short_waits;
+  } else if (short_waits_left > 0) {
+    --short_waits_left;
+  }
+  if (is_crowded && give_turns_until(is_over)) return;
+  generation_.wait(generation, std::memory_order_acquire);
 }
 
 int default_thread_count() { return available_threads(); }

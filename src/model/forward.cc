@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <ctime>
 #include <new>
 
 #include "hxq/error.h"
@@ -337,6 +338,7 @@ void Workspace::Parts::run(const StepShape& shape, float* to, int64_t first, int
     timed_rows = shape.rows;
   }
   const auto start = std::chrono::steady_clock::now();
+  const std::clock_t busy = adapts ? std::clock() : 0;
   executor->run(adapts ? step_threads.threads() : model->info.threads,
                 kernels::DeviceCode::of([&](const kernels::Context& context) {
                   model->run(shape, on_device, WorkMemory(work.data()),
@@ -344,7 +346,8 @@ void Workspace::Parts::run(const StepShape& shape, float* to, int64_t first, int
                 }),
                 direct ? 0 : known.key);  // on the host the outputs may go elsewhere each time
   if (adapts) {
-    step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    step_threads.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(),
+                      static_cast<double>(std::clock() - busy) / CLOCKS_PER_SEC);
   }
   if (direct) return;
   if (shape.most_likely) model->state_options.device->wait();

@@ -5,9 +5,10 @@
 namespace hxq {
 namespace {
 
-constexpr int kWindow = 16;         ///< steps that are judged together, fewer if their time is up before
-constexpr double kDisturbed = 1.5;  ///< mean against the shortest step from which on fewer threads are tried
-constexpr double kGrowth = 1.001;   ///< of the shortest, a step: sequences get longer, and attention slower with them
+constexpr int kWindow = 16;          ///< steps that are judged together, fewer if their time is up before
+constexpr double kDisturbed = 1.5;   ///< mean against the shortest step from which on fewer threads are tried
+constexpr double kLeastBusy = 0.75;  ///< share of their time that threads run, below which fewer are tried
+constexpr double kGrowth = 1.001;    ///< of the shortest, a step: sequences get longer, and attention slower with them
 constexpr int kWaitAfterChange = 4;
 constexpr int kLongestWait = 64;
 
@@ -15,14 +16,15 @@ constexpr int kLongestWait = 64;
 
 void StepThreads::begin_window(int threads) noexcept {
   threads_ = threads;
-  sum_ = 0;
+  sum_ = busy_ = 0;
   steps_ = 0;
 }
 
 void StepThreads::end_usual_window() noexcept {
   usual_mean_ = sum_ / steps_;
   if (--wait_ > 0) return begin_window(usual_);
-  if (usual_ > 1 && usual_mean_ > kDisturbed * shortest_) return begin_window(usual_ / 2);
+  const bool is_disturbed = usual_mean_ > kDisturbed * shortest_ || busy_ < kLeastBusy * usual_ * sum_;
+  if (usual_ > 1 && is_disturbed) return begin_window(usual_ / 2);
   begin_window(std::min(2 * usual_, most_));
 }
 
@@ -38,9 +40,10 @@ void StepThreads::end_trial(bool better) noexcept {
   begin_window(usual_);
 }
 
-void StepThreads::took(double seconds) noexcept {
+void StepThreads::took(double seconds, double processor_seconds) noexcept {
   if (++steps_ == 0) return;
   sum_ += seconds;
+  busy_ += processor_seconds;
   if (threads_ != usual_) {
     const bool slower = sum_ > kWindow * usual_mean_;
     if (slower || steps_ == kWindow) end_trial(!slower);

@@ -4,8 +4,9 @@ namespace hxq {
 
 /// How many threads a decode step should have, from how long steps take. Threads wait for each other many times a step;
 /// when other programs hold one up, all wait for the system's time slices, and fewer threads are faster, often by far.
-/// Half of them are tried when steps take much longer than the shortest did, twice as many again after a while. Where
-/// nothing disturbs, it stays at all threads.
+/// Half of them are tried when steps take much longer than the shortest did, or processors give them much less time
+/// than threads that only wait for each other briefly take; twice as many again after a while. Where nothing disturbs,
+/// it stays at all threads.
 class StepThreads {
  public:
   /// most: >= 1, what to begin with.
@@ -14,8 +15,8 @@ class StepThreads {
   /// Threads for the next step.
   int threads() const noexcept { return threads_; }
 
-  /// Says how long the step with `threads()` threads took.
-  void took(double seconds) noexcept;
+  /// Says how long the step with `threads()` threads took, and how much time of processors the process had in it.
+  void took(double seconds, double processor_seconds) noexcept;
 
  private:
   void begin_window(int threads) noexcept;
@@ -26,7 +27,8 @@ class StepThreads {
   int usual_;    ///< what has proved best
   int threads_;  ///< of this window; differs from `usual_` in a trial
 
-  double sum_ = 0;         ///< over the steps of this window
+  double sum_ = 0;         ///< seconds of the steps of this window
+  double busy_ = 0;        ///< of processors, in these
   int steps_ = -1;         ///< the very first step, in which memory is met for the first time, does not count
   double shortest_ = 0;    ///< step with `usual_` threads; 0: none yet
   double usual_mean_ = 0;  ///< of the last window with `usual_` threads

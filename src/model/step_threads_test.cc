@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 
@@ -11,12 +12,13 @@ namespace {
 /// Seconds that a step takes: of its number and its threads.
 using StepTime = std::function<double(int, int)>;
 
-/// Steps by number of threads.
-std::map<int, int> run(StepThreads& threads, int steps, const StepTime& time) {
+/// Steps by number of threads. processors: how many the process has time of, at most.
+std::map<int, int> run(StepThreads& threads, int steps, const StepTime& time, int processors = 1000) {
   std::map<int, int> count;
   for (int i = 0; i < steps; ++i) {
-    ++count[threads.threads()];
-    threads.took(time(i, threads.threads()));
+    const int n = threads.threads();
+    ++count[n];
+    threads.took(time(i, n), time(i, n) * std::min(n, processors));
   }
   return count;
 }
@@ -39,6 +41,21 @@ TEST(StepThreads, TakesFewerWhereTheyAreHeldUp) {
   const std::map<int, int> count = run(threads, 2000, held_up);
   EXPECT_GT(count.at(1), 1800);
   EXPECT_EQ(threads.threads(), 1);
+}
+
+/// As when another program has had the other processor from the start: all steps take equally long.
+TEST(StepThreads, TakesFewerWhereThereIsNoTimeForAll) {
+  StepThreads threads(2);
+  const StepTime time = [](int, int n) { return n == 1 ? 2e-3 : 4e-3; };
+  EXPECT_LT(run(threads, 500, time, 1)[2], 50);
+  run(threads, 2000, [](int, int n) { return 2e-3 / n; });
+  EXPECT_EQ(threads.threads(), 2);
+}
+
+TEST(StepThreads, StaysAtAllWhereFewerAreSlowerThoughTheyAreHeldUp) {
+  StepThreads threads(8);
+  const StepTime time = [](int, int n) { return 1.0 / n; };
+  EXPECT_GT(run(threads, 5000, time, 5)[8], 4900);
 }
 
 TEST(StepThreads, TakesAllAgainWhenTheDisturbanceIsOver) {
