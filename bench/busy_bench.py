@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Decoding while other programs keep processors busy, with the threads that hxq takes by itself, all of them, and one.
 
-Prints tokens/s, medians of runs in turn, beside 0, 1, ... programs that compute for ever; checks that all runs write the
-same. On a machine that other users share the figures beside 0 are not those of a quiet one.
+Prints tokens/s, medians of runs in turn, beside 0, 1, ... programs that compute for ever; checks that all runs write
+the same. On a machine that other users share the figures beside 0 are not those of a quiet one.
 Usage: bench/busy_bench.py HXQ_COMMAND MODEL_FOLDER [--tokens N] [--runs N] [--most PROGRAMS]
 """
 
@@ -18,7 +18,8 @@ import sys
 @contextlib.contextmanager
 def busy_programs(count):
     # Each in a session of its own, as programs of other users are: Linux may share processors out among sessions.
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
+    forever = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(forever, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
@@ -36,7 +37,7 @@ def main():
     processors = len(os.sched_getaffinity(0))
     parser.add_argument("--most", type=int, default=processors + 1, help="busy programs at last")
     options = parser.parse_args()
-    settings = {"by itself": [], f"{processors} threads": ["--threads", str(processors)], "1 thread": ["--threads", "1"]}
+    settings = {"by itself": [], "all threads": ["--threads", str(processors)], "1 thread": ["--threads", "1"]}
     generate = [options.hxq, "generate", options.model, "--prompt", "The", "--max-tokens", str(options.tokens),
                 "--ignore-eos", "--json"]  # fmt: skip
     texts = set()
