@@ -18,8 +18,9 @@ import sys
 @contextlib.contextmanager
 def busy_programs(count):
     # Each in a session of its own, as programs of other users are: Linux may share processors out among sessions.
-    forever = [sys.executable, "-c", "while True: pass"]
-    programs = [subprocess.Popen(forever, start_new_session=True) for _ in range(count)]
+    until_left_alone = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    command = [sys.executable, "-c", until_left_alone]
+    programs = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
@@ -35,7 +36,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--runs", type=int, default=5)
     processors = len(os.sched_getaffinity(0))
-    parser.add_argument("--most", type=int, default=processors + 1, help="busy programs at last")
+    parser.add_argument("--most", type=int, default=processors + 1, help="the largest number of busy programs")
     options = parser.parse_args()
     settings = {"by itself": [], "all threads": ["--threads", str(processors)], "1 thread": ["--threads", "1"]}
     generate = [options.hxq, "generate", options.model, "--prompt", "The", "--max-tokens", str(options.tokens),

@@ -26,7 +26,7 @@ cmake --build "$build"
 wait "$environments" || { cat "$build/environments.log"; exit 1; }
 ctest --test-dir "$build" --output-on-failure --parallel 2 || {
   echo "What failed in them:"  # once more: above, it stands before a thousand lines about tests that were skipped
-  grep -E '^(FAILED|ERROR) |^E  |^\[  FAILED  \]|Failure$' "$build/Testing/Temporary/LastTest.log" | tail -n 40
+  grep -E '^(FAILED|ERROR) |^E  |^\[  FAILED  \]|Failure$|^terminate called|Sanitizer:' "$build/Testing/Temporary/LastTest.log" | tail -n 40
   exit 1
 }
 

@@ -63,7 +63,7 @@ TEST_F(JournalTest, BeginsWithoutWritingWhatWasTakenUp) {
     while (second.next()) {
     }
     const testing::FileSizeLimit no_more(1);
-    EXPECT_NO_THROW(second.begin());
+    second.begin();
   }
   Journal third(folder_.path(), kIdentity);
   EXPECT_EQ(third.next()->name, "a");

@@ -154,7 +154,7 @@ void StagedFolder::copy(const fs::path& file, const fs::path& name) const {
   do {
     fs::remove(target, error);  // what an earlier run left may be read-only
     fs::copy_file(file, target, error);
-  } while (error == std::errc::interrupted);  // by a signal, which the program notes
+  } while (error == std::errc::interrupted);  // by a signal, on which the program acts later
   if (error) throw Error("cannot copy: " + error.message(), {.file = file.string()});
   // Model hubs keep files read-only; the copy belongs to the user.
   fs::permissions(target, fs::perms::owner_write, fs::perm_options::add, error);

@@ -40,7 +40,7 @@ class Crew {
     size_ = helpers + 1;
     working_.store(helpers, std::memory_order_relaxed);
     for (int i = 0; i < helpers; ++i) {
-      helpers_[static_cast<size_t>(i)]->call.fetch_add(1, std::memory_order_release);
+      helpers_[static_cast<size_t>(i)]->call.fetch_add(1);
       helpers_[static_cast<size_t>(i)]->call.notify_one();
     }
     body(0, helpers + 1, argument);
@@ -76,7 +76,7 @@ class Crew {
       wait_for_change(own.call, calls);
       calls = own.call.load(std::memory_order_relaxed);
       body_(rank, size_, argument_);
-      if (working_.fetch_sub(1, std::memory_order_acq_rel) == 1) working_.notify_one();
+      if (working_.fetch_sub(1) == 1) working_.notify_one();
     }
   }
 

@@ -14,8 +14,8 @@ namespace {
 /// Longer than threads with equal work drift apart. A thread that sleeps is late when it is woken, and then the others
 /// wait for it: too short a spin makes one sleep follow the other, step after step.
 constexpr std::chrono::microseconds kSpin(500);
-/// Where the last long spin was in vain: the system may have put whoever is waited for on the same processor, where it
-/// cannot run meanwhile.
+/// Where there are more threads than processors, or a long spin was in vain: whoever is waited for may be on the same
+/// processor, where it cannot run meanwhile.
 constexpr std::chrono::microseconds kShortSpin(5);
 
 /// Turns that a thread gives to the others where there are more of them than processors, before it sleeps: sleeping and
@@ -31,8 +31,9 @@ bool give_turns_until(Done done) noexcept {
   return done();
 }
 
-/// Waits that spin shortly after a long spin in vain, and how many of them are left, by thread. Each such spin doubles
-/// them and each that is not in vain halves both: spins cost little where all are, and are soon long where none is.
+/// Waits of this thread that spin shortly after a long spin in vain, and how many of them are left. A long spin in vain
+/// doubles their number; any spin that is not in vain halves it and what is left of it. So long spins cost little where
+/// all are in vain, and are back soon where none is.
 constexpr int kMostShortWaits = 256;
 thread_local int short_waits = 0, short_waits_left = 0;
 

@@ -146,7 +146,7 @@ void Model::Parts::load(const std::string& config_file, const ModelOptions& opti
   info.blocks = static_cast<int64_t>(desc.blocks.size());
   info.context_length = desc.max_positions;
   info.threads = options.threads == 0 ? default_thread_count() : options.threads;
-  adapt_threads = options.threads == 0;
+  adapt_threads = options.threads == 0 && state_options.device->is_host();
   info.target = choose_target(options.target);
   info.precision = options.precision;
   info.device = state_options.device->name();

@@ -56,7 +56,7 @@ struct Model::Parts {
   ModelDesc desc;
   ModelInfo info;
   StateOptions state_options;
-  bool adapt_threads = false;    // of decode steps; the user did not say how many
+  bool adapt_threads = false;    // of decode steps on the CPU; the user did not say how many
   std::vector<Weight> matrices;  // by WeightId; null for what is not a matrix
   std::vector<std::unique_ptr<Block>> blocks;
   int64_t state_arrays = 0;  // of all blocks

@@ -12,13 +12,14 @@ namespace {
 /// Seconds that a step takes: of its number and its threads.
 using StepTime = std::function<double(int, int)>;
 
-/// Steps by number of threads. processors: how many the process has time of, at most.
-std::map<int, int> run(StepThreads& threads, int steps, const StepTime& time, int processors = 1000) {
+/// Steps by number of threads. processors: how many processors' time the process gets at most. share: of their time
+/// that threads run, where there are several.
+std::map<int, int> run(StepThreads& threads, int steps, const StepTime& time, int processors = 1000, double share = 1) {
   std::map<int, int> count;
   for (int i = 0; i < steps; ++i) {
     const int n = threads.threads();
     ++count[n];
-    threads.took(time(i, n), time(i, n) * std::min(n, processors));
+    threads.took(time(i, n), time(i, n) * std::min(n, processors) * (n == 1 ? 1 : share));
   }
   return count;
 }
@@ -56,6 +57,16 @@ TEST(StepThreads, StaysAtAllWhereFewerAreSlowerThoughTheyAreHeldUp) {
   StepThreads threads(8);
   const StepTime time = [](int, int n) { return 1.0 / n; };
   EXPECT_GT(run(threads, 5000, time, 5)[8], 4900);
+}
+
+/// Threads that wait long for each other in every step look as if they were held up.
+TEST(StepThreads, TakesAllAgainThoughThreadsSleepInEveryStep) {
+  StepThreads threads(8);
+  const StepTime parallel_in_part = [](int, int n) { return 1e-3 * (0.3 + 0.7 / n); };
+  run(
+      threads, 500, [&](int i, int n) { return parallel_in_part(i, n) * (n > 2 ? n : 1); }, 1000, 0.6);
+  EXPECT_LE(threads.threads(), 2);
+  EXPECT_GT(run(threads, 20'000, parallel_in_part, 1000, 0.6)[8], 18'000);
 }
 
 TEST(StepThreads, TakesAllAgainWhenTheDisturbanceIsOver) {

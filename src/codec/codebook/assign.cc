@@ -54,8 +54,8 @@ int64_t count_between(const Weights& weights, int64_t begin, int64_t end, float 
   return found;
 }
 
-// Position behind the `wanted`-th element in [low, high], or behind the last of fewer: a file that has been cut since
-// they were counted reads as zeros.
+// Position behind the `wanted`-th element in [low, high]; the end or beyond if there are fewer, as in a file that was
+// cut since they were counted and then reads as zeros.
 int64_t end_of_first(const Weights& weights, float low, float high, int64_t wanted) {
   const auto matches = [&](int64_t begin, int64_t end) {
     if (!weights.in_16_bits()) return count_between(weights, begin, end, low, high);

@@ -361,12 +361,12 @@ TEST(EncodeCodebook, BeatsThePercentileRecipeOnEveryLinearWeightOfTheSharedModel
   }
 }
 
-/// As zeros, by hxq/mapped_files.h: what is written then is thrown away, but it must come to an end.
+/// It reads as zeros then (hxq/mapped_files.h): what is made of them is thrown away, but it must come to an end.
 TEST(Assign, EndsWhereTheSourceWasCutSinceItsValuesWereCounted) {
   for (const int rows : {2, 300}) {  // floats are sorted or counted in bins
     std::vector<float> values(static_cast<size_t>(rows) * 300);
-    for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + static_cast<float>(i % 9);
-    for (size_t i = 0; i < 40; ++i) values[i * 11] = 100;
+    for (size_t i = 0; i < values.size(); ++i) values[i] = 100 + static_cast<float>(i % 9);
+    for (size_t i = 0; i < 40; ++i) values[i * 11] = i % 2 == 0 ? 300 : 1;  // outliers, with zero beyond the least
     for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
       const ValueHistogram histogram = count_values(Matrix(dtype, rows, 300, values).view(), 1);
       const CodebookFit fit = fit_codebook(histogram, 4, 50, false);

@@ -43,6 +43,7 @@ void append(ValueHistogram& histogram, double value, int64_t count, float low, f
 
 [[noreturn]] void throw_not_finite(const Weights& weights, int64_t bad) {
   int64_t first = 0;
+  // The last one, if the file was cut since they were counted.
   while (first + 1 < weights.size() && std::isfinite(weights.at(first))) ++first;
   throw Error(fmt::format("{} of {} values are not finite, the first ({}) at flat position {}; expected finite weights",
                           bad, weights.size(), weights.at(first), first));
